@@ -1,0 +1,124 @@
+"""What every file format speaks: columns in, whole rows out, never past the size ceiling.
+
+What belongs here: the protocol between the splitter and a format, and the options a format may get.
+What does not: any one format, and where the bytes go.
+
+A format works in two moves, so that rows are encoded once however often files are cut:
+``encode`` turns a batch of rows into that format's own representation; ``FileWriter.write`` takes
+as many of those rows as still fit into the current file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO, Literal, Protocol, TypeVar
+
+import pyarrow as pa
+
+from export_pipeline.catalog.model import ColumnType
+
+ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
+    ColumnType.TEXT: pa.string(),
+    ColumnType.UUID: pa.string(),
+    ColumnType.JSON: pa.string(),
+    ColumnType.DECIMAL: pa.string(),
+    ColumnType.INTEGER: pa.int64(),
+    ColumnType.FLOAT: pa.float64(),
+    ColumnType.BOOLEAN: pa.bool_(),
+    ColumnType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
+    ColumnType.DATE: pa.date32(),
+}
+"""How each catalog type stands in a staged batch. Decimals stay text, so that no digit is lost."""
+
+
+@dataclass(frozen=True)
+class OutputColumn:
+    """One column of the file: the staged column it reads, what its header says, its catalog type."""
+
+    name: str
+    header: str
+    type: ColumnType
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """How a file is to be written. ``max_bytes`` is a ceiling on delivered (compressed) bytes."""
+
+    columns: tuple[OutputColumn, ...]
+    max_bytes: int
+    compression: Literal["none", "gzip"] = "none"
+    time_zone: str = "UTC"
+    """IANA name; timestamps are written as ISO 8601 with this zone's offset."""
+    guard_formulas: bool = True
+    """CSV only: text that a spreadsheet would run gets a leading apostrophe."""
+    csv_delimiter: str = ","
+    csv_decimal_mark: str = "."
+    csv_bom: bool = False
+    dataset: str = "export"
+    """Names the sheet of a workbook."""
+
+
+class Encoded(Protocol):
+    """A batch in a format's own representation; ``len()`` is its number of rows."""
+
+    def __len__(self) -> int: ...
+
+
+E = TypeVar("E", bound=Encoded)
+E_contra = TypeVar("E_contra", bound=Encoded, contravariant=True)
+
+
+class FileWriter(Protocol[E_contra]):
+    """One file being written."""
+
+    def write(self, encoded: E_contra, start: int) -> int:
+        """Take rows from ``start`` on and return how many were taken.
+
+        Fewer than ``len(encoded) - start`` means that the file is full: the caller closes it and
+        offers the rest to the next one. A file that has no row yet and takes none says that this
+        one row cannot fit under the ceiling.
+        """
+        ...
+
+    def close(self) -> None:
+        """Write what ends the file (footer, index). The sink is the caller's to close."""
+        ...
+
+
+class FileFormat(Protocol[E]):
+    """One file format with its options: makes encodings and files."""
+
+    @property
+    def extension(self) -> str:
+        """What a file name ends with, compression included: ``csv.gz``."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type of a file as stored: ``application/gzip`` for gzip."""
+        ...
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What had to be altered so far, for the manifest (cells cut, characters replaced, ...)."""
+        ...
+
+    def encode(self, batch: pa.RecordBatch) -> E:
+        """Turn a staged batch into this format's representation."""
+        ...
+
+    def open(self, sink: BinaryIO) -> FileWriter[E]:
+        """Begin a file on ``sink`` (write-only, never sought)."""
+        ...
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A finished file: its place in the order (from 1), rows, bytes and SHA-256 (hex) as delivered."""
+
+    ordinal: int
+    rows: int
+    bytes: int
+    sha256: str
+    counters: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,103 @@
+"""The vocabulary of failures: every way a request can end without its files, and whose fault it is.
+
+What belongs here: the codes an application reads from ``export_requests.error_code``, the
+exceptions that carry them, and the two control signals (canceled, ownership lost).
+What does not: deciding what is retried (orchestration) or how a failure is told (requests, delivery).
+
+A message is shown to the requester and to the operator. It names the field, what is wrong and
+what to do. It never holds a credential, an address or a value of a row.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """Whose fault a failure is; it alone decides what happens next."""
+
+    REQUESTER = "requester"
+    """The request cannot be served as asked. Never retried, at no level."""
+    TRANSIENT = "transient"
+    """Something outside was not there. Retried with backoff, then failed."""
+    OURS = "ours"
+    """A promise of ours did not hold. Failed at once; the operator is told."""
+
+
+class FailureCode(StrEnum):
+    """What ``error_code`` may hold. Stable: applications branch on it."""
+
+    INVALID_REQUEST = "invalid_request"
+    UNKNOWN_DATASET = "unknown_dataset"
+    UNKNOWN_FORMAT = "unknown_format"
+    UNKNOWN_COMPRESSION = "unknown_compression"
+    UNKNOWN_LAYOUT = "unknown_layout"
+    UNKNOWN_COLUMN = "unknown_column"
+    INVALID_FILTER = "invalid_filter"
+    INVALID_DATE_RANGE = "invalid_date_range"
+    INVALID_RECIPIENT = "invalid_recipient"
+    TOO_MANY_RECIPIENTS = "too_many_recipients"
+    INVALID_MAX_FILE_SIZE = "invalid_max_file_size"
+    INVALID_OPTION = "invalid_option"
+    UNKNOWN_ORGANIZATION = "unknown_organization"
+    NOT_SUPPORTED = "not_supported"
+    ROW_TOO_LARGE = "row_too_large"
+    FILE_SIZE_TOO_SMALL = "file_size_too_small"
+
+    SOURCE_UNAVAILABLE = "source_unavailable"
+    STORE_UNAVAILABLE = "store_unavailable"
+    STAGING_UNAVAILABLE = "staging_unavailable"
+    MAIL_UNAVAILABLE = "mail_unavailable"
+
+    SOURCE_REFUSED = "source_refused"
+    STORE_REFUSED = "store_refused"
+    SOURCE_DATA_INVALID = "source_data_invalid"
+    COUNT_MISMATCH = "count_mismatch"
+    CHECKSUM_MISMATCH = "checksum_mismatch"
+    SIZE_LIMIT_EXCEEDED = "size_limit_exceeded"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    INTERNAL_ERROR = "internal_error"
+
+    @property
+    def fault(self) -> Fault:
+        """Whose fault a failure with this code is."""
+        return _FAULTS.get(self, Fault.REQUESTER)
+
+
+_FAULTS: dict[FailureCode, Fault] = {
+    FailureCode.SOURCE_UNAVAILABLE: Fault.TRANSIENT,
+    FailureCode.STORE_UNAVAILABLE: Fault.TRANSIENT,
+    FailureCode.STAGING_UNAVAILABLE: Fault.TRANSIENT,
+    FailureCode.MAIL_UNAVAILABLE: Fault.TRANSIENT,
+    FailureCode.SOURCE_REFUSED: Fault.OURS,
+    FailureCode.STORE_REFUSED: Fault.OURS,
+    FailureCode.SOURCE_DATA_INVALID: Fault.OURS,
+    FailureCode.COUNT_MISMATCH: Fault.OURS,
+    FailureCode.CHECKSUM_MISMATCH: Fault.OURS,
+    FailureCode.SIZE_LIMIT_EXCEEDED: Fault.OURS,
+    FailureCode.ATTEMPTS_EXHAUSTED: Fault.OURS,
+    FailureCode.INTERNAL_ERROR: Fault.OURS,
+}
+
+
+class ExportFailure(Exception):
+    """A request cannot go on: ``code`` for programs, ``message`` for people, ``field`` if one is at fault."""
+
+    def __init__(self, code: FailureCode, message: str, *, field: str | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.field = field
+
+    @property
+    def fault(self) -> Fault:
+        """Whose fault this failure is."""
+        return self.code.fault
+
+
+class ExportCanceled(Exception):
+    """The requester asked for the export to stop (``cancel_requested_at`` is set)."""
+
+
+class OwnershipLost(Exception):
+    """Another run owns the row, or the row is no longer running: this run must do nothing more."""

@@ -1,0 +1,209 @@
+"""Settings of an installation, from the environment alone.
+
+What belongs here: every variable the product reads, its default, and the check that stops the
+start when a value is wrong. What does not: anything that a request can ask for.
+
+``SETTINGS_TABLE`` in ``docs/settings.md`` is held against this module by a test.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+ServerSideEncryption = Literal["none", "AES256", "aws:kms"]
+
+
+class SettingsError(Exception):
+    """One or more settings are wrong; the message names each variable and what to do."""
+
+
+class Settings(BaseSettings):
+    """The settings; field ``database_url`` is variable ``EXPORT_DATABASE_URL`` and so on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EXPORT_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    database_url: str = Field(
+        default="sqlite:///export-pipeline.db",
+        description="Database with the `export_requests` table: `postgresql://…` or `sqlite:///path`.",
+    )
+    source_url: str = Field(
+        default="",
+        description="Database with the exported tables. Default: the same as `EXPORT_DATABASE_URL`.",
+    )
+    store_url: str = Field(
+        default="file:///tmp/export-pipeline/store",
+        description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`.",
+    )
+    staging_url: str = Field(
+        default="file:///tmp/export-pipeline/staging",
+        description="Where rows wait between steps: `file:///dir`, or `s3://bucket/prefix` if steps run on several machines.",
+    )
+    s3_endpoint_url: str = Field(
+        default="", description="Endpoint of an S3-compatible store. Default: AWS."
+    )
+    s3_server_side_encryption: ServerSideEncryption = Field(
+        default="none", description="`none`, `AES256` (SSE-S3) or `aws:kms` (SSE-KMS)."
+    )
+    s3_kms_key_id: str = Field(
+        default="", description="KMS key of `aws:kms`. Default: the bucket's."
+    )
+    mail_url: str = Field(
+        default="file:///tmp/export-pipeline/outbox",
+        description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from the start, `?starttls=1`), or an outbox directory `file:///dir`.",
+    )
+    mail_from: str = Field(
+        default="exports@localhost.localdomain",
+        description="Sender of mails for which the request names none, `name@domain` or `Name <name@domain>`.",
+    )
+    catalog: str = Field(
+        default="",
+        description="Directory of dataset declarations (`*.yaml`). Default: the shipped `contacts` and `entities`.",
+    )
+    link_lifetime_hours: float = Field(
+        default=168.0,
+        gt=0,
+        le=168.0,
+        description="How long a mailed link lives, in hours; S3 allows 168 at most. Shorter where the signing credentials die sooner.",
+    )
+    retention_days: float = Field(
+        default=7.0, gt=0, description="How long delivered files are kept, in days."
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="How many runs a request may use up before it fails."
+    )
+    claim_lease_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="How long a claimed request may stay without a run before it is claimed again.",
+    )
+    heartbeat_seconds: float = Field(
+        default=2.0, gt=0, description="How often a running export writes its progress."
+    )
+    heartbeat_timeout_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="A running export that wrote no progress for so long is taken for dead.",
+    )
+    statement_timeout_seconds: float = Field(
+        default=3600.0, ge=0, description="Longest single statement on the source, 0 = no limit."
+    )
+    shard_rows: int = Field(
+        default=2_000_000,
+        ge=1,
+        description="Rows of one shard, once an export is too large for one file.",
+    )
+
+    sendgrid_api_key: SecretStr = Field(
+        default=SecretStr(""),
+        validation_alias="SENDGRID_API_KEY",
+        description="Key of the mail provider `sendgrid:`.",
+    )
+    sendgrid_host: str = Field(
+        default="https://api.sendgrid.com",
+        validation_alias="SENDGRID_HOST",
+        description="Base URL of SendGrid's API (EU: `https://api.eu.sendgrid.com`).",
+    )
+
+    @field_validator("database_url", "source_url")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if not value:
+            return value
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            raise ValueError("is not a database URL; expected postgresql://… or sqlite:///path") from None
+        if url.drivername == "postgresql":
+            # SQLAlchemy 2.1 takes psycopg for it and 2.0 psycopg2: say which, so that both agree.
+            url = url.set(drivername="postgresql+psycopg")
+        return url.render_as_string(hide_password=False)
+
+    @field_validator("store_url", "staging_url")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme == "s3" and parts.netloc:
+            return value.rstrip("/")
+        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+            return value.rstrip("/")
+        raise ValueError("expected s3://bucket/prefix or file:///absolute/directory")
+
+    @field_validator("s3_endpoint_url", "sendgrid_host")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc):
+            raise ValueError("expected http://host:port or https://host")
+        return value.rstrip("/")
+
+    @field_validator("mail_url")
+    @classmethod
+    def _mail(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value in ("sendgrid:", "sendgrid://"):
+            return "sendgrid:"
+        if parts.scheme in ("smtp", "smtps") and parts.hostname:
+            return value
+        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+            return value.rstrip("/")
+        raise ValueError("expected sendgrid:, smtp://host:port or file:///absolute/directory")
+
+    @field_validator("catalog")
+    @classmethod
+    def _catalog(cls, value: str) -> str:
+        if value and not Path(value).is_dir():
+            raise ValueError("is not a directory; expected one that holds *.yaml dataset declarations")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        if self.mail_url == "sendgrid:" and not self.sendgrid_api_key.get_secret_value():
+            raise ValueError("EXPORT_MAIL_URL=sendgrid: needs SENDGRID_API_KEY to be set")
+        return self
+
+    @property
+    def resolved_source_url(self) -> str:
+        """The source database's URL, after its default."""
+        return self.source_url or self.database_url
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Read the environment.
+
+        Raises:
+            SettingsError: a value is wrong; names each variable, never its value (it may hold a password).
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            lines = [_describe(detail["loc"], detail["msg"]) for detail in error.errors()]
+        raise SettingsError("\n".join(lines))
+
+
+def _describe(location: tuple[int | str, ...], message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    if not location:
+        return text
+    name = str(location[0])
+    variable = name if name.isupper() else f"EXPORT_{name.upper()}"
+    return f"{variable}: {text}"
+
+
+def local_path(url: str) -> Path | None:
+    """The directory of a ``file:///dir`` URL, None for any other scheme."""
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def dagster_home() -> str | None:
+    """Dagster's own instance directory, if this process was given one."""
+    return os.environ.get("DAGSTER_HOME")
