@@ -28,9 +28,7 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """The settings; field ``database_url`` is variable ``EXPORT_DATABASE_URL`` and so on."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="EXPORT_", extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix="EXPORT_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: str = Field(
         default="sqlite:///export-pipeline.db",
@@ -46,20 +44,17 @@ class Settings(BaseSettings):
     )
     staging_url: str = Field(
         default="file:///tmp/export-pipeline/staging",
-        description="Where rows wait between steps: `file:///dir`, or `s3://bucket/prefix` if steps run on several machines.",
+        description="Where rows wait between steps: `file:///dir`, or `s3://bucket/prefix` for several machines.",
     )
-    s3_endpoint_url: str = Field(
-        default="", description="Endpoint of an S3-compatible store. Default: AWS."
-    )
+    s3_endpoint_url: str = Field(default="", description="Endpoint of an S3-compatible store. Default: AWS.")
     s3_server_side_encryption: ServerSideEncryption = Field(
         default="none", description="`none`, `AES256` (SSE-S3) or `aws:kms` (SSE-KMS)."
     )
-    s3_kms_key_id: str = Field(
-        default="", description="KMS key of `aws:kms`. Default: the bucket's."
-    )
+    s3_kms_key_id: str = Field(default="", description="KMS key of `aws:kms`. Default: the bucket's.")
     mail_url: str = Field(
         default="file:///tmp/export-pipeline/outbox",
-        description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from the start, `?starttls=1`), or an outbox directory `file:///dir`.",
+        description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
+        "the start, `?starttls=1`), or an outbox directory `file:///dir`.",
     )
     mail_from: str = Field(
         default="exports@localhost.localdomain",
@@ -73,22 +68,17 @@ class Settings(BaseSettings):
         default=168.0,
         gt=0,
         le=168.0,
-        description="How long a mailed link lives, in hours; S3 allows 168 at most. Shorter where the signing credentials die sooner.",
+        description="How long a mailed link lives, in hours; S3 allows 168 at most. Shorter where the signing "
+        "credentials die sooner.",
     )
-    retention_days: float = Field(
-        default=7.0, gt=0, description="How long delivered files are kept, in days."
-    )
-    max_attempts: int = Field(
-        default=3, ge=1, description="How many runs a request may use up before it fails."
-    )
+    retention_days: float = Field(default=7.0, gt=0, description="How long delivered files are kept, in days.")
+    max_attempts: int = Field(default=3, ge=1, description="How many runs a request may use up before it fails.")
     claim_lease_seconds: float = Field(
         default=60.0,
         gt=0,
         description="How long a claimed request may stay without a run before it is claimed again.",
     )
-    heartbeat_seconds: float = Field(
-        default=2.0, gt=0, description="How often a running export writes its progress."
-    )
+    heartbeat_seconds: float = Field(default=2.0, gt=0, description="How often a running export writes its progress.")
     heartbeat_timeout_seconds: float = Field(
         default=120.0,
         gt=0,

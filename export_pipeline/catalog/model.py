@@ -1,12 +1,29 @@
 """The model of a dataset: its table, its columns, and what a request may do with them.
 
-What belongs here: the shape of a declaration and the checks that need nothing but itself.
-What does not: reading YAML (loader), SQL (engine).
+What belongs here: the shape of a declaration and what can be asked of it (a column by its name, a
+layout's headers, its version). What does not: reading YAML (loader), checks that look at several
+parts of a declaration at once (checks), SQL (engine).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from export_pipeline.catalog import checks
+from export_pipeline.catalog.names import DatabaseColumn, DatabaseTable, Header, Name, spellings
+
+DEFAULT_LAYOUT = "default"
+"""The layout that every dataset has: all exported columns, in the order of the declaration."""
+
+Locale = Literal["en", "es", "pt"]
 
 
 class ColumnType(StrEnum):
@@ -21,3 +38,262 @@ class ColumnType(StrEnum):
     DATE = "date"
     UUID = "uuid"
     JSON = "json"
+
+
+class FilterOperator(StrEnum):
+    """What a filter may say about one column."""
+
+    EQ = "eq"
+    NE = "ne"
+    IN = "in"
+    NIN = "nin"
+    GT = "gt"
+    GTE = "gte"
+    LT = "lt"
+    LTE = "lte"
+    CONTAINS = "contains"
+    STARTS_WITH = "starts_with"
+    IS_NULL = "is_null"
+    BETWEEN = "between"
+
+
+_PARTS_OF_TEXT = (FilterOperator.CONTAINS, FilterOperator.STARTS_WITH)
+_ORDERED = tuple(operator for operator in FilterOperator if operator not in _PARTS_OF_TEXT)
+
+OPERATORS_BY_TYPE: Mapping[ColumnType, tuple[FilterOperator, ...]] = {
+    ColumnType.TEXT: (*_ORDERED, *_PARTS_OF_TEXT),
+    ColumnType.INTEGER: _ORDERED,
+    ColumnType.FLOAT: _ORDERED,
+    ColumnType.DECIMAL: _ORDERED,
+    ColumnType.TIMESTAMP: _ORDERED,
+    ColumnType.DATE: _ORDERED,
+    ColumnType.BOOLEAN: (FilterOperator.EQ, FilterOperator.NE, FilterOperator.IS_NULL),
+    ColumnType.UUID: (
+        FilterOperator.EQ,
+        FilterOperator.NE,
+        FilterOperator.IN,
+        FilterOperator.NIN,
+        FilterOperator.IS_NULL,
+    ),
+    ColumnType.JSON: (FilterOperator.IS_NULL,),
+}
+"""What ``filter: true`` allows."""
+
+IdentityType = Literal[ColumnType.TEXT, ColumnType.INTEGER, ColumnType.UUID]
+
+
+class _Declaration(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class Title(_Declaration):
+    """A title in the languages of the mails; a plain string in YAML stands for English alone."""
+
+    en: str = Field(min_length=1)
+    es: str = ""
+    pt: str = ""
+
+    def localized(self, locale: Locale) -> str:
+        """The title in ``locale``, or in English where there is none."""
+        return str(getattr(self, locale)) or self.en
+
+
+def _title(value: object) -> object:
+    return {"en": value} if isinstance(value, str) else value
+
+
+def _filter_kind(value: object) -> str:
+    return "switch" if isinstance(value, bool) else "operators"
+
+
+FilterRule = Annotated[
+    Annotated[bool, Tag("switch")] | Annotated[tuple[FilterOperator, ...], Tag("operators")],
+    Discriminator(_filter_kind),
+]
+
+
+class Column(_Declaration):
+    """One column: its name in requests and files, where it comes from, what may be done with it."""
+
+    name: Name = Field(description="Name in requests, in filters and in the default header.")
+    source: DatabaseColumn = Field(
+        default_factory=lambda data: data.get("name", ""),
+        description="Column of the table or view; the same as the name if left out.",
+    )
+    type: ColumnType
+    description: str = ""
+    headers: dict[Name, Header] = Field(
+        default_factory=dict, description="Header per layout, where it is not the name."
+    )
+    filter: FilterRule = Field(
+        default=True, description="true = every operator of the type, false = none, or a list of operators."
+    )
+    aliases: tuple[Name, ...] = Field(default=(), description="Other names that a filter may use.")
+    exported: bool = Field(default=True, description="false = may be filtered by, never leaves.")
+    max_length: int | None = Field(
+        default=None, ge=1, description="Longest text in characters, for estimates; not enforced."
+    )
+
+    @property
+    def operators(self) -> tuple[FilterOperator, ...]:
+        """The operators a filter may use on this column; empty if it may not be filtered."""
+        if isinstance(self.filter, tuple):
+            return self.filter
+        return OPERATORS_BY_TYPE[self.type] if self.filter else ()
+
+    @model_validator(mode="after")
+    def _operators_suit_the_type(self) -> Column:
+        wrong = [operator for operator in self.operators if operator not in OPERATORS_BY_TYPE[self.type]]
+        if wrong:
+            suitable = ", ".join(OPERATORS_BY_TYPE[self.type])
+            raise ValueError(f"filter: {', '.join(wrong)} cannot be used on type {self.type}; use some of {suitable}")
+        return self
+
+
+class ChildList(_Declaration):
+    """Values of another table that belong to a row, exported as one array column on request."""
+
+    name: Name = Field(description="Name in the request's `include`.")
+    header: Header = Field(default_factory=lambda data: data.get("name", ""))
+    description: str = ""
+    table: DatabaseTable
+    foreign_key: DatabaseColumn = Field(description="Column that holds the row's key.")
+    value: DatabaseColumn = Field(description="Column whose values are listed.")
+    order_by: DatabaseColumn
+    direction: Literal["asc", "desc"] = "asc"
+    limit: int | None = Field(default=None, ge=1, description="At most so many values of a row.")
+    tenant: DatabaseColumn | None = Field(default=None, description="The child table's own tenant column.")
+
+
+class ListTable(_Declaration):
+    """Where lists themselves stand, so that a request's list ids can be checked."""
+
+    table: DatabaseTable
+    id: DatabaseColumn = "id"
+    id_type: IdentityType = ColumnType.UUID
+    name: DatabaseColumn = "name"
+    tenant: DatabaseColumn
+
+
+class MembershipTable(_Declaration):
+    """Which rows are on which list."""
+
+    table: DatabaseTable
+    member: DatabaseColumn = Field(description="Column that holds the row's key.")
+    list_id: DatabaseColumn = "list_id"
+    tenant: DatabaseColumn | None = None
+    lists: ListTable
+
+
+class SegmentTable(_Declaration):
+    """Stored filters that a request names by their id."""
+
+    table: DatabaseTable
+    id: DatabaseColumn = "id"
+    id_type: IdentityType = ColumnType.UUID
+    name: DatabaseColumn = "name"
+    tenant: DatabaseColumn
+    filter: DatabaseColumn = Field(default="filter", description="JSON, the same shape as a request's filters.")
+    query_dsl: DatabaseColumn | None = None
+
+
+class Layout(_Declaration):
+    """A named set of columns in a fixed order; a column's ``headers`` say what they are called in it."""
+
+    description: str = ""
+    columns: tuple[Name, ...] = Field(min_length=1)
+    header_case: Literal["as_is", "upper"] = Field(
+        default="as_is", description="How a column's name becomes its header, unless it declares one."
+    )
+
+
+class LayoutColumn(NamedTuple):
+    """A column as a layout shows it."""
+
+    column: Column
+    header: str
+
+
+class Dataset(_Declaration):
+    """A table or view that can be exported."""
+
+    name: Name
+    title: Annotated[Title, BeforeValidator(_title, json_schema_input_type=str | Title)]
+    description: str = ""
+    table: DatabaseTable
+    tenant: DatabaseColumn = Field(description="Column that holds the organization; every query is bound to it.")
+    tenant_type: IdentityType = ColumnType.TEXT
+    key: Name = Field(description="Unique column, never null: the order of every export.")
+    created_at: Name | None = Field(default=None, description="Column that start_date and end_date look at.")
+    columns: tuple[Column, ...] = Field(min_length=1)
+    children: tuple[ChildList, ...] = ()
+    lists: MembershipTable | None = None
+    segments: SegmentTable | None = None
+    layouts: dict[Name, Layout] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Dataset:
+        problems = list(checks.problems(self))
+        if problems:
+            text = "; ".join(f"{'.'.join(map(str, problem.location))}: {problem.message}" for problem in problems)
+            raise PydanticCustomError(checks.PROBLEMS, "{text}", {"text": text, "problems": problems})
+        return self
+
+    @cached_property
+    def version(self) -> str:
+        """SHA-256 (hex) of the declaration: equal declarations have equal versions.
+
+        Defaults are left out, so that a new optional field of the model changes no version.
+        """
+        return canonical_hash(self.model_dump(mode="json", exclude_defaults=True))
+
+    @cached_property
+    def key_column(self) -> Column:
+        """The unique column that orders every export."""
+        return self._by_name[self.key]
+
+    @cached_property
+    def created_at_column(self) -> Column | None:
+        """The column that date ranges look at, if there is one."""
+        return self._by_name[self.created_at] if self.created_at else None
+
+    @cached_property
+    def exported_columns(self) -> tuple[Column, ...]:
+        """The columns that may leave, in the order of the declaration."""
+        return tuple(column for column in self.columns if column.exported)
+
+    def column(self, name: str) -> Column | None:
+        """The column of that name or alias, in snake_case or camelCase; None if there is none."""
+        return self._by_name.get(name)
+
+    def child(self, name: str) -> ChildList | None:
+        """The child list of that name, in snake_case or camelCase; None if there is none."""
+        return next((child for child in self.children if name in spellings(child.name)), None)
+
+    def layout(self, name: str = DEFAULT_LAYOUT) -> tuple[LayoutColumn, ...] | None:
+        """The columns of a layout in order, with their headers; None if there is no such layout."""
+        if name == DEFAULT_LAYOUT:
+            chosen, upper = self.exported_columns, False
+        elif (layout := self.layouts.get(name)) is not None:
+            chosen, upper = tuple(self._by_name[column] for column in layout.columns), layout.header_case == "upper"
+        else:
+            return None
+        return tuple(
+            LayoutColumn(column, column.headers.get(name) or (column.name.upper() if upper else column.name))
+            for column in chosen
+        )
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {
+            spelling: column
+            for column in self.columns
+            for name in (column.name, *column.aliases)
+            for spelling in spellings(name)
+        }
+
+
+def canonical_hash(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -9,9 +9,13 @@ returned = accepted, ``MailNotAccepted`` = certainly not sent, ``MailOutcomeUnkn
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from email.headerregistry import Address
+from email.utils import parseaddr
 from typing import Protocol
+
+from export_pipeline.settings import Settings, SettingsError, local_path
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,71 @@ class MailProvider(Protocol):
             MailOutcomeUnknown: perhaps sent.
         """
         ...
+
+
+def open_mail_provider(settings: Settings) -> MailProvider:
+    """The provider that ``EXPORT_MAIL_URL`` names.
+
+    Raises:
+        SettingsError: the URL cannot be used.
+    """
+    directory = local_path(settings.mail_url)
+    # Imported when chosen: the sendgrid package alone takes a quarter of a second.
+    if directory is not None:
+        from export_pipeline.delivery.outbox import Outbox
+
+        return Outbox(directory)
+    if settings.mail_url == "sendgrid:":
+        from export_pipeline.delivery.sendgrid_mail import SendGridMail
+
+        return SendGridMail(settings.sendgrid_api_key.get_secret_value(), settings.sendgrid_host)
+    from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
+
+    try:
+        return SmtpMail(SmtpServer.from_url(settings.mail_url))
+    except ValueError as error:
+        problem = str(error)
+    raise SettingsError(f"EXPORT_MAIL_URL: {problem}")
+
+
+def parse_sender(text: str) -> Address:
+    """A sender of a setting or a request: ``name@domain`` or ``Name <name@domain>``, any script in the name.
+
+    Raises:
+        ValueError: it is neither; the text is not repeated.
+    """
+    problem = "expected name@domain or Name <name@domain>"
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError(problem)
+    name, spec = parseaddr(text)
+    return parse_address(spec, display_name=name)
+
+
+def parse_address(spec: str, *, display_name: str = "") -> Address:
+    """``name@domain`` with the domain in the form that DNS knows (``xn--...``); the name may be of any script.
+
+    Raises:
+        ValueError: it is no address; it is not repeated.
+    """
+    name, _, domain = spec.rpartition("@")
+    try:
+        ascii_domain = domain.encode("idna").decode()
+        if name.isascii() or not re.fullmatch(r"[^\x00-\x20\x7f-\xa0@<>(),:;\"\\\[\]]+", name):
+            return Address(display_name, addr_spec=f"{name}@{ascii_domain}")
+        # The email package refuses such a name in ``addr_spec`` only.
+        return Address(display_name, username=name, domain=ascii_domain)
+    except Exception:  # noqa: BLE001 - the email package leaks IndexError and its own parse errors
+        raise ValueError("expected name@domain or Name <name@domain>") from None
+
+
+def default_sender(settings: Settings) -> Address:
+    """The sender of mails for which the request names none.
+
+    Raises:
+        SettingsError: ``EXPORT_MAIL_FROM`` is no address.
+    """
+    try:
+        return parse_sender(settings.mail_from)
+    except ValueError as error:
+        problem = str(error)
+    raise SettingsError(f"EXPORT_MAIL_FROM: {problem}")

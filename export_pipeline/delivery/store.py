@@ -1,7 +1,8 @@
 """What a store of delivered files must do, whichever it is.
 
-What belongs here: the protocol and its value objects, and the choice of a store by its URL.
-What does not: S3 (``s3``), directories (``local``), the manifest's content (``manifest``).
+What belongs here: the protocol (its value objects are in ``objects``), and the choice of a store by its URL.
+What does not: S3 (``s3``, imported only when an ``s3://`` URL asks for it), directories (``local``),
+the manifest's content (``manifest``).
 
 A store raises ``ExportFailure(store_unavailable)`` for what may pass and ``store_refused`` for what
 will not (no such bucket, access denied); no other exception of its client leaves it.
@@ -9,39 +10,24 @@ will not (no such bucket, access denied); no other exception of its client leave
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import BinaryIO, Protocol
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
 
+from export_pipeline.delivery.local import LocalStore
+from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
+from export_pipeline.settings import Settings, local_path
 
-@dataclass(frozen=True)
-class ObjectDescription:
-    """What an object is to be called and how it is to be served."""
-
-    key: str
-    download_name: str
-    """The file name a browser saves it under."""
-    media_type: str
-    content_encoding: str | None = None
-
-
-@dataclass(frozen=True)
-class Link:
-    """A download URL and the instant (UTC) at which it stops working, None for one that does not."""
-
-    url: str
-    expires_at: datetime | None
-
-
-Progress = Callable[[int], None]
-"""Called with the bytes done so far between parts; may raise to stop the upload, which is then aborted."""
+__all__ = ["Link", "ObjectDescription", "Progress", "Store", "open_store"]
 
 
 class Store(Protocol):
     """Objects under one prefix, named by ``/``-separated keys."""
 
-    def put(self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress) -> None:
+    def put(
+        self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
+    ) -> None:
         """Upload ``size`` bytes whose SHA-256 (hex) is known; whole or not at all.
 
         Raises:
@@ -50,7 +36,11 @@ class Store(Protocol):
         ...
 
     def open(self, key: str) -> BinaryIO:
-        """Open an object for reading from its beginning. A truncated read raises, it is never short."""
+        """Open an object for reading from its beginning. A truncated read raises, it is never short.
+
+        Raises:
+            ExportFailure: ``store_refused`` if there is no such object.
+        """
         ...
 
     def size(self, key: str) -> int | None:
@@ -68,3 +58,36 @@ class Store(Protocol):
     def object_url(self, key: str) -> str:
         """Where an operator with credentials finds the object. Carries no signature."""
         ...
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The keys of all objects that begin with ``prefix``, for a janitor."""
+        ...
+
+    def abort_uploads(self, older_than: timedelta) -> int:
+        """Clear away uploads that began longer ago and never ended; how many there were."""
+        ...
+
+
+def open_store(settings: Settings, s3_client: Any = None) -> Store:
+    """The store that ``EXPORT_STORE_URL`` names.
+
+    Args:
+        settings: the installation's settings.
+        s3_client: a boto3 S3 client to use for ``s3://``; by default one is made from the environment.
+
+    Raises:
+        ExportFailure: ``store_refused`` if a directory cannot be made or AWS is not configured.
+    """
+    directory = local_path(settings.store_url)
+    if directory is not None:
+        return LocalStore(directory)
+    from export_pipeline.delivery.s3 import S3Store, build_client
+
+    parts = urlsplit(settings.store_url)
+    return S3Store(
+        s3_client if s3_client is not None else build_client(settings.s3_endpoint_url),
+        parts.netloc,
+        unquote(parts.path).strip("/"),
+        server_side_encryption=settings.s3_server_side_encryption,
+        kms_key_id=settings.s3_kms_key_id,
+    )

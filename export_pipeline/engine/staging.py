@@ -36,11 +36,7 @@ class Staging:
         else:
             parts = urlsplit(url)
             endpoint = urlsplit(s3_endpoint_url)
-            options = (
-                {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
-                if s3_endpoint_url
-                else {}
-            )
+            options = {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme} if s3_endpoint_url else {}
             filesystem = pyarrow.fs.S3FileSystem(allow_bucket_creation=False, **options)
             root = (parts.netloc + parts.path).rstrip("/")
         self._local = directory is not None

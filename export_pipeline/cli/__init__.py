@@ -1,0 +1,45 @@
+"""The command ``export-pipeline``.
+
+What belongs here: arguments, and words for people. What does not: anything the pipeline itself does.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from export_pipeline.catalog.loader import CatalogError
+from export_pipeline.cli.database import db
+from export_pipeline.cli.demo import demo
+from export_pipeline.cli.requests import cancel, request
+from export_pipeline.cli.status import status
+from export_pipeline.cli.verify import verify
+from export_pipeline.failures import ExportFailure
+from export_pipeline.settings import SettingsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="export-pipeline")
+def cli() -> None:
+    """A row in export_requests becomes files on S3 and a mail to every recipient.
+
+    Settings come from the environment (EXPORT_DATABASE_URL and others, see docs/settings.md).
+    """
+
+
+cli.add_command(demo)
+cli.add_command(db)
+cli.add_command(request)
+cli.add_command(status)
+cli.add_command(cancel)
+cli.add_command(verify)
+
+
+def main() -> None:
+    """Run the command; what the user can mend is said in one line, with exit code 2."""
+    try:
+        cli()
+    except (SettingsError, CatalogError, ExportFailure) as error:
+        click.echo(f"export-pipeline: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,45 @@
+"""What several commands share: the database, a request by its uid.
+
+What belongs here: the way from the environment to an open database. What does not: any one command.
+"""
+
+from __future__ import annotations
+
+import click
+import sqlalchemy as sa
+
+from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.migrate import current_revision, head_revision
+from export_pipeline.requests.model import RequestState, read_state
+from export_pipeline.settings import Settings
+
+
+def open_database(settings: Settings) -> sa.Engine:
+    """The migrated request database.
+
+    Raises:
+        click.ClickException: it cannot be reached or was not migrated.
+    """
+    engine = create_engine(settings.database_url)
+    try:
+        revision = current_revision(engine)
+    except sa.exc.OperationalError:
+        raise click.ClickException(
+            "the request database could not be reached; check that it runs and EXPORT_DATABASE_URL"
+        ) from None
+    if revision != head_revision():
+        raise click.ClickException("the request database is not up to date; run: export-pipeline db upgrade")
+    return engine
+
+
+def state_of(engine: sa.Engine, uid: str) -> RequestState:
+    """The state of a request.
+
+    Raises:
+        click.ClickException: there is no such request.
+    """
+    with engine.connect() as connection:
+        state = read_state(connection, uid)
+    if state is None:
+        raise click.ClickException(f"no request has the uid {uid}")
+    return state

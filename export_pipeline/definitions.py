@@ -1,0 +1,33 @@
+"""The one assembly: what Dagster loads.
+
+What belongs here: putting job, sensors and resources together. What does not: any of them.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from export_pipeline.orchestration.job import export_job
+from export_pipeline.orchestration.resources import ExportResource, s3_resource
+from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
+from export_pipeline.settings import Settings
+
+
+def build_definitions(*, settings: Settings | None = None) -> dg.Definitions:
+    """Everything that a code location needs.
+
+    Args:
+        settings: the installation's; by default they are read from the environment.
+
+    Raises:
+        SettingsError: a setting is wrong; the code location does not load, and says which.
+    """
+    settings = settings or Settings.from_environment()
+    return dg.Definitions(
+        jobs=[export_job],
+        sensors=[export_requests, export_cancellations, export_reconciler],
+        resources={"exports": ExportResource(s3=s3_resource(settings))},
+    )
+
+
+defs = build_definitions()

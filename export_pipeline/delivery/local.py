@@ -1,0 +1,168 @@
+"""A directory as the store of delivered files: the embedded default.
+
+What belongs here: files and their atomic appearance. What does not: serving them (a link is a
+``file:`` URI, good on this machine alone, and never ends).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
+from export_pipeline.failures import ExportFailure, FailureCode
+
+_CHUNK = 8 * 2**20
+_TEMPORARY = ".partial"
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE})
+
+
+class LocalStore:
+    """Objects as files under one directory; implements ``delivery.store.Store``."""
+
+    def __init__(self, directory: Path) -> None:
+        with _translated():
+            directory.mkdir(parents=True, exist_ok=True)
+            self._directory = directory.resolve()
+
+    def put(
+        self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
+    ) -> None:
+        """Write beside the target, then rename: a reader sees the whole object or none."""
+        path = self._path(description.key)
+        # Hidden and with a name of its own, so that two attempts at one key never write into one file.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+        try:
+            with _translated():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sink = temporary.open("xb")
+            with sink:
+                _copy(source, sink, size=size, sha256=sha256, progress=progress)
+            with _translated():
+                temporary.replace(path)
+                _sync_directory(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object for reading."""
+        with _translated():
+            return self._path(key).open("rb")
+
+    def size(self, key: str) -> int | None:
+        """The object's size in bytes, None if there is none."""
+        with _translated():
+            try:
+                return self._path(key).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def delete(self, key: str) -> None:
+        """Delete an object, and the directories that it leaves empty."""
+        path = self._path(key)
+        with _translated():
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for parent in path.parents:
+                if parent == self._directory:
+                    break
+                parent.rmdir()
+
+    def link(self, description: ObjectDescription, lifetime: timedelta) -> Link:  # noqa: ARG002 - a file has no lifetime
+        """A ``file:`` URI; it does not end with ``lifetime`` and says so (``expires_at`` None)."""
+        return Link(self.object_url(description.key), None)
+
+    def object_url(self, key: str) -> str:
+        """The ``file:`` URI of the object."""
+        return self._path(key).as_uri()
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The keys of all objects that begin with ``prefix``."""
+        with _translated():
+            paths = sorted(path for path in self._directory.rglob("*") if path.is_file())
+        for path in paths:
+            key = path.relative_to(self._directory).as_posix()
+            if key.startswith(prefix) and not _is_temporary(path):
+                yield key
+
+    def abort_uploads(self, older_than: timedelta) -> int:
+        """Delete what killed processes left half-written; how many files."""
+        newest = time.time() - older_than.total_seconds()
+        count = 0
+        with _translated():
+            for path in self._directory.rglob(f".*{_TEMPORARY}"):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime <= newest:
+                        path.unlink()
+                        count += 1
+        return count
+
+    def _path(self, key: str) -> Path:
+        """The file of a key; a key that would lead out of the directory is refused, links included."""
+        pieces = key.split("/")
+        path = self._directory.joinpath(*pieces)
+        if any(
+            piece in ("", ".", "..") or "\0" in piece or "\\" in piece for piece in pieces
+        ) or not path.resolve().is_relative_to(self._directory):
+            raise ExportFailure(FailureCode.STORE_REFUSED, "An object's key would lead out of the store.")
+        return path
+
+
+def _copy(source: BinaryIO, sink: BinaryIO, *, size: int, sha256: str, progress: Progress) -> None:
+    digest, done = hashlib.sha256(), 0
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        done += len(chunk)
+        with _translated():
+            sink.write(chunk)
+        progress(done)
+    if done != size or digest.hexdigest() != sha256:
+        raise ExportFailure(
+            FailureCode.CHECKSUM_MISMATCH,
+            f"A staged file is not what was written: {done} of {size} bytes were read"
+            f"{'' if done != size else ', with another SHA-256'}. Run the export again.",
+        )
+    with _translated():
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the rename itself outlive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn an ``OSError`` into a failure that names the error, never the path (it holds the key)."""
+    try:
+        yield
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        if error.errno in _PASSING:
+            code, advice = FailureCode.STORE_UNAVAILABLE, "Check free space and the disk"
+        elif error.errno == errno.ENOENT:
+            code, advice = FailureCode.STORE_REFUSED, "There is no such object. Check retention, and who else deletes"
+        else:
+            code, advice = FailureCode.STORE_REFUSED, "Check that the process may write there"
+        message = f"The store directory failed ({name}). {advice} (EXPORT_STORE_URL)."
+        raise ExportFailure(code, message) from None

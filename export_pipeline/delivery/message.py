@@ -1,0 +1,179 @@
+"""The mail "your export is ready": subject, text and HTML from plain facts.
+
+What belongs here: choosing the language, writing numbers and dates as its readers do, filling the
+templates. What does not: the words (``texts``), sending, and minting links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import jinja2
+from babel import Locale, UnknownLocaleError
+from babel.dates import format_date, format_time, get_timezone_name
+from babel.numbers import format_decimal
+
+from export_pipeline.delivery.mime import one_line
+from export_pipeline.delivery.texts import CATALOG, DEFAULT_LANGUAGE, Texts, language_of
+
+_BABEL_LOCALES = {"en": "en_US", "es": "es", "pt": "pt_BR"}
+# What a counter of the engine is called in the mail; counters not named here are for the manifest alone.
+_NOTED_COUNTERS = ("cells_cut", "characters_replaced", "formulas_guarded")
+
+
+@dataclass(frozen=True)
+class ReadyFile:
+    """One file of a finished export; ``url`` is None for one that is attached."""
+
+    name: str
+    bytes: int
+    url: str | None
+
+
+@dataclass(frozen=True)
+class ReadyMail:
+    """What the mail says."""
+
+    dataset_titles: Mapping[str, str]
+    """The dataset's title by language."""
+    rows: int
+    files: tuple[ReadyFile, ...]
+    snapshot_at: datetime
+    """Aware: the instant whose state of the data the files show."""
+    expires_at: datetime | None
+    """Aware: when the first of the links ends; None if none does, or there are none."""
+    time_zone: str
+    """The organization's IANA zone, in which instants are told; an unknown one is UTC."""
+    organization_name: str | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How one language and zone write numbers and instants."""
+
+    locale: Locale
+    zone: ZoneInfo
+
+    def number(self, value: float) -> str:
+        return str(format_decimal(value, locale=self.locale))
+
+    def size(self, count: int) -> str:
+        """Bytes in the largest unit that keeps a digit before the mark; MB = 10^6, as in the size limit."""
+        value, unit = float(count), "B"
+        for larger in ("kB", "MB", "GB", "TB"):
+            # Rounded first: 999,960 bytes are 1 MB, not 1,000 kB.
+            if round(value, 1) < 1000:
+                break
+            value, unit = value / 1000, larger
+        return f"{self.number(round(value, 1))} {unit}"
+
+    def instant(self, value: datetime) -> str:
+        """Date, time to the minute (rounded down: an expiry is never told late), zone and offset."""
+        local = value.astimezone(self.zone)
+        day = format_date(local, format="long", locale=self.locale)
+        time = format_time(local, format="short", tzinfo=self.zone, locale=self.locale)
+        # CLDR's narrow no-break space is a box in some mail clients.
+        return f"{day}, {time} ({self._zone_name(local)})".replace("\u202f", " ")
+
+    def _zone_name(self, local: datetime) -> str:
+        offset = _offset(local.utcoffset() or timedelta())
+        if self.zone.key in ("UTC", "Etc/UTC", "GMT") or self.zone.key.startswith("Etc/"):
+            return offset
+        return f"{get_timezone_name(self.zone, locale=self.locale)}, {offset}"
+
+
+def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
+    """Write the mail.
+
+    Args:
+        mail: the facts.
+        locale: ``en``, ``es``, ``pt`` or a regional form of one (``es-MX``); anything else is ``en``.
+
+    Returns:
+        Subject, text and HTML.
+    """
+    language = language_of(locale)
+    texts, writing = CATALOG[language], _Writing(_babel_locale(locale, language), _zone(mail.time_zone))
+    title = one_line(_title(mail.dataset_titles, language))
+    context: dict[str, Any] = {
+        "t": texts,
+        "language": "pt-BR" if language == "pt" else language,
+        "facts": _facts(mail, texts, writing, title),
+        "empty": mail.rows == 0,
+        "files": [
+            {"name": one_line(file.name), "size": writing.size(file.bytes), "url": file.url} for file in mail.files
+        ],
+        "expires": None if mail.expires_at is None else _expires(mail.expires_at, texts, writing),
+        "links": any(file.url for file in mail.files),
+        "notes": [
+            texts[name].format(count=writing.number(mail.counters[name]))
+            for name in _NOTED_COUNTERS
+            if mail.counters.get(name)
+        ],
+    }
+    text = _environment().get_template("ready.txt.j2").render(context)
+    html = _environment().get_template("ready.html.j2").render(context)
+    return texts["subject"].format(title=title), text, html
+
+
+def _facts(mail: ReadyMail, texts: Texts, writing: _Writing, title: str) -> list[tuple[str, str]]:
+    facts = [(texts["title"], title)]
+    if mail.organization_name:
+        facts.append((texts["organization"], one_line(mail.organization_name)))
+    facts.append((texts["rows"], writing.number(mail.rows)))
+    if len(mail.files) > 1:
+        facts.append((texts["files"], writing.number(len(mail.files))))
+    facts.append((texts["size"], writing.size(sum(file.bytes for file in mail.files))))
+    facts.append((texts["snapshot"], writing.instant(mail.snapshot_at)))
+    return facts
+
+
+def _expires(expires_at: datetime, texts: Texts, writing: _Writing) -> str:
+    return texts["expires"].format(instant=writing.instant(expires_at))
+
+
+def _title(titles: Mapping[str, str], language: str) -> str:
+    return titles.get(language) or titles.get(DEFAULT_LANGUAGE) or next(iter(titles.values()), "")
+
+
+def _babel_locale(locale: str | None, language: str) -> Locale:
+    """The region's own way of writing numbers and dates where one is named: ``es-MX`` is 1,234 and ``es`` 1.234."""
+    try:
+        asked = Locale.parse((locale or "").strip().replace("-", "_"))
+    except (ValueError, UnknownLocaleError):
+        asked = None
+    if asked is not None and asked.language == language and asked.territory:
+        return asked
+    return Locale.parse(_BABEL_LOCALES[language])
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return ZoneInfo("UTC")
+
+
+def _offset(offset: timedelta) -> str:
+    if not offset:
+        return "UTC"
+    hours, minutes = divmod(abs(int(offset.total_seconds())) // 60, 60)
+    return f"UTC{'-' if offset < timedelta() else '+'}{hours:02d}:{minutes:02d}"
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("export_pipeline.delivery"),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

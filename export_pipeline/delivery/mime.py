@@ -1,0 +1,79 @@
+"""A message in its Internet form, for providers that take one (SMTP, the outbox).
+
+What belongs here: headers that no value can break out of, and the two alternatives, text and HTML.
+What does not: texts (``message``) and sending.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP, SMTPUTF8
+from email.utils import format_datetime
+
+from export_pipeline.delivery.mail import MailNotAccepted, Message, parse_address
+
+# 7bit: quoted-printable or base64 bodies pass servers that do not announce 8BITMIME.
+_POLICY = SMTP.clone(cte_type="7bit")
+_LONGEST_SUBJECT = 200
+
+
+def to_mime(message: Message) -> EmailMessage:
+    """The message with both alternatives, a Message-ID that is the same at every try, and a Date of now.
+
+    Raises:
+        MailNotAccepted: permanent, the recipient's address cannot stand in a header.
+    """
+    recipient = recipient_address(message.recipient)
+    international = not (recipient.addr_spec.isascii() and message.sender.addr_spec.isascii())
+    mime = EmailMessage(policy=SMTPUTF8 if international else _POLICY)
+    mime["From"] = message.sender
+    mime["To"] = recipient
+    mime["Subject"] = one_line(message.subject)
+    mime["Date"] = format_datetime(datetime.now(UTC))
+    mime["Message-ID"] = message_id_header(message)
+    # RFC 3834: keeps vacation replies away.
+    mime["Auto-Submitted"] = "auto-generated"
+    mime.set_content(message.text)
+    mime.add_alternative(message.html, subtype="html")
+    for attachment in message.attachments:
+        main_type, _, sub_type = attachment.media_type.partition("/")
+        mime.add_attachment(
+            attachment.content,
+            maintype=main_type,
+            subtype=sub_type or "octet-stream",
+            filename=one_line(attachment.name),
+        )
+    return mime
+
+
+def recipient_address(recipient: str) -> Address:
+    """The recipient as an address, its domain in the form that DNS knows.
+
+    Raises:
+        MailNotAccepted: permanent, it is no address.
+    """
+    try:
+        return parse_address(recipient)
+    except ValueError:
+        raise MailNotAccepted("invalid recipient address", permanent=True) from None
+
+
+def one_line(text: str) -> str:
+    """Text fit for a header: line breaks and control characters become single spaces."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text).split())[:_LONGEST_SUBJECT]
+
+
+def safe_message_id(message: Message) -> str:
+    """The message's id in letters, digits and ``._-`` only."""
+    local = message.message_id.strip("<>").partition("@")[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", local).strip(".-")[:150] or "message"
+
+
+def message_id_header(message: Message) -> str:
+    """The Message-ID: ``<id@domain>``, the domain being the id's own or else the sender's."""
+    domain = message.message_id.strip("<>").partition("@")[2] or message.sender.domain
+    safe_domain = re.sub(r"[^A-Za-z0-9.-]+", "-", domain) or "localhost"
+    return f"<{safe_message_id(message)}@{safe_domain}>"

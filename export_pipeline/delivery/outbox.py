@@ -1,0 +1,42 @@
+"""A directory instead of a mail provider: the embedded default, one ``.eml`` file a message.
+
+What belongs here: writing messages where people (and tests) can open them. What does not: sending.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from export_pipeline.delivery.mail import MailNotAccepted, Message
+from export_pipeline.delivery.mime import safe_message_id, to_mime
+
+
+class Outbox:
+    """Implements ``delivery.mail.MailProvider``; sending a message again overwrites its file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def send(self, message: Message) -> None:
+        """Write ``{message id}.eml``, whole or not at all.
+
+        Raises:
+            MailNotAccepted: the directory cannot be written (not permanent), or the address is none.
+        """
+        content = to_mime(message).as_bytes()
+        path = self._directory / f"{safe_message_id(message)}.eml"
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise MailNotAccepted(f"outbox {type(error).__name__}", permanent=False) from None

@@ -1,0 +1,234 @@
+"""Counting a delivered file's rows with readers that had no part in writing it.
+
+What belongs here: one counter a format, streaming, in constant memory (a workbook and a Parquet file
+need random access: they are spooled to a temporary file). What does not: bytes and checksums (``verify``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, cast
+
+_CHUNK = 2**20
+_LARGEST_OBJECT = 256 * 2**20
+"""Characters of one JSON object; more without an end is taken for damage."""
+
+
+class UnreadableFileError(Exception):
+    """The file is no whole file of its format. Says where, never what (values of rows stay out)."""
+
+
+def count_rows(
+    stream: io.RawIOBase,
+    *,
+    file_format: str,
+    compressed: bool,
+    columns: Sequence[str],
+    csv_delimiter: str = ",",
+) -> int:
+    """The number of rows, headers not counted.
+
+    Args:
+        stream: the file as delivered, from its beginning.
+        file_format: ``csv``, ``json``, ``ndjson``, ``xlsx`` or ``parquet``.
+        compressed: whether the file as a whole is gzip.
+        columns: the headers that CSV and workbooks must begin with.
+        csv_delimiter: what stands between two CSV fields.
+
+    Raises:
+        UnreadableFileError: damaged, cut short, or of another shape than its format.
+    """
+    # A buffer of our own, never closed: closing it would close the caller's stream.
+    buffered = io.BufferedReader(stream, _CHUNK)
+    try:
+        source = cast(BinaryIO, gzip.GzipFile(fileobj=buffered)) if compressed else cast(BinaryIO, buffered)
+        return _counter(file_format, columns, csv_delimiter)(source)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UnreadableFileError(f"damaged gzip ({type(error).__name__})") from None
+    except UnicodeDecodeError:
+        raise UnreadableFileError("not UTF-8") from None
+    finally:
+        buffered.detach()
+
+
+def _counter(file_format: str, columns: Sequence[str], delimiter: str) -> Callable[[BinaryIO], int]:
+    if file_format == "csv":
+        return lambda source: _count_csv(source, columns, delimiter)
+    if file_format == "xlsx":
+        return lambda source: _spooled(source, lambda file: _count_xlsx(file, columns))
+    counters: dict[str, Callable[[BinaryIO], int]] = {
+        "json": _count_json,
+        "ndjson": _count_ndjson,
+        "parquet": lambda source: _spooled(source, _count_parquet),
+    }
+    if file_format not in counters:
+        raise UnreadableFileError(f"the format {file_format!r} is not known")
+    return counters[file_format]
+
+
+def _count_csv(source: BinaryIO, columns: Sequence[str], delimiter: str) -> int:
+    text = io.TextIOWrapper(source, encoding="utf-8-sig", newline="")
+    with _any_field_size():
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            if next(reader, None) != list(columns):
+                raise UnreadableFileError("the header is not the manifest's columns")
+            count = 0
+            for row in reader:
+                if len(row) != len(columns) and not (not row and len(columns) == 1):
+                    raise UnreadableFileError(f"row {count + 1} has {len(row)} fields, not {len(columns)}")
+                count += 1
+        except csv.Error:
+            raise UnreadableFileError(f"not CSV near line {reader.line_num}") from None
+        finally:
+            text.detach()
+    return count
+
+
+_field_size = threading.Lock()
+
+
+@contextlib.contextmanager
+def _any_field_size() -> Iterator[None]:
+    """The csv module's limit of 131,072 characters a field is one for the whole process."""
+    with _field_size:
+        before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def _count_ndjson(source: BinaryIO) -> int:
+    count = 0
+    for line in source:
+        if not line.endswith(b"\n"):
+            raise UnreadableFileError(f"line {count + 1} has no end")
+        _expect_object(line, count + 1)
+        count += 1
+    return count
+
+
+def _expect_object(line: bytes, number: int) -> None:
+    try:
+        whole = isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        whole = False
+    if not whole:
+        raise UnreadableFileError(f"line {number} is no JSON object")
+
+
+def _count_json(source: BinaryIO) -> int:
+    """Objects of one array, whatever its white space: decode one, forget it, go on."""
+    tokens = _JsonText(io.TextIOWrapper(source, encoding="utf-8", newline=""))
+    try:
+        tokens.expect("[")
+        if tokens.peek() == "]":
+            count = 0
+        else:
+            count = 1
+            tokens.skip_object(count)
+            while tokens.peek() == ",":
+                tokens.expect(",")
+                count += 1
+                tokens.skip_object(count)
+        tokens.expect("]")
+        if tokens.peek():
+            raise UnreadableFileError("something follows the array")
+    finally:
+        tokens.detach()
+    return count
+
+
+class _JsonText:
+    """A window on a long JSON text."""
+
+    _decoder = json.JSONDecoder()
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._window = ""
+        self._at = 0
+
+    def detach(self) -> None:
+        self._text.detach()
+
+    def peek(self) -> str:
+        """The next character that is no white space, empty at the end."""
+        while True:
+            while self._at < len(self._window):
+                if self._window[self._at] not in " \t\r\n":
+                    return self._window[self._at]
+                self._at += 1
+            if not self._more():
+                return ""
+
+    def expect(self, character: str) -> None:
+        if self.peek() != character:
+            raise UnreadableFileError(f"not a whole JSON array: {character!r} is missing")
+        self._at += 1
+
+    def skip_object(self, number: int) -> None:
+        if self.peek() != "{":
+            raise UnreadableFileError(f"item {number} is no JSON object")
+        while True:
+            try:
+                _, self._at = self._decoder.raw_decode(self._window, self._at)
+            except json.JSONDecodeError:
+                if len(self._window) - self._at > _LARGEST_OBJECT or not self._more():
+                    raise UnreadableFileError(f"item {number} is no JSON object") from None
+            else:
+                return
+
+    def _more(self) -> bool:
+        # As much as is there already: an object of many windows is then decoded log n times, not n.
+        chunk = self._text.read(max(_CHUNK, len(self._window) - self._at))
+        self._window, self._at = self._window[self._at :] + chunk, 0
+        return bool(chunk)
+
+
+def _spooled(source: BinaryIO, count: Callable[[BinaryIO], int]) -> int:
+    with tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(source, file, _CHUNK)
+        file.seek(0)
+        return count(cast(BinaryIO, file))
+
+
+def _count_xlsx(file: BinaryIO, columns: Sequence[str]) -> int:
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(file, read_only=True)
+        with contextlib.closing(book):
+            return sum(_count_sheet(sheet.iter_rows(values_only=True), columns) for sheet in book.worksheets)
+    except UnreadableFileError:
+        raise
+    except Exception as error:  # noqa: BLE001 - zip, XML and openpyxl's own errors, all meaning the same
+        raise UnreadableFileError(f"damaged workbook ({type(error).__name__})") from None
+
+
+def _count_sheet(rows: Iterator[tuple[object, ...]], columns: Sequence[str]) -> int:
+    if [str(cell) for cell in next(rows, ())] != list(columns):
+        raise UnreadableFileError("the header of a sheet is not the manifest's columns")
+    return sum(1 for _ in rows)
+
+
+def _count_parquet(file: BinaryIO) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        with pa.parquet.ParquetFile(file) as parquet:
+            return int(parquet.metadata.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableFileError(f"damaged Parquet file ({type(error).__name__})") from None

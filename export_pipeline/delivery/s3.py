@@ -1,0 +1,333 @@
+"""S3 (and what speaks like it) as the store of delivered files.
+
+What belongs here: uploads that are whole or not at all, reads that are never short, links that live
+as long as they say. What does not: what S3's errors mean (``s3_errors``).
+
+One upload reads its source once and holds one part in memory: 8 MiB for files up to 80 GB, 525 MB
+for the largest that S3 takes (5 TB). Parts go one after the other; files go side by side.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO, cast
+from urllib.parse import parse_qs, quote, urlsplit
+
+import boto3
+import botocore.exceptions as boto
+from botocore.config import Config
+
+from export_pipeline.delivery.disposition import content_disposition
+from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
+from export_pipeline.delivery.s3_errors import is_missing, translated
+from export_pipeline.failures import ExportFailure, FailureCode
+
+MINIMUM_PART = 8 * 2**20
+"""Bytes; S3's own floor is 5 MiB."""
+MAXIMUM_PARTS = 10_000
+LONGEST_LINK = timedelta(days=7)
+"""S3's cap on a presigned URL."""
+UNKNOWN_SESSION = timedelta(hours=1)
+"""What is assumed of a static session token (AWS_SESSION_TOKEN), which does not tell when it dies."""
+
+_CACHE_CONTROL = "private, no-store"
+"""The files hold personal data: no shared or disk cache may keep them beyond the link."""
+
+
+def client_config(endpoint_url: str = "") -> Config:
+    """The botocore settings that every client for this store is made with.
+
+    Args:
+        endpoint_url: an S3-compatible store's; empty for AWS.
+    """
+    return Config(
+        # Without it boto3 presigns with SigV2 in us-east-1.
+        signature_version="s3v4",
+        connect_timeout=10,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 5},
+        # S3-compatible stores seldom have a DNS name a bucket; AWS is giving path addressing up.
+        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        # Checksums are set here by hand; the automatic ones use a trailer that not every store knows.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+
+
+def build_client(endpoint_url: str = "") -> Any:
+    """A boto3 S3 client with the credentials and the region of the environment.
+
+    Raises:
+        ExportFailure: ``store_refused`` if the AWS configuration is unusable.
+    """
+    with translated():
+        return boto3.session.Session().client(
+            "s3", endpoint_url=endpoint_url or None, config=client_config(endpoint_url)
+        )
+
+
+def part_size(size: int) -> int:
+    """Bytes of each part (the last may be shorter) of an object of ``size`` bytes: whole MiB, 10,000 parts at most."""
+    smallest = -(-size // MAXIMUM_PARTS)
+    return max(MINIMUM_PART, -(-smallest // 2**20) * 2**20)
+
+
+class S3Store:
+    """Objects in a bucket, under a prefix; implements ``delivery.store.Store``."""
+
+    def __init__(
+        self, client: Any, bucket: str, prefix: str, *, server_side_encryption: str = "none", kms_key_id: str = ""
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._encryption: dict[str, str] = {}
+        if server_side_encryption != "none":
+            self._encryption["ServerSideEncryption"] = server_side_encryption
+            if kms_key_id:
+                self._encryption["SSEKMSKeyId"] = kms_key_id
+        # A client that others made (dagster-aws takes no Config) would presign with SigV2: say it to the client too.
+        client.meta.events.register_first("choose-signer.s3.GetObject", _sigv4, unique_id="export-pipeline-sigv4")
+
+    def put(
+        self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
+    ) -> None:
+        """Upload, then look at what arrived: its size, and every part's SHA-256 where the store checks them."""
+        headers = {
+            **self._at(description.key),
+            **self._encryption,
+            "ContentType": description.media_type,
+            "ContentDisposition": content_disposition(description.download_name),
+            "CacheControl": _CACHE_CONTROL,
+            "Metadata": {"sha256": sha256},
+        }
+        if description.content_encoding:
+            headers["ContentEncoding"] = description.content_encoding
+        if size <= MINIMUM_PART:
+            self._put_small(source, headers, size, sha256, progress)
+        else:
+            self._put_parts(source, headers, size, sha256, progress)
+        if self.size(description.key) != size:
+            with contextlib.suppress(ExportFailure):
+                self.delete(description.key)
+            raise _mismatch("The object in the store has another size than the file that was sent")
+
+    def open(self, key: str) -> BinaryIO:
+        """Stream an object. A connection that ends early raises ``store_unavailable``."""
+        with translated():
+            reply = self._client.get_object(**self._at(key))
+        return io.BufferedReader(_Download(reply["Body"], int(reply["ContentLength"])), buffer_size=2**20)
+
+    def size(self, key: str) -> int | None:
+        """The object's size in bytes, None if there is none."""
+        head = self._head(key)
+        return None if head is None else int(head["ContentLength"])
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is not there is no error."""
+        with translated():
+            self._client.delete_object(**self._at(key))
+
+    def link(self, description: ObjectDescription, lifetime: timedelta) -> Link:
+        """A presigned GET that also says name, type and encoding (not every store keeps the object's own).
+
+        It lives for ``lifetime``, seven days or as long as the signing credentials, whichever ends
+        first. A session token that does not tell its end is taken to live one hour.
+        """
+        with translated():
+            dies = _credentials_expiry(self._client)
+            lifetime = min(lifetime, LONGEST_LINK)
+            if dies is not None:
+                lifetime = min(lifetime, dies - datetime.now(UTC))
+            parameters = {
+                **self._at(description.key),
+                "ResponseContentDisposition": content_disposition(description.download_name),
+                "ResponseContentType": description.media_type,
+                "ResponseCacheControl": _CACHE_CONTROL,
+            }
+            if description.content_encoding:
+                parameters["ResponseContentEncoding"] = description.content_encoding
+            url = self._client.generate_presigned_url(
+                "get_object", Params=parameters, ExpiresIn=max(1, int(lifetime.total_seconds()))
+            )
+        ends = _signature_expiry(url)
+        return Link(url, ends if dies is None else min(ends, dies))
+
+    def object_url(self, key: str) -> str:
+        """The object in the AWS console, or its unsigned URL at an S3-compatible store."""
+        path = quote(self._prefix + key)
+        endpoint = self._client.meta.endpoint_url
+        if not (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            return f"{endpoint}/{self._bucket}/{path}"
+        return f"https://console.aws.amazon.com/s3/object/{self._bucket}?prefix={quote(self._prefix + key, safe='')}"
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """The keys of all objects that begin with ``prefix``."""
+        pages = iter(
+            self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+        )
+        while True:
+            with translated():
+                page = next(pages, None)
+            if page is None:
+                return
+            for item in page.get("Contents", []):
+                yield item["Key"].removeprefix(self._prefix)
+
+    def abort_uploads(self, older_than: timedelta) -> int:
+        """Abort multipart uploads that began longer ago: their parts cost money until then. How many."""
+        newest, count = datetime.now(UTC) - older_than, 0
+        with translated():
+            pages = self._client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"] <= newest:
+                        self._abort({"Bucket": self._bucket, "Key": upload["Key"]}, upload["UploadId"])
+                        count += 1
+        return count
+
+    def _at(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self._bucket, "Key": self._prefix + key}
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        with translated():
+            try:
+                return cast("dict[str, Any]", self._client.head_object(**self._at(key)))
+            except boto.ClientError as error:
+                if is_missing(error):
+                    return None
+                raise
+
+    def _put_small(self, source: BinaryIO, headers: dict[str, Any], size: int, sha256: str, progress: Progress) -> None:
+        body = _read_exactly(source, size + 1)
+        if len(body) != size or hashlib.sha256(body).hexdigest() != sha256:
+            raise _mismatch("A staged file is not what was written")
+        with translated():
+            self._client.put_object(**headers, Body=body, ChecksumSHA256=_checksum(body))
+        progress(size)
+
+    def _put_parts(self, source: BinaryIO, headers: dict[str, Any], size: int, sha256: str, progress: Progress) -> None:
+        at = {"Bucket": headers["Bucket"], "Key": headers["Key"]}
+        with translated():
+            upload = self._client.create_multipart_upload(**headers, ChecksumAlgorithm="SHA256")["UploadId"]
+        try:
+            parts = self._send_parts(source, at, upload, size, sha256, progress)
+            self._complete(at, upload, parts, size, sha256)
+        except BaseException:
+            self._abort(at, upload)
+            raise
+
+    def _send_parts(
+        self, source: BinaryIO, at: dict[str, Any], upload: str, size: int, sha256: str, progress: Progress
+    ) -> list[dict[str, Any]]:
+        digest, done, parts = hashlib.sha256(), 0, list[dict[str, Any]]()
+        while body := _read_exactly(source, part_size(size)):
+            digest.update(body)
+            done += len(body)
+            if done > size:
+                break
+            part = {"PartNumber": len(parts) + 1, "ChecksumSHA256": _checksum(body)}
+            with translated():
+                reply = self._client.upload_part(**at, UploadId=upload, Body=body, **part)
+            parts.append({**part, "ETag": reply["ETag"]})
+            progress(done)
+        if done != size or digest.hexdigest() != sha256:
+            raise _mismatch("A staged file is not what was written")
+        return parts
+
+    def _complete(self, at: dict[str, Any], upload: str, parts: list[dict[str, Any]], size: int, sha256: str) -> None:
+        try:
+            with translated():
+                self._client.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": parts})
+        except ExportFailure:
+            # The reply may have been lost after the object was made; a retry then says NoSuchUpload.
+            head = self._head(at["Key"].removeprefix(self._prefix))
+            if head is None or not _is_whole(head, size, sha256):
+                raise
+
+    def _abort(self, at: dict[str, Any], upload: str) -> None:
+        """Best effort: the janitor takes what is left."""
+        with contextlib.suppress(ExportFailure), translated():
+            self._client.abort_multipart_upload(**at, UploadId=upload)
+
+
+class _Download(io.RawIOBase):
+    """A GET's body that raises where it ends before its announced length."""
+
+    def __init__(self, body: Any, length: int) -> None:
+        super().__init__()
+        self._body = body
+        self._left = length
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer)
+        if self._left == 0:
+            return 0
+        with translated():
+            chunk = self._body.read(min(len(view), self._left))
+        if not chunk:
+            raise ExportFailure(
+                FailureCode.STORE_UNAVAILABLE, f"A download from S3 ended {self._left} bytes early. Try again."
+            )
+        self._left -= len(chunk)
+        view[: len(chunk)] = chunk
+        return len(chunk)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._body.close()
+        super().close()
+
+
+def _sigv4(**_: Any) -> str:
+    return "s3v4"
+
+
+def _credentials_expiry(client: Any) -> datetime | None:
+    """When the client's credentials die (UTC), None for ones that do not; renewed first if they are due."""
+    # botocore has no public way to them; a session of ours could hold others than the client's.
+    credentials = client._get_credentials()  # noqa: SLF001
+    if credentials is None:
+        raise boto.NoCredentialsError
+    frozen = credentials.get_frozen_credentials()
+    expiry: datetime | None = getattr(credentials, "_expiry_time", None)
+    if expiry is not None:
+        return expiry.astimezone(UTC)
+    return datetime.now(UTC) + UNKNOWN_SESSION if frozen.token else None
+
+
+def _signature_expiry(url: str) -> datetime:
+    query = parse_qs(urlsplit(url).query)
+    signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return signed + timedelta(seconds=int(query["X-Amz-Expires"][0]))
+
+
+def _read_exactly(source: BinaryIO, size: int) -> bytes:
+    """``size`` bytes, fewer only at the end: a raw stream may give less than asked for."""
+    pieces, left = list[bytes](), size
+    while left and (piece := source.read(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _checksum(body: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(body).digest()).decode()
+
+
+def _is_whole(head: dict[str, Any], size: int, sha256: str) -> bool:
+    """Whether an object is the one that was sent; a store that keeps no metadata is judged by size."""
+    metadata = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
+    return bool(head["ContentLength"] == size and metadata.get("sha256", sha256) == sha256)
+
+
+def _mismatch(what: str) -> ExportFailure:
+    return ExportFailure(FailureCode.CHECKSUM_MISMATCH, f"{what}. Run the export again.")

@@ -1,0 +1,127 @@
+"""Mail through SendGrid's v3 API, by its official package.
+
+What belongs here: one call a message, and what each way it can end means.
+What does not: the message's texts.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import Any
+from urllib.error import URLError
+
+import sendgrid
+from python_http_client.exceptions import HTTPError
+from sendgrid.helpers import mail as helpers
+
+from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown, Message
+from export_pipeline.delivery.mime import one_line, recipient_address
+
+_TIMEOUT_SECONDS = 30.0
+_LONGEST_WAIT = 3600.0
+
+
+class SendGridMail:
+    """Implements ``delivery.mail.MailProvider``."""
+
+    def __init__(self, api_key: str, host: str, *, timeout: float = _TIMEOUT_SECONDS) -> None:
+        self._client = sendgrid.SendGridAPIClient(api_key, host=host)
+        # The package sets none and would wait for ever.
+        self._client.client.timeout = timeout
+        # At DEBUG it logs the key, the address and the body.
+        logging.getLogger("python_http_client").setLevel(logging.INFO)
+
+    def send(self, message: Message) -> None:
+        """Send one message.
+
+        Raises:
+            MailNotAccepted: answered with an error, or never reached SendGrid.
+            MailOutcomeUnknown: the request was sent and the answer lost, or a gateway answered for SendGrid.
+        """
+        body = _request(message)
+        try:
+            reply = self._client.send(body)
+        except HTTPError as error:
+            failure: Exception = _from_reply(int(error.status_code), error.headers)
+        except URLError as error:
+            # urllib wraps what fails until the whole request is written and nothing later: until then
+            # SendGrid cannot have taken it.
+            failure = MailNotAccepted(f"sendgrid connection {_cause(error)}", permanent=False)
+        except (OSError, HTTPException) as error:
+            failure = MailOutcomeUnknown(f"sendgrid reply lost: {type(error).__name__}")
+        else:
+            if reply.status_code == 202:
+                return
+            # A redirect was followed, or something that is not SendGrid answered.
+            failure = MailOutcomeUnknown(f"sendgrid {reply.status_code}")
+        raise failure from None
+
+
+def _request(message: Message) -> helpers.Mail:
+    recipient = recipient_address(message.recipient)
+    sender = message.sender
+    mail = helpers.Mail(
+        from_email=helpers.From(sender.addr_spec, one_line(sender.display_name) or None),
+        to_emails=helpers.To(recipient.addr_spec),
+        subject=one_line(message.subject),
+        plain_text_content=message.text,
+        html_content=message.html,
+    )
+    mail.add_custom_arg(helpers.CustomArg("message_id", message.message_id))
+    # RFC 3834: keeps vacation replies away.
+    mail.add_header(helpers.Header("Auto-Submitted", "auto-generated"))
+    # Tracking would send every signed link through SendGrid's redirector.
+    tracking = helpers.TrackingSettings()
+    tracking.click_tracking = helpers.ClickTracking(enable=False, enable_text=False)
+    tracking.open_tracking = helpers.OpenTracking(enable=False)
+    mail.tracking_settings = tracking
+    for attachment in message.attachments:
+        mail.add_attachment(
+            helpers.Attachment(
+                helpers.FileContent(base64.b64encode(attachment.content).decode()),
+                helpers.FileName(one_line(attachment.name)),
+                helpers.FileType(attachment.media_type),
+                helpers.Disposition("attachment"),
+            )
+        )
+    return mail
+
+
+def _from_reply(status: int, headers: Any) -> MailNotAccepted | MailOutcomeUnknown:
+    reason = f"sendgrid {status}"
+    if status in (502, 504):
+        # Said by a gateway that got no good answer from behind: the mail may be on its way.
+        return MailOutcomeUnknown(reason)
+    # 401 and 403 are about the key: the installation's fault, not this recipient's.
+    permanent = 400 <= status < 500 and status not in (401, 403, 408, 429)
+    return MailNotAccepted(reason, permanent=permanent, retry_after=None if permanent else _retry_after(headers))
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds to wait: ``Retry-After`` (seconds or a date), else SendGrid's ``X-RateLimit-Reset`` (Unix time)."""
+    wait = _parse_retry_after(headers.get("Retry-After"))
+    if wait is None:
+        reset = headers.get("X-RateLimit-Reset")
+        wait = float(reset) - time.time() if reset is not None and reset.strip().isdigit() else None
+    return None if wait is None else min(max(wait, 0.0), _LONGEST_WAIT)
+
+
+def _parse_retry_after(value: str | None) -> float | None:
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return (date - datetime.now(UTC)).total_seconds() if date.tzinfo else None
+
+
+def _cause(error: URLError) -> str:
+    return type(error.reason).__name__ if isinstance(error.reason, BaseException) else "error"

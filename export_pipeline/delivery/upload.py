@@ -1,0 +1,91 @@
+"""From the staging store to the delivered files' store: names, keys, uploads, and taking them back.
+
+What belongs here: the way of finished files to their place. What does not: stores, the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import BinaryIO, cast
+from zoneinfo import ZoneInfo
+
+from export_pipeline.delivery.keys import export_prefix, file_name
+from export_pipeline.delivery.manifest import ManifestFile
+from export_pipeline.delivery.objects import ObjectDescription
+from export_pipeline.delivery.store import Store
+from export_pipeline.engine.plan import ExportPlan, staging_prefix
+from export_pipeline.engine.serialize import SerializedFiles, StagedFile
+from export_pipeline.engine.staging import Staging
+
+
+def upload_files(
+    store: Store,
+    staging: Staging,
+    plan: ExportPlan,
+    output: SerializedFiles,
+    *,
+    shard: int,
+    shards: int,
+    snapshot_at: datetime,
+    progress: Callable[[int], None],
+) -> tuple[ManifestFile, ...]:
+    """Upload one shard's files; ``progress`` gets the rows done so far, and may raise to stop.
+
+    A file that is there already in full (an earlier try got so far) is sent again: its key is the same.
+    """
+    prefix = export_prefix(plan.uid, plan.attempt, plan.key_secret)
+    day = snapshot_at.astimezone(ZoneInfo(plan.organization_time_zone)).date()
+    uploaded: list[ManifestFile] = []
+    rows_before = 0
+    for file in output.files:
+        name = file_name(plan.dataset, day, plan.uid, _part(file, output, shard, shards), output.extension)
+        placed = ManifestFile(
+            ordinal=file.ordinal,
+            key=f"{prefix}/{name}",
+            name=name,
+            rows=file.rows,
+            bytes=file.bytes,
+            sha256=file.sha256,
+            media_type=output.media_type,
+        )
+        _upload(store, staging, file, placed, _scaled(progress, rows_before, file))
+        rows_before += file.rows
+        progress(rows_before)
+        uploaded.append(placed)
+    return tuple(uploaded)
+
+
+def _part(file: StagedFile, output: SerializedFiles, shard: int, shards: int) -> str | None:
+    """Sorts in the order of the rows: ``00001``, or ``01-00001`` where shards were written side by side."""
+    if shards > 1:
+        return f"{shard:02d}-{file.ordinal:05d}"
+    return f"{file.ordinal:05d}" if len(output.files) > 1 else None
+
+
+def _scaled(progress: Callable[[int], None], rows_before: int, file: StagedFile) -> Callable[[int], None]:
+    def bytes_done(done: int) -> None:
+        progress(rows_before + file.rows * done // max(file.bytes, 1))
+
+    return bytes_done
+
+
+def _upload(
+    store: Store, staging: Staging, file: StagedFile, placed: ManifestFile, progress: Callable[[int], None]
+) -> None:
+    with staging.open(file.key) as source:
+        store.put(cast("BinaryIO", source), describe(placed), size=file.bytes, sha256=file.sha256, progress=progress)
+
+
+def describe(file: ManifestFile) -> ObjectDescription:
+    """How a delivered file is called and served."""
+    return ObjectDescription(
+        key=file.key, download_name=file.name, media_type=file.media_type, content_encoding=file.content_encoding
+    )
+
+
+def discard_attempt(store: Store, staging: Staging, uid: str, attempt: int) -> None:
+    """Take an attempt back: nothing of it stays in either store."""
+    for key in list(store.keys(f"{uid}/{attempt}/")):
+        store.delete(key)
+    staging.delete_tree(staging_prefix(uid, attempt))

@@ -1,0 +1,228 @@
+"""The demo's story: data, requests by plain SQL, live progress, files, links, mails.
+
+What belongs here: what is shown and in which order. What does not: how any of it is done.
+"""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import click
+import sqlalchemy as sa
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from export_pipeline.delivery.manifest import read_manifest
+from export_pipeline.delivery.store import Store, open_store
+from export_pipeline.delivery.upload import describe
+from export_pipeline.delivery.verify import verify
+from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.demo.home import Home
+from export_pipeline.demo.processes import Processes, free_port
+from export_pipeline.demo.s3_server import serve_s3
+from export_pipeline.requests import migrate
+from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.model import RequestState, read_state
+from export_pipeline.requests.progress import FINISHED, overall_progress
+from export_pipeline.requests.tables import RequestStatus, organizations
+from export_pipeline.settings import Settings
+
+TIMEOUT_SECONDS = 900
+POLL_SECONDS = 0.5
+LINK_LIFETIME = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    title: str
+    sql: str
+
+
+def run_demo(home: Home, rows: int, *, ui: bool) -> None:
+    """Tell the whole story; with ``ui`` stay until Ctrl-C.
+
+    Raises:
+        click.ClickException: an export did not end as the story has it.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    home.create()
+    with serve_s3(home.objects, access_key_id=home.access_key_id, secret_access_key=home.secret_access_key) as endpoint:
+        os.environ.update(home.environment(endpoint))
+        settings = Settings.from_environment()
+        engine = _prepare(console, settings, rows)
+        with _dagster(console, home, endpoint, ui=ui):
+            uids = _ask(console, home)
+            states = _watch(console, engine, uids)
+            _show_results(console, open_store(settings), home, states)
+            if ui:
+                _stay(console)
+
+
+def _prepare(console: Console, settings: Settings, rows: int) -> sa.Engine:
+    engine = create_engine(settings.database_url)
+    migrate.upgrade(engine)
+    report = load_demo_data(settings.database_url, contacts=rows, entities=max(rows // 5, 1))
+    with engine.begin() as connection:
+        connection.execute(
+            organizations.insert(),
+            [{"id": one.id, "name": one.name, "time_zone": one.time_zone} for one in ORGANIZATIONS],
+        )
+    made = ", ".join(f"{count:,} {table}" for table, count in report.rows.items() if table in ("contacts", "entities"))
+    console.print(f"Made {made} of {len(ORGANIZATIONS)} organizations in {report.seconds:.1f} s.")
+    return engine
+
+
+@contextmanager
+def _dagster(console: Console, home: Home, endpoint: str, *, ui: bool) -> Iterator[None]:
+    code_port = free_port()
+    home.write_workspace(code_port)
+    with Processes(home.logs, home.environment(endpoint)) as processes:
+        processes.code_server(code_port)
+        processes.daemon(home.workspace)
+        console.print(f"S3 endpoint {endpoint}, Dagster daemon and code server are up (logs in {home.logs}).")
+        if ui:
+            port = free_port()
+            processes.webserver(home.workspace, port)
+            console.print(f"Dagster UI: http://127.0.0.1:{port}")
+        yield
+
+
+def _ask(console: Console, home: Home) -> dict[str, str]:
+    uids = {}
+    console.print("\nFive requests, each one SQL INSERT:\n")
+    with closing(sqlite3.connect(home.database, timeout=30)) as connection:
+        for ask in _asks():
+            console.print(f"  {ask.sql}", markup=False)
+            with connection:
+                (uids[ask.title],) = connection.execute(f"{ask.sql} RETURNING uid").fetchone()
+    console.print("")
+    return uids
+
+
+def _asks() -> list[_Ask]:
+    first, second, third = (one.id for one in ORGANIZATIONS[:3])
+    head = "INSERT INTO export_requests (organization_id, dataset, format"
+    return [
+        _Ask(
+            "contacts, csv, gzip",
+            f"{head}, compression, email_locale, recipient_emails) VALUES ('{first}', 'contacts', 'csv', 'gzip', 'pt', "
+            """'["ana@example.com", "joao@example.com"]')""",
+        ),
+        _Ask(
+            "entities, json",
+            f"{head}, email_locale, recipient_emails) VALUES ('{second}', 'entities', 'json', 'es', "
+            """'["lucia@example.com"]')""",
+        ),
+        _Ask(
+            "contacts, xlsx",
+            f"""{head}, recipient_emails) VALUES ('{third}', 'contacts', 'xlsx', '["john@example.com"]')""",
+        ),
+        _Ask(
+            "contacts, ndjson in parts of 1 MB",
+            f"{head}, max_file_size_mb, email_locale, recipient_emails) "
+            f"VALUES ('{first}', 'contacts', 'ndjson', 1, 'pt', "
+            """'["ana@example.com"]')""",
+        ),
+        _Ask(
+            "a column that does not exist",
+            f"{head}, columns, recipient_emails) VALUES ('{first}', 'contacts', 'csv', "
+            """'["email", "shoe_size"]', '["ana@example.com"]')""",
+        ),
+    ]
+
+
+def _watch(console: Console, engine: sa.Engine, uids: dict[str, str]) -> dict[str, RequestState]:
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[phase]:<17}  ETA"),
+        TimeRemainingColumn(),
+    )
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    with Progress(*columns, console=console) as progress:
+        tasks = {title: progress.add_task(title, total=None, phase="queued") for title in uids}
+        last: dict[str, str] = {}
+        while True:
+            states = _states(engine, uids)
+            for title, state in states.items():
+                _update(progress, tasks[title], state)
+                if not console.is_terminal and last.get(title) != (phase := _phase(state)):
+                    console.print(f"  {title}: {phase}")
+                    last[title] = phase
+            if all(state.status in FINISHED for state in states.values()):
+                return states
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"the exports did not end within {TIMEOUT_SECONDS} s; see the logs")
+            time.sleep(POLL_SECONDS)
+
+
+def _states(engine: sa.Engine, uids: dict[str, str]) -> dict[str, RequestState]:
+    with engine.connect() as connection:
+        found = {title: read_state(connection, uid) for title, uid in uids.items()}
+    return {title: state for title, state in found.items() if state is not None}
+
+
+def _phase(state: RequestState) -> str:
+    return str(state.stage or state.status) if state.status is RequestStatus.RUNNING else str(state.status)
+
+
+def _update(progress: Progress, task: TaskID, state: RequestState) -> None:
+    done, total = overall_progress(state)
+    progress.update(task, completed=done, total=total, phase=_phase(state))
+
+
+def _show_results(console: Console, store: Store, home: Home, states: dict[str, RequestState]) -> None:
+    for title, state in states.items():
+        console.print(f"\n[bold]{title}[/bold]  {state.uid}  {state.status}")
+        if state.manifest_key is None:
+            console.print(f"  {state.error_code}: {state.message}", markup=False)
+            continue
+        _show_export(console, store, state.manifest_key)
+    console.print(f"\nObjects are plain files under {home.objects}, mails under {home.outbox}:\n")
+    for mail in _wait_for_mails(home.outbox, states):
+        console.print(f"  {mail}", markup=False)
+    wrong = [title for title, state in states.items() if state.status is RequestStatus.FAILED]
+    if wrong != ["a column that does not exist"]:
+        raise click.ClickException(f"not as expected: {wrong}; see {home.logs}")
+
+
+def _show_export(console: Console, store: Store, manifest_key: str) -> None:
+    manifest = read_manifest(store, manifest_key)
+    report = verify(store, manifest_key)
+    console.print(f"  {report.rows:,} rows, {report.bytes:,} bytes in {report.files} files, read back and verified")
+    if not report.sound:
+        raise click.ClickException("; ".join(report.problems))
+    for file in manifest.files:
+        console.print(f"  curl -o {file.name} '{store.link(describe(file), LINK_LIFETIME).url}'", markup=False)
+
+
+def _wait_for_mails(outbox: Path, states: dict[str, RequestState]) -> list[str]:
+    """The mails follow `completed`: give the last one a moment."""
+    expected = sum({"csv": 2}.get(state.format, 1) for state in states.values() if state.manifest_key is not None)
+    deadline = time.monotonic() + 60
+    while len(files := sorted(outbox.glob("*.eml"))) < expected and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return [_summary(file) for file in files]
+
+
+def _summary(file: Path) -> str:
+    message = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
+    return f"{file.name}  to {message['To']}: {message['Subject']}"
+
+
+def _stay(console: Console) -> None:
+    console.print("\nThe UI and the S3 endpoint stay up until Ctrl-C.")
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("Stopping.")

@@ -1,0 +1,162 @@
+"""Reading: one snapshot of the source into staged shards.
+
+What belongs here: the way of the rows from the database to the staging store, and their count.
+What does not: the database's protocol (``readers``), files (``serialize``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+
+from export_pipeline.engine.query import Selection, build_query
+from export_pipeline.engine.readers import Snapshot, backend_of, open_snapshot
+from export_pipeline.engine.readers.types import staged_schema
+from export_pipeline.engine.staging import Staging
+from export_pipeline.failures import ExportFailure, FailureCode
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows are read from, and how long one statement may take (seconds, 0 = no limit)."""
+
+    url: str
+    statement_timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class StagedShard:
+    """A run of rows in the order of the key: its place from 1, its staging key, its rows."""
+
+    ordinal: int
+    key: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class StagedRows:
+    """What was read: rows of one instant (UTC), in one shard or more, Arrow bytes in memory."""
+
+    rows: int
+    bytes: int
+    snapshot_at: datetime
+    shards: tuple[StagedShard, ...]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """When to cut shards: once the rows fill ``max_bytes`` twice over, every ``shard_rows`` rows."""
+
+    max_bytes: int
+    shard_rows: int
+
+
+SnapshotTaken = Callable[[int, datetime], None]
+"""Told once: the exact number of rows, and the instant they are of."""
+
+
+def stage_rows(
+    source: Source,
+    selected: Selection,
+    staging: Staging,
+    prefix: str,
+    *,
+    sharding: Sharding,
+    snapshot_taken: SnapshotTaken,
+    progress: Callable[[int], None],
+) -> StagedRows:
+    """Read a selection in one snapshot and stage it under ``prefix``.
+
+    The source is held for the read alone. ``progress`` gets the rows done so far, and may raise to stop.
+
+    Raises:
+        ExportFailure: what a reader or the staging store raises; ``count_mismatch`` if the rows read
+            are not as many as the same snapshot counted.
+    """
+    query = build_query(selected, backend_of(source.url))
+    schema = staged_schema(query.columns)
+    with open_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds) as snapshot:
+        snapshot_taken(snapshot.row_count, snapshot.taken_at)
+        stager = _Stager(staging, prefix, schema, snapshot, sharding)
+        with stager:
+            for done in stager.stage():
+                progress(done)
+    if stager.rows != snapshot.row_count:
+        raise ExportFailure(
+            FailureCode.COUNT_MISMATCH,
+            f"{stager.rows} rows were read of a snapshot of {snapshot.row_count}. Retry the export; if it happens "
+            "again, the key column of the dataset may not be unique.",
+        )
+    return StagedRows(stager.rows, stager.bytes, snapshot.taken_at, tuple(stager.shards))
+
+
+class _Stager(ExitStack):
+    """Writes batches to shards; as a context, it ends the shard that is open."""
+
+    def __init__(
+        self, staging: Staging, prefix: str, schema: pa.Schema, snapshot: Snapshot, sharding: Sharding
+    ) -> None:
+        super().__init__()
+        self._staging = staging
+        self._prefix = prefix
+        self._schema = schema
+        self._snapshot = snapshot
+        self._sharding = sharding
+        self._shard_rows: int | None = None
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+        self._rows_in_shard = 0
+        self.rows = 0
+        self.bytes = 0
+        self.shards: list[StagedShard] = []
+
+    def stage(self) -> Iterator[int]:
+        """Stage everything, giving the number of rows done after each batch."""
+        for batch in self._snapshot.batches:
+            if self.rows == 0 and batch.num_rows:
+                self._shard_rows = self._rows_per_shard(batch)
+            for piece in self._cut(batch):
+                self._write(piece)
+            yield self.rows
+        self._end_shard()
+
+    def _rows_per_shard(self, first: pa.RecordBatch) -> int | None:
+        estimate = first.nbytes / first.num_rows * self._snapshot.row_count
+        return self._sharding.shard_rows if estimate > 2 * self._sharding.max_bytes else None
+
+    def _cut(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        start = 0
+        while start < batch.num_rows:
+            room = batch.num_rows if self._shard_rows is None else self._shard_rows - self._rows_in_shard
+            piece = batch.slice(start, room)
+            start += piece.num_rows
+            yield piece
+
+    def _write(self, piece: pa.RecordBatch) -> None:
+        if self._writer is None:
+            self._begin_shard()
+        assert self._writer is not None  # noqa: S101 - for the type checker
+        self._writer.write_batch(piece)
+        self._rows_in_shard += piece.num_rows
+        self.rows += piece.num_rows
+        self.bytes += piece.nbytes
+        if self._rows_in_shard == self._shard_rows:
+            self._end_shard()
+
+    def _begin_shard(self) -> None:
+        key = f"{self._prefix}/rows/{len(self.shards) + 1:05d}.arrow"
+        self._writer = self.enter_context(self._staging.write_batches(key, self._schema))
+        self.shards.append(StagedShard(len(self.shards) + 1, key, 0))
+
+    def _end_shard(self) -> None:
+        if self._writer is None and self.shards:
+            return
+        if self._writer is None:
+            self._begin_shard()
+        self.close()
+        last = self.shards[-1]
+        self.shards[-1] = StagedShard(last.ordinal, last.key, self._rows_in_shard)
+        self._writer, self._rows_in_shard = None, 0

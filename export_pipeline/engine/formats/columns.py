@@ -1,0 +1,153 @@
+"""What every column-wise format asks of a batch: its output columns, and what bytes they hold.
+
+What belongs here: picking and typing the output columns of a staged batch, the cheap byte tests
+that decide whether an expensive rewrite is needed at all, and ISO 8601 text.
+What does not: anything that one format alone does to a column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from export_pipeline.catalog.model import ColumnType
+from export_pipeline.engine.formats.base import ARROW_TYPES, OutputColumn
+from export_pipeline.failures import ExportFailure, FailureCode
+
+ISO_INSTANT = "%Y-%m-%dT%H:%M:%S%.f%:z"
+ISO_DATE = "%Y-%m-%d"
+
+_DAY_US = 86_400_000_000
+# Beyond these the calendar of polars (chrono) panics: years -200,000 to 200,000 are safely inside.
+_FURTHEST_DAY = 200_000 * 365
+# 1972-02-01: after it no zone of the tz database has an offset with seconds (Liberia was the last).
+_WHOLE_MINUTE_OFFSETS_SINCE = 761 * _DAY_US
+
+
+class TextBytes:
+    """The UTF-8 bytes of a text column, for tests over the whole column at once."""
+
+    def __init__(self, array: pa.Array) -> None:
+        _, offsets, data = array.buffers()
+        rows = len(array)
+        self._offsets: npt.NDArray[np.int32] = (
+            np.frombuffer(offsets, np.int32, rows + 1, array.offset * 4) if rows else np.zeros(1, np.int32)
+        )
+        first, last = int(self._offsets[0]), int(self._offsets[-1])
+        buffer = np.frombuffer(data, np.uint8) if data is not None and data.size else np.empty(0, np.uint8)
+        self._values: npt.NDArray[np.uint8] = buffer[first:last]
+
+    @cached_property
+    def raw(self) -> bytes:
+        """All values, one after another."""
+        return self._values.tobytes()
+
+    def has(self, *needles: bytes) -> bool:
+        """Whether any needle occurs anywhere in the column."""
+        return any(needle in self.raw for needle in needles)
+
+    def has_control(self) -> bool:
+        """Whether a byte below the space occurs."""
+        return bool(self._values.size) and int(self._values.min()) < 0x20
+
+    def longest(self) -> int:
+        """The bytes of the longest value."""
+        return int(np.diff(self._offsets).max(initial=0))
+
+    def edge_is_one_of(self, table: npt.NDArray[np.bool_], *, last: bool = False) -> bool:
+        """Whether a value's first byte (and with ``last`` its last byte) is marked in a 256-entry table."""
+        starts, ends = self._offsets[:-1], self._offsets[1:]
+        filled = starts < ends
+        base = self._offsets[0]
+        if table[self._values[starts[filled] - base]].any():
+            return True
+        return last and bool(table[self._values[ends[filled] - base - 1]].any())
+
+
+def byte_table(characters: bytes) -> npt.NDArray[np.bool_]:
+    """A 256-entry table that marks these bytes."""
+    table = np.zeros(256, np.bool_)
+    table[list(characters)] = True
+    return table
+
+
+@dataclass(frozen=True)
+class Block:
+    """The output columns of one batch; in ``frame`` they are named by their place: "0", "1", ..."""
+
+    columns: tuple[OutputColumn, ...]
+    arrays: tuple[pa.Array, ...]
+    frame: pl.DataFrame
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> Block:
+        """Pick the output columns of a staged batch."""
+        arrays = typed_arrays(batch, columns)
+        names = [str(place) for place in range(len(arrays))]
+        frame = pl.DataFrame(pa.RecordBatch.from_arrays(list(arrays), names=names))
+        return cls(columns, arrays, frame)
+
+    def text_bytes(self, place: int) -> TextBytes:
+        """The bytes of a column that is staged as text."""
+        return TextBytes(self.arrays[place])
+
+    def timestamp_text(self, place: int, zone: str) -> pl.Expr:
+        """ISO 8601 with the zone's offset; a fraction only where there is one."""
+        name = str(place)
+        instants = self.frame[name].to_physical()
+        self._check_calendar(place, instants, _DAY_US)
+        local = pl.col(name).dt.convert_time_zone(zone)
+        text = local.dt.strftime(ISO_INSTANT)
+        earliest = instants.min()
+        if zone == "UTC" or not isinstance(earliest, int) or earliest >= _WHOLE_MINUTE_OFFSETS_SINCE:
+            return text
+        # ISO 8601 has no seconds in an offset, so such local times would lose them: they stay in UTC.
+        offset = local.dt.replace_time_zone(None) - pl.col(name).dt.replace_time_zone(None)
+        whole = offset.dt.total_seconds() % 60 == 0
+        return pl.when(whole).then(text).otherwise(pl.col(name).dt.strftime(ISO_INSTANT))
+
+    def date_text(self, place: int) -> pl.Expr:
+        """``YYYY-MM-DD``."""
+        self._check_calendar(place, self.frame[str(place)].to_physical(), 1)
+        return pl.col(str(place)).dt.strftime(ISO_DATE)
+
+    def _check_calendar(self, place: int, values: pl.Series, day: int) -> None:
+        low, high = values.min(), values.max()
+        if not isinstance(low, int) or not isinstance(high, int):
+            return
+        if max(abs(low), abs(high)) > _FURTHEST_DAY * day:
+            name = self.columns[place].name
+            raise ExportFailure(
+                FailureCode.SOURCE_DATA_INVALID,
+                f"column {name} holds a date beyond the calendar (an 'infinity' of the database?); "
+                "turn such values into null in the source view",
+                field=name,
+            )
+
+
+def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tuple[pa.Array, ...]:
+    """The arrays of the output columns in their order, each in the Arrow type of its catalog type."""
+    arrays = []
+    for column in columns:
+        array = batch.column(column.name)
+        wanted = ARROW_TYPES[column.type]
+        arrays.append(array if array.type == wanted else array.cast(wanted))
+    return tuple(arrays)
+
+
+def check_time_zone(zone: str) -> None:
+    """Fail now, with a name, rather than at the first timestamp."""
+    try:
+        pl.Series([0], dtype=pl.Int64).cast(pl.Datetime("us", "UTC")).dt.convert_time_zone(zone)
+    except pl.exceptions.ComputeError:
+        message = f"time_zone {zone!r} is not a zone of the IANA database"
+        raise ExportFailure(FailureCode.INVALID_OPTION, message, field="time_zone") from None
+
+
+TEXT_LIKE = frozenset({ColumnType.TEXT, ColumnType.UUID, ColumnType.JSON, ColumnType.DECIMAL})
+"""The catalog types that are staged as text."""

@@ -1,0 +1,124 @@
+r"""CSV after RFC 4180: UTF-8, ``\n`` between rows, a header in every part.
+
+What belongs here: how each column type is written as CSV text, and the options of CSV.
+What does not: which text is dangerous (formula_guard), and the framing of files (text_file).
+
+Null is nothing between the delimiters, an empty text is ``""``: readers that care can tell them apart.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import BinaryIO
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from export_pipeline.catalog.model import ColumnType
+from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.engine.formats.columns import TEXT_LIKE, Block, check_time_zone
+from export_pipeline.engine.formats.formula_guard import guarded
+from export_pipeline.engine.formats.rows import EncodedRows, RowEnds
+from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
+from export_pipeline.failures import ExportFailure, FailureCode
+
+_BOM = b"\xef\xbb\xbf"
+_NEWLINE = 0x0A
+
+
+class CsvFormat:
+    """CSV with its options."""
+
+    def __init__(self, options: FormatOptions) -> None:
+        _check(options)
+        self._options = options
+        self._gzip = gzips(options)
+        self._frame = Frame(head=_head(options))
+        self._counters: Counter[str] = Counter(guarded_cells=0)
+
+    @property
+    def extension(self) -> str:
+        """What a file name ends with."""
+        return "csv.gz" if self._gzip else "csv"
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type of a file as stored."""
+        return GZIP_MEDIA_TYPE if self._gzip else "text/csv; charset=utf-8"
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """``guarded_cells``: cells that got an apostrophe."""
+        return self._counters
+
+    def encode(self, batch: pa.RecordBatch) -> EncodedRows:
+        """Turn a staged batch into CSV rows."""
+        block = Block.of(batch, self._options.columns)
+        multiline = [str(place) for place in _text_places(block) if block.text_bytes(place).has(b"\n")]
+        frame = block.frame.select(self._column(block, place) for place in range(len(block.columns)))
+        buffer = io.BytesIO()
+        frame.write_csv(buffer, include_header=False, separator=self._options.csv_delimiter, quote_style="necessary")
+        data = buffer.getbuffer()
+        return EncodedRows(data, frame.height, _ends_finder(data, frame.select(multiline)))
+
+    def open(self, sink: BinaryIO) -> TextFile:
+        """Begin a file with its header."""
+        return TextFile(sink, self._frame, name="csv", max_bytes=self._options.max_bytes, gzip=self._gzip)
+
+    def _column(self, block: Block, place: int) -> pl.Expr | pl.Series:
+        name, options = str(place), self._options
+        match block.columns[place].type:
+            case ColumnType.TIMESTAMP:
+                return block.timestamp_text(place, options.time_zone).alias(name)
+            case ColumnType.DATE:
+                return block.date_text(place).alias(name)
+            case ColumnType.FLOAT | ColumnType.DECIMAL if options.csv_decimal_mark != ".":
+                text = pl.col(name).cast(pl.String)
+                return text.str.replace(".", options.csv_decimal_mark, literal=True)
+            case ColumnType.TEXT if options.guard_formulas:
+                values, count = guarded(block.frame[name], block.text_bytes(place))
+                self._counters["guarded_cells"] += count
+                return values
+            case _:
+                return pl.col(name)
+
+
+def _check(options: FormatOptions) -> None:
+    check_time_zone(options.time_zone)
+    delimiter, mark = options.csv_delimiter, options.csv_decimal_mark
+    if len(delimiter) != 1 or not delimiter.isascii() or delimiter.isalnum() or delimiter in '"\r\n\0.+-':
+        message = f"csv_delimiter {delimiter!r} cannot separate fields; use ',' ';' '|' or a tab"
+        raise ExportFailure(FailureCode.INVALID_OPTION, message, field="csv_delimiter")
+    if mark not in {".", ","}:
+        message = f"csv_decimal_mark {mark!r} is not known; use '.' or ','"
+        raise ExportFailure(FailureCode.INVALID_OPTION, message, field="csv_decimal_mark")
+
+
+def _head(options: FormatOptions) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=options.csv_delimiter, lineterminator="\n")
+    writer.writerow([column.header for column in options.columns])
+    return (_BOM if options.csv_bom else b"") + text.getvalue().encode()
+
+
+def _text_places(block: Block) -> list[int]:
+    return [place for place, column in enumerate(block.columns) if column.type in TEXT_LIKE]
+
+
+def _ends_finder(data: memoryview, multiline: pl.DataFrame) -> Callable[[], RowEnds]:
+    """Rows end at newlines, save those inside the columns of ``multiline``, which are counted a row."""
+
+    def find() -> RowEnds:
+        newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE)
+        if multiline.width:
+            inside = multiline.select(
+                pl.sum_horizontal(pl.all().str.count_matches("\n", literal=True).fill_null(0).cast(pl.Int64))
+            ).to_series()
+            newlines = newlines[np.cumsum(inside.to_numpy() + 1) - 1]
+        return np.asarray(newlines + 1, np.int64)
+
+    return find

@@ -1,0 +1,43 @@
+r"""Text that a spreadsheet would run gets a leading apostrophe; numbers and phone numbers do not.
+
+What belongs here: deciding which text is dangerous, and the guard itself.
+What does not: other quoting (csv), and workbooks, whose text cells are never formulas.
+
+Dangerous by their first character, after OWASP's list: ``=``, ``@``, tab, CR, LF, and ``+`` or ``-``
+unless what follows is a number or a phone number; likewise the fullwidth forms of the four signs.
+A lone ``+`` or ``-`` stays as it is: people write it for "none", and there is nothing in it to run.
+A number or phone number is digits, spaces and ``( ) . , - / %``, with an exponent at most: no name,
+no cell and no function can be spelled with these, so nothing can be run.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from export_pipeline.engine.formats.columns import TextBytes, byte_table
+
+_FULLWIDTH_LEAD = 0xEF
+_FIRST_BYTES = byte_table(b"=@+-\t\r\n" + bytes([_FULLWIDTH_LEAD]))
+
+# \u{A0} and \u{202F} are the spaces that typeset phone numbers and numbers hold.
+_NUMBER = r"[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?%?|\.[0-9]+(?:[eE][+-]?[0-9]+)?%?"
+_PHONE = r"[ \u{A0}\u{202F}]*\(?[0-9][0-9 \u{A0}\u{202F}().\-/]*"
+_SIGN = r"+\-\u{FF0B}\u{FF0D}"
+_HARMLESS = rf"^[{_SIGN}](?:{_NUMBER}|{_PHONE})?$"
+_DANGEROUS = rf"^[=@\t\r\n\u{{FF1D}}\u{{FF20}}{_SIGN}]"
+
+
+def guarded(values: pl.Series, raw: TextBytes) -> tuple[pl.Series, int]:
+    """The values with their guards, and how many got one; the same series if none needs it."""
+    if not raw.edge_is_one_of(_FIRST_BYTES):
+        return values, 0
+    name = values.name
+    column = pl.col(name)
+    hit = values.to_frame().select(
+        (column.str.contains(_DANGEROUS) & ~column.str.contains(_HARMLESS)).fill_null(value=False)
+    )[name]
+    count = int(hit.sum())
+    if not count:
+        return values, 0
+    fixed = values.to_frame().select(pl.when(hit).then(pl.lit("'") + column).otherwise(column).alias(name))
+    return fixed[name], count

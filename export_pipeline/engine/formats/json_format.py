@@ -1,0 +1,169 @@
+r"""NDJSON (one object a line) and JSON (one array of the same objects), streamed.
+
+What belongs here: how each column type is written as a JSON value, and the frame of an array.
+What does not: the framing of files (text_file).
+
+JSON columns and decimals are spliced in as they are, so that no digit and no nesting is lost.
+JSON has no NaN and no infinity: they become null and are counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from itertools import groupby
+from typing import BinaryIO
+
+import polars as pl
+import pyarrow as pa
+
+from export_pipeline.catalog.model import ColumnType
+from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.engine.formats.columns import Block, byte_table, check_time_zone
+from export_pipeline.engine.formats.rows import EncodedRows
+from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
+from export_pipeline.failures import ExportFailure, FailureCode
+
+_RAW_TYPES = frozenset({ColumnType.JSON, ColumnType.DECIMAL})
+_NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
+_NON_FINITE = r"(?i)^[+-]?(?:s?nan|inf|infinity)$"
+
+_NO_JSON_EDGE = ~byte_table(b'{}[]"-0123456789tfnel \t\r\n')
+
+# A row of an array begins with its separator, so that a piece of rows is complete in itself;
+# the first row of a file leaves the comma out.
+_ARRAY = Frame(head=b"[", tail=b"\n]\n", empty_tail=b"]\n", first_skip=1)
+
+
+class JsonFormat:
+    """Objects with the headers as keys: one a line, or in one array."""
+
+    def __init__(self, options: FormatOptions, *, lines: bool) -> None:
+        check_time_zone(options.time_zone)
+        self._options = options
+        self._lines = lines
+        self._gzip = gzips(options)
+        self._counters: Counter[str] = Counter(non_finite_numbers=0)
+
+    @property
+    def extension(self) -> str:
+        """What a file name ends with."""
+        return self._name + (".gz" if self._gzip else "")
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type of a file as stored."""
+        if self._gzip:
+            return GZIP_MEDIA_TYPE
+        return "application/x-ndjson" if self._lines else "application/json"
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """``non_finite_numbers``: numbers that JSON cannot say, written as null."""
+        return self._counters
+
+    def encode(self, batch: pa.RecordBatch) -> EncodedRows:
+        """Turn a staged batch into one object a row."""
+        block = Block.of(batch, self._options.columns)
+        before, after = ("", "}\n") if self._lines else (",\n", "}")
+        pieces: list[pl.Expr] = [pl.lit(before + "{")]
+        places = range(len(block.columns))
+        for is_raw, group in groupby(places, key=lambda place: block.columns[place].type in _RAW_TYPES):
+            members = list(group)
+            comma = "," if members[0] else ""
+            if is_raw:
+                pieces += self._raw_members(block, members, comma)
+            else:
+                pieces += [pl.lit(comma), self._plain_members(block, members)]
+        pieces.append(pl.lit(after))
+        return EncodedRows.from_series(block.frame.select(pl.concat_str(pieces).alias("row")).to_series())
+
+    def open(self, sink: BinaryIO) -> TextFile:
+        """Begin a file."""
+        frame = Frame() if self._lines else _ARRAY
+        return TextFile(sink, frame, name=self._name, max_bytes=self._options.max_bytes, gzip=self._gzip)
+
+    @property
+    def _name(self) -> str:
+        return "ndjson" if self._lines else "json"
+
+    def _plain_members(self, block: Block, places: list[int]) -> pl.Expr:
+        """``"a":1,"b":"x"`` of neighbouring columns that polars can write as JSON."""
+        values = [self._value(block, place).alias(block.columns[place].header) for place in places]
+        encoded = pl.struct(values).struct.json_encode()
+        return encoded.str.strip_prefix("{").str.strip_suffix("}")
+
+    def _value(self, block: Block, place: int) -> pl.Expr:
+        name = str(place)
+        match block.columns[place].type:
+            case ColumnType.TIMESTAMP:
+                return block.timestamp_text(place, self._options.time_zone)
+            case ColumnType.DATE:
+                return block.date_text(place)
+            case ColumnType.FLOAT:
+                # json_encode writes null for these by itself.
+                self._counters["non_finite_numbers"] += int((~block.frame[name].is_finite()).sum())
+                return pl.col(name)
+            case _:
+                return pl.col(name)
+
+    def _raw_members(self, block: Block, places: list[int], comma: str) -> list[pl.Expr]:
+        pieces: list[pl.Expr] = []
+        for place in places:
+            is_json = block.columns[place].type is ColumnType.JSON
+            key = json.dumps(block.columns[place].header, ensure_ascii=False)
+            pieces.append(pl.lit(f"{comma}{key}:"))
+            pieces.append((_json_text(block, place) if is_json else self._decimal(block, place)).fill_null("null"))
+            comma = ","
+        return pieces
+
+    def _decimal(self, block: Block, place: int) -> pl.Expr:
+        values = block.frame[str(place)]
+        odd = values.filter(~values.str.contains(_NUMBER))
+        if odd.is_empty():
+            return pl.col(str(place))
+        non_finite = int(odd.str.contains(_NON_FINITE).sum())
+        self._counters["non_finite_numbers"] += non_finite
+        column = pl.col(str(place))
+        # What databases may write and JSON may not: "+1", "007", ".5", "1.", blanks around.
+        tidy = (
+            column.str.strip_chars()
+            .str.replace(r"^\+", "")
+            .str.replace(r"^(-?)0+([0-9])", "$1$2")
+            .str.replace(r"^(-?)\.", "${1}0.")
+            .str.replace(r"\.($|[eE])", "$1")
+        )
+        text = pl.when(column.str.contains(_NON_FINITE)).then(None).otherwise(tidy)
+        bad = block.frame.select((~text.str.contains(_NUMBER)).sum()).item()
+        if bad:
+            name = block.columns[place].name
+            message = f"decimal column {name} holds {bad} value(s) that are not numbers"
+            raise ExportFailure(FailureCode.SOURCE_DATA_INVALID, message, field=name)
+        return text
+
+
+def _json_text(block: Block, place: int) -> pl.Expr:
+    """The column's JSON on one line: a line break in JSON can only be blank between tokens."""
+    raw, text = block.text_bytes(place), pl.col(str(place))
+    if raw.edge_is_one_of(_NO_JSON_EDGE, last=True) or (block.frame[str(place)] == "").any():
+        _check_json(block, place)
+    for line_break in ("\n", "\r"):
+        if raw.has(line_break.encode()):
+            text = text.str.replace_all(line_break, " ", literal=True)
+    return text
+
+
+def _check_json(block: Block, place: int) -> None:
+    """Fail if a value is no JSON. PostgreSQL and MySQL have seen to that; other sources may hold any text.
+
+    It costs half as much as the whole encoding, so it is only called for a column in which some
+    value does not even begin and end like JSON.
+    """
+    values = block.frame[str(place)]
+    is_json = values.str.json_path_match("$").is_not_null() | (values.str.strip_chars() == "null")
+    bad = int((~is_json & values.is_not_null()).sum())
+    if bad:
+        name = block.columns[place].name
+        message = f"json column {name} holds {bad} value(s) that are not JSON; declare it as text, or mend the source"
+        raise ExportFailure(FailureCode.SOURCE_DATA_INVALID, message, field=name)

@@ -1,0 +1,163 @@
+"""Excel workbooks of any size in constant memory, under a strict ceiling.
+
+What belongs here: the file of a workbook: its sheets one after another, and what they weigh.
+What does not: cells (xlsx_cells), the parts around them (xlsx_parts), the archive (zip_stream).
+
+A sheet's stream consists of independent deflate pieces, so that the weight of rows is known before
+they are committed; everything that must still follow them (the sheet's end, the workbook, the
+directory) is reserved at any moment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from export_pipeline.engine.formats import deflate, zip_stream
+from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.engine.formats.columns import Block, check_time_zone
+from export_pipeline.engine.formats.rows import EncodedRows, Filler, Piece
+from export_pipeline.engine.formats.text_file import too_small
+from export_pipeline.engine.formats.xlsx_cells import header_xml, row_xml
+from export_pipeline.engine.formats.xlsx_parts import Parts, build_parts, sheet_name
+from export_pipeline.engine.formats.zip_stream import ZipStream
+from export_pipeline.failures import ExportFailure, FailureCode
+
+SHEET_ROWS = 1_048_576
+"""Rows of a sheet, its header included."""
+SHEET_COLUMNS = 16_384
+SHEET_BYTES = 4_000_000_000
+"""A sheet's XML stays below what an entry of a plain zip can hold; then the next sheet begins."""
+
+
+class XlsxFormat:
+    """Workbooks with their options."""
+
+    extension = "xlsx"
+    media_type = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+
+    def __init__(self, options: FormatOptions) -> None:
+        _check(options)
+        self._options = options
+        self._counters: Counter[str] = Counter(replaced_characters=0, cut_cells=0)
+        self._parts = cache(lambda sheets: _Weighed(build_parts(options.dataset, sheets), sheets))
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Cells with ``replaced_characters``, and ``cut_cells``."""
+        return self._counters
+
+    def encode(self, batch: pa.RecordBatch) -> EncodedRows:
+        """Turn a staged batch into rows of a sheet."""
+        block = Block.of(batch, self._options.columns)
+        styles = self._parts(1).parts.styles
+        return EncodedRows.from_series(row_xml(block, self._options.time_zone, styles, self._counters))
+
+    def open(self, sink: BinaryIO) -> XlsxFile:
+        """Begin a workbook with its first sheet."""
+        headers = [column.header for column in self._options.columns]
+        return XlsxFile(sink, self._parts, headers, self._options.max_bytes)
+
+
+class _Weighed:
+    """The parts of a workbook with so many sheets, compressed, and the bytes that end such a workbook."""
+
+    def __init__(self, parts: Parts, sheets: int) -> None:
+        self.parts = parts
+        self.packed = {name: deflate.pack(data) + deflate.END for name, data in (parts.first | parts.last).items()}
+        self.sheet_head = deflate.pack(parts.sheet_head)
+        self.sheet_tail = deflate.pack(parts.sheet_tail)
+        names = [*self.packed, *(sheet_name(number) for number in range(1, sheets + 1))]
+        self.end_size = zip_stream.directory_size(names) + sum(
+            zip_stream.local_size(name) + len(self.packed[name]) for name in parts.last
+        )
+        self.sheet_end_size = len(self.sheet_tail) + len(deflate.END) + zip_stream.DESCRIPTOR_SIZE
+
+
+class XlsxFile:
+    """One workbook being written."""
+
+    def __init__(self, sink: BinaryIO, parts_of: Callable[[int], _Weighed], headers: list[str], max_bytes: int) -> None:
+        self._zip = ZipStream(sink)
+        self._parts_of = parts_of
+        self._max_bytes = max_bytes
+        self._filler = Filler(deflate.pack, total=max_bytes, compresses=True)
+        self._sheets = self._rows = self._sheet_bytes = 0
+        self._begun = False
+        now = parts_of(1)
+        self._header = header_xml(headers, now.parts.styles)
+        self._header_packed = deflate.pack(self._header)
+        first = sum(zip_stream.local_size(name) + len(now.packed[name]) for name in now.parts.first)
+        if self._room_on_next_sheet() < first:
+            raise too_small("xlsx", max_bytes, max_bytes - self._room_on_next_sheet() + first)
+        for name, data in now.parts.first.items():
+            self._zip.add(name, data, now.packed[name])
+        self._next_sheet()
+
+    def write(self, encoded: EncodedRows, start: int) -> int:
+        """Take as many rows as fit (see ``FileWriter``), on as many sheets as they need."""
+        at, rows = start, len(encoded)
+        while at < rows:
+            is_full = self._rows >= SHEET_ROWS or self._sheet_bytes >= SHEET_BYTES
+            room = self._room_on_next_sheet() if is_full else self._room()
+            stop = min(rows, at + SHEET_ROWS - (1 if is_full else self._rows))
+            piece = self._filler.next(encoded, at, stop, room=room, begun=self._begun)
+            if piece is None:
+                break
+            if is_full:
+                self._end_sheet()
+                self._next_sheet()
+            self._commit(piece, piece.stop - at)
+            at = piece.stop
+        return at - start
+
+    def close(self) -> None:
+        """End the sheet and write the parts that name all sheets, then the directory."""
+        self._end_sheet()
+        now = self._parts_of(self._sheets)
+        for name, data in now.parts.last.items():
+            self._zip.add(name, data, now.packed[name])
+        self._zip.close()
+
+    def _room(self) -> int:
+        now = self._parts_of(self._sheets)
+        return self._max_bytes - self._zip.position - now.sheet_end_size - now.end_size
+
+    def _room_on_next_sheet(self) -> int:
+        after = self._parts_of(self._sheets + 1)
+        opening = zip_stream.local_size(sheet_name(self._sheets + 1)) + len(after.sheet_head) + len(self._header_packed)
+        ends = after.sheet_end_size + (self._parts_of(self._sheets).sheet_end_size if self._sheets else 0)
+        return self._max_bytes - self._zip.position - opening - ends - after.end_size
+
+    def _next_sheet(self) -> None:
+        self._sheets += 1
+        now = self._parts_of(self._sheets)
+        self._zip.begin(sheet_name(self._sheets))
+        self._zip.append(now.parts.sheet_head, now.sheet_head)
+        self._zip.append(self._header, self._header_packed)
+        self._rows, self._sheet_bytes = 1, 0
+
+    def _end_sheet(self) -> None:
+        now = self._parts_of(self._sheets)
+        self._zip.append(now.parts.sheet_tail, now.sheet_tail)
+        self._zip.end()
+
+    def _commit(self, piece: Piece, rows: int) -> None:
+        self._zip.append(piece.raw, piece.packed)
+        self._rows += rows
+        self._sheet_bytes += len(piece.raw)
+        self._begun = True
+
+
+def _check(options: FormatOptions) -> None:
+    check_time_zone(options.time_zone)
+    if options.compression != "none":
+        message = "xlsx is already compressed; leave compression out or 'none'"
+        raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+    if len(options.columns) > SHEET_COLUMNS:
+        message = f"a sheet holds {SHEET_COLUMNS} columns, {len(options.columns)} were asked; use csv or parquet"
+        raise ExportFailure(FailureCode.NOT_SUPPORTED, message, field="columns")

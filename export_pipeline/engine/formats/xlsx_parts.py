@@ -1,0 +1,104 @@
+"""The parts of a workbook around its rows, as openpyxl makes them.
+
+What belongs here: styles, workbook, relations, content types, properties, and how a sheet begins
+and ends. They are taken from a tiny workbook that openpyxl writes, whose cells are thrown away.
+What does not: rows (xlsx_cells) and the archive (zip_stream).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from dataclasses import dataclass
+from datetime import datetime
+
+from openpyxl import Workbook
+from openpyxl.styles import Font
+from openpyxl.xml.functions import tostring
+
+_CREATED = datetime(1980, 1, 1)  # noqa: DTZ001 - openpyxl wants it naive. Fixed: the bytes depend on the rows alone
+_TITLE_LIMIT = 31
+_CORE, _APP = "docProps/core.xml", "docProps/app.xml"
+_FIRST = ("_rels/.rels", _CORE, _APP, "xl/theme/theme1.xml", "xl/styles.xml")
+_LAST = ("xl/workbook.xml", "xl/_rels/workbook.xml.rels", "[Content_Types].xml")
+
+
+@dataclass(frozen=True)
+class Styles:
+    """The style numbers of cells."""
+
+    header: int
+    timestamp: int
+    date: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a workbook with a given number of sheets."""
+
+    first: dict[str, bytes]
+    """Those that do not depend on the number of sheets: they go before the sheets."""
+    last: dict[str, bytes]
+    """Those that do: they go after."""
+    sheet_head: bytes
+    """From the start of a sheet to where its rows begin."""
+    sheet_tail: bytes
+    styles: Styles
+
+
+def sheet_name(number: int) -> str:
+    """The name of a sheet's part (from 1)."""
+    return f"xl/worksheets/sheet{number}.xml"
+
+
+def sheet_title(dataset: str, number: int) -> str:
+    """A title that Excel accepts: "contacts", "contacts (2)", ..."""
+    # "History" is Excel's own; an apostrophe may not stand at either end.
+    clean = re.sub(r"[\[\]:*?/\\\x00-\x1f\x7f\ufffe\uffff]", " ", dataset).strip(" '") or "export"
+    clean = f"{clean} export" if clean.lower() == "history" else clean
+    suffix = f" ({number})" if number > 1 else ""
+    room = _TITLE_LIMIT - len(suffix)
+    return clean.encode("utf-16-le")[: room * 2].decode("utf-16-le", "ignore").rstrip(" '") + suffix
+
+
+def build_parts(dataset: str, sheets: int) -> Parts:
+    """Let openpyxl write a workbook of so many sheets without rows, and take it apart."""
+    book = Workbook()
+    styles = _styles(book)
+    for number in range(1, sheets + 1):
+        sheet = book.active if number == 1 else book.create_sheet()
+        sheet.title = sheet_title(dataset, number)
+        sheet.freeze_panes = "A2"
+        sheet.sheet_format.defaultColWidth = 16
+    stream = io.BytesIO()
+    book.save(stream)
+    with zipfile.ZipFile(stream) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    book.properties.creator, book.properties.created, book.properties.modified = "export-pipeline", _CREATED, _CREATED
+    files[_CORE] = tostring(book.properties.to_tree())
+    head, tail = _around_rows(files[sheet_name(sheets)])
+    return Parts({n: files[n] for n in _FIRST}, {n: files[n] for n in _LAST}, head, tail, styles)
+
+
+def _styles(book: Workbook) -> Styles:
+    """Register the styles with the workbook; the cells that carried them are removed again."""
+    sheet = book.active
+    header, timestamp, date = sheet["A1"], sheet["A2"], sheet["A3"]
+    header.font = Font(bold=True)
+    timestamp.number_format = "yyyy-mm-dd hh:mm:ss"
+    date.number_format = "yyyy-mm-dd"
+    styles = Styles(header.style_id, timestamp.style_id, date.style_id)
+    sheet.delete_rows(1, 3)
+    return styles
+
+
+def _around_rows(sheet: bytes) -> tuple[bytes, bytes]:
+    # The dimension would be that of the tiny workbook. It is optional, and not known beforehand.
+    sheet = re.sub(rb"<dimension[^>]*/>", b"", sheet)
+    head, opening, rest = sheet.partition(b"<sheetData")
+    if not opening:
+        raise RuntimeError("openpyxl wrote a sheet without <sheetData>")
+    _, closing, tail = rest.partition(b"</sheetData>")
+    tail = closing + tail if closing else b"</sheetData>" + rest.partition(b"/>")[2]
+    return head + b"<sheetData>\n", tail

@@ -1,0 +1,63 @@
+"""Readers: one consistent snapshot of a query's rows as Arrow record batches, whatever the database.
+
+What belongs here: choosing the reader, and giving every reader's batches the same Arrow types.
+What does not: the statement (``engine.query``), where batches go (``engine.staging``).
+
+Whatever the database says reaches the caller as ``ExportFailure``: ``source_unavailable`` for what
+may pass, ``source_refused`` for what will not, ``source_data_invalid`` for a value that is not of its
+declared type, ``invalid_request`` for a filter value that the database cannot compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from export_pipeline.engine.query import Query
+
+FETCH_BYTES = 8 << 20
+"""About how much a reader holds at a time."""
+FETCH_ROWS = 32_768
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The rows of one instant: their exact number, the instant (UTC), and the batches, to be read once."""
+
+    row_count: int
+    taken_at: datetime
+    batches: Iterator[pa.RecordBatch]
+
+
+def backend_of(source_url: str) -> str:
+    """The database's name as SQLAlchemy has it: ``postgresql``, ``sqlite``, ``mysql``, ..."""
+    return sa.make_url(source_url).get_backend_name()
+
+
+def open_snapshot(
+    source_url: str, query: Query, *, statement_timeout_seconds: float
+) -> AbstractContextManager[Snapshot]:
+    """Open one read-only snapshot of the source; it is held until the context ends.
+
+    Args:
+        source_url: the source database, a SQLAlchemy URL.
+        query: what to read, built for this database's backend.
+        statement_timeout_seconds: longest single statement, 0 = no limit.
+    """
+    backend = backend_of(source_url)
+    if backend == "postgresql":
+        from export_pipeline.engine.readers.postgresql import snapshot as postgresql_snapshot
+
+        return postgresql_snapshot(source_url, query, statement_timeout_seconds=statement_timeout_seconds)
+    if backend == "sqlite":
+        from export_pipeline.engine.readers.sqlite import snapshot as sqlite_snapshot
+
+        return sqlite_snapshot(source_url, query)
+    from export_pipeline.engine.readers.pandas import snapshot as pandas_snapshot
+
+    return pandas_snapshot(source_url, query)

@@ -1,0 +1,78 @@
+"""PostgreSQL: ADBC (binary COPY into Arrow) in a snapshot exported by psycopg.
+
+What belongs here: how a snapshot is shared and values are bound. What does not: the statement.
+
+ADBC holds the whole result in memory when values are bound on its side (``reference``: 560 MB for
+500,000 rows), so psycopg, the database's own driver, escapes them into the statement instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+
+import adbc_driver_manager.dbapi as adbc
+import adbc_driver_postgresql.dbapi as adbc_postgresql
+import psycopg
+import pyarrow as pa
+import sqlalchemy as sa
+from psycopg.sql import SQL, Literal
+from sqlalchemy.engine import Dialect
+
+from export_pipeline.engine.query import Query
+from export_pipeline.engine.readers import FETCH_BYTES, Snapshot
+from export_pipeline.engine.readers.types import staged_schema, to_staged, translated
+
+_ERRORS = (psycopg.Error, adbc.Error, OSError, pa.ArrowException)
+_DIALECT: Dialect = sa.make_url("postgresql+psycopg://").get_dialect()()
+_READ_ONLY = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+
+@contextmanager
+def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float) -> Iterator[Snapshot]:
+    """One REPEATABLE READ, READ ONLY transaction; ADBC joins it by its exported snapshot."""
+    uri = sa.make_url(source_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    milliseconds = round(statement_timeout_seconds * 1000)
+    with translated(_ERRORS), closing(psycopg.connect(uri)) as keeper:
+        keeper.execute(SQL("SET TRANSACTION {}").format(SQL(_READ_ONLY)))
+        keeper.execute(SQL("SET LOCAL statement_timeout = {}").format(Literal(milliseconds)))
+        row_count = _one(keeper.execute(_statement(query.count, keeper)))
+        taken_at, name = _row(keeper.execute("SELECT transaction_timestamp(), pg_export_snapshot()"))
+        yield Snapshot(row_count, taken_at, _batches(uri, _statement(query.rows, keeper), name, milliseconds, query))
+
+
+def _batches(uri: str, statement: bytes, name: str, milliseconds: int, query: Query) -> Iterator[pa.RecordBatch]:
+    schema = staged_schema(query.columns)
+    options = {"adbc.postgresql.batch_size_hint_bytes": str(FETCH_BYTES)}
+    with (
+        translated(_ERRORS),
+        closing(adbc_postgresql.connect(uri, autocommit=True)) as connection,
+        closing(connection.cursor(adbc_stmt_kwargs=options)) as cursor,
+    ):
+        cursor.execute(f"BEGIN {_READ_ONLY}")
+        cursor.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(name)).as_string())
+        cursor.execute(SQL("SET LOCAL statement_timeout = {}").format(Literal(milliseconds)).as_string())
+        cursor.execute(statement.decode())
+        for batch in cursor.fetch_record_batch():
+            yield to_staged(batch, query.columns, schema)
+
+
+def _statement(select: sa.Select[tuple[int]], connection: psycopg.Connection) -> bytes:
+    """The statement with its values escaped by psycopg for this connection."""
+    compiled = select.compile(dialect=_DIALECT)
+    return psycopg.ClientCursor(connection).mogrify(compiled.string.encode(), compiled.params).encode()
+
+
+def _row(cursor: psycopg.Cursor[tuple[datetime, str]]) -> tuple[datetime, str]:
+    row = cursor.fetchone()
+    if row is None:
+        raise psycopg.OperationalError
+    return row
+
+
+def _one(cursor: psycopg.Cursor[tuple[int]]) -> int:
+    row = cursor.fetchone()
+    if row is None:
+        raise psycopg.OperationalError
+    return row[0]

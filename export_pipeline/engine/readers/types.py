@@ -1,0 +1,122 @@
+"""Giving every reader's batches the staged Arrow types, and translating what a database raises.
+
+What belongs here: what all readers share. What does not: any one database's protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from export_pipeline.catalog.model import Column, ColumnType
+from export_pipeline.engine.formats.base import ARROW_TYPES
+from export_pipeline.failures import ExportFailure, FailureCode
+
+STATEMENT_TIMEOUT = "57014"
+_WRONG_VALUE = ("22", "42883", "42804")
+_MAY_PASS = ("08", "40", "53", "55", "57", "58")
+
+
+def staged_schema(columns: Sequence[Column]) -> pa.Schema:
+    """The Arrow schema of the batches of these columns."""
+    return pa.schema([pa.field(column.name, ARROW_TYPES[column.type]) for column in columns])
+
+
+def to_staged(batch: pa.RecordBatch, columns: Sequence[Column], schema: pa.Schema) -> pa.RecordBatch:
+    """Cast a reader's batch to the staged types.
+
+    Raises:
+        ExportFailure: ``source_data_invalid``, naming the column.
+    """
+    arrays = [_cast(array, column) for array, column in zip(batch.columns, columns, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _cast(array: pa.Array, column: Column) -> pa.Array:
+    wanted = ARROW_TYPES[column.type]
+    if array.type == wanted:
+        return array
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), wanted)
+    try:
+        if column.type in (ColumnType.TIMESTAMP, ColumnType.DATE) and _is_text(array.type):
+            return _parse_times(array, column).cast(wanted)
+        return _cast_number(array, wanted)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pl.exceptions.PolarsError):
+        raise ExportFailure(
+            FailureCode.SOURCE_DATA_INVALID,
+            f"Column {column.source} holds a value that is no {column.type}. Correct the data, or the catalog's type.",
+        ) from None
+
+
+def _is_text(wanted: pa.DataType) -> bool:
+    return bool(pa.types.is_string(wanted) or pa.types.is_large_string(wanted) or pa.types.is_string_view(wanted))
+
+
+def _cast_number(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(wanted) and pa.types.is_timestamp(array.type) and array.type.tz is None:
+        # A timestamp without time zone is taken as UTC, the only reading that needs no guess of a zone.
+        return pc.assume_timezone(array.cast(pa.timestamp("us")), "UTC")
+    if pa.types.is_boolean(wanted) and not pa.types.is_integer(array.type):
+        raise pa.ArrowInvalid
+    return array.cast(wanted)
+
+
+def _parse_times(array: pa.Array, column: Column) -> pa.Array:
+    """ISO 8601 text, as databases without a time type hold it; no offset means UTC."""
+    text = pl.Series(column.name, array)
+    if column.type is ColumnType.DATE:
+        return text.str.to_date("%Y-%m-%d", strict=True).to_arrow()
+    plain = text.str.replace("T", " ", literal=True)
+    moments = plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False)
+    odd = moments.is_null() & text.is_not_null()
+    if odd.any():
+        zoned = plain.filter(odd).str.replace("Z$", "+00:00").str.replace(r"([+-]\d\d)$", "${1}:00")
+        parsed = zoned.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", time_unit="us", strict=True).dt.convert_time_zone(
+            "UTC"
+        )
+        moments = moments.scatter(odd.arg_true(), parsed)
+    return moments.to_arrow()
+
+
+@contextmanager
+def translated(errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn a driver's errors into failures of ours, without the text, which may hold data."""
+    try:
+        yield
+    except errors as error:
+        raise failure_of(error) from None
+
+
+def failure_of(error: Exception) -> ExportFailure:
+    """What a driver's error means, by its SQLSTATE where there is one."""
+    original = getattr(error, "orig", None) or error
+    sqlstate = str(getattr(original, "sqlstate", None) or "")
+    name = type(original).__name__
+    shown = f"SQLSTATE {sqlstate}" if sqlstate else name
+    if sqlstate == STATEMENT_TIMEOUT:
+        return ExportFailure(
+            FailureCode.SOURCE_REFUSED,
+            "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
+            "canceled there. Raise the limit, or add an index on the tenant and key columns.",
+        )
+    if sqlstate.startswith(_WRONG_VALUE):
+        return ExportFailure(
+            FailureCode.INVALID_REQUEST,
+            f"The source database cannot compare a value of organization_id or filters ({shown}). "
+            "Check that their types are those of the columns.",
+        )
+    if sqlstate.startswith(_MAY_PASS) or (not sqlstate and name in ("OperationalError", "InterfaceError", "OSError")):
+        return ExportFailure(
+            FailureCode.SOURCE_UNAVAILABLE,
+            f"The source database could not be read ({shown}). Check that it runs and EXPORT_SOURCE_URL.",
+        )
+    return ExportFailure(
+        FailureCode.SOURCE_REFUSED,
+        f"The source database refused the query ({shown}). Check the catalog's table and columns, and the user's "
+        "rights.",
+    )

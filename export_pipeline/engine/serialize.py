@@ -1,0 +1,100 @@
+"""Writing: a staged shard into finished files, in the staging store still.
+
+What belongs here: the way of the rows from staging through a format to files of limited size.
+What does not: formats (``formats``), cutting (``splitter``), names and uploads (delivery).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import BinaryIO
+
+from pydantic import BaseModel, ConfigDict
+
+from export_pipeline.catalog.model import Dataset
+from export_pipeline.engine.formats import open_format
+from export_pipeline.engine.plan import ExportPlan, format_options
+from export_pipeline.engine.splitter import write_files
+from export_pipeline.engine.staging import Staging
+from export_pipeline.failures import ExportFailure, FailureCode
+
+
+class StagedFile(BaseModel):
+    """A finished file that waits for its upload: its place in the shard from 1, and what must arrive."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ordinal: int
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class SerializedFiles(BaseModel):
+    """The files of one shard, and what had to be altered in them (cells cut, formulas guarded, ...)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: tuple[StagedFile, ...]
+    extension: str
+    media_type: str
+    counters: dict[str, int]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files, as delivered."""
+        return sum(file.bytes for file in self.files)
+
+
+def serialize_shard(
+    plan: ExportPlan,
+    dataset: Dataset,
+    staging: Staging,
+    *,
+    shard: int,
+    staged_key: str,
+    rows: int,
+    progress: Callable[[int], None],
+) -> SerializedFiles:
+    """Write a shard's files, none larger than the plan's ceiling.
+
+    Raises:
+        ExportFailure: what the format and the staging store raise; ``count_mismatch`` if the files do
+            not hold exactly the shard's rows.
+    """
+    file_format = open_format(plan.format, format_options(plan))
+    prefix = f"{plan.prefix}/files/{shard:05d}"
+
+    def create(ordinal: int) -> AbstractContextManager[BinaryIO]:
+        return staging.create(f"{prefix}/{ordinal:05d}")
+
+    written = list(
+        write_files(
+            staging.read_batches(staged_key),
+            file_format,
+            create,
+            key=dataset.key,
+            max_bytes=plan.max_bytes,
+            progress=progress,
+        )
+    )
+    files = tuple(
+        StagedFile(ordinal=f.ordinal, key=f"{prefix}/{f.ordinal:05d}", rows=f.rows, bytes=f.bytes, sha256=f.sha256)
+        for f in written
+    )
+    result = SerializedFiles(
+        files=files,
+        extension=file_format.extension,
+        media_type=file_format.media_type,
+        counters=dict(file_format.counters),
+    )
+    if result.rows != rows:
+        raise ExportFailure(FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry.")
+    return result

@@ -1,0 +1,174 @@
+"""From batches of rows to finished files, each under the ceiling: opens, fills, closes, opens the next.
+
+What belongs here: the loop over batches and files, the size of the blocks that are encoded at a
+time, and the counting and hashing of delivered bytes.
+What does not: what a file looks like inside (formats), and where it goes (the caller's ``create``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from export_pipeline.engine.formats.base import FileFormat, FileWriter, WrittenFile
+from export_pipeline.failures import ExportFailure, FailureCode
+
+BLOCK_ROWS = 16_384
+BLOCK_BYTES = 16_000_000
+"""A block is encoded at once. Both bounds keep memory constant, whatever arrives."""
+
+Create = Callable[[int], AbstractContextManager[BinaryIO]]
+
+
+def write_files(
+    batches: Iterable[pa.RecordBatch],
+    fmt: FileFormat[Any],
+    create: Create,
+    *,
+    key: str,
+    max_bytes: int,
+    progress: Callable[[int], None],
+) -> Iterator[WrittenFile]:
+    """Write all rows to as many files as the ceiling asks for, at least one; yield each when closed.
+
+    Args:
+        batches: The staged rows, in order, in batches of any size.
+        fmt: The format to write.
+        create: Opens the sink of the file with this ordinal (from 1). Its context is left when the
+            file is complete, and with the exception when it is not.
+        key: The column that names a row to its owner, for the message about a row that fits no file.
+        max_bytes: The ceiling on delivered bytes; ``fmt`` was opened with the same.
+        progress: Told the rows written so far, after each block and each cut. May raise.
+    """
+    blocks = _Blocks(batches, fmt, key)
+    ordinal = rows_before = 0
+    while ordinal == 0 or blocks.more():
+        ordinal += 1
+        with create(ordinal) as raw:
+            sink = _CountingSink(raw)
+            writer = fmt.open(cast("BinaryIO", sink))
+            rows = _fill(writer, blocks, rows_before, progress)
+            writer.close()
+            if sink.count > max_bytes:
+                message = f"file {ordinal} has {sink.count} bytes, more than its limit of {max_bytes}"
+                raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
+        rows_before += rows
+        yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), blocks.take_counters())
+
+
+def _fill(writer: FileWriter[Any], blocks: _Blocks, rows_before: int, progress: Callable[[int], None]) -> int:
+    """Write rows until the file is full or no row is left; return how many."""
+    rows = 0
+    while blocks.more():
+        taken = blocks.offer(writer)
+        rows += taken
+        if not rows:
+            raise blocks.too_large()
+        progress(rows_before + rows)
+        if blocks.pending():
+            break
+    return rows
+
+
+class _Blocks:
+    """The rows still to be written: a source of blocks, and the encoded block at hand."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], fmt: FileFormat[Any], key: str) -> None:
+        self._source = even_blocks(batches)
+        self._format = fmt
+        self._key = key
+        self._block: pa.RecordBatch | None = None
+        self._encoded: Any = ()
+        self._at = 0
+        self._told: Counter[str] = Counter()
+
+    def pending(self) -> bool:
+        """Whether the block at hand has rows left."""
+        return self._at < len(self._encoded)
+
+    def more(self) -> bool:
+        """Whether any row is left; encodes the next block if need be."""
+        if self.pending():
+            return True
+        self._encoded = ()
+        self._block = next(self._source, None)
+        if self._block is None:
+            return False
+        self._encoded, self._at = self._format.encode(self._block), 0
+        return True
+
+    def offer(self, writer: FileWriter[Any]) -> int:
+        """Let a file take rows of the block at hand."""
+        taken = writer.write(self._encoded, self._at)
+        self._at += taken
+        return taken
+
+    def too_large(self) -> ExportFailure:
+        """The failure of the row that comes next: it fits no file."""
+        block = cast("pa.RecordBatch", self._block)
+        value = block.column(self._key)[self._at].as_py()
+        return ExportFailure(
+            FailureCode.ROW_TOO_LARGE,
+            f"the row with {self._key} {value!r} does not fit into one file; raise the limit or leave columns out",
+            field="max_file_size_mb",
+        )
+
+    def take_counters(self) -> dict[str, int]:
+        """What was altered since the last file. A block counts for the file that was open when it was encoded."""
+        now = Counter(self._format.counters)
+        since = {name: count - self._told[name] for name, count in now.items()}
+        self._told = now
+        return since
+
+
+def even_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in blocks that do not depend on how they arrived, so that neither do the files."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        at = 0
+        while at < batch.num_rows:
+            part = batch.slice(at, BLOCK_ROWS - rows)
+            waiting.append(part)
+            at += part.num_rows
+            rows += part.num_rows
+            if rows == BLOCK_ROWS:
+                yield from _bounded(_joined(waiting))
+                waiting, rows = [], 0
+    if waiting:
+        yield from _bounded(_joined(waiting))
+
+
+def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+
+
+def _bounded(block: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Halve a block of fat rows until its parts are small enough (or one row)."""
+    if block.nbytes <= BLOCK_BYTES or block.num_rows <= 1:
+        yield block
+        return
+    half = block.num_rows // 2
+    yield from _bounded(block.slice(0, half))
+    yield from _bounded(block.slice(half))
+
+
+class _CountingSink:
+    """A write-only sink that counts and hashes what passes through."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self.count = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Pass bytes on."""
+        self._sink.write(data)
+        self.digest.update(data)
+        self.count += len(data)
+        return len(data)

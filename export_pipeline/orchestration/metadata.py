@@ -1,0 +1,68 @@
+"""Run metadata: what the UI shows and plots of each stage.
+
+What belongs here: names and units of metadata. What does not: anything personal, any signed URL.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import dagster as dg
+
+from export_pipeline.delivery.manifest import Manifest, ManifestFile
+from export_pipeline.delivery.store import Store
+
+MAX_LINKS = 50
+"""Parts of one export that are linked by name; an event with thousands of links would only slow the UI."""
+
+Metadata = dict[str, dg.MetadataValue]
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, wall clock."""
+        return time.perf_counter() - self._began
+
+
+def stage_metadata(watch: Stopwatch, *, rows: int, size: int | None = None, files: int | None = None) -> Metadata:
+    """Rows, bytes, files, seconds and rates of one stage."""
+    seconds = max(watch.seconds, 1e-6)
+    metadata: Metadata = {
+        "rows": dg.MetadataValue.int(rows),
+        "seconds": dg.MetadataValue.float(round(seconds, 3)),
+        "rows_per_second": dg.MetadataValue.float(round(rows / seconds, 1)),
+    }
+    if size is not None:
+        metadata["bytes"] = dg.MetadataValue.int(size)
+        metadata["bytes_per_second"] = dg.MetadataValue.float(round(size / seconds, 1))
+    if files is not None:
+        metadata["files"] = dg.MetadataValue.int(files)
+    return metadata
+
+
+def object_links(store: Store, files: Sequence[ManifestFile]) -> Metadata:
+    """Links to the objects for operators with credentials; unsigned."""
+    return {f"object_{file.name}": dg.MetadataValue.url(store.object_url(file.key)) for file in files[:MAX_LINKS]}
+
+
+def materialization(manifest: Manifest, seconds: float) -> dg.AssetMaterialization:
+    """One export as a materialization of its dataset, so that the UI plots rows, bytes and seconds over time."""
+    return dg.AssetMaterialization(
+        asset_key=dg.AssetKey(["exports", manifest.dataset]),
+        description=f"{manifest.format} export {manifest.uid}",
+        metadata={
+            "rows": dg.MetadataValue.int(manifest.rows),
+            "bytes": dg.MetadataValue.int(manifest.bytes),
+            "files": dg.MetadataValue.int(len(manifest.files)),
+            "seconds": dg.MetadataValue.float(round(seconds, 3)),
+            "request_uid": dg.MetadataValue.text(str(manifest.uid)),
+            "format": dg.MetadataValue.text(manifest.format),
+        },
+    )

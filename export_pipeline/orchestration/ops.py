@@ -1,0 +1,213 @@
+"""The ops of the export job: each opens its stage, calls plain functions, hands on a reference.
+
+What belongs here: the shells. What does not: any rule, SQL, or byte of a file; ownership, failures
+and retries (``stage``).
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from export_pipeline.delivery.manifest import read_manifest
+from export_pipeline.delivery.notify import Announcement, notify
+from export_pipeline.delivery.publish import delivered_files, make_manifest
+from export_pipeline.delivery.publish import publish as publish_export
+from export_pipeline.delivery.upload import upload_files
+from export_pipeline.engine.extract import Sharding, stage_rows
+from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_plan, selection
+from export_pipeline.engine.serialize import serialize_shard
+from export_pipeline.orchestration.metadata import Stopwatch, materialization, object_links, stage_metadata
+from export_pipeline.orchestration.references import (
+    PlanReference,
+    PublishedExport,
+    SerializedShard,
+    ShardReference,
+    SnapshotReference,
+    UploadedShard,
+)
+from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.stage import stage
+from export_pipeline.requests import states
+from export_pipeline.requests.model import load_request
+from export_pipeline.requests.preflight import preflight, recipients_of
+from export_pipeline.requests.tables import Stage
+
+
+class PlanConfig(dg.Config):
+    """The run's whole config: which row."""
+
+    request_id: int
+
+
+@dg.op(description="Reads the request, checks it, and writes the plan. **Fails with the requester's fault named.**")
+def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> PlanReference:
+    """Preflight and plan."""
+    with stage(context, exports, config.request_id, Stage.PLAN) as work:
+        with exports.database.connect() as connection:
+            request = load_request(connection, config.request_id)
+            organization = exports.organizations.get(connection, request.organization_id)
+        checked = preflight(request, exports.catalog, organization)
+        made = make_plan(request, checked, organization, work.attempt)
+        save_plan(exports.staging, made)
+        context.add_output_metadata(
+            {
+                "dataset": made.dataset,
+                "format": made.format,
+                "compression": made.compression,
+                "columns": len(made.columns),
+                "recipients": len(checked.recipients),
+                "max_file_bytes": made.max_bytes,
+            }
+        )
+        return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt)
+
+
+@dg.op(
+    description="Reads the organization's rows in **one database snapshot** and stages them as Arrow.",
+    out={"shards": dg.DynamicOut(ShardReference), "snapshot": dg.Out(SnapshotReference)},
+)
+def filter_entities(
+    context: dg.OpExecutionContext, planned: PlanReference, exports: ExportResource
+) -> Iterator[dg.DynamicOutput[ShardReference] | dg.Output[SnapshotReference]]:
+    """Read everything that will be exported."""
+    with stage(context, exports, planned.request_id, Stage.FILTER_ENTITIES) as work:
+        made = _plan(exports, planned)
+        watch = Stopwatch()
+        staged = stage_rows(
+            exports.source,
+            selection(made, exports.catalog),
+            exports.staging,
+            made.prefix,
+            sharding=Sharding(made.max_bytes, exports.settings.shard_rows),
+            snapshot_taken=work.pulse.snapshot_taken,
+            progress=work.pulse.report,
+        )
+        metadata = stage_metadata(watch, rows=staged.rows, size=staged.bytes, files=len(staged.shards))
+    for shard in staged.shards:
+        reference = ShardReference(
+            plan=planned,
+            snapshot_at=staged.snapshot_at,
+            ordinal=shard.ordinal,
+            shards=len(staged.shards),
+            key=shard.key,
+            rows=shard.rows,
+        )
+        yield dg.DynamicOutput(
+            reference, mapping_key=f"{shard.ordinal:05d}", output_name="shards", metadata={"rows": shard.rows}
+        )
+    snapshot = SnapshotReference(
+        plan=planned, rows=staged.rows, snapshot_at=staged.snapshot_at, shards=len(staged.shards)
+    )
+    yield dg.Output(snapshot, output_name="snapshot", metadata=metadata)
+
+
+@dg.op(description="Writes a shard's files in the requested format, none larger than `max_file_size_mb`.")
+def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: ExportResource) -> SerializedShard:
+    """Rows to files."""
+    with stage(context, exports, shard.plan.request_id, Stage.SERIALIZE) as work:
+        made = _plan(exports, shard.plan)
+        watch = Stopwatch()
+        output = serialize_shard(
+            made,
+            exports.catalog[made.dataset],
+            exports.staging,
+            shard=shard.ordinal,
+            staged_key=shard.key,
+            rows=shard.rows,
+            progress=work.pulse.report,
+        )
+        metadata = stage_metadata(watch, rows=output.rows, size=output.bytes, files=len(output.files))
+        context.add_output_metadata(metadata | {name: dg.MetadataValue.int(n) for name, n in output.counters.items()})
+        return SerializedShard(shard=shard, output=output)
+
+
+@dg.op(description="Uploads a shard's files to the store, with checksums; aborts cleanly when stopped.")
+def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports: ExportResource) -> UploadedShard:
+    """Files to the store."""
+    shard = serialized.shard
+    with stage(context, exports, shard.plan.request_id, Stage.UPLOAD) as work:
+        watch = Stopwatch()
+        files = upload_files(
+            exports.store,
+            exports.staging,
+            _plan(exports, shard.plan),
+            serialized.output,
+            shard=shard.ordinal,
+            shards=shard.shards,
+            snapshot_at=shard.snapshot_at,
+            progress=work.pulse.report,
+        )
+        output = serialized.output
+        metadata = stage_metadata(watch, rows=output.rows, size=output.bytes, files=len(files))
+        context.add_output_metadata(metadata | object_links(exports.store, files))
+        return UploadedShard(plan=shard.plan, ordinal=shard.ordinal, files=files, counters=output.counters)
+
+
+@dg.op(description="Proves that everything arrived, writes the **manifest last**, and marks the request completed.")
+def publish(
+    context: dg.OpExecutionContext,
+    snapshot: SnapshotReference,
+    uploaded: list[UploadedShard],
+    exports: ExportResource,
+) -> PublishedExport:
+    """The commit point."""
+    planned = snapshot.plan
+    with stage(context, exports, planned.request_id, Stage.PUBLISH) as work:
+        watch = Stopwatch()
+        made = _plan(exports, planned)
+        in_order = sorted(uploaded, key=lambda shard: shard.ordinal)
+        manifest = make_manifest(
+            made,
+            rows=snapshot.rows,
+            snapshot_at=snapshot.snapshot_at,
+            files=[file for shard in in_order for file in shard.files],
+            counters=[shard.counters for shard in in_order],
+        )
+        work.pulse.check()
+        key = publish_export(exports.store, made, manifest)
+        with exports.database.begin() as connection:
+            states.complete(
+                connection,
+                planned.request_id,
+                run_id=context.run_id,
+                files=delivered_files(manifest),
+                manifest_key=key,
+                expires_at=datetime.now(UTC) + timedelta(days=exports.settings.retention_days),
+            )
+        exports.staging.delete_tree(made.prefix)
+        metadata = stage_metadata(watch, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
+        metadata["manifest"] = dg.MetadataValue.url(exports.store.object_url(key))
+        context.add_output_metadata(metadata)
+        context.log_event(materialization(manifest, (datetime.now(UTC) - snapshot.snapshot_at).total_seconds()))
+        return PublishedExport(plan=planned, manifest_key=key)
+
+
+@dg.op(description="Mails every recipient a link, **once**; re-execution mails only who has none yet.")
+def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport, exports: ExportResource) -> None:
+    """The mails."""
+    request_id = published.plan.request_id
+    with stage(context, exports, request_id, Stage.NOTIFY_RECIPIENTS) as work:
+        watch = Stopwatch()
+        with exports.database.connect() as connection:
+            request = load_request(connection, request_id)
+            organization = exports.organizations.get(connection, request.organization_id)
+        announcement = Announcement(
+            request_id=request_id,
+            manifest=read_manifest(exports.store, published.manifest_key),
+            dataset=exports.catalog[request.dataset],
+            recipients=recipients_of(request),
+            locale=request.email_locale,
+            time_zone=organization.time_zone,
+            files_expire_at=request.expires_at or datetime.now(UTC),
+        )
+        counts = notify(
+            exports.database, exports.store, exports.mail, exports.settings, announcement, check=work.pulse.check
+        )
+        context.add_output_metadata(
+            {"seconds": round(watch.seconds, 3)} | {f"mails_{status}": number for status, number in counts.items()}
+        )
+
+
+def _plan(exports: ExportResource, planned: PlanReference) -> ExportPlan:
+    return load_plan(exports.staging, planned.uid, planned.attempt)

@@ -1,0 +1,70 @@
+"""What ops hand to each other: references, never data, and nothing personal.
+
+What belongs here: small models of keys and counts; Dagster's IO manager writes them to disk or S3,
+where any later process finds them ("re-execute from failure").
+What does not: rows, filters, addresses (they are in the plan, in the staging store).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from export_pipeline.delivery.manifest import ManifestFile
+from export_pipeline.engine.serialize import SerializedFiles
+
+
+class _Reference(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PlanReference(_Reference):
+    """A planned request: its plan is in the staging store under ``uid`` and ``attempt``."""
+
+    request_id: int
+    uid: str
+    attempt: int
+
+
+class SnapshotReference(_Reference):
+    """What the one snapshot held: its exact number of rows, the instant (UTC), and how many shards it filled."""
+
+    plan: PlanReference
+    rows: int
+    snapshot_at: datetime
+    shards: int
+
+
+class ShardReference(_Reference):
+    """A staged shard: its place from 1 among ``shards``, its staging key, its rows."""
+
+    plan: PlanReference
+    snapshot_at: datetime
+    ordinal: int
+    shards: int
+    key: str
+    rows: int
+
+
+class SerializedShard(_Reference):
+    """A shard whose files are finished and wait in the staging store."""
+
+    shard: ShardReference
+    output: SerializedFiles
+
+
+class UploadedShard(_Reference):
+    """A shard whose files are in the store; ordinals count within the shard."""
+
+    plan: PlanReference
+    ordinal: int
+    files: tuple[ManifestFile, ...]
+    counters: dict[str, int]
+
+
+class PublishedExport(_Reference):
+    """An export whose manifest is written."""
+
+    plan: PlanReference
+    manifest_key: str

@@ -1,0 +1,79 @@
+"""Dagster resources: the doors to the database, the stores and the mail provider.
+
+What belongs here: opening them from the settings. What does not: using them.
+
+Settings come from the environment of the process that runs the step, not from Dagster config:
+config is stored in snapshots and shown in the UI, and would carry the passwords there.
+"""
+
+from functools import cached_property
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster_aws.s3 import S3Resource
+from pydantic import PrivateAttr
+
+from export_pipeline.catalog.loader import Catalog, load_catalog
+from export_pipeline.delivery.mail import MailProvider, open_mail_provider
+from export_pipeline.delivery.store import Store, open_store
+from export_pipeline.engine.extract import Source
+from export_pipeline.engine.staging import Staging
+from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline.settings import Settings
+
+S3_ATTEMPTS = 5
+
+
+class ExportResource(dg.ConfigurableResource["ExportResource"]):
+    """Everything an op of the export job works with; each part is opened when first asked for."""
+
+    s3: dg.ResourceDependency[S3Resource]
+    _settings: Settings = PrivateAttr(default_factory=Settings.from_environment)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of this process."""
+        return self._settings
+
+    @cached_property
+    def database(self) -> sa.Engine:
+        """The database with ``export_requests``."""
+        return create_engine(self.settings.database_url)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """What may be exported."""
+        return load_catalog(self.settings.catalog)
+
+    @cached_property
+    def organizations(self) -> Organizations:
+        """Where organizations are read from."""
+        return Organizations()
+
+    @cached_property
+    def source(self) -> Source:
+        """Where rows are read from."""
+        return Source(self.settings.resolved_source_url, self.settings.statement_timeout_seconds)
+
+    @cached_property
+    def staging(self) -> Staging:
+        """Where rows and files wait between steps."""
+        return Staging(self.settings.staging_url, s3_endpoint_url=self.settings.s3_endpoint_url)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where files are delivered; on S3 through dagster-aws' client."""
+        if not self.settings.store_url.startswith("s3:"):
+            return open_store(self.settings)
+        return open_store(self.settings, self.s3.get_client())
+
+    @cached_property
+    def mail(self) -> MailProvider:
+        """How mail leaves."""
+        return open_mail_provider(self.settings)
+
+
+def s3_resource(settings: Settings) -> S3Resource:
+    """The S3 client's settings. Credentials are not among them: boto3 finds them in the environment."""
+    return S3Resource(endpoint_url=settings.s3_endpoint_url or None, max_attempts=S3_ATTEMPTS)

@@ -1,0 +1,54 @@
+"""Run tags: how a run is found by its request, and filtered by organization, dataset, format.
+
+What belongs here: tag names and what may stand in them: ids, never an address or a filter.
+What does not: metadata of steps (``metadata``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+import dagster as dg
+
+from export_pipeline.requests.states import Claim
+
+REQUEST_ID = "export/request_id"
+REQUEST_UID = "export/request_uid"
+ATTEMPT = "export/attempt"
+ORGANIZATION = "export/organization"
+DATASET = "export/dataset"
+FORMAT = "export/format"
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
+
+
+def run_tags(claim: Claim) -> dict[str, str]:
+    """The tags of a request's run."""
+    return {
+        REQUEST_ID: str(claim.id),
+        REQUEST_UID: claim.uid,
+        ATTEMPT: str(claim.attempt),
+        ORGANIZATION: tag_value(claim.organization_id),
+        DATASET: tag_value(claim.dataset),
+        FORMAT: tag_value(claim.format),
+    }
+
+
+def tag_value(text: str) -> str:
+    """An id as a tag value; whatever does not look like an id (it was typed by somebody) as its digest."""
+    return (
+        text if _PLAIN.fullmatch(text) else f"sha256:{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:16]}"
+    )
+
+
+def attempt_of(tags: Mapping[str, str]) -> int | None:
+    """The attempt that a run was launched for; None if an operator launched it by hand."""
+    value = tags.get(ATTEMPT, "")
+    return int(value) if value.isdigit() else None
+
+
+def lineage_of(run: dg.DagsterRun) -> list[str]:
+    """The runs that this run re-executes."""
+    return [run_id for run_id in (run.parent_run_id, run.root_run_id) if run_id]

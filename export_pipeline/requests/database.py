@@ -1,0 +1,136 @@
+"""The request database: its engine, and the column types that mean the same on PostgreSQL and SQLite.
+
+What belongs here: connection settings, portable types and database-side defaults.
+What does not: any table (``tables``), the exported data's database (engine).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+SQLITE_BUSY_TIMEOUT_SECONDS = 30
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant: ``timestamptz`` on PostgreSQL, ``YYYY-MM-DD HH:MM:SS.ffffff`` UTC text on SQLite."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Pick the database's own type."""
+        return dialect.type_descriptor(sa.DateTime(timezone=dialect.name != "sqlite"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Take aware datetimes only, so that no wall clock is ever stored as an instant."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("an instant needs a time zone")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give aware datetimes in UTC."""
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class UuidText(TypeDecorator[str]):
+    """A UUID as hyphenated text in Python: ``uuid`` on PostgreSQL, text elsewhere."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Pick the database's own type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=False))
+        return dialect.type_descriptor(sa.Text())
+
+
+def json_type() -> TypeEngine[Any]:
+    """JSON: ``jsonb`` on PostgreSQL, checked text on SQLite. SQL NULL and JSON null both read as None."""
+    return sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+
+
+def big_integer() -> TypeEngine[int]:
+    """A 64-bit integer that SQLite accepts as its rowid key."""
+    return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+class generated_uuid(GenericFunction[str]):  # noqa: N801 - named like the SQL function it stands for
+    """Database-side default: a random (version 4) UUID."""
+
+    type = UuidText()
+    inherit_cache = True
+
+
+@compiles(generated_uuid, "postgresql")
+def _generated_uuid_postgresql(_element: generated_uuid, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "gen_random_uuid()"
+
+
+@compiles(generated_uuid, "sqlite")
+def _generated_uuid_sqlite(_element: generated_uuid, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return (
+        "(lower(hex(randomblob(4)) || '-' || hex(randomblob(2)) || '-4' || substr(hex(randomblob(2)), 2) || '-' || "
+        "substr('89ab', abs(random() % 4) + 1, 1) || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
+    )
+
+
+class current_instant(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it stands for
+    """Database-side default: now, as ``UtcDateTime`` stores it."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(current_instant, "postgresql")
+def _current_instant_postgresql(_element: current_instant, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(current_instant, "sqlite")
+def _current_instant_sqlite(_element: current_instant, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+def create_engine(url: str) -> sa.Engine:
+    """An engine on the request database.
+
+    SQLite runs in WAL mode with real write transactions, so that readers never block the writer.
+    """
+    if sa.make_url(url).get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=2, max_overflow=8)
+    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, poolclass=sa.NullPool)
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # IMMEDIATE: a deferred transaction that reads first fails with "database is locked" when it writes.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def utc_now() -> datetime:
+    """The present instant, aware, in UTC."""
+    return datetime.now(UTC)

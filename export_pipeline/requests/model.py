@@ -1,0 +1,154 @@
+"""One request as Python sees it, and reading it from its row.
+
+What belongs here: the row's shape. What does not: whether what it asks can be served (``preflight``).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, cast
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.tables import RequestStatus, Stage, export_requests
+
+
+class ExportRequest(BaseModel):
+    """A row of ``export_requests``: what was asked, then what the pipeline tells."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+    id: int
+    uid: str
+    organization_id: str
+    requested_by: str | None
+    dataset: str
+    format: str
+    compression: str | None
+    layout: str
+    columns: list[str] | None
+    filters: dict[str, Any]
+    list_ids: list[str] | None
+    segment_ids: list[str] | None
+    start_date: datetime | None
+    end_date: datetime | None
+    include: list[str] | None
+    options: dict[str, Any]
+    max_file_size_mb: int
+    notify_email: bool
+    recipient_emails: list[str]
+    email_locale: str | None
+    from_email: str | None
+    from_sender_id: str | None
+    webhook_url: str | None
+    idempotency_key: str | None
+    priority: int
+    recurring_export_id: int | None
+    scheduled_for: datetime | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    status: str
+    stage: str | None
+    attempt: int
+    claimed_at: datetime | None
+    run_id: str | None
+    rows_done: int
+    rows_total: int | None
+    row_count: int | None
+    byte_count: int | None
+    file_count: int | None
+    snapshot_at: datetime | None
+    manifest_key: str | None
+    error_code: str | None
+    message: str | None
+    heartbeat_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    expires_at: datetime | None
+    updated_at: datetime
+
+
+def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
+    """Read a whole row.
+
+    Raises:
+        LookupError: there is no such row.
+        ExportFailure: ``invalid_request``, naming the column whose value cannot be read.
+    """
+    by_id = export_requests.c.id == request_id
+    if connection.execute(sa.select(export_requests.c.id).where(by_id)).first() is None:
+        raise LookupError(f"no row {request_id} in export_requests")
+    values: dict[str, Any] = {}
+    for column in export_requests.c:
+        # One column at a time: SQLite stores anything anywhere, and the failure has to name the column.
+        try:
+            value = connection.execute(sa.select(column).where(by_id)).scalar_one()
+            values[column.name] = _ADAPTERS[column.name].validate_python(value)
+        except (ValueError, TypeError, ValidationError):
+            raise ExportFailure(
+                FailureCode.INVALID_REQUEST,
+                f"{column.name}: the value is not a {_expected(column.name)}. Insert a new request with a correct one.",
+                field=column.name,
+            ) from None
+    return ExportRequest(**values)
+
+
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {
+    name: TypeAdapter(cast(Any, field.annotation), config=ConfigDict(strict=True))
+    for name, field in ExportRequest.model_fields.items()
+}
+
+
+def _expected(name: str) -> str:
+    annotation = str(export_requests.c[name].type).lower()
+    shapes = {"recipient_emails": "JSON array of strings", "filters": "JSON object", "options": "JSON object"}
+    lists = ("columns", "list_ids", "segment_ids", "include")
+    return shapes.get(name) or ("JSON array of strings" if name in lists else f"value of type {annotation}")
+
+
+class RequestState(BaseModel):
+    """What a poller wants to know of a request: the told columns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    uid: str
+    organization_id: str
+    dataset: str
+    format: str
+    status: RequestStatus
+    stage: Stage | None
+    attempt: int
+    run_id: str | None
+    rows_done: int
+    rows_total: int | None
+    row_count: int | None
+    byte_count: int | None
+    file_count: int | None
+    snapshot_at: datetime | None
+    manifest_key: str | None
+    error_code: str | None
+    message: str | None
+    heartbeat_at: datetime | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    expires_at: datetime | None
+    updated_at: datetime
+
+
+def read_state(connection: sa.Connection, uid: str) -> RequestState | None:
+    """The state of a request by its ``uid``; None if there is none or the text is no UUID."""
+    columns = [export_requests.c[name] for name in RequestState.model_fields]
+    matches = sa.cast(export_requests.c.uid, sa.Text) == uid
+    row = connection.execute(sa.select(*columns).where(matches)).mappings().first()
+    return RequestState(**row) if row else None
+
+
+def insert_request(connection: sa.Connection, **asked: Any) -> str:
+    """Insert a request as an application does, with the database's defaults for what is not given; returns its uid."""
+    inserted = connection.execute(export_requests.insert().values(**asked).returning(export_requests.c.uid))
+    return str(inserted.scalar_one())

@@ -1,0 +1,432 @@
+"""Every transition of a request, each one conditional UPDATE.
+
+``queued -> running -> completed | failed | canceled -> expired``
+
+What belongs here: who may move a row from where to where, and the audit event of each move.
+What does not: why (orchestration decides), and how the work is done.
+
+Ownership: a row belongs to the run in ``run_id``. A run that is re-executed in the Dagster UI
+takes the row over from its parent or root run; from then on the parent no longer owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.tables import (
+    EventKind,
+    RequestStatus,
+    Stage,
+    export_events,
+    export_files,
+    export_requests,
+)
+
+PIPELINE = "pipeline"
+"""The actor of an event that no person caused."""
+
+_rows = export_requests.c
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A request that was claimed for one run."""
+
+    id: int
+    uid: str
+    attempt: int
+    organization_id: str
+    dataset: str
+    format: str
+
+    @property
+    def run_key(self) -> str:
+        """Dagster's run key. It is remembered for ever, so every attempt has its own."""
+        return f"{self.uid}:{self.attempt}"
+
+
+def claim(connection: sa.Connection, *, limit: int) -> list[Claim]:
+    """Claim waiting requests, in fair turns across organizations, and charge each one attempt.
+
+    The table's state is the cursor: a row that commits late is found whatever its id.
+    """
+    turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=(_rows.priority.desc(), _rows.id))
+    waiting = sa.and_(
+        _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_(None), _rows.cancel_requested_at.is_(None)
+    )
+    candidates = sa.select(_rows.id, turn.label("turn")).where(waiting).subquery()
+    ids = connection.execute(
+        sa.select(candidates.c.id).order_by(candidates.c.turn, candidates.c.id).limit(limit)
+    ).scalars()
+    now = utc_now()
+    claimed = connection.execute(
+        export_requests.update()
+        .where(_rows.id.in_(list(ids)), waiting)
+        .values(claimed_at=now, attempt=_rows.attempt + 1, run_id=None, updated_at=now)
+        .returning(_rows.id, _rows.uid, _rows.attempt, _rows.organization_id, _rows.dataset, _rows.format)
+    )
+    claims = sorted((Claim(*row) for row in claimed), key=lambda claim: claim.id)
+    for one in claims:
+        if one.attempt == 1:
+            _record(connection, one.uid, one.organization_id, EventKind.ASKED)
+    return claims
+
+
+def begin(
+    connection: sa.Connection, request_id: int, *, run_id: str, lineage: Sequence[str], attempt: int | None
+) -> int:
+    """The first op takes the row for its run.
+
+    Args:
+        connection: an open transaction.
+        request_id: the row.
+        run_id: this run.
+        lineage: the runs that this one re-executes.
+        attempt: the attempt that this run was launched for; None when an operator launched it by hand.
+
+    Returns:
+        The attempt that the row counts.
+
+    Raises:
+        ExportCanceled: the requester canceled before it began.
+        OwnershipLost: the row belongs to another run, or is finished.
+    """
+    fresh = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.run_id.is_(None))
+    if attempt is not None:
+        fresh = sa.and_(fresh, _rows.attempt == attempt)
+    again = sa.and_(
+        _rows.status.in_([RequestStatus.RUNNING, RequestStatus.FAILED]), _rows.run_id.in_([run_id, *lineage])
+    )
+    return _take(connection, request_id, sa.or_(fresh, again), run_id=run_id, stage=Stage.PLAN)
+
+
+def enter(connection: sa.Connection, request_id: int, stage: Stage, *, run_id: str, lineage: Sequence[str]) -> int:
+    """A later op enters its stage, if its run (or one that it re-executes) owns the row.
+
+    Raises:
+        ExportCanceled: the requester canceled.
+        OwnershipLost: the row belongs to another run, or is finished.
+    """
+    if stage is Stage.NOTIFY_RECIPIENTS:
+        return _enter_notify(connection, request_id, run_id=run_id, lineage=lineage)
+    owned = sa.and_(
+        _rows.status.in_([RequestStatus.RUNNING, RequestStatus.FAILED]), _rows.run_id.in_([run_id, *lineage])
+    )
+    return _take(connection, request_id, owned, run_id=run_id, stage=stage)
+
+
+def _take(
+    connection: sa.Connection, request_id: int, condition: sa.ColumnElement[bool], *, run_id: str, stage: Stage
+) -> int:
+    now = utc_now()
+    taken = connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, condition, _rows.cancel_requested_at.is_(None))
+        .values(
+            status=RequestStatus.RUNNING,
+            stage=stage,
+            run_id=run_id,
+            rows_done=0,
+            error_code=None,
+            message=None,
+            completed_at=None,
+            heartbeat_at=now,
+            started_at=sa.func.coalesce(_rows.started_at, sa.bindparam("started", now, _rows.started_at.type)),
+            updated_at=now,
+        )
+        .returning(_rows.uid, _rows.organization_id, _rows.attempt)
+    ).first()
+    if taken is None:
+        raise _why_not(connection, request_id)
+    if stage is Stage.PLAN:
+        _record(
+            connection,
+            taken.uid,
+            taken.organization_id,
+            EventKind.STARTED,
+            {"run_id": run_id, "attempt": taken.attempt},
+        )
+    return int(taken.attempt)
+
+
+def _enter_notify(connection: sa.Connection, request_id: int, *, run_id: str, lineage: Sequence[str]) -> int:
+    # The mail comes after `completed`, so that its link is live: the stage moves, the status stays.
+    owned = sa.and_(_rows.status == RequestStatus.COMPLETED, _rows.run_id.in_([run_id, *lineage]))
+    attempt = connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, owned)
+        .values(stage=Stage.NOTIFY_RECIPIENTS, run_id=run_id, updated_at=utc_now())
+        .returning(_rows.attempt)
+    ).scalar()
+    if attempt is None:
+        raise _why_not(connection, request_id)
+    return int(attempt)
+
+
+def _why_not(connection: sa.Connection, request_id: int) -> Exception:
+    row = connection.execute(
+        sa.select(_rows.status, _rows.run_id, _rows.cancel_requested_at).where(_rows.id == request_id)
+    ).first()
+    if row is None:
+        return OwnershipLost(f"request {request_id} no longer exists")
+    if row.status == RequestStatus.CANCELED or (
+        row.cancel_requested_at is not None and row.status in (RequestStatus.QUEUED, RequestStatus.RUNNING)
+    ):
+        return ExportCanceled(f"request {request_id} is canceled")
+    return OwnershipLost(f"request {request_id} is {row.status} and belongs to run {row.run_id}")
+
+
+def heartbeat(connection: sa.Connection, request_id: int, *, run_id: str, values: Mapping[str, Any]) -> None:
+    """Say that the run lives, and write its progress (``rows_done``, ``rows_total``, ``snapshot_at``).
+
+    Raises:
+        ExportCanceled: the requester canceled.
+        OwnershipLost: the row belongs to another run, or is finished.
+    """
+    now = utc_now()
+    alive = sa.or_(
+        sa.and_(_rows.status == RequestStatus.RUNNING, _rows.cancel_requested_at.is_(None)),
+        _rows.status == RequestStatus.COMPLETED,
+    )
+    found = connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, _rows.run_id == run_id, alive)
+        .values(heartbeat_at=now, updated_at=now, **values)
+    )
+    if found.rowcount != 1:
+        raise _why_not(connection, request_id)
+
+
+@dataclass(frozen=True)
+class DeliveredFile:
+    """A row of ``export_files`` to be."""
+
+    ordinal: int
+    key: str
+    name: str
+    bytes: int
+    rows: int
+    sha256: str
+    media_type: str
+    content_encoding: str | None
+
+
+def complete(
+    connection: sa.Connection,
+    request_id: int,
+    *,
+    run_id: str,
+    files: Sequence[DeliveredFile],
+    manifest_key: str,
+    expires_at: datetime,
+) -> None:
+    """The manifest is written: record the files and tell the application.
+
+    Raises:
+        ExportCanceled: the requester canceled in the last moment; the caller deletes the files.
+        OwnershipLost: the row belongs to another run.
+    """
+    now = utc_now()
+    rows = sum(file.rows for file in files)
+    done = connection.execute(
+        export_requests.update()
+        .where(
+            _rows.id == request_id,
+            _rows.run_id == run_id,
+            _rows.status == RequestStatus.RUNNING,
+            _rows.cancel_requested_at.is_(None),
+        )
+        .values(
+            status=RequestStatus.COMPLETED,
+            rows_done=rows,
+            row_count=rows,
+            byte_count=sum(file.bytes for file in files),
+            file_count=len(files),
+            manifest_key=manifest_key,
+            heartbeat_at=now,
+            completed_at=now,
+            expires_at=expires_at,
+            updated_at=now,
+        )
+        .returning(_rows.uid, _rows.organization_id)
+    ).first()
+    if done is None:
+        raise _why_not(connection, request_id)
+    connection.execute(export_files.delete().where(export_files.c.request_id == request_id))
+    connection.execute(export_files.insert(), [{"request_id": request_id, **vars(file)} for file in files])
+    _record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
+
+
+def fail(connection: sa.Connection, request_id: int, failure: ExportFailure, *, run_id: str | None) -> bool:
+    """Mark a queued or running request failed, if ``run_id`` owns it (None: the reconciler, whoever owns it)."""
+    now = utc_now()
+    condition: sa.ColumnElement[bool] = _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
+    if run_id is not None:
+        condition = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.run_id == run_id)
+    failed = connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, condition)
+        .values(
+            status=RequestStatus.FAILED,
+            error_code=failure.code.value,
+            message=failure.message,
+            completed_at=now,
+            updated_at=now,
+        )
+        .returning(_rows.uid, _rows.organization_id)
+    ).first()
+    if failed is not None:
+        _record(connection, failed.uid, failed.organization_id, EventKind.FAILED, {"error_code": failure.code.value})
+    return failed is not None
+
+
+def request_cancel(connection: sa.Connection, uid: str) -> bool:
+    """Ask for a request to be canceled; False if it is unknown or already finished."""
+    now = utc_now()
+    asked = connection.execute(
+        export_requests.update()
+        .where(
+            sa.cast(_rows.uid, sa.Text) == uid,
+            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
+        )
+        .values(
+            cancel_requested_at=sa.func.coalesce(
+                _rows.cancel_requested_at, sa.bindparam("asked", now, _rows.cancel_requested_at.type)
+            ),
+            updated_at=now,
+        )
+    )
+    return asked.rowcount == 1
+
+
+def cancel(connection: sa.Connection, request_id: int, message: str) -> bool:
+    """Mark a queued or running request canceled. It stays so, whatever its run says later."""
+    now = utc_now()
+    canceled = connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]))
+        .values(
+            status=RequestStatus.CANCELED,
+            message=message,
+            cancel_requested_at=sa.func.coalesce(
+                _rows.cancel_requested_at, sa.bindparam("asked", now, _rows.cancel_requested_at.type)
+            ),
+            completed_at=now,
+            updated_at=now,
+        )
+        .returning(_rows.uid, _rows.organization_id)
+    ).first()
+    if canceled is not None:
+        _record(connection, canceled.uid, canceled.organization_id, EventKind.CANCELED)
+    return canceled is not None
+
+
+def release(connection: sa.Connection, request_id: int, *, attempt: int, charged: bool) -> bool:
+    """Give a claimed or running request back to the queue; ``charged`` = its attempt was really used."""
+    now = utc_now()
+    released = connection.execute(
+        export_requests.update()
+        .where(
+            _rows.id == request_id,
+            _rows.attempt == attempt,
+            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
+        )
+        .values(
+            status=RequestStatus.QUEUED,
+            stage=None,
+            run_id=None,
+            claimed_at=None,
+            rows_done=0,
+            attempt=attempt if charged else attempt - 1,
+            updated_at=now,
+        )
+        .returning(_rows.uid, _rows.organization_id)
+    ).first()
+    if released is not None:
+        _record(
+            connection,
+            released.uid,
+            released.organization_id,
+            EventKind.REQUEUED,
+            {"attempt": attempt, "charged": charged},
+        )
+    return released is not None
+
+
+def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
+    """Requests that are to be canceled and are not yet: (id, uid)."""
+    asked = connection.execute(
+        sa.select(_rows.id, _rows.uid).where(
+            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]), _rows.cancel_requested_at.is_not(None)
+        )
+    )
+    return [(row.id, row.uid) for row in asked]
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A row from which nothing was heard for too long."""
+
+    id: int
+    uid: str
+    attempt: int
+    running: bool
+    """It had begun; else its run was asked for and has not begun."""
+
+
+def quiet(connection: sa.Connection, *, lease_seconds: float, heartbeat_timeout_seconds: float) -> list[Orphan]:
+    """Claimed rows whose lease ended before they began, and running rows whose last heartbeat is too old."""
+    now = utc_now()
+    never_began = sa.and_(
+        _rows.status == RequestStatus.QUEUED, _rows.claimed_at < now - timedelta(seconds=lease_seconds)
+    )
+    silent = sa.and_(
+        _rows.status == RequestStatus.RUNNING, _rows.heartbeat_at < now - timedelta(seconds=heartbeat_timeout_seconds)
+    )
+    found = connection.execute(
+        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status)
+        .where(sa.or_(never_began, silent))
+        .order_by(_rows.id)
+    )
+    return [Orphan(row.id, row.uid, row.attempt, row.status == RequestStatus.RUNNING) for row in found]
+
+
+def renew_lease(connection: sa.Connection, request_id: int) -> None:
+    """The claimed request's run still waits its turn in Dagster: leave it its claim."""
+    connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
+        .values(claimed_at=utc_now())
+    )
+
+
+def note(connection: sa.Connection, request_id: int, message: str) -> None:
+    """Say something of a completed request that its application should know (its mail did not go out)."""
+    connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED)
+        .values(message=message, updated_at=utc_now())
+    )
+
+
+def _record(
+    connection: sa.Connection, uid: str, organization_id: str, kind: EventKind, detail: Mapping[str, Any] | None = None
+) -> None:
+    connection.execute(
+        export_events.insert().values(
+            request_uid=uid, organization_id=organization_id, kind=kind, actor=PIPELINE, detail=detail
+        )
+    )
+
+
+INTERNAL = ExportFailure(
+    FailureCode.INTERNAL_ERROR,
+    "The export failed inside the pipeline. The operators can see why; ask them to retry it.",
+)

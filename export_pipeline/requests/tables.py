@@ -1,0 +1,315 @@
+"""The tables of the contract, and the enums their check constraints hold.
+
+What belongs here: columns, constraints, defaults. What does not: who may write what and when (``states``).
+
+An application writes the first group of ``export_requests`` (what is asked), only the pipeline
+writes the second (what is told). Every asked column but four has a database-side default.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import sqlalchemy as sa
+
+from export_pipeline.requests.database import (
+    UtcDateTime,
+    UuidText,
+    big_integer,
+    current_instant,
+    generated_uuid,
+    json_type,
+)
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class RequestStatus(StrEnum):
+    """``export_requests.status``."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+
+class Stage(StrEnum):
+    """``export_requests.stage``: the op that works on the request, in their order."""
+
+    PLAN = "plan"
+    FILTER_ENTITIES = "filter_entities"
+    SERIALIZE = "serialize"
+    UPLOAD = "upload"
+    PUBLISH = "publish"
+    NOTIFY_RECIPIENTS = "notify_recipients"
+
+
+class NotificationStatus(StrEnum):
+    """``export_notifications.status``."""
+
+    PENDING = "pending"
+    """Nothing was handed over yet."""
+    SENDING = "sending"
+    """Being handed over; found so after a crash it becomes ``unknown``."""
+    SENT = "sent"
+    REFUSED = "refused"
+    """The provider will never take it."""
+    UNKNOWN = "unknown"
+    """Handed over, the answer was lost. Never sent again by itself."""
+
+
+class EventKind(StrEnum):
+    """``export_events.kind``: the audit trail."""
+
+    ASKED = "asked"
+    STARTED = "started"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    REQUEUED = "requeued"
+    NOTIFIED = "notified"
+    DOWNLOADED = "downloaded"
+    EXPIRED = "expired"
+
+
+class OverlapPolicy(StrEnum):
+    """``recurring_exports.overlap_policy``: what to do while the previous export still runs."""
+
+    SKIP = "skip"
+    QUEUE = "queue"
+
+
+class CatchUpPolicy(StrEnum):
+    """``recurring_exports.catch_up_policy``: what to do with fire times that were missed."""
+
+    LATEST = "latest"
+    ALL = "all"
+    NONE = "none"
+
+
+class Window(StrEnum):
+    """``recurring_exports.window_kind``: which rows each export covers."""
+
+    ALL = "all"
+    PREVIOUS_PERIOD = "previous_period"
+    SINCE_LAST_SUCCESS = "since_last_success"
+
+
+def one_of(column: str, values: type[StrEnum]) -> sa.CheckConstraint:
+    """A check constraint that holds a column to an enum's values."""
+    listed = ", ".join(f"'{value.value}'" for value in values)
+    return sa.CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def valid_json(column: str) -> sa.CheckConstraint:
+    """On SQLite, where JSON is text: refuse text that is not JSON at the INSERT, as jsonb does."""
+    check = sa.CheckConstraint(f"{column} IS NULL OR json_valid({column})", name=f"{column}_json")
+    return check.ddl_if(dialect="sqlite")
+
+
+JSON_COLUMNS = ("columns", "filters", "list_ids", "segment_ids", "include", "options", "recipient_emails")
+
+export_requests = sa.Table(
+    "export_requests",
+    metadata,
+    sa.Column("id", big_integer(), sa.Identity(), primary_key=True, comment="Cometly's export_id"),
+    sa.Column(
+        "uid",
+        UuidText,
+        nullable=False,
+        server_default=generated_uuid(),
+        unique=True,
+        comment="gu1's jobId, SendGrid's id",
+    ),
+    sa.Column("organization_id", sa.Text, nullable=False),
+    sa.Column("requested_by", sa.Text, comment="the requester's own id, not an address"),
+    sa.Column("dataset", sa.Text, nullable=False),
+    sa.Column("format", sa.Text, nullable=False, comment="csv, xlsx, json, ndjson, parquet"),
+    sa.Column("compression", sa.Text, comment="none, gzip; NULL = gzip for ndjson, none otherwise"),
+    sa.Column("layout", sa.Text, nullable=False, server_default="default", comment="named header set of the dataset"),
+    sa.Column("columns", json_type(), comment="column names in order; NULL or [] = all"),
+    sa.Column("filters", json_type(), nullable=False, server_default=sa.text("'{}'")),
+    sa.Column("list_ids", json_type()),
+    sa.Column("segment_ids", json_type()),
+    sa.Column("start_date", sa.DateTime, comment="wall clock in the organization's time zone, inclusive"),
+    sa.Column("end_date", sa.DateTime, comment="wall clock in the organization's time zone, inclusive to the second"),
+    sa.Column("include", json_type(), comment="child lists to add"),
+    sa.Column(
+        "options",
+        json_type(),
+        nullable=False,
+        server_default=sa.text("'{}'"),
+        comment="format options, see docs/requests.md",
+    ),
+    sa.Column(
+        "max_file_size_mb", sa.Integer, nullable=False, server_default=sa.text("5000"), comment="1 MB = 1,000,000 bytes"
+    ),
+    sa.Column("notify_email", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("recipient_emails", json_type(), nullable=False, comment="JSON array of addresses"),
+    sa.Column("email_locale", sa.Text, comment="en, es, pt; anything else = en"),
+    sa.Column("from_email", sa.Text),
+    sa.Column("from_sender_id", sa.Text),
+    sa.Column("webhook_url", sa.Text),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column(
+        "priority",
+        sa.Integer,
+        nullable=False,
+        server_default=sa.text("0"),
+        comment="higher goes first within an organization",
+    ),
+    sa.Column("recurring_export_id", big_integer()),
+    sa.Column("scheduled_for", UtcDateTime),
+    sa.Column("cancel_requested_at", UtcDateTime, comment="set it to cancel"),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Column("status", sa.Text, nullable=False, server_default=RequestStatus.QUEUED.value),
+    sa.Column("stage", sa.Text),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default=sa.text("0"), comment="runs used up so far"),
+    sa.Column("claimed_at", UtcDateTime, comment="when a run was asked of Dagster"),
+    sa.Column("run_id", sa.Text, comment="the Dagster run that owns the row"),
+    sa.Column(
+        "rows_done", sa.BigInteger, nullable=False, server_default=sa.text("0"), comment="rows done in this stage"
+    ),
+    sa.Column("rows_total", sa.BigInteger, comment="rows of the snapshot"),
+    sa.Column("row_count", sa.BigInteger, comment="rows delivered"),
+    sa.Column("byte_count", sa.BigInteger, comment="bytes delivered"),
+    sa.Column("file_count", sa.Integer, comment="files delivered"),
+    sa.Column("snapshot_at", UtcDateTime, comment="the instant that the rows are of"),
+    sa.Column("manifest_key", sa.Text),
+    sa.Column("error_code", sa.Text),
+    sa.Column("message", sa.Text),
+    sa.Column("heartbeat_at", UtcDateTime),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("completed_at", UtcDateTime),
+    sa.Column("expires_at", UtcDateTime, comment="when the files are deleted"),
+    sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.UniqueConstraint("organization_id", "idempotency_key"),
+    one_of("status", RequestStatus),
+    one_of("stage", Stage),
+    *[valid_json(name) for name in JSON_COLUMNS],
+    sa.Index(None, "status", "organization_id", "id"),
+)
+
+export_files = sa.Table(
+    "export_files",
+    metadata,
+    sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
+    sa.Column("request_id", big_integer(), sa.ForeignKey("export_requests.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("ordinal", sa.Integer, nullable=False, comment="place in the row order, from 1"),
+    sa.Column("key", sa.Text, nullable=False, comment="under EXPORT_STORE_URL"),
+    sa.Column("name", sa.Text, nullable=False, comment="file name for people"),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False, comment="hex, of the bytes as delivered"),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("content_encoding", sa.Text),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Column("deleted_at", UtcDateTime),
+    sa.UniqueConstraint("request_id", "ordinal"),
+)
+
+export_notifications = sa.Table(
+    "export_notifications",
+    metadata,
+    sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
+    sa.Column("request_id", big_integer(), sa.ForeignKey("export_requests.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("recipient", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default=NotificationStatus.PENDING.value),
+    sa.Column("reason", sa.Text, comment="the provider's code, no address"),
+    sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.UniqueConstraint("request_id", "recipient"),
+    one_of("status", NotificationStatus),
+)
+
+export_events = sa.Table(
+    "export_events",
+    metadata,
+    sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
+    sa.Column(
+        "request_uid", UuidText, nullable=False, index=True, comment="no foreign key: the trail outlives the row"
+    ),
+    sa.Column("organization_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, comment="who: the requester's id, or the pipeline"),
+    sa.Column("detail", json_type()),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    one_of("kind", EventKind),
+)
+
+recurring_exports = sa.Table(
+    "recurring_exports",
+    metadata,
+    sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
+    sa.Column("organization_id", sa.Text, nullable=False, index=True),
+    sa.Column("owner", sa.Text),
+    sa.Column("cron", sa.Text, nullable=False),
+    sa.Column("time_zone", sa.Text, nullable=False, server_default="UTC"),
+    sa.Column("request", json_type(), nullable=False, comment="the asked columns of each request"),
+    sa.Column("window_kind", sa.Text, nullable=False, server_default=Window.ALL.value),
+    sa.Column("overlap_policy", sa.Text, nullable=False, server_default=OverlapPolicy.SKIP.value),
+    sa.Column("catch_up_policy", sa.Text, nullable=False, server_default=CatchUpPolicy.LATEST.value),
+    sa.Column("paused_at", UtcDateTime),
+    sa.Column("pause_reason", sa.Text),
+    sa.Column("last_fired_for", UtcDateTime),
+    sa.Column("high_water_mark", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    one_of("window_kind", Window),
+    one_of("overlap_policy", OverlapPolicy),
+    one_of("catch_up_policy", CatchUpPolicy),
+    valid_json("request"),
+)
+
+organizations = sa.Table(
+    "organizations",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text),
+    sa.Column("time_zone", sa.Text, nullable=False, server_default="UTC", comment="IANA name"),
+    sa.Column(
+        "email_enabled", sa.Boolean, nullable=False, server_default=sa.true(), comment="gu1's global_sender_email"
+    ),
+    sa.Column("email_balance", sa.BigInteger, comment="e-mail executions left; NULL = not billed"),
+)
+
+organization_email_domains = sa.Table(
+    "organization_email_domains",
+    metadata,
+    sa.Column("organization_id", sa.Text, primary_key=True),
+    sa.Column("domain", sa.Text, primary_key=True),
+    sa.Column("verified_at", UtcDateTime),
+)
+
+organization_email_senders = sa.Table(
+    "organization_email_senders",
+    metadata,
+    sa.Column("id", UuidText, primary_key=True, server_default=generated_uuid()),
+    sa.Column("organization_id", sa.Text, nullable=False, index=True),
+    sa.Column("email", sa.Text, nullable=False),
+    sa.Column("name", sa.Text),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", UuidText, primary_key=True, server_default=generated_uuid()),
+    sa.Column("organization_id", sa.Text, nullable=False, index=True),
+    sa.Column("name", sa.Text),
+    sa.Column("key_hash", sa.Text, nullable=False, unique=True),
+    sa.Column("scopes", json_type(), nullable=False, server_default=sa.text("'[]'")),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Column("revoked_at", UtcDateTime),
+    valid_json("scopes"),
+)

@@ -1,0 +1,341 @@
+"""Every way a mail can end, with real connections: accepted, certainly not sent, perhaps sent."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from email import message_from_bytes, policy
+from email.headerregistry import Address
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from export_pipeline.delivery.mail import (
+    Attachment,
+    MailNotAccepted,
+    MailOutcomeUnknown,
+    MailProvider,
+    Message,
+    default_sender,
+    open_mail_provider,
+    parse_sender,
+)
+from export_pipeline.delivery.mime import to_mime
+from export_pipeline.delivery.outbox import Outbox
+from export_pipeline.delivery.sendgrid_mail import SendGridMail
+from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
+from export_pipeline.settings import Settings, SettingsError
+from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink
+from export_pipeline_tests.servers.smtp import Drop, SmtpSink, serve_smtp
+
+RECIPIENT = "ana@example.com"
+MESSAGE = Message(
+    sender=Address("Exportações", addr_spec="exports@example.org"),
+    recipient=RECIPIENT,
+    subject="Sua exportação está pronta",
+    text="Olá\n.\n.dot\nfim\n",
+    html="<p>Olá</p>\n",
+    message_id="uid.ana",
+)
+
+
+def not_accepted(provider: MailProvider, message: Message = MESSAGE) -> MailNotAccepted:
+    with pytest.raises(MailNotAccepted) as caught:
+        provider.send(message)
+    assert_tells_nothing(caught.value)
+    return caught.value
+
+
+def unknown(provider: MailProvider, message: Message = MESSAGE) -> MailOutcomeUnknown:
+    with pytest.raises(MailOutcomeUnknown) as caught:
+        provider.send(message)
+    assert_tells_nothing(caught.value)
+    return caught.value
+
+
+def assert_tells_nothing(error: Exception) -> None:
+    """No address, key or body in the text, and no cause that a traceback would print."""
+    assert error.__suppress_context__ or error.__context__ is None
+    assert error.__cause__ is None
+    assert not any(secret in str(error) for secret in ("@", API_KEY, "example", "Olá"))
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Takes connections and never says a word."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+class TestSendGrid:
+    @pytest.fixture
+    def provider(self, sendgrid_sink: SendGridSink) -> SendGridMail:
+        return SendGridMail(API_KEY, sendgrid_sink.url, timeout=5)
+
+    def test_accepted(self, provider: SendGridMail, sendgrid_sink: SendGridSink) -> None:
+        provider.send(replace(MESSAGE, attachments=(Attachment("a.csv", "text/csv", b"x"),)))
+        (mail,) = sendgrid_sink.accepted
+        assert mail["personalizations"][0]["to"] == [{"email": RECIPIENT}]
+        assert mail["from"] == {"email": "exports@example.org", "name": "Exportações"}
+        assert mail["subject"] == MESSAGE.subject
+        assert [part["type"] for part in mail["content"]] == ["text/plain", "text/html"]
+        assert mail["custom_args"] == {"message_id": "uid.ana"}
+        assert mail["headers"] == {"Auto-Submitted": "auto-generated"}
+        assert mail["tracking_settings"]["click_tracking"] == {"enable": False, "enable_text": False}
+        assert mail["attachments"] == [
+            {"content": "eA==", "filename": "a.csv", "type": "text/csv", "disposition": "attachment"}
+        ]
+
+    def test_one_provider_sends_many(self, provider: SendGridMail, sendgrid_sink: SendGridSink) -> None:
+        for recipient in ("a@example.com", "b@example.com"):
+            provider.send(replace(MESSAGE, recipient=recipient))
+        assert sendgrid_sink.recipients == ["a@example.com", "b@example.com"]
+
+    def test_line_breaks_in_the_subject_are_flattened(
+        self, provider: SendGridMail, sendgrid_sink: SendGridSink
+    ) -> None:
+        provider.send(replace(MESSAGE, subject="a\r\nBcc: x@example.com"))
+        assert sendgrid_sink.accepted[0]["subject"] == "a Bcc: x@example.com"
+
+    @pytest.mark.parametrize(
+        ("status", "permanent"),
+        [(400, True), (413, True), (401, False), (403, False), (429, False), (500, False), (503, False)],
+    )
+    def test_error_replies(
+        self, provider: SendGridMail, sendgrid_sink: SendGridSink, status: int, permanent: bool
+    ) -> None:
+        sendgrid_sink.next_answers(Answer(status))
+        error = not_accepted(provider)
+        assert (error.reason, error.permanent) == (f"sendgrid {status}", permanent)
+        assert error.retry_after is None
+        assert sendgrid_sink.accepted == []
+
+    @pytest.mark.parametrize("status", [502, 504, 200])
+    def test_a_gateways_answer_leaves_it_open(
+        self, provider: SendGridMail, sendgrid_sink: SendGridSink, status: int
+    ) -> None:
+        sendgrid_sink.next_answers(Answer(status))
+        assert unknown(provider).reason == f"sendgrid {status}"
+
+    @pytest.mark.parametrize("kind", ["Retry-After", "date", "X-RateLimit-Reset", "nonsense"])
+    def test_asked_to_wait(self, provider: SendGridMail, sendgrid_sink: SendGridSink, kind: str) -> None:
+        headers = {
+            "Retry-After": {"Retry-After": "17"},
+            "date": {"Retry-After": formatdate(time.time() + 17, usegmt=True)},
+            "X-RateLimit-Reset": {"X-RateLimit-Reset": str(int(time.time()) + 17)},
+            "nonsense": {"Retry-After": "soon"},
+        }[kind]
+        sendgrid_sink.next_answers(Answer(429, headers))
+        wait = not_accepted(provider).retry_after
+        if kind == "nonsense":
+            assert wait is None
+        else:
+            assert wait is not None
+            assert 14 <= wait <= 17
+
+    def test_wrong_key(self, sendgrid_sink: SendGridSink) -> None:
+        error = not_accepted(SendGridMail("SG.wrong", sendgrid_sink.url))
+        assert (error.reason, error.permanent) == ("sendgrid 401", False)
+
+    def test_not_there(self, closed_port: int) -> None:
+        assert not not_accepted(SendGridMail(API_KEY, f"http://127.0.0.1:{closed_port}")).permanent
+        assert not not_accepted(SendGridMail(API_KEY, "http://no-such-host.invalid")).permanent
+
+    @pytest.mark.parametrize("kind", ["reset", "take_then_reset"])
+    def test_connection_lost_while_waiting(
+        self, provider: SendGridMail, sendgrid_sink: SendGridSink, kind: str
+    ) -> None:
+        sendgrid_sink.next_answers(Answer(kind=kind))  # type: ignore[arg-type]
+        assert unknown(provider).reason.startswith("sendgrid reply lost")
+        assert len(sendgrid_sink.accepted) == (kind == "take_then_reset")
+
+    def test_taken_and_never_answered(self, sendgrid_sink: SendGridSink) -> None:
+        sendgrid_sink.next_answers(Answer(kind="take_then_silence"))
+        assert "Timeout" in unknown(SendGridMail(API_KEY, sendgrid_sink.url, timeout=0.3)).reason
+        assert sendgrid_sink.recipients == [RECIPIENT]
+
+    def test_debug_logging_shows_no_key_and_no_address(
+        self, provider: SendGridMail, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.DEBUG):
+            provider.send(MESSAGE)
+        assert API_KEY not in caplog.text
+        assert RECIPIENT not in caplog.text
+
+
+class TestSmtp:
+    def test_accepted(self, smtp_sink: SmtpSink) -> None:
+        SmtpMail(SmtpServer.from_url(smtp_sink.url)).send(MESSAGE)
+        (received,) = smtp_sink.received
+        assert (received.sender, received.recipients) == ("exports@example.org", [RECIPIENT])
+        text = received.message.get_body(("plain",))
+        assert text is not None
+        assert text.get_content().splitlines() == MESSAGE.text.splitlines()
+        assert received.message["Message-ID"] == "<uid.ana@example.org>"
+
+    @pytest.mark.parametrize(
+        ("reply", "permanent"), [("550 no such user", True), ("552 full", True), ("451 later", False)]
+    )
+    @pytest.mark.parametrize("stage", ["rcpt", "data"])
+    def test_refused(self, smtp_sink: SmtpSink, reply: str, permanent: bool, stage: str) -> None:
+        (smtp_sink.replies if stage == "rcpt" else smtp_sink.data_replies)[RECIPIENT] = reply
+        error = not_accepted(SmtpMail(SmtpServer.from_url(smtp_sink.url)))
+        assert (error.reason, error.permanent) == (f"smtp {reply[:3]}", permanent)
+
+    def test_one_refusal_does_not_touch_the_next(self, smtp_sink: SmtpSink) -> None:
+        smtp_sink.replies[RECIPIENT] = "550 no such user"
+        provider = SmtpMail(SmtpServer.from_url(smtp_sink.url))
+        not_accepted(provider)
+        provider.send(replace(MESSAGE, recipient="eva@example.com"))
+        assert [received.recipients for received in smtp_sink.received] == [["eva@example.com"]]
+
+    def test_lost_before_the_message(self, smtp_sink: SmtpSink) -> None:
+        smtp_sink.drops[RECIPIENT] = "drop_at_rcpt"
+        assert not not_accepted(SmtpMail(SmtpServer.from_url(smtp_sink.url))).permanent
+
+    @pytest.mark.parametrize(("drop", "taken"), [("drop_at_data", 0), ("accept_then_drop", 1)])
+    def test_lost_after_the_message(self, smtp_sink: SmtpSink, drop: Drop, taken: int) -> None:
+        smtp_sink.drops[RECIPIENT] = drop
+        assert unknown(SmtpMail(SmtpServer.from_url(smtp_sink.url))).reason.startswith("smtp lost after DATA")
+        assert len(smtp_sink.received) == taken
+
+    def test_not_there_or_silent(self, closed_port: int, silent_port: int) -> None:
+        for port in (closed_port, silent_port):
+            assert not not_accepted(SmtpMail(SmtpServer("127.0.0.1", port), timeout=0.3)).permanent
+
+    def test_login(self) -> None:
+        with serve_smtp(auth_required=True) as sink:
+            for password, taken in (("right%20p%40ss", 1), ("wrong", 1)):
+                provider = SmtpMail(SmtpServer.from_url(f"smtp://user:{password}@127.0.0.1:{sink.port}"))
+                if password == "wrong":
+                    error = not_accepted(provider)
+                    assert (error.reason, error.permanent) == ("smtp connect 535", False)
+                else:
+                    provider.send(MESSAGE)
+                assert len(sink.received) == taken
+
+    def test_starttls_where_there_is_none(self, smtp_sink: SmtpSink) -> None:
+        error = not_accepted(SmtpMail(SmtpServer.from_url(f"{smtp_sink.url}?starttls=1")))
+        assert not error.permanent
+        assert smtp_sink.received == []
+
+    def test_international_addresses(self) -> None:
+        message = replace(MESSAGE, recipient="josé@exämple.com")
+        with serve_smtp(enable_SMTPUTF8=True) as sink:
+            SmtpMail(SmtpServer.from_url(sink.url)).send(message)
+            assert sink.received[0].recipients == ["josé@xn--exmple-cua.com"]
+        with serve_smtp(enable_SMTPUTF8=False) as sink:
+            assert not_accepted(SmtpMail(SmtpServer.from_url(sink.url)), message).permanent
+            SmtpMail(SmtpServer.from_url(sink.url)).send(replace(MESSAGE, recipient="jose@exämple.com"))
+            assert sink.received[0].recipients == ["jose@xn--exmple-cua.com"]
+
+    @pytest.mark.parametrize(
+        ("url", "port", "tls", "starttls"),
+        [
+            ("smtp://h", 25, False, False),
+            ("smtp://h?starttls=1", 587, False, True),
+            ("smtps://h", 465, True, False),
+            ("smtp://h:2525", 2525, False, False),
+        ],
+    )
+    def test_urls(self, url: str, port: int, tls: bool, starttls: bool) -> None:
+        server = SmtpServer.from_url(url)
+        assert (server.host, server.port, server.tls_from_start, server.starttls) == ("h", port, tls, starttls)
+
+    def test_password_is_not_shown(self) -> None:
+        assert "hidden" not in repr(SmtpServer.from_url("smtp://user:hidden@h"))
+        with pytest.raises(ValueError, match="expected smtp") as caught:
+            SmtpServer.from_url("smtp://user:hidden@h:port")
+        assert "hidden" not in str(caught.value)
+
+
+class TestOutbox:
+    def test_one_file_a_message(self, tmp_path: Path) -> None:
+        outbox = Outbox(tmp_path / "new")
+        outbox.send(MESSAGE)
+        outbox.send(replace(MESSAGE, subject="again"))
+        outbox.send(replace(MESSAGE, message_id="../../up <x>"))
+        assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["uid.ana.eml", "up-x.eml"]
+        mail = message_from_bytes((tmp_path / "new" / "uid.ana.eml").read_bytes(), policy=policy.default)
+        assert mail["Subject"] == "again"
+
+    def test_unwritable(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        assert not not_accepted(Outbox(tmp_path / "file" / "x")).permanent
+
+
+class TestMime:
+    def test_headers(self) -> None:
+        mime = to_mime(replace(MESSAGE, attachments=(Attachment("ñ.csv", "text/csv", b"1"),)))
+        assert mime["Auto-Submitted"] == "auto-generated"
+        assert mime["Date"].datetime is not None
+        raw = mime.as_bytes()
+        assert raw.isascii()
+        parsed = message_from_bytes(raw, policy=policy.default)
+        assert parsed["From"].addresses[0].display_name == "Exportações"
+        assert parsed["Subject"] == MESSAGE.subject
+        assert [part.get_content_type() for part in parsed.walk() if not part.is_multipart()] == [
+            "text/plain",
+            "text/html",
+            "text/csv",
+        ]
+        assert [part.get_filename() for part in parsed.iter_attachments()] == ["ñ.csv"]
+
+    def test_no_value_adds_a_header(self) -> None:
+        evil = "x\r\nBcc: b@example.com\n\nbody"
+        mime = to_mime(replace(MESSAGE, subject=evil, message_id=evil))
+        parsed = message_from_bytes(mime.as_bytes(), policy=policy.default)
+        assert parsed["Bcc"] is None
+        assert parsed["Subject"] == "x Bcc: b@example.com body"
+
+    @pytest.mark.parametrize("recipient", ["", "no-at", "a@b\r\nBcc: c@d", "a@b, c@d", "@b", "a@", "a b@c"])
+    def test_no_address(self, recipient: str, tmp_path: Path) -> None:
+        error = not_accepted(Outbox(tmp_path), replace(MESSAGE, recipient=recipient))
+        assert error.permanent
+
+
+class TestSettings:
+    def test_providers_by_url(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SENDGRID_API_KEY", "SG.x")
+        assert isinstance(open_mail_provider(Settings(mail_url=f"file://{tmp_path}")), Outbox)
+        assert isinstance(open_mail_provider(Settings(mail_url="smtps://u:p@h")), SmtpMail)
+        assert isinstance(open_mail_provider(Settings(mail_url="sendgrid:")), SendGridMail)
+
+    @pytest.mark.parametrize(
+        ("text", "name", "spec"),
+        [
+            ("a@b.com", "", "a@b.com"),
+            ("Name <a@b.com>", "Name", "a@b.com"),
+            ("Exportações Ñ <a@b.com>", "Exportações Ñ", "a@b.com"),
+            ('"Doe, John" <a@b.com>', "Doe, John", "a@b.com"),
+        ],
+    )
+    def test_senders(self, text: str, name: str, spec: str) -> None:
+        sender = parse_sender(text)
+        assert (sender.display_name, sender.addr_spec) == (name, spec)
+        assert default_sender(Settings(mail_from=text)) == sender
+
+    @pytest.mark.parametrize("text", ["", "nobody", "a@b\nBcc: c@d", "<>", "a b@c", "x <y>"])
+    def test_no_sender(self, text: str) -> None:
+        with pytest.raises(ValueError, match="expected name@domain"):
+            parse_sender(text)
+        with pytest.raises(SettingsError, match="EXPORT_MAIL_FROM"):
+            default_sender(Settings(mail_from=text))
+
+
+def test_no_server_thread_is_left() -> None:
+    assert [thread.name for thread in threading.enumerate() if "process_request_thread" in thread.name] == []

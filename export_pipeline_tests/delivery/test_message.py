@@ -1,0 +1,174 @@
+"""The mail: three languages from one pair of templates."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import pytest
+
+from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message
+from export_pipeline.delivery.texts import CATALOG, language_of
+
+MAIL = ReadyMail(
+    dataset_titles={"en": "Contacts", "es": "Contactos", "pt": "Contatos"},
+    rows=1_234_567,
+    files=(ReadyFile("contacts.csv.gz", 12_345_678, "https://host/key?X-Amz-Date=1&X-Amz-Signature=2"),),
+    snapshot_at=datetime(2025, 11, 21, 18, 30, tzinfo=UTC),
+    expires_at=datetime(2025, 11, 29, 1, 0, 59, tzinfo=UTC),
+    time_zone="America/Sao_Paulo",
+    organization_name="Acme",
+)
+
+
+class Page(HTMLParser):
+    """What a mail client would do with the HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def links(self) -> list[str | None]:
+        return [attributes["href"] for tag, attributes in self.tags if tag == "a"]
+
+
+@pytest.mark.parametrize(
+    ("locale", "subject", "facts"),
+    [
+        (
+            "en",
+            "Your export is ready: Contacts",
+            ["Rows: 1,234,567", "12.3 MB", "November 28, 2025, 10:00 PM (Brasilia Time, UTC-03:00)"],
+        ),
+        (
+            "es",
+            "Tu exportación está lista: Contactos",
+            ["Filas: 1.234.567", "12,3 MB", "28 de noviembre de 2025, 22:00 (hora de Brasilia, UTC-03:00)"],
+        ),
+        (
+            "pt",
+            "Sua exportação está pronta: Contatos",
+            ["Linhas: 1.234.567", "12,3 MB", "28 de novembro de 2025, 22:00 (Horário de Brasília, UTC-03:00)"],
+        ),
+    ],
+)
+def test_speaks_the_language_in_text_and_html(locale: str, subject: str, facts: list[str]) -> None:
+    actual_subject, text, html = ready_message(MAIL, locale)
+    page = Page(html)
+    assert actual_subject == subject
+    for fact in facts:
+        assert fact in text
+        assert fact.rpartition(": ")[2] in page.text
+    assert MAIL.files[0].url in text.splitlines()
+    assert page.links == [MAIL.files[0].url]
+    assert "Acme" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "language"),
+    [
+        ("pt-BR", "pt"), ("pt_BR", "pt"), ("es-MX", "es"), ("ES", "es"), (None, "en"), ("", "en"), ("fr", "en"),
+        ("!", "en"), ("../../etc", "en"), ("eno", "en"),
+    ],
+)  # fmt: skip
+def test_regional_and_unknown_locales(asked: str | None, language: str) -> None:
+    assert language_of(asked) == language
+    assert ready_message(MAIL, asked)[0] == ready_message(MAIL, language)[0]
+
+
+def test_a_region_writes_numbers_its_own_way() -> None:
+    assert "Filas: 1,234,567" in ready_message(MAIL, "es-MX")[1]
+
+
+def test_all_languages_have_the_same_phrases_with_the_same_places() -> None:
+    def shape(language: str) -> dict[str, set[str | None]]:
+        return {
+            key: {name for _, name, _, _ in string.Formatter().parse(phrase) if name is not None}
+            for key, phrase in CATALOG[language].items()
+        }
+
+    assert shape("es") == shape("en") == shape("pt")
+    assert all(phrase.strip() for texts in CATALOG.values() for phrase in texts.values())
+
+
+@pytest.mark.parametrize("locale", list(CATALOG))
+def test_nothing_from_outside_becomes_markup_or_a_line(locale: str) -> None:
+    evil = '<script>x</script>"\r\nBcc: a@example.com\x00'
+    mail = replace(
+        MAIL,
+        dataset_titles={"en": evil},
+        organization_name=evil,
+        files=(ReadyFile(evil, 1, 'https://host/"><img src=x>?a=1&b=2'),),
+    )
+    subject, text, html = ready_message(mail, locale)
+    page = Page(html)
+    assert "\n" not in subject
+    assert "\r" not in subject
+    assert not any(line.startswith("Bcc") for line in text.splitlines())
+    assert {"script", "img"}.isdisjoint(tag for tag, _ in page.tags)
+    assert page.links == ['https://host/"><img src=x>?a=1&b=2']
+
+
+def test_html_loads_nothing_remote() -> None:
+    tags = {tag for tag, _ in Page(ready_message(MAIL, "en")[2]).tags}
+    assert tags.isdisjoint({"img", "link", "script", "iframe", "object"})
+    assert "url(" not in ready_message(MAIL, "en")[2]
+
+
+def test_every_file_with_its_own_link_and_size() -> None:
+    files = tuple(ReadyFile(f"part-{n}.csv", n * 1000, f"https://host/{n}") for n in (1, 2, 3))
+    _, text, html = ready_message(replace(MAIL, files=files), "en")
+    assert Page(html).links == ["https://host/1", "https://host/2", "https://host/3"]
+    for n in (1, 2, 3):
+        assert f"part-{n}.csv ({n} kB)\nhttps://host/{n}\n" in text
+    assert "Files: 3" in text
+    assert "Size: 6 kB" in text
+
+
+def test_links_that_do_not_end_and_attachments() -> None:
+    _, text, _ = ready_message(replace(MAIL, expires_at=None), "en")
+    assert "work until" not in text
+    attached = replace(MAIL, files=(ReadyFile("a.csv", 10, None),), expires_at=None)
+    _, text, html = ready_message(attached, "en")
+    assert "a.csv (10 B, attached)" in text
+    assert "password" not in text
+    assert Page(html).links == []
+
+
+def test_an_empty_result_says_so() -> None:
+    for locale in CATALOG:
+        assert CATALOG[locale]["empty"] in ready_message(replace(MAIL, rows=0), locale)[1]
+        assert CATALOG[locale]["empty"] not in ready_message(MAIL, locale)[1]
+
+
+def test_what_was_altered_is_told() -> None:
+    counters = {"cells_cut": 1500, "characters_replaced": 0, "unknown_to_the_mail": 3}
+    _, text, html = ready_message(replace(MAIL, counters=counters), "es")
+    assert "1.500" in text
+    assert "Caracteres" not in text
+    assert "1.500" in html
+    assert "unknown" not in html
+
+
+@pytest.mark.parametrize(("zone", "name"), [("UTC", "(UTC)"), ("No/Such", "(UTC)"), ("Asia/Kolkata", "UTC+05:30)")])
+def test_zones(zone: str, name: str) -> None:
+    assert name in ready_message(replace(MAIL, time_zone=zone), "en")[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_960, "1 MB"), (5_000_000_000, "5 GB")]
+)
+def test_sizes(size: int, text: str) -> None:
+    mail = replace(MAIL, files=(ReadyFile("x", size, "https://h/"),))
+    assert f"x ({text})" in ready_message(mail, "en")[1]

@@ -1,0 +1,275 @@
+"""The demo's data: the same rows however made and wherever loaded, with every nasty value among them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.demo import nasty, schema
+from export_pipeline.demo.contacts import EMAILS_AT_MOST, TOKENS_AT_MOST, generate_tokens
+from export_pipeline.demo.data import (
+    NASTY_RATE,
+    ORGANIZATIONS,
+    PINNED_ROWS,
+    DemoDataError,
+    generate_contacts,
+    generate_entities,
+    load_demo_data,
+)
+from export_pipeline.demo.lists import list_ids
+
+Generator = Callable[..., Iterator[pa.RecordBatch]]
+SEED = 7
+ROWS = 40_000
+
+
+@pytest.fixture(scope="module")
+def contacts() -> pa.Table:
+    return pa.Table.from_batches(generate_contacts(ROWS, SEED))
+
+
+@pytest.fixture
+def sqlite_path(tmp_path: Path) -> Path:
+    return tmp_path / "demo.db"
+
+
+@pytest.mark.parametrize("generate", [generate_contacts, generate_entities, generate_tokens])
+def test_rows_do_not_depend_on_the_chunks(generate: Generator) -> None:
+    whole = pa.Table.from_batches(generate(3000, SEED)).combine_chunks()
+    for chunk_rows in (1, 977) if generate is generate_tokens else (61, 977):
+        parts = pa.Table.from_batches(generate(3000, SEED, chunk_rows=chunk_rows)).combine_chunks()
+        assert parts.equals(whole)
+
+
+@pytest.mark.parametrize("generate", [generate_contacts, generate_entities])
+def test_more_rows_begin_with_the_same_and_another_seed_makes_others(generate: Generator) -> None:
+    few, many = (pa.Table.from_batches(generate(rows, SEED)).combine_chunks() for rows in (500, 700))
+    assert many.slice(0, 500).combine_chunks().equals(few)
+    other = pa.Table.from_batches(generate(500, SEED + 1)).combine_chunks()
+    assert not other.equals(few)
+    assert other["name"].slice(0, PINNED_ROWS).equals(few["name"].slice(0, PINNED_ROWS))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_hardly_any_rows(rows: int) -> None:
+    assert sum(batch.num_rows for batch in generate_contacts(rows, SEED)) == rows
+    assert sum(batch.num_rows for batch in generate_entities(rows, SEED)) == rows
+
+
+def test_organizations_have_their_shares(contacts: pa.Table) -> None:
+    counts = Counter(contacts["organization_id"].to_pylist())
+    assert sum(organization.share for organization in ORGANIZATIONS) == pytest.approx(1)
+    for organization in ORGANIZATIONS:
+        assert counts[organization.id] / ROWS == pytest.approx(organization.share, abs=0.01)
+        assert ZoneInfo(organization.time_zone).key == organization.time_zone
+
+
+@pytest.mark.parametrize("kind", nasty.TEXTS)
+def test_every_nasty_text_is_in_the_first_rows(contacts: pa.Table, kind: str) -> None:
+    first = contacts.slice(0, PINNED_ROWS)
+    assert set(first["organization_id"].to_pylist()) == {ORGANIZATIONS[0].id}
+    assert nasty.TEXTS[kind] in first["first_name"].to_pylist()
+    assert nasty.TEXTS[kind] in first["external_id"].to_pylist()
+    # And among all the others, where they came by chance.
+    assert nasty.TEXTS[kind] in contacts.slice(PINNED_ROWS)["first_name"].to_pylist()
+
+
+def test_every_other_nasty_value_is_in_the_first_rows(contacts: pa.Table) -> None:
+    first = contacts.slice(0, PINNED_ROWS)
+    pools: dict[str, tuple[Any, ...]] = {
+        "phone_number": nasty.PHONES,
+        "email": nasty.EMAILS,
+        "lifetime_value": nasty.DECIMALS,
+        "custom_fields": (*nasty.OBJECTS, nasty.LONG_OBJECT),
+        "birth_date": tuple(text and dt.date.fromisoformat(text) for text in nasty.DATES),
+        "created_at": tuple(dt.datetime.fromisoformat(f"{text}+00:00") for text in nasty.TIMESTAMPS),
+    }
+    for name, pool in pools.items():
+        assert set(pool) <= set(first[name].to_pylist()), name
+    assert {repr(value) for value in nasty.FLOATS} <= {repr(value) for value in first["score"].to_pylist()}
+    assert nasty.LONG_TEXT in first["location"].to_pylist()
+    assert len(nasty.LONG_TEXT) == 40_000
+    assert len(nasty.LONG_OBJECT) > 32_767
+
+
+def test_nasty_values_come_at_their_rate(contacts: pa.Table) -> None:
+    formulas = pc.sum(pc.equal(contacts["first_name"], nasty.TEXTS["formula"])).as_py()
+    expected = ROWS * NASTY_RATE / len(nasty.TEXTS)
+    assert expected / 3 < formulas < expected * 3
+
+
+def test_every_organization_has_instants_on_both_sides_of_its_clock_changes(contacts: pa.Table) -> None:
+    made = {organization.id: set[dt.datetime]() for organization in ORGANIZATIONS}
+    for organization_id, instant in zip(
+        contacts["organization_id"].to_pylist(), contacts["created_at"].to_pylist(), strict=True
+    ):
+        made[organization_id].add(instant)
+    for organization in ORGANIZATIONS[:4]:
+        zone = ZoneInfo(organization.time_zone)
+        for text in organization.clock_changes:
+            change = dt.datetime.fromisoformat(f"{text}+00:00")
+            before = change - dt.timedelta(microseconds=1)
+            assert change.astimezone(zone).utcoffset() != before.astimezone(zone).utcoffset()
+            assert {change, before} & made[organization.id]
+
+
+def test_what_is_generated_is_what_the_tables_and_the_catalog_have() -> None:
+    catalog = load_catalog()
+    for name, generate in (("contacts", generate_contacts), ("entities", generate_entities)):
+        table = schema.metadata.tables[name]
+        assert next(generate(1, SEED)).schema.names == [column.name for column in table.columns]
+        dataset = catalog[name]
+        assert {column.source for column in dataset.columns} | {dataset.tenant} == {c.name for c in table.columns}
+    declared = catalog["contacts"]
+    assert declared.lists is not None
+    assert declared.segments is not None
+    for child in declared.children:
+        needed = {child.foreign_key, child.value, child.order_by, child.tenant}
+        assert needed <= set(schema.metadata.tables[child.table].columns.keys())
+    members, segments = declared.lists, declared.segments
+    assert {members.member, members.list_id} <= set(schema.metadata.tables[members.table].columns.keys())
+    assert {members.lists.id, members.lists.name} <= set(schema.metadata.tables[members.lists.table].columns.keys())
+    assert {segments.filter, segments.query_dsl} <= set(schema.metadata.tables[segments.table].columns.keys())
+
+
+def test_sqlite_holds_what_was_generated(sqlite_path: Path) -> None:
+    report = load_demo_data(f"sqlite:///{sqlite_path}", contacts=2000, entities=500, seed=SEED)
+    assert (report.rows["contacts"], report.rows["entities"]) == (2000, 500)
+    assert report.rows_per_second > 0
+    with sqlite3.connect(sqlite_path) as connection:
+        for table, generate, rows in (("contacts", generate_contacts, 2000), ("entities", generate_entities, 500)):
+            expected = pa.Table.from_batches(generate(rows, SEED))
+            _assert_same(expected, _sqlite_rows(connection, table))
+        wrong = "SELECT count(*) FROM contacts WHERE length(created_at) != 26 OR typeof(lifetime_value) = 'real'"
+        assert connection.execute(wrong).fetchone() == (0,)
+    connection.close()
+
+
+def test_postgresql_holds_what_sqlite_holds(sqlite_path: Path, postgres_url: str) -> None:
+    reports = [
+        load_demo_data(url, contacts=2000, entities=500, seed=SEED)
+        for url in (f"sqlite:///{sqlite_path}", postgres_url)
+    ]
+    assert reports[0].rows == reports[1].rows
+    with psycopg.connect(postgres_url) as there, sqlite3.connect(sqlite_path) as here:
+        there.execute("SET TimeZone TO 'UTC'")
+        for table in schema.metadata.sorted_tables:
+            assert _postgresql_texts(there, table.name) == _sqlite_texts(here, table.name), table.name
+    here.close()
+
+
+@pytest.fixture
+def loaded(sqlite_path: Path) -> Iterator[sqlite3.Connection]:
+    load_demo_data(f"sqlite:///{sqlite_path}", contacts=5000, entities=0, seed=SEED)
+    connection = sqlite3.connect(sqlite_path)
+    yield connection
+    connection.close()
+
+
+def test_what_belongs_to_contacts(loaded: sqlite3.Connection) -> None:
+    for table, at_most in (("contact_tokens", TOKENS_AT_MOST), ("contact_emails", EMAILS_AT_MOST)):
+        counts = Counter(row[0] for row in loaded.execute(f"SELECT contact_id FROM {table}"))
+        assert max(counts.values()) == at_most
+        assert 0.2 < len(counts) / 5000 < 0.35
+        strangers = (
+            f"SELECT count(*) FROM {table} x LEFT JOIN contacts c "
+            "ON c.id = x.contact_id AND c.organization_id = x.organization_id WHERE c.id IS NULL"
+        )
+        assert loaded.execute(strangers).fetchone() == (0,)
+    newest_last = "SELECT count(*) FROM contact_tokens a JOIN contact_tokens b USING (contact_id) WHERE a.id < b.id"
+    assert loaded.execute(f"{newest_last} AND a.created_at >= b.created_at").fetchone() == (0,)
+
+
+def test_lists_overlap_and_keep_to_their_organization(loaded: sqlite3.Connection) -> None:
+    ids = [row[0] for row in loaded.execute("SELECT id FROM contact_lists")]
+    assert sorted(ids) == sorted(id_ for of_one in list_ids() for id_ in of_one)
+    assert len(ids) == 15
+    mixed = (
+        "SELECT count(*) FROM contact_list_members m LEFT JOIN contact_lists l ON l.id = m.list_id AND "
+        "l.organization_id = m.organization_id LEFT JOIN contacts c ON c.id = m.contact_id AND "
+        "c.organization_id = m.organization_id WHERE l.id IS NULL OR c.id IS NULL"
+    )
+    assert loaded.execute(mixed).fetchone() == (0,)
+    on_several = "SELECT count(*) FROM (SELECT 1 FROM contact_list_members GROUP BY contact_id HAVING count(*) > 1)"
+    assert loaded.execute(on_several).fetchone()[0] > 100
+
+
+def test_segments_filter_by_declared_columns_and_operators(loaded: sqlite3.Connection) -> None:
+    dataset = load_catalog()["contacts"]
+    stored = [json.loads(row[0]) for row in loaded.execute("SELECT filter FROM contact_segments")]
+    assert len(stored) == 15
+    for name, rule in (item for conditions in stored for item in conditions.items()):
+        column = dataset.column(name)
+        assert column is not None
+        assert set(rule if isinstance(rule, dict) else ["eq"]) <= set(column.operators)
+
+
+def test_rows_that_are_there_are_not_touched_unless_asked(sqlite_path: Path) -> None:
+    url = f"sqlite:///{sqlite_path}"
+    load_demo_data(url, contacts=10, entities=0)
+    with pytest.raises(DemoDataError, match="holds rows already"):
+        load_demo_data(url, contacts=20, entities=0)
+    told: list[str] = []
+    report = load_demo_data(url, contacts=20, entities=5, replace=True, progress=lambda table, _: told.append(table))
+    assert (report.rows["contacts"], report.rows["entities"]) == (20, 5)
+    assert told == list(report.rows)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "mysql://localhost/x"])
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(DemoDataError, match="postgresql://"):
+        load_demo_data(url)
+
+
+def _assert_same(expected: pa.Table, rows: list[tuple[Any, ...]]) -> None:
+    columns = list(zip(*rows, strict=True))
+    for column, found in zip(expected.itercolumns(), columns, strict=True):
+        assert [_as_sqlite(value) for value in column.to_pylist()] == list(found)
+
+
+def _as_sqlite(value: object) -> object:
+    if isinstance(value, dt.datetime):
+        return value.replace(tzinfo=None).isoformat(" ", "microseconds")
+    return value.isoformat() if isinstance(value, dt.date) else value
+
+
+def _sqlite_rows(connection: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+    return connection.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall()
+
+
+def _sqlite_texts(connection: sqlite3.Connection, table: str) -> list[tuple[str, ...]]:
+    rows = connection.execute(f"SELECT * FROM {table}").fetchall()
+    return sorted(tuple(_spelled(value) for value in row) for row in rows)
+
+
+def _postgresql_texts(connection: psycopg.Connection[Any], table: str) -> list[tuple[str, ...]]:
+    """The rows with every value spelled as SQLite holds it, by PostgreSQL itself."""
+    spelled = [
+        f"to_char({column.name}, 'YYYY-MM-DD HH24:MI:SS.US')"
+        if column.type is schema.INSTANT
+        else f"{column.name}::int"
+        if str(column.type) == "BOOLEAN"
+        else f"{column.name}::text"
+        if column.type in (schema.UUID, schema.JSON, schema.DECIMAL, schema.DAY)
+        else column.name
+        for column in schema.metadata.tables[table].columns
+    ]
+    rows = connection.execute(f"SELECT {', '.join(spelled)} FROM {table}".encode()).fetchall()
+    return sorted(tuple(_spelled(value) for value in row) for row in rows)
+
+
+def _spelled(value: object) -> str:
+    # SQLite keeps -0.0 as 0.0.
+    return repr(value + 0.0) if isinstance(value, float) else repr(value)
