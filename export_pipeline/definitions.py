@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from export_pipeline.orchestration.janitor import janitor, janitor_schedule
 from export_pipeline.orchestration.job import export_job
 from export_pipeline.orchestration.resources import ExportResource, s3_resource
 from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
@@ -24,7 +25,8 @@ def build_definitions(*, settings: Settings | None = None) -> dg.Definitions:
     """
     settings = settings or Settings.from_environment()
     return dg.Definitions(
-        jobs=[export_job],
+        jobs=[export_job, janitor],
+        schedules=[janitor_schedule],
         sensors=[export_requests, export_cancellations, export_reconciler],
         resources={"exports": ExportResource(s3=s3_resource(settings))},
     )

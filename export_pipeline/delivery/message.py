@@ -22,8 +22,8 @@ from export_pipeline.delivery.mime import one_line
 from export_pipeline.delivery.texts import CATALOG, DEFAULT_LANGUAGE, Texts, language_of
 
 _BABEL_LOCALES = {"en": "en_US", "es": "es", "pt": "pt_BR"}
-# What a counter of the engine is called in the mail; counters not named here are for the manifest alone.
-_NOTED_COUNTERS = ("cells_cut", "characters_replaced", "formulas_guarded")
+# The formats' counters that a reader should know of; each is also its phrase's name.
+_NOTED_COUNTERS = ("cut_cells", "replaced_characters", "guarded_cells", "non_finite_numbers")
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _converse(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMess
 def _offer(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> bytes:
     """The envelope, up to the server's wish to get the message; returns what to send it."""
     options = []
-    if mime.policy.utf8:
+    if not (sender.isascii() and recipient.isascii()):
         if not client.has_extn("smtputf8"):
             raise MailNotAccepted("smtp without smtputf8", permanent=True)
         options = ["SMTPUTF8", "BODY=8BITMIME"]

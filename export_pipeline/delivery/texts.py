@@ -26,9 +26,10 @@ CATALOG: Mapping[str, Texts] = {
         "attached": "attached",
         "expires": "The links work until {instant}. After that, ask for a new export.",
         "private": "The links need no password: anyone who has this message can download the files.",
-        "cells_cut": "Cells cut because they were longer than the format allows: {count}",
-        "characters_replaced": "Characters replaced because the format cannot hold them: {count}",
-        "formulas_guarded": "Cells marked with an apostrophe so that no spreadsheet runs them as formulas: {count}",
+        "cut_cells": "Cells cut because they were longer than the format allows: {count}",
+        "replaced_characters": "Characters replaced because the format cannot hold them: {count}",
+        "guarded_cells": "Cells marked with an apostrophe so that no spreadsheet runs them as formulas: {count}",
+        "non_finite_numbers": "Numbers without a finite value, left empty: {count}",
         "automatic": "This message was sent automatically.",
     },
     "es": {
@@ -46,10 +47,11 @@ CATALOG: Mapping[str, Texts] = {
         "attached": "adjunto",
         "expires": "Los enlaces funcionan hasta el {instant}. Después, pide una nueva exportación.",
         "private": "Los enlaces no piden contraseña: quien tenga este mensaje puede descargar los archivos.",
-        "cells_cut": "Celdas cortadas por ser más largas de lo que permite el formato: {count}",
-        "characters_replaced": "Caracteres reemplazados porque el formato no los admite: {count}",
-        "formulas_guarded": "Celdas marcadas con un apóstrofo para que ninguna hoja de cálculo "
+        "cut_cells": "Celdas cortadas por ser más largas de lo que permite el formato: {count}",
+        "replaced_characters": "Caracteres reemplazados porque el formato no los admite: {count}",
+        "guarded_cells": "Celdas marcadas con un apóstrofo para que ninguna hoja de cálculo "
         "las ejecute como fórmulas: {count}",
+        "non_finite_numbers": "Números sin valor finito, dejados vacíos: {count}",
         "automatic": "Este mensaje se envió automáticamente.",
     },
     "pt": {
@@ -67,10 +69,11 @@ CATALOG: Mapping[str, Texts] = {
         "attached": "em anexo",
         "expires": "Os links funcionam até {instant}. Depois disso, peça uma nova exportação.",
         "private": "Os links não pedem senha: quem tiver esta mensagem pode baixar os arquivos.",
-        "cells_cut": "Células cortadas por serem mais longas do que o formato permite: {count}",
-        "characters_replaced": "Caracteres substituídos porque o formato não os aceita: {count}",
-        "formulas_guarded": "Células marcadas com um apóstrofo para que nenhuma planilha "
+        "cut_cells": "Células cortadas por serem mais longas do que o formato permite: {count}",
+        "replaced_characters": "Caracteres substituídos porque o formato não os aceita: {count}",
+        "guarded_cells": "Células marcadas com um apóstrofo para que nenhuma planilha "
         "as execute como fórmulas: {count}",
+        "non_finite_numbers": "Números sem valor finito, deixados vazios: {count}",
         "automatic": "Esta mensagem foi enviada automaticamente.",
     },
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 BUCKET = "exports"
+PREFIX = "demo"
 _MARKER = ".export-pipeline-demo"
 
 
@@ -92,7 +93,7 @@ class Home:
             "DAGSTER_HOME": str(self.dagster_home),
             "DAGSTER_DISABLE_TELEMETRY": "yes",
             "EXPORT_DATABASE_URL": self.database_url,
-            "EXPORT_STORE_URL": f"s3://{BUCKET}/demo",
+            "EXPORT_STORE_URL": f"s3://{BUCKET}/{PREFIX}",
             "EXPORT_STAGING_URL": (self.directory / "staging").as_uri(),
             "EXPORT_S3_ENDPOINT_URL": endpoint,
             "EXPORT_MAIL_URL": self.outbox.as_uri(),

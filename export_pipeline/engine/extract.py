@@ -14,18 +14,10 @@ from datetime import datetime
 import pyarrow as pa
 
 from export_pipeline.engine.query import Selection, build_query
-from export_pipeline.engine.readers import Snapshot, backend_of, open_snapshot
+from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.readers.types import staged_schema
 from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure, FailureCode
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where rows are read from, and how long one statement may take (seconds, 0 = no limit)."""
-
-    url: str
-    statement_timeout_seconds: float
 
 
 @dataclass(frozen=True)
@@ -77,9 +69,9 @@ def stage_rows(
         ExportFailure: what a reader or the staging store raises; ``count_mismatch`` if the rows read
             are not as many as the same snapshot counted.
     """
-    query = build_query(selected, backend_of(source.url))
+    query = build_query(selected, source.backend)
     schema = staged_schema(query.columns)
-    with open_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds) as snapshot:
+    with open_snapshot(source, query) as snapshot:
         snapshot_taken(snapshot.row_count, snapshot.taken_at)
         stager = _Stager(staging, prefix, schema, snapshot, sharding)
         with stager:

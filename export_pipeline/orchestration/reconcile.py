@@ -18,8 +18,6 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import states
 from export_pipeline.requests.states import Orphan
 
-__all__ = ["Fate", "Orphan", "RunView", "fate", "orphans"]
-
 EXHAUSTED = ExportFailure(
     FailureCode.ATTEMPTS_EXHAUSTED,
     "The export was started several times and each time its process ended without a word. The operators can see the "
@@ -62,19 +60,13 @@ class Fate(StrEnum):
                 states.cancel(connection, orphan.id, CANCELED_IN_DAGSTER)
 
 
-def orphans(connection: sa.Connection, *, lease_seconds: float, heartbeat_timeout_seconds: float) -> list[Orphan]:
-    """Rows that were claimed long ago and have not begun, and rows that run without a recent heartbeat."""
-    return states.quiet(connection, lease_seconds=lease_seconds, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
-
-
 def fate(orphan: Orphan, runs: Sequence[RunView], *, max_attempts: int) -> Fate:
     """Decide from the request's runs what is to become of its row."""
     current = [run for run in runs if run.attempt == orphan.attempt]
-    if not orphan.running:
-        if not current:
-            return Fate.REQUEST_AGAIN
-        if any(not run.finished for run in current):
-            return Fate.LEAVE
+    if not orphan.running and not current:
+        return Fate.REQUEST_AGAIN
+    if any(not run.finished for run in current) and not orphan.timed_out:
+        return Fate.LEAVE
     if any(run.finished and run.canceled for run in current):
         return Fate.CANCEL
     return Fate.NEW_ATTEMPT if orphan.attempt < max_attempts else Fate.GIVE_UP

@@ -14,7 +14,7 @@ from dagster import DagsterInstance, RunsFilter
 
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.job import export_job
-from export_pipeline.orchestration.reconcile import Fate, Orphan, RunView, fate, orphans
+from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.stage import CANCELED_BY_REQUESTER
 from export_pipeline.requests import states
@@ -23,6 +23,8 @@ ROWS_PER_TICK = 50
 """A run key costs the daemon a look-up; 50 keep a tick short, and the next tick takes the next 50."""
 INTERVAL_SECONDS = 4
 RECONCILE_INTERVAL_SECONDS = 14
+QUIET_HEARTBEATS = 5
+"""Heartbeats missed before a row is compared with its run."""
 
 UNREACHABLE = "The request database could not be reached; check that it runs and EXPORT_DATABASE_URL. Trying again."
 
@@ -88,9 +90,10 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
     settings = exports.settings
     try:
         with exports.database.connect() as connection:
-            found = orphans(
+            found = states.quiet(
                 connection,
                 lease_seconds=settings.claim_lease_seconds,
+                quiet_seconds=QUIET_HEARTBEATS * settings.heartbeat_seconds,
                 heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
             )
         mended = [_mend(context.instance, exports, orphan) for orphan in found]
@@ -100,7 +103,7 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
     return dg.SkipReason("; ".join(done) or "Nothing to mend.")
 
 
-def _mend(instance: DagsterInstance, exports: ExportResource, orphan: Orphan) -> Fate:
+def _mend(instance: DagsterInstance, exports: ExportResource, orphan: states.Orphan) -> Fate:
     runs = runs_of(instance, orphan.uid)
     decided = fate(orphan, runs, max_attempts=exports.settings.max_attempts)
     for run in runs if decided is not Fate.LEAVE else ():

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import dagster as dg
 import sqlalchemy as sa
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.pulse import Pulse
@@ -51,9 +52,9 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
     """
     frame = _Frame(context, exports, request_id)
     try:
-        attempt = frame.enter(which)
+        owned = frame.enter(which)
         with Pulse(exports.database, request_id, context.run_id, exports.settings.heartbeat_seconds) as pulse:
-            yield Work(request_id, attempt, pulse)
+            yield Work(request_id, owned.attempt, pulse)
     except DagsterExecutionInterruptedError:
         frame.interrupted()
         raise
@@ -66,27 +67,43 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
 class _Frame:
     def __init__(self, context: dg.OpExecutionContext, exports: ExportResource, request_id: int) -> None:
         self._context = context
-        self._database = exports.database
+        self._exports = exports
         self._request_id = request_id
+        self._owned: states.Ownership | None = None
 
-    def enter(self, which: Stage) -> int:
+    def enter(self, which: Stage) -> states.Ownership:
         run = self._context.run
         lineage = tags.lineage_of(run)
-        with self._database.begin() as connection:
+        with self._exports.database.begin() as connection:
             if which is Stage.PLAN:
                 attempt = tags.attempt_of(run.tags)
-                return states.begin(connection, self._request_id, run_id=run.run_id, lineage=lineage, attempt=attempt)
-            return states.enter(connection, self._request_id, which, run_id=run.run_id, lineage=lineage)
+                owned = states.begin(connection, self._request_id, run_id=run.run_id, lineage=lineage, attempt=attempt)
+            else:
+                owned = states.enter(connection, self._request_id, which, run_id=run.run_id, lineage=lineage)
+        self._owned = owned
+        return owned
 
     def interrupted(self) -> None:
-        """The process is told to stop: by an operator's cancel, or because its host goes down.
+        """The process is told to stop: by a cancel, or because its host goes down.
 
         Only the first ends the request; after the second the reconciler gives it a new attempt.
         """
         run = self._context.instance.get_run_by_id(self._context.run_id)
         if run is not None and run.status is dg.DagsterRunStatus.CANCELING:
-            with self._database.begin() as connection:
-                states.cancel(connection, self._request_id, CANCELED_BY_OPERATOR)
+            self._cancel(CANCELED_BY_OPERATOR)
+
+    def _cancel(self, message: str) -> None:
+        with self._exports.database.begin() as connection:
+            canceled = states.cancel(connection, self._request_id, message)
+        if canceled:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Nothing of this attempt is to stay. What cannot be deleted now is the janitor's."""
+        if self._owned is None:
+            return
+        with suppress(ExportFailure):
+            discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
 
     def outcome(self, error: Exception) -> Exception:
         if isinstance(error, ExportCanceled):
@@ -101,8 +118,7 @@ class _Frame:
         return self._failed(states.INTERNAL, places=_places(error), kind=type(error).__qualname__)
 
     def _canceled(self) -> Exception:
-        with self._database.begin() as connection:
-            states.cancel(connection, self._request_id, CANCELED_BY_REQUESTER)
+        self._cancel(CANCELED_BY_REQUESTER)
         # So that Dagster ends the run as CANCELED: it is this run's own wish to stop.
         self._context.instance.report_run_canceling(self._context.run)
         return dg.Failure(CANCELED_BY_REQUESTER, allow_retries=False)
@@ -113,6 +129,8 @@ class _Frame:
             self._context.log.warning("%s: %s Trying again in %.0f s.", failure.code, failure.message, wait)
             return dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait)
         self._write_failure(failure)
+        if failure.fault is Fault.REQUESTER:
+            self._discard()
         metadata: dict[str, dg.MetadataValue] = {
             "error_code": dg.MetadataValue.text(failure.code.value),
             "fault": dg.MetadataValue.text(failure.fault.value),
@@ -124,7 +142,7 @@ class _Frame:
 
     def _write_failure(self, failure: ExportFailure) -> None:
         try:
-            with self._database.begin() as connection:
+            with self._exports.database.begin() as connection:
                 if not states.fail(connection, self._request_id, failure, run_id=self._context.run_id):
                     states.note(connection, self._request_id, failure.message)
         except sa.exc.OperationalError:

@@ -79,9 +79,17 @@ def claim(connection: sa.Connection, *, limit: int) -> list[Claim]:
     return claims
 
 
+@dataclass(frozen=True)
+class Ownership:
+    """The request that a run owns now, and the attempt that it counts."""
+
+    uid: str
+    attempt: int
+
+
 def begin(
     connection: sa.Connection, request_id: int, *, run_id: str, lineage: Sequence[str], attempt: int | None
-) -> int:
+) -> Ownership:
     """The first op takes the row for its run.
 
     Args:
@@ -90,9 +98,6 @@ def begin(
         run_id: this run.
         lineage: the runs that this one re-executes.
         attempt: the attempt that this run was launched for; None when an operator launched it by hand.
-
-    Returns:
-        The attempt that the row counts.
 
     Raises:
         ExportCanceled: the requester canceled before it began.
@@ -107,7 +112,9 @@ def begin(
     return _take(connection, request_id, sa.or_(fresh, again), run_id=run_id, stage=Stage.PLAN)
 
 
-def enter(connection: sa.Connection, request_id: int, stage: Stage, *, run_id: str, lineage: Sequence[str]) -> int:
+def enter(
+    connection: sa.Connection, request_id: int, stage: Stage, *, run_id: str, lineage: Sequence[str]
+) -> Ownership:
     """A later op enters its stage, if its run (or one that it re-executes) owns the row.
 
     Raises:
@@ -124,7 +131,7 @@ def enter(connection: sa.Connection, request_id: int, stage: Stage, *, run_id: s
 
 def _take(
     connection: sa.Connection, request_id: int, condition: sa.ColumnElement[bool], *, run_id: str, stage: Stage
-) -> int:
+) -> Ownership:
     now = utc_now()
     taken = connection.execute(
         export_requests.update()
@@ -153,21 +160,21 @@ def _take(
             EventKind.STARTED,
             {"run_id": run_id, "attempt": taken.attempt},
         )
-    return int(taken.attempt)
+    return Ownership(taken.uid, taken.attempt)
 
 
-def _enter_notify(connection: sa.Connection, request_id: int, *, run_id: str, lineage: Sequence[str]) -> int:
+def _enter_notify(connection: sa.Connection, request_id: int, *, run_id: str, lineage: Sequence[str]) -> Ownership:
     # The mail comes after `completed`, so that its link is live: the stage moves, the status stays.
     owned = sa.and_(_rows.status == RequestStatus.COMPLETED, _rows.run_id.in_([run_id, *lineage]))
-    attempt = connection.execute(
+    taken = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, owned)
         .values(stage=Stage.NOTIFY_RECIPIENTS, run_id=run_id, updated_at=utc_now())
-        .returning(_rows.attempt)
-    ).scalar()
-    if attempt is None:
+        .returning(_rows.uid, _rows.attempt)
+    ).first()
+    if taken is None:
         raise _why_not(connection, request_id)
-    return int(attempt)
+    return Ownership(taken.uid, taken.attempt)
 
 
 def _why_not(connection: sa.Connection, request_id: int) -> Exception:
@@ -372,30 +379,42 @@ def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
 
 @dataclass(frozen=True)
 class Orphan:
-    """A row from which nothing was heard for too long."""
+    """A row from which nothing was heard for a while."""
 
     id: int
     uid: str
     attempt: int
     running: bool
     """It had begun; else its run was asked for and has not begun."""
+    timed_out: bool
+    """So long that a run which still claims to work on it is taken for dead."""
 
 
-def quiet(connection: sa.Connection, *, lease_seconds: float, heartbeat_timeout_seconds: float) -> list[Orphan]:
-    """Claimed rows whose lease ended before they began, and running rows whose last heartbeat is too old."""
+def quiet(
+    connection: sa.Connection, *, lease_seconds: float, quiet_seconds: float, heartbeat_timeout_seconds: float
+) -> list[Orphan]:
+    """Claimed rows whose lease ended before they began, and running rows without a recent heartbeat."""
     now = utc_now()
     never_began = sa.and_(
         _rows.status == RequestStatus.QUEUED, _rows.claimed_at < now - timedelta(seconds=lease_seconds)
     )
-    silent = sa.and_(
-        _rows.status == RequestStatus.RUNNING, _rows.heartbeat_at < now - timedelta(seconds=heartbeat_timeout_seconds)
-    )
+    silent = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds))
     found = connection.execute(
-        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status)
+        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status, _rows.heartbeat_at)
         .where(sa.or_(never_began, silent))
         .order_by(_rows.id)
     )
-    return [Orphan(row.id, row.uid, row.attempt, row.status == RequestStatus.RUNNING) for row in found]
+    timeout = timedelta(seconds=heartbeat_timeout_seconds)
+    return [
+        Orphan(
+            id=row.id,
+            uid=row.uid,
+            attempt=row.attempt,
+            running=row.status == RequestStatus.RUNNING,
+            timed_out=row.status == RequestStatus.RUNNING and row.heartbeat_at < now - timeout,
+        )
+        for row in found
+    ]
 
 
 def renew_lease(connection: sa.Connection, request_id: int) -> None:
@@ -405,6 +424,38 @@ def renew_lease(connection: sa.Connection, request_id: int) -> None:
         .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
         .values(claimed_at=utc_now())
     )
+
+
+def expire(connection: sa.Connection, request_id: int) -> None:
+    """The files of a completed request are about to be deleted: from now on nobody is promised them."""
+    expired = connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED)
+        .values(status=RequestStatus.EXPIRED, updated_at=utc_now())
+        .returning(_rows.uid, _rows.organization_id)
+    ).first()
+    if expired is not None:
+        _record(connection, expired.uid, expired.organization_id, EventKind.EXPIRED)
+
+
+def files_deleted(connection: sa.Connection, request_id: int) -> None:
+    """The files of an expired request are deleted."""
+    connection.execute(
+        export_files.update()
+        .where(export_files.c.request_id == request_id, export_files.c.deleted_at.is_(None))
+        .values(deleted_at=utc_now())
+    )
+
+
+def past_retention(connection: sa.Connection) -> list[tuple[int, str, int]]:
+    """Requests whose files are due for deletion, or were when a janitor died: (id, uid, attempt)."""
+    undeleted = sa.exists().where(export_files.c.request_id == _rows.id, export_files.c.deleted_at.is_(None))
+    due = sa.or_(
+        sa.and_(_rows.status == RequestStatus.COMPLETED, _rows.expires_at < utc_now()),
+        sa.and_(_rows.status == RequestStatus.EXPIRED, undeleted),
+    )
+    found = connection.execute(sa.select(_rows.id, _rows.uid, _rows.attempt).where(due))
+    return [(row.id, row.uid, row.attempt) for row in found]
 
 
 def note(connection: sa.Connection, request_id: int, message: str) -> None:

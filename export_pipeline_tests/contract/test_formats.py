@@ -640,6 +640,8 @@ def test_instants_keep_their_offset_over_a_change_of_clocks(name: str) -> None:
         ("csv", {"csv_delimiter": '"'}, FailureCode.INVALID_OPTION, "csv_delimiter"),
         ("csv", {"csv_decimal_mark": ";"}, FailureCode.INVALID_OPTION, "csv_decimal_mark"),
         ("ndjson", {"time_zone": "Mars/Olympus"}, FailureCode.INVALID_OPTION, "time_zone"),
+        ("csv", {"time_zone": "America"}, FailureCode.INVALID_OPTION, "time_zone"),
+        ("xlsx", {"time_zone": "../etc/passwd"}, FailureCode.INVALID_OPTION, "time_zone"),
     ],
 )
 def test_what_cannot_be_asked(name: str, options: dict[str, Any], code: FailureCode, field: str) -> None:
@@ -684,6 +686,24 @@ def test_memory_does_not_grow_with_rows(name: str) -> None:
 
     few, many = peak(20), peak(60)
     assert many <= few * 1.1, f"{few} kB for 20 batches, {many} kB for 60"
+
+
+def test_a_process_that_opened_every_format_can_still_be_forked() -> None:
+    """Run workers are forked; a process in which polars has worked could not be."""
+    code = """
+import os, signal
+from export_pipeline.engine.formats import FORMATS, open_format
+from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline_tests.contract.format_samples import COLUMNS, ordinary_table, write_all
+
+for name in FORMATS:
+    open_format(name, FormatOptions(COLUMNS, 10**9))
+if not os.fork():
+    signal.alarm(30)
+    os._exit(sum(write_all(name, ordinary_table(10)).files[0].rows for name in FORMATS))
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 50
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_the_names_cost_no_imports() -> None:

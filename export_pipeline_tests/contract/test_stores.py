@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +26,7 @@ import moto
 import pytest
 from botocore.credentials import RefreshableCredentials
 from botocore.response import StreamingBody
+from dagster_aws.s3 import S3Resource
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.local import LocalStore
@@ -403,6 +406,16 @@ class TestS3Faults:
             assert caught.value.code == FailureCode.STORE_REFUSED
 
 
+def test_the_client_of_dagster_aws_serves_as_well(s3_bucket: S3Bucket) -> None:
+    """It is made without our ``client_config`` (S3Resource takes none)."""
+    resource = S3Resource(endpoint_url=s3_bucket.endpoint, region_name="us-east-1")
+    store = S3Store(resource.get_client(), s3_bucket.name, "p")
+    content = secrets.token_bytes(17 * 2**20)
+    put(store, content)
+    with urllib.request.urlopen(store.link(describe(), HOUR).url) as reply:
+        assert reply.read() == content
+
+
 class TestJanitor:
     def test_aborts_old_uploads_under_its_prefix_alone(self, s3_store: S3Store, s3_bucket: S3Bucket) -> None:
         for key in ("exports/a", "exports/b", "theirs/c"):
@@ -423,6 +436,13 @@ class TestOpenStore:
     def test_directory(self, tmp_path: Path) -> None:
         put(open_store(Settings(store_url=f"file://{tmp_path}/a%20b")), b"x")
         assert (tmp_path / "a b" / describe().key).read_bytes() == b"x"
+
+    def test_a_directory_needs_no_boto3(self, tmp_path: Path) -> None:
+        code = (
+            "import sys; from export_pipeline.settings import Settings; import export_pipeline.delivery.store as store;"
+            f"store.open_store(Settings(store_url='file://{tmp_path}')); sys.exit('boto3' in sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class TestPartSize:

@@ -31,7 +31,7 @@ from export_pipeline.delivery.sendgrid_mail import SendGridMail
 from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
 from export_pipeline.settings import Settings, SettingsError
 from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink
-from export_pipeline_tests.servers.smtp import Drop, SmtpSink, serve_smtp
+from export_pipeline_tests.servers.smtp import Drop, SmtpSink, self_signed, serve_smtp
 
 RECIPIENT = "ana@example.com"
 MESSAGE = Message(
@@ -217,16 +217,30 @@ class TestSmtp:
         for port in (closed_port, silent_port):
             assert not not_accepted(SmtpMail(SmtpServer("127.0.0.1", port), timeout=0.3)).permanent
 
-    def test_login(self) -> None:
-        with serve_smtp(auth_required=True) as sink:
-            for password, taken in (("right%20p%40ss", 1), ("wrong", 1)):
-                provider = SmtpMail(SmtpServer.from_url(f"smtp://user:{password}@127.0.0.1:{sink.port}"))
-                if password == "wrong":
-                    error = not_accepted(provider)
-                    assert (error.reason, error.permanent) == ("smtp connect 535", False)
-                else:
-                    provider.send(MESSAGE)
-                assert len(sink.received) == taken
+    @pytest.mark.parametrize("scheme", ["smtps", "smtp"])
+    @pytest.mark.parametrize(("password", "taken"), [("right%20p%40ss", 1), ("wrong", 0)])
+    def test_login_over_tls(self, tmp_path: Path, scheme: str, password: str, taken: int) -> None:
+        tls, trusting = self_signed(tmp_path)
+        options = {"tls_from_start": True, "auth_require_tls": False} if scheme == "smtps" else {"auth_required": True}
+        with serve_smtp(tls_context=tls, **options) as sink:
+            url = f"{scheme}://user:{password}@127.0.0.1:{sink.port}?starttls={scheme == 'smtp':d}"
+            provider = SmtpMail(SmtpServer.from_url(url), tls=trusting)
+            if taken:
+                provider.send(MESSAGE)
+            else:
+                error = not_accepted(provider)
+                assert (error.reason, error.permanent) == ("smtp connect 535", False)
+        assert sink.logins == ["user"] * len(sink.logins)
+        assert sink.logins
+        assert len(sink.received) == taken
+
+    @pytest.mark.parametrize("scheme", ["smtps", "smtp"])
+    def test_untrusted_certificate(self, tmp_path: Path, scheme: str) -> None:
+        with serve_smtp(tls_context=self_signed(tmp_path)[0], tls_from_start=scheme == "smtps") as sink:
+            url = f"{scheme}://127.0.0.1:{sink.port}?starttls={scheme == 'smtp':d}"
+            error = not_accepted(SmtpMail(SmtpServer.from_url(url)))
+        assert error.reason == "smtp connect SSLCertVerificationError"
+        assert sink.received == []
 
     def test_starttls_where_there_is_none(self, smtp_sink: SmtpSink) -> None:
         error = not_accepted(SmtpMail(SmtpServer.from_url(f"{smtp_sink.url}?starttls=1")))

@@ -9,8 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from export_pipeline.catalog.model import ColumnType
 from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message
 from export_pipeline.delivery.texts import CATALOG, language_of
+from export_pipeline.engine.formats import FORMATS, open_format
+from export_pipeline.engine.formats.base import FormatOptions, OutputColumn
 
 MAIL = ReadyMail(
     dataset_titles={"en": "Contacts", "es": "Contactos", "pt": "Contatos"},
@@ -153,7 +156,7 @@ def test_an_empty_result_says_so() -> None:
 
 
 def test_what_was_altered_is_told() -> None:
-    counters = {"cells_cut": 1500, "characters_replaced": 0, "unknown_to_the_mail": 3}
+    counters = {"cut_cells": 1500, "replaced_characters": 0, "unknown_to_the_mail": 3}
     _, text, html = ready_message(replace(MAIL, counters=counters), "es")
     assert "1.500" in text
     assert "Caracteres" not in text
@@ -172,3 +175,10 @@ def test_zones(zone: str, name: str) -> None:
 def test_sizes(size: int, text: str) -> None:
     mail = replace(MAIL, files=(ReadyFile("x", size, "https://h/"),))
     assert f"x ({text})" in ready_message(mail, "en")[1]
+
+
+def test_every_counter_of_every_format_has_its_phrase() -> None:
+    options = FormatOptions(columns=(OutputColumn("a", "A", ColumnType.TEXT),), max_bytes=10**9)
+    for name in FORMATS:
+        for counter in open_format(name, options).counters:
+            assert "7" in ready_message(replace(MAIL, rows=1, counters={counter: 7}), "en")[1].split("* ")[1]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from export_pipeline.demo import s3_server
 from export_pipeline.demo.s3_server import rclone_binary, serve_s3
 
 
@@ -23,10 +24,13 @@ def listens(endpoint: str) -> bool:
 
 def test_ends_with_the_block_even_by_an_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
-    popen = s3_server.subprocess.Popen
-    monkeypatch.setattr(
-        s3_server.subprocess, "Popen", lambda command, **rest: (commands.append(command), popen(command, **rest))[1]
-    )
+    popen = subprocess.Popen
+
+    def recording(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return popen(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", recording)
     endpoint = ""
 
     def fail_inside() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import numpy.typing as npt
@@ -96,25 +97,35 @@ class Block:
         """The bytes of a column that is staged as text."""
         return TextBytes(self.arrays[place])
 
+    def local_time(self, place: int, zone: str) -> pl.Expr:
+        """The instants in this zone; fails if one is beyond the calendar."""
+        self._check_calendar(place, self.frame[str(place)].to_physical(), _DAY_US)
+        return pl.col(str(place)).dt.convert_time_zone(zone)
+
+    def has_whole_offsets(self, place: int, zone: str) -> bool:
+        """Whether the zone's offsets from UTC are surely whole minutes at all these instants."""
+        earliest = self.frame[str(place)].to_physical().min()
+        return zone == "UTC" or not isinstance(earliest, int) or earliest >= _WHOLE_MINUTE_OFFSETS_SINCE
+
     def timestamp_text(self, place: int, zone: str) -> pl.Expr:
         """ISO 8601 with the zone's offset; a fraction only where there is one."""
-        name = str(place)
-        instants = self.frame[name].to_physical()
-        self._check_calendar(place, instants, _DAY_US)
-        local = pl.col(name).dt.convert_time_zone(zone)
+        local, instant = self.local_time(place, zone), pl.col(str(place))
         text = local.dt.strftime(ISO_INSTANT)
-        earliest = instants.min()
-        if zone == "UTC" or not isinstance(earliest, int) or earliest >= _WHOLE_MINUTE_OFFSETS_SINCE:
+        if self.has_whole_offsets(place, zone):
             return text
         # ISO 8601 has no seconds in an offset, so such local times would lose them: they stay in UTC.
-        offset = local.dt.replace_time_zone(None) - pl.col(name).dt.replace_time_zone(None)
-        whole = offset.dt.total_seconds() % 60 == 0
-        return pl.when(whole).then(text).otherwise(pl.col(name).dt.strftime(ISO_INSTANT))
+        offset = local.dt.replace_time_zone(None) - instant.dt.replace_time_zone(None)
+        is_whole = offset.dt.total_seconds() % 60 == 0
+        return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(ISO_INSTANT))
+
+    def dates(self, place: int) -> pl.Expr:
+        """The dates; fails if one is beyond the calendar."""
+        self._check_calendar(place, self.frame[str(place)].to_physical(), 1)
+        return pl.col(str(place))
 
     def date_text(self, place: int) -> pl.Expr:
         """``YYYY-MM-DD``."""
-        self._check_calendar(place, self.frame[str(place)].to_physical(), 1)
-        return pl.col(str(place)).dt.strftime(ISO_DATE)
+        return self.dates(place).dt.strftime(ISO_DATE)
 
     def _check_calendar(self, place: int, values: pl.Series, day: int) -> None:
         low, high = values.min(), values.max()
@@ -141,11 +152,15 @@ def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tu
 
 
 def check_time_zone(zone: str) -> None:
-    """Fail now, with a name, rather than at the first timestamp."""
+    """Fail now, with a name, rather than at the first timestamp.
+
+    Not by polars: a process in which polars has worked cannot be forked any more (its threads are
+    missing in the child, which then waits for them for ever), and a format may be opened just to look.
+    """
     try:
-        pl.Series([0], dtype=pl.Int64).cast(pl.Datetime("us", "UTC")).dt.convert_time_zone(zone)
-    except pl.exceptions.ComputeError:
-        message = f"time_zone {zone!r} is not a zone of the IANA database"
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        message = f"time_zone {zone!r} is not a zone of the IANA database; use one like 'America/Sao_Paulo'"
         raise ExportFailure(FailureCode.INVALID_OPTION, message, field="time_zone") from None
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from export_pipeline.catalog.model import ColumnType
 from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.engine.formats.columns import TEXT_LIKE, Block, check_time_zone
+from export_pipeline.engine.formats.columns import ISO_DATE, ISO_INSTANT, TEXT_LIKE, Block, check_time_zone
 from export_pipeline.engine.formats.formula_guard import guarded
 from export_pipeline.engine.formats.rows import EncodedRows, RowEnds
 from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
@@ -61,7 +61,14 @@ class CsvFormat:
         multiline = [str(place) for place in _text_places(block) if block.text_bytes(place).has(b"\n")]
         frame = block.frame.select(self._column(block, place) for place in range(len(block.columns)))
         buffer = io.BytesIO()
-        frame.write_csv(buffer, include_header=False, separator=self._options.csv_delimiter, quote_style="necessary")
+        frame.write_csv(
+            buffer,
+            include_header=False,
+            separator=self._options.csv_delimiter,
+            datetime_format=ISO_INSTANT,
+            date_format=ISO_DATE,
+            quote_style="necessary",
+        )
         data = buffer.getbuffer()
         return EncodedRows(data, frame.height, _ends_finder(data, frame.select(multiline)))
 
@@ -73,9 +80,12 @@ class CsvFormat:
         name, options = str(place), self._options
         match block.columns[place].type:
             case ColumnType.TIMESTAMP:
+                # write_csv formats on all cores; text made before would be made on one.
+                if block.has_whole_offsets(place, options.time_zone):
+                    return block.local_time(place, options.time_zone)
                 return block.timestamp_text(place, options.time_zone).alias(name)
             case ColumnType.DATE:
-                return block.date_text(place).alias(name)
+                return block.dates(place)
             case ColumnType.FLOAT | ColumnType.DECIMAL if options.csv_decimal_mark != ".":
                 text = pl.col(name).cast(pl.String)
                 return text.str.replace(".", options.csv_decimal_mark, literal=True)

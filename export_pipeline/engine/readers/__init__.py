@@ -34,30 +34,41 @@ class Snapshot:
     batches: Iterator[pa.RecordBatch]
 
 
-def backend_of(source_url: str) -> str:
-    """The database's name as SQLAlchemy has it: ``postgresql``, ``sqlite``, ``mysql``, ..."""
-    return sa.make_url(source_url).get_backend_name()
+@dataclass(frozen=True)
+class Source:
+    """Where rows are read from, a SQLAlchemy URL."""
+
+    url: str
+    statement_timeout_seconds: float = 0
+    """Longest single statement; 0 = no limit."""
+    shares_file: bool = False
+    """It is a SQLite file that this process has open through Python's own ``sqlite3`` as well."""
+
+    @property
+    def backend(self) -> str:
+        """The database's name as SQLAlchemy has it: ``postgresql``, ``sqlite``, ``mysql``, ..."""
+        return sa.make_url(self.url).get_backend_name()
 
 
-def open_snapshot(
-    source_url: str, query: Query, *, statement_timeout_seconds: float
-) -> AbstractContextManager[Snapshot]:
+def open_snapshot(source: Source, query: Query) -> AbstractContextManager[Snapshot]:
     """Open one read-only snapshot of the source; it is held until the context ends.
 
     Args:
-        source_url: the source database, a SQLAlchemy URL.
+        source: the source database.
         query: what to read, built for this database's backend.
-        statement_timeout_seconds: longest single statement, 0 = no limit.
     """
-    backend = backend_of(source_url)
-    if backend == "postgresql":
+    if source.backend == "postgresql":
         from export_pipeline.engine.readers.postgresql import snapshot as postgresql_snapshot
 
-        return postgresql_snapshot(source_url, query, statement_timeout_seconds=statement_timeout_seconds)
-    if backend == "sqlite":
+        return postgresql_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds)
+    if source.backend == "sqlite" and source.shares_file:
+        from export_pipeline.engine.readers.sqlite_shared import snapshot as shared_snapshot
+
+        return shared_snapshot(source.url, query)
+    if source.backend == "sqlite":
         from export_pipeline.engine.readers.sqlite import snapshot as sqlite_snapshot
 
-        return sqlite_snapshot(source_url, query)
+        return sqlite_snapshot(source.url, query)
     from export_pipeline.engine.readers.pandas import snapshot as pandas_snapshot
 
-    return pandas_snapshot(source_url, query)
+    return pandas_snapshot(source.url, query)

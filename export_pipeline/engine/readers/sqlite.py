@@ -1,4 +1,4 @@
-"""SQLite: ADBC in one deferred transaction, which in WAL mode is a snapshot that blocks no writer.
+"""SQLite in a file of its own: ADBC in one deferred transaction, which in WAL mode is a snapshot that blocks no writer.
 
 What belongs here: SQLite's ways. What does not: the statement.
 
@@ -26,6 +26,7 @@ from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import FETCH_ROWS, Snapshot
 from export_pipeline.engine.readers.types import failure_of, staged_schema, to_staged, translated
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.database import SQLITE_BUSY_TIMEOUT_SECONDS
 
 _ERRORS = (adbc.Error, pa.ArrowException)
 _TYPED_VALUE = {ColumnType.INTEGER: 0, ColumnType.BOOLEAN: 0, ColumnType.FLOAT: 0.0}
@@ -40,8 +41,9 @@ def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
         closing(adbc_sqlite.connect(f"file:{quote(path)}?mode=ro", autocommit=True)) as connection,
         closing(connection.cursor(adbc_stmt_kwargs={"adbc.sqlite.query.batch_rows": FETCH_ROWS})) as cursor,
     ):
+        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_SECONDS * 1000}")
         cursor.execute("BEGIN")
-        statement, values = _statement(query.count)
+        statement, values = bound_statement(query.count)
         cursor.execute(statement, values)
         row_count = cursor.fetchall()[0][0]
         yield Snapshot(row_count, datetime.now(UTC), _batches(cursor, query))
@@ -51,7 +53,7 @@ def _batches(cursor: adbc.Cursor, query: Query) -> Iterator[pa.RecordBatch]:
     schema = staged_schema(query.columns)
     rows = query.rows.subquery()
     typed = sa.select(*[_typed(column) for column in query.columns])
-    statement, values = _statement(sa.union_all(typed, sa.select(rows)))
+    statement, values = bound_statement(sa.union_all(typed, sa.select(rows)))
     first = True
     with translated(_ERRORS):
         cursor.execute(statement, values)
@@ -82,6 +84,7 @@ def _typed(column: Column) -> sa.ColumnElement[Any]:
     return sa.literal(_TYPED_VALUE.get(column.type, "")).label(column.name)
 
 
-def _statement(select: sa.Select[Any] | sa.CompoundSelect[Any]) -> tuple[str, Sequence[Any]]:
+def bound_statement(select: sa.Select[Any] | sa.CompoundSelect[Any]) -> tuple[str, Sequence[Any]]:
+    """The statement with question marks, and the values in their order."""
     compiled = select.compile(dialect=SQLiteDialect_pysqlite(paramstyle="qmark"))
     return compiled.string, [compiled.params[name] for name in compiled.positiontup or []]

@@ -17,6 +17,8 @@ from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.failures import ExportFailure, FailureCode
 
 STATEMENT_TIMEOUT = "57014"
+_SQLITE_MAY_PASS = ("is locked", "unable to open database", "disk I/O error")
+"""SQLite has no SQLSTATE; these are the messages of SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CANTOPEN and SQLITE_IOERR."""
 _WRONG_VALUE = ("22", "42883", "42804")
 _MAY_PASS = ("08", "40", "53", "55", "57", "58")
 
@@ -47,10 +49,15 @@ def _cast(array: pa.Array, column: Column) -> pa.Array:
             return _parse_times(array, column).cast(wanted)
         return _cast_number(array, wanted)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pl.exceptions.PolarsError):
-        raise ExportFailure(
-            FailureCode.SOURCE_DATA_INVALID,
-            f"Column {column.source} holds a value that is no {column.type}. Correct the data, or the catalog's type.",
-        ) from None
+        raise wrong_type(column) from None
+
+
+def wrong_type(column: Column) -> ExportFailure:
+    """A column holds what its declared type does not allow."""
+    return ExportFailure(
+        FailureCode.SOURCE_DATA_INVALID,
+        f"Column {column.source} holds a value that is no {column.type}. Correct the data, or the catalog's type.",
+    )
 
 
 def _is_text(wanted: pa.DataType) -> bool:
@@ -110,7 +117,10 @@ def failure_of(error: Exception) -> ExportFailure:
             f"The source database cannot compare a value of organization_id or filters ({shown}). "
             "Check that their types are those of the columns.",
         )
-    if sqlstate.startswith(_MAY_PASS) or (not sqlstate and name in ("OperationalError", "InterfaceError", "OSError")):
+    without_state = name in ("OperationalError", "InterfaceError", "OSError") or any(
+        message in str(original) for message in _SQLITE_MAY_PASS
+    )
+    if sqlstate.startswith(_MAY_PASS) or (not sqlstate and without_state):
         return ExportFailure(
             FailureCode.SOURCE_UNAVAILABLE,
             f"The source database could not be read ({shown}). Check that it runs and EXPORT_SOURCE_URL.",

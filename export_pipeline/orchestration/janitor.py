@@ -1,0 +1,35 @@
+"""The janitor: an hourly job that deletes what is past its time.
+
+What belongs here: the schedule and its op. What does not: what is deleted and when (delivery.retention).
+"""
+
+import dagster as dg
+
+from export_pipeline.delivery.retention import KEEP_UPLOADS, clear_leftovers, expire_exports
+from export_pipeline.orchestration.resources import ExportResource
+
+
+@dg.op(description="Expires exports past retention, clears leftovers of ended attempts, aborts orphan uploads.")
+def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
+    """Everything that is due."""
+    context.add_output_metadata(
+        {
+            "expired_exports": expire_exports(exports.database, exports.store),
+            "cleared_leftovers": clear_leftovers(exports.database, exports.store, exports.staging),
+            "aborted_uploads": exports.store.abort_uploads(KEEP_UPLOADS),
+        }
+    )
+
+
+@dg.job(
+    description="Deletes files past `EXPORT_RETENTION_DAYS` and what crashed attempts left. Safe to run at any time.",
+    executor_def=dg.in_process_executor,
+)
+def janitor() -> None:
+    """One op."""
+    clean()
+
+
+janitor_schedule = dg.ScheduleDefinition(
+    job=janitor, cron_schedule="17 * * * *", default_status=dg.DefaultScheduleStatus.RUNNING
+)

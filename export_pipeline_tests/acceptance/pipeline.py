@@ -1,0 +1,241 @@
+"""A whole installation in one process: rows go in by SQL, the real Dagster job runs, what it delivered comes out.
+
+What belongs here: an installation's parts and the way of one request through them.
+What does not: what must be delivered (the tests). The daemon's part, the claim, is called as the sensor calls it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, cast
+from uuid import UUID
+
+import dagster as dg
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from export_pipeline.definitions import build_definitions
+from export_pipeline.demo.data import ORGANIZATIONS
+from export_pipeline.orchestration.sensors import run_request
+from export_pipeline.requests import database, migrate, states
+from export_pipeline.requests.model import RequestState, read_state
+from export_pipeline_tests.servers.s3 import S3Bucket
+
+RECIPIENT = "ana@example.com"
+
+
+@dataclass(frozen=True)
+class Database:
+    """The application's database; ``query`` and ``insert`` use its own driver and plain SQL."""
+
+    url: str
+
+    @property
+    def kind(self) -> str:
+        return sa.make_url(self.url).get_backend_name()
+
+    @contextmanager
+    def connect(self) -> Iterator[Any]:
+        connection: Any
+        if self.kind == "sqlite":
+            connection = sqlite3.connect(cast(str, sa.make_url(self.url).database))
+        else:
+            connection = psycopg.connect(self.url.replace("+psycopg", ""))
+        with closing(connection), connection:
+            yield connection
+
+    def query(self, statement: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a statement with ``?`` for values."""
+        with self.connect() as connection:
+            if self.kind == "postgresql":
+                connection.execute("SET TIME ZONE 'UTC'")
+                statement = statement.replace("?", "%s")
+            return [tuple(row) for row in connection.execute(statement, tuple(values)).fetchall()]
+
+    def insert(self, table: str, row: Mapping[str, Any]) -> int:
+        """Insert a row as an application does and return its id; lists and dicts go in as JSON."""
+        values = [json.dumps(value) if isinstance(value, list | dict) else value for value in row.values()]
+        columns, marks = ", ".join(row), ", ".join("?" * len(row))
+        return int(self.query(f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id", values)[0][0])
+
+
+class Shelf(Protocol):
+    """Where delivered files stand, read without the product."""
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
+
+    def read(self, key: str) -> bytes: ...
+
+    def keys(self) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class LocalShelf:
+    """A directory."""
+
+    directory: Path
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {"EXPORT_STORE_URL": f"file://{self.directory}"}
+
+    def read(self, key: str) -> bytes:
+        return (self.directory / key).read_bytes()
+
+    def keys(self) -> list[str]:
+        return sorted(p.relative_to(self.directory).as_posix() for p in self.directory.rglob("*") if p.is_file())
+
+
+@dataclass(frozen=True)
+class S3Shelf:
+    """A bucket, through a client of the test's own."""
+
+    bucket: S3Bucket
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {
+            "EXPORT_STORE_URL": f"s3://{self.bucket.name}/exports",
+            "EXPORT_S3_ENDPOINT_URL": self.bucket.endpoint,
+            **self.bucket.server.environment(),
+        }
+
+    def read(self, key: str) -> bytes:
+        return cast(bytes, self.bucket.client.get_object(Bucket=self.bucket.name, Key=f"exports/{key}")["Body"].read())
+
+    def keys(self) -> list[str]:
+        return [key.removeprefix("exports/") for key in self.bucket.keys()]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a request."""
+
+    state: RequestState
+    run: dg.ExecuteInProcessResult = field(repr=False)
+    manifest: dict[str, Any] | None
+    files: list[bytes] = field(repr=False)
+    mails: list[EmailMessage] = field(repr=False)
+
+    @property
+    def failures(self) -> list[dg.DagsterEvent]:
+        """The steps that failed."""
+        return [event for event in self.run.all_events if event.is_step_failure]
+
+    @property
+    def retries(self) -> int:
+        """How often a step asked to be tried again."""
+        return sum(event.is_step_up_for_retry for event in self.run.all_events)
+
+
+class Pipeline:
+    """An installation on a database that has the application's tables; migrates its own into it."""
+
+    def __init__(self, source: Database, shelf: Shelf, directory: Path, instance: dg.DagsterInstance) -> None:
+        self.database = source
+        self.shelf = shelf
+        self._outbox = directory / "outbox"
+        self._instance = instance
+        self._environment = {
+            "EXPORT_DATABASE_URL": source.url,
+            "EXPORT_STAGING_URL": f"file://{directory / 'staging'}",
+            "EXPORT_MAIL_URL": f"file://{self._outbox}",
+            **shelf.environment,
+        }
+        with self._settings(), warnings.catch_warnings():
+            # Dagster's own, of a sensor that it copies by itself.
+            warnings.filterwarnings("ignore", "Parameter `owners`")
+            self._job = build_definitions().resolve_job_def("export")
+        migrate.upgrade(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def export(self, **row: Any) -> Result:
+        """Insert one request, run it, and return what was delivered."""
+        (result,) = self.export_all([row])
+        return result
+
+    def export_all(self, rows: Iterable[Mapping[str, Any]]) -> list[Result]:
+        """Insert requests, claim them all at once, and run them one after the other in their order."""
+        ids = [self.database.insert("export_requests", {**_DEFAULTS, **row}) for row in rows]
+        with self._engine.begin() as connection:
+            claims = states.claim(connection, limit=len(ids))
+        assert [claim.id for claim in claims] == ids, "the database has requests that are not of this test"
+        return [self._run(claim) for claim in claims]
+
+    def staged(self) -> list[Path]:
+        """What is left in the staging store."""
+        root = Path(self._environment["EXPORT_STAGING_URL"].removeprefix("file://"))
+        return [path for path in root.rglob("*") if path.is_file()]
+
+    def _run(self, claim: states.Claim) -> Result:
+        request, mails_before = run_request(claim), set(self._outbox.glob("*.eml"))
+        with self._settings():
+            run = self._job.execute_in_process(
+                run_config=request.run_config, tags=request.tags, instance=self._instance, raise_on_error=False
+            )
+        with self._engine.connect() as connection:
+            state = read_state(connection, claim.uid)
+        assert state is not None
+        mails = sorted(set(self._outbox.glob("*.eml")) - mails_before)
+        manifest, files = self._delivered(state)
+        messages = [cast(EmailMessage, message_from_bytes(m.read_bytes(), policy=policy.default)) for m in mails]
+        return Result(state, run, manifest, files, messages)
+
+    def _delivered(self, state: RequestState) -> tuple[dict[str, Any] | None, list[bytes]]:
+        """Manifest and files, each held against what manifest and ``export_files`` say of it."""
+        told = self.database.query(
+            "SELECT key, bytes, rows, sha256 FROM export_files WHERE request_id = ? ORDER BY ordinal", [state.id]
+        )
+        if state.manifest_key is None:
+            assert not told
+            assert not [key for key in self.shelf.keys() if state.uid in key]  # noqa: SIM118 - no mapping
+            return None, []
+        manifest = json.loads(self.shelf.read(state.manifest_key))
+        assert UUID(manifest["uid"]) == UUID(state.uid)
+        assert [(f["key"], f["bytes"], f["rows"], f["sha256"]) for f in manifest["files"]] == told
+        files = [self.shelf.read(key) for key, *_ in told]
+        assert [(len(data), hashlib.sha256(data).hexdigest()) for data in files] == [(t[1], t[3]) for t in told]
+        assert (state.file_count, state.byte_count) == (len(files), sum(map(len, files)))
+        assert state.row_count == manifest["rows"] == sum(row[2] for row in told)
+        return manifest, files
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self._environment.items():
+                patch.setenv(name, value)
+            yield
+
+    @cached_property
+    def _engine(self) -> sa.Engine:
+        url = self.database.url
+        return database.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "organization_id": ORGANIZATIONS[0].id,
+    "dataset": "contacts",
+    "format": "csv",
+    "recipient_emails": [RECIPIENT],
+}
+
+
+@contextmanager
+def open_pipeline(source: Database, shelf: Shelf, directory: Path) -> Iterator[Pipeline]:
+    """An installation whose Dagster instance lives as long as the block."""
+    with dg.DagsterInstance.ephemeral() as instance, closing(Pipeline(source, shelf, directory, instance)) as pipeline:
+        yield pipeline
