@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dagster as dg
 
+from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.delivery.mail import default_sender
 from export_pipeline.orchestration.janitor import janitor, janitor_schedule
 from export_pipeline.orchestration.job import export_job
 from export_pipeline.orchestration.resources import ExportResource, s3_resource
@@ -22,8 +24,11 @@ def build_definitions(*, settings: Settings | None = None) -> dg.Definitions:
 
     Raises:
         SettingsError: a setting is wrong; the code location does not load, and says which.
+        CatalogError: a dataset's declaration is wrong.
     """
     settings = settings or Settings.from_environment()
+    default_sender(settings)
+    load_catalog(settings.catalog)
     return dg.Definitions(
         jobs=[export_job, janitor],
         schedules=[janitor_schedule],

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.migrate import upgrade
+from export_pipeline.settings import Settings
 from export_pipeline_tests.servers.postgres import PostgresServer, serve_postgres
 from export_pipeline_tests.servers.s3 import S3Bucket, S3Server, fresh_bucket, s3_server_process
 from export_pipeline_tests.servers.sendgrid import SendGridSink, serve_sendgrid
@@ -23,6 +28,19 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """The URL of a fresh, empty database."""
     with postgres_server.fresh_database() as url:
         yield url
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """A migrated request database, once on each of the two."""
+    if request.param == "postgresql":
+        url = Settings(database_url=request.getfixturevalue("postgres_url")).database_url
+    else:
+        url = f"sqlite:///{tmp_path / 'requests.db'}"
+    engine = create_engine(url)
+    upgrade(engine)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -57,9 +57,9 @@ def upload_files(
 
 
 def _part(file: StagedFile, output: SerializedFiles, shard: int, shards: int) -> str | None:
-    """Sorts in the order of the rows: ``00001``, or ``01-00001`` where shards were written side by side."""
+    """Sorts in the order of the rows: ``00001``, or ``00001-00001`` where shards were written side by side."""
     if shards > 1:
-        return f"{shard:02d}-{file.ordinal:05d}"
+        return f"{shard:05d}-{file.ordinal:05d}"
     return f"{file.ordinal:05d}" if len(output.files) > 1 else None
 
 

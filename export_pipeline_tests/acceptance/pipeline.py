@@ -154,9 +154,7 @@ class Pipeline:
             "EXPORT_MAIL_URL": f"file://{self._outbox}",
             **shelf.environment,
         }
-        with self._settings(), warnings.catch_warnings():
-            # Dagster's own, of a sensor that it copies by itself.
-            warnings.filterwarnings("ignore", "Parameter `owners`")
+        with self._settings():
             self._job = build_definitions().resolve_job_def("export")
         migrate.upgrade(self._engine)
 
@@ -215,7 +213,10 @@ class Pipeline:
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            # Dagster's own, of what it does by itself with a sensor's job and with a nested resource.
+            for message in ("Parameter `owners` of", "InitResourceContext.dagster_run is"):
+                warnings.filterwarnings("ignore", message)
             for name, value in self._environment.items():
                 patch.setenv(name, value)
             yield

@@ -320,6 +320,14 @@ def test_xlsx_reads_back_with_calamine() -> None:
         check_sheet_row(cell, staged)
 
 
+def test_xlsx_replaces_every_character_that_xml_forbids() -> None:
+    forbidden = [chr(code) for code in (*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF)]
+    table, columns = one_column(ColumnType.TEXT, [f"a{character}b" for character in forbidden])
+    written = write_all("xlsx", table, columns=columns)
+    assert {row[1] for row in readers.xlsx_openpyxl(written.contents[0])[1]} == {"a\ufffdb"}
+    assert written.counters["replaced_characters"] == len(forbidden)
+
+
 def test_xlsx_continues_on_the_next_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xlsx_format, "SHEET_ROWS", 101)
     written = write_all("xlsx", ordinary_table(250), dataset="a/b:contacts")

@@ -1,0 +1,143 @@
+"""The tables mean the same on PostgreSQL and SQLite, and agree with the enums, the migrations and the docs."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from export_pipeline.failures import FailureCode
+from export_pipeline.requests import migrate
+from export_pipeline.requests.database import UtcDateTime, create_engine, utc_now
+from export_pipeline.requests.model import ExportRequest, load_request
+from export_pipeline.requests.preflight import Options
+from export_pipeline.requests.tables import (
+    CatchUpPolicy,
+    EventKind,
+    NotificationStatus,
+    OverlapPolicy,
+    RequestStatus,
+    Stage,
+    Window,
+    export_requests,
+    metadata,
+)
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+FOUR_COLUMNS = """
+INSERT INTO export_requests (organization_id, dataset, format, recipient_emails)
+VALUES ('6f0c', 'contacts', 'csv', '["ana@example.com"]')
+"""
+
+
+def test_four_columns_of_plain_sql_are_a_whole_request(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        connection.exec_driver_sql(FOUR_COLUMNS)
+        connection.exec_driver_sql(FOUR_COLUMNS)
+        first, second = load_request(connection, 1), load_request(connection, 2)
+    assert UUID(first.uid).version == 4
+    assert first.uid != second.uid
+    assert (first.status, first.attempt, first.max_file_size_mb, first.layout) == ("queued", 0, 5000, "default")
+    assert (first.filters, first.options, first.notify_email) == ({}, {}, True)
+    assert first.recipient_emails == ["ana@example.com"]
+    assert abs((utc_now() - first.created_at).total_seconds()) < 60
+
+
+def test_the_request_model_has_exactly_the_columns_of_the_table() -> None:
+    assert set(ExportRequest.model_fields) == set(export_requests.c.keys())
+
+
+def test_migrated_tables_are_those_of_the_metadata(database: sa.Engine) -> None:
+    with database.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": migrate.VERSION_TABLE})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_check_constraints_are_the_same_migrated_and_declared(database: sa.Engine, tmp_path: Path) -> None:
+    with database.connect() as connection:
+        migrated = _checks(connection)
+    if database.dialect.name == "sqlite":
+        declared_engine = create_engine(f"sqlite:///{tmp_path / 'declared.db'}")
+        metadata.create_all(declared_engine)
+        with declared_engine.connect() as connection:
+            assert migrated == _checks(connection)
+    assert len(migrated) >= 8
+
+
+def _checks(connection: sa.Connection) -> dict[tuple[str, str], str]:
+    inspector = sa.inspect(connection)
+    return {
+        (table, str(check["name"])): check["sqltext"]
+        for table in metadata.tables
+        for check in inspector.get_check_constraints(table)
+    }
+
+
+ENUMS = [
+    ("export_requests", "status", RequestStatus),
+    ("export_requests", "stage", Stage),
+    ("export_notifications", "status", NotificationStatus),
+    ("export_events", "kind", EventKind),
+    ("recurring_exports", "window_kind", Window),
+    ("recurring_exports", "overlap_policy", OverlapPolicy),
+    ("recurring_exports", "catch_up_policy", CatchUpPolicy),
+]
+
+
+@pytest.mark.parametrize(("table", "column", "enum"), ENUMS)
+def test_check_constraint_holds_exactly_the_enum(
+    database: sa.Engine, table: str, column: str, enum: type[StrEnum]
+) -> None:
+    with database.connect() as connection:
+        text = _checks(connection)[(table, f"ck_{table}_{column}_known")]
+    assert set(re.findall(r"'([a-z_]+)'", text)) == {member.value for member in enum}
+
+
+def test_a_status_that_is_none_is_refused(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        connection.exec_driver_sql(FOUR_COLUMNS)
+    with pytest.raises(sa.exc.IntegrityError), database.begin() as connection:
+        connection.exec_driver_sql("UPDATE export_requests SET status = 'done'")
+
+
+def test_text_that_is_not_json_is_refused_at_the_insert(database: sa.Engine) -> None:
+    statement = FOUR_COLUMNS.replace('["ana@example.com"]', "ana@example.com")
+    with pytest.raises((sa.exc.IntegrityError, sa.exc.DataError)), database.begin() as connection:
+        connection.exec_driver_sql(statement)
+
+
+def test_upgrade_is_safe_to_run_again(database: sa.Engine) -> None:
+    assert migrate.upgrade(database) == migrate.current_revision(database) == migrate.head_revision()
+
+
+def test_the_version_table_is_not_alembics_default(database: sa.Engine) -> None:
+    with database.connect() as connection:
+        tables = sa.inspect(connection).get_table_names()
+    assert "alembic_version" not in tables
+    assert migrate.VERSION_TABLE in tables
+
+
+def test_an_instant_needs_a_zone() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        UtcDateTime().process_bind_param(utc_now().replace(tzinfo=None), sa.make_url("sqlite://").get_dialect()())
+
+
+def _documented(text: str, heading: str) -> set[str]:
+    section = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return set(re.findall(r"^\| `([a-z_0-9]+)`", section, re.MULTILINE))
+
+
+def test_docs_name_every_column_status_stage_and_code() -> None:
+    text = (DOCS / "requests.md").read_text()
+    assert _documented(text, "Columns") == set(export_requests.c.keys())
+    assert _documented(text, "Statuses") == {status.value for status in RequestStatus}
+    assert _documented(text, "Stages") == {stage.value for stage in Stage}
+    assert _documented(text, "Failure codes") == {code.value for code in FailureCode}
+    assert _documented(text, "Options") == set(Options.model_fields)
