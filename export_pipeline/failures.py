@@ -39,7 +39,6 @@ class FailureCode(StrEnum):
     TOO_MANY_RECIPIENTS = "too_many_recipients"
     INVALID_MAX_FILE_SIZE = "invalid_max_file_size"
     INVALID_OPTION = "invalid_option"
-    UNKNOWN_ORGANIZATION = "unknown_organization"
     NOT_SUPPORTED = "not_supported"
     ROW_TOO_LARGE = "row_too_large"
     FILE_SIZE_TOO_SMALL = "file_size_too_small"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.database import create_engine, reading
 from export_pipeline.requests.migrate import current_revision, head_revision
 from export_pipeline.requests.model import RequestState, read_state
 from export_pipeline.settings import Settings
@@ -38,7 +38,7 @@ def state_of(engine: sa.Engine, uid: str) -> RequestState:
     Raises:
         click.ClickException: there is no such request.
     """
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         state = read_state(connection, uid)
     if state is None:
         raise click.ClickException(f"no request has the uid {uid}")

@@ -28,6 +28,7 @@ from export_pipeline.delivery.store import Store
 from export_pipeline.delivery.upload import describe
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import ledger
+from export_pipeline.requests.database import reading
 from export_pipeline.requests.tables import NotificationStatus
 from export_pipeline.settings import Settings
 
@@ -78,7 +79,7 @@ def notify(
             message_id = _message_id(announcement.manifest, recipient)
             message = Message(sender, recipient, subject, text, html, message_id)
             _send(database, provider, notification_id, message)
-    with database.connect() as connection:
+    with reading(database) as connection:
         counts = ledger.counts(connection, request_id)
     if counts.get(NotificationStatus.PENDING):
         raise ExportFailure(

@@ -14,7 +14,7 @@ from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.engine.plan import staging_prefix
 from export_pipeline.engine.staging import Staging
 from export_pipeline.requests import states
-from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.database import reading, utc_now
 from export_pipeline.requests.model import read_state
 from export_pipeline.requests.progress import FINISHED
 from export_pipeline.requests.tables import RequestStatus
@@ -30,7 +30,7 @@ def expire_exports(database: sa.Engine, store: Store) -> int:
 
     The row is marked first: an application never sees ``completed`` with files that are gone.
     """
-    with database.connect() as connection:
+    with reading(database) as connection:
         due = states.past_retention(connection)
     for request_id, uid, attempt in due:
         with database.begin() as connection:
@@ -46,7 +46,7 @@ def clear_leftovers(database: sa.Engine, store: Store, staging: Staging) -> int:
     """Delete what ended requests left in staging, and the objects of their attempts that delivered nothing."""
     cleared = 0
     for uid in staging.trees():
-        with database.connect() as connection:
+        with reading(database) as connection:
             state = read_state(connection, uid)
         if state is None:
             staging.delete_tree(uid)

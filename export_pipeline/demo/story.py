@@ -32,7 +32,7 @@ from export_pipeline.demo.home import BUCKET, PREFIX, Home
 from export_pipeline.demo.processes import Processes, free_port
 from export_pipeline.demo.s3_server import serve_s3
 from export_pipeline.requests import migrate
-from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.database import create_engine, reading
 from export_pipeline.requests.model import RequestState, read_state
 from export_pipeline.requests.progress import FINISHED, overall_progress
 from export_pipeline.requests.tables import RequestStatus, organizations
@@ -171,7 +171,7 @@ def _watch(console: Console, engine: sa.Engine, uids: dict[str, str]) -> dict[st
 
 
 def _states(engine: sa.Engine, uids: dict[str, str]) -> dict[str, RequestState]:
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         found = {title: read_state(connection, uid) for title, uid in uids.items()}
     return {title: state for title, state in found.items() if state is not None}
 

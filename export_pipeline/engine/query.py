@@ -145,7 +145,7 @@ class _Compiler:
     ) -> sa.ColumnElement[bool]:
         if operator is FilterOperator.BETWEEN:
             return sa.and_(source >= values[0], source <= values[1])
-        any_of = source.in_(values)
+        any_of: sa.ColumnElement[bool] = source.in_(values) if values else sa.false()
         if operator is FilterOperator.NIN:
             return sa.or_(source.is_(None), sa.not_(any_of))
         return any_of

@@ -29,6 +29,7 @@ from export_pipeline.orchestration.references import (
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.stage import stage
 from export_pipeline.requests import states
+from export_pipeline.requests.database import reading
 from export_pipeline.requests.model import load_request
 from export_pipeline.requests.preflight import preflight, recipients_of
 from export_pipeline.requests.tables import Stage
@@ -44,7 +45,7 @@ class PlanConfig(dg.Config):
 def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> PlanReference:
     """Preflight and plan."""
     with stage(context, exports, config.request_id, Stage.PLAN) as work:
-        with exports.database.connect() as connection:
+        with reading(exports.database) as connection:
             request = load_request(connection, config.request_id)
             organization = exports.organizations.get(connection, request.organization_id)
         checked = preflight(request, exports.catalog, organization)
@@ -189,7 +190,7 @@ def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport
     request_id = published.plan.request_id
     with stage(context, exports, request_id, Stage.NOTIFY_RECIPIENTS) as work:
         watch = Stopwatch()
-        with exports.database.connect() as connection:
+        with reading(exports.database) as connection:
             request = load_request(connection, request_id)
             organization = exports.organizations.get(connection, request.organization_id)
         announcement = Announcement(

@@ -18,6 +18,7 @@ from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.stage import CANCELED_BY_REQUESTER
 from export_pipeline.requests import states
+from export_pipeline.requests.database import reading
 
 ROWS_PER_TICK = 50
 """A run key costs the daemon a look-up; 50 keep a tick short, and the next tick takes the next 50."""
@@ -65,7 +66,7 @@ def run_request(claim: states.Claim) -> dg.RunRequest:
 def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
     """Cancels, as fast as the sensor ticks."""
     try:
-        with exports.database.connect() as connection:
+        with reading(exports.database) as connection:
             asked = states.cancel_requested(connection)
         for request_id, uid in asked:
             active = [run for run in runs_of(context.instance, uid) if not run.finished]
@@ -89,7 +90,7 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
     """What status sensors and crashed workers leave behind."""
     settings = exports.settings
     try:
-        with exports.database.connect() as connection:
+        with reading(exports.database) as connection:
             found = states.quiet(
                 connection,
                 lease_seconds=settings.claim_lease_seconds,

@@ -7,6 +7,7 @@ What does not: any table (``tables``), the exported data's database (engine).
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
+_SQLITE_BEGIN = "sqlite_begin"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -112,8 +114,11 @@ def create_engine(url: str) -> sa.Engine:
 
     SQLite runs in WAL mode with real write transactions, so that readers never block the writer.
     """
-    if sa.make_url(url).get_backend_name() != "sqlite":
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True, pool_size=2, max_overflow=8)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, poolclass=sa.NullPool)
 
     @sa.event.listens_for(engine, "connect")
@@ -126,9 +131,15 @@ def create_engine(url: str) -> sa.Engine:
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         # IMMEDIATE: a deferred transaction that reads first fails with "database is locked" when it writes.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        mode = connection.get_execution_options().get(_SQLITE_BEGIN, "IMMEDIATE")
+        connection.exec_driver_sql(f"BEGIN {mode}")
 
     return engine
+
+
+def reading(engine: sa.Engine) -> sa.Connection:
+    """A connection for reading alone, which on SQLite waits for no writer; use it as a context."""
+    return engine.connect().execution_options(**{_SQLITE_BEGIN: "DEFERRED"})
 
 
 def utc_now() -> datetime:

@@ -42,7 +42,12 @@ class Measured:
 def measure(source_url: str, staging: Path, file_format: str, rows: int, *, max_file_size_mb: int = 5000) -> Measured:
     """Export the first ``rows`` contacts of the one organization, in a fresh process."""
     arguments = ["--child", source_url, str(staging), file_format, str(rows), str(max_file_size_mb)]
-    done = subprocess.run([sys.executable, "-m", "export_pipeline_tests.acceptance.memory", *arguments], stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "export_pipeline_tests.acceptance.memory", *arguments],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
     return Measured(**json.loads(done.stdout))
 
 

@@ -63,11 +63,11 @@ class Database:
                 statement = statement.replace("?", "%s")
             return [tuple(row) for row in connection.execute(statement, tuple(values)).fetchall()]
 
-    def insert(self, table: str, row: Mapping[str, Any]) -> int:
+    def insert(self, table: str, row: Mapping[str, Any]) -> Any:
         """Insert a row as an application does and return its id; lists and dicts go in as JSON."""
         values = [json.dumps(value) if isinstance(value, list | dict) else value for value in row.values()]
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        return int(self.query(f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id", values)[0][0])
+        return self.query(f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id", values)[0][0]
 
 
 class Shelf(Protocol):
@@ -143,7 +143,14 @@ class Result:
 class Pipeline:
     """An installation on a database that has the application's tables; migrates its own into it."""
 
-    def __init__(self, source: Database, shelf: Shelf, directory: Path, instance: dg.DagsterInstance) -> None:
+    def __init__(
+        self,
+        source: Database,
+        shelf: Shelf,
+        directory: Path,
+        instance: dg.DagsterInstance,
+        settings: Mapping[str, str],
+    ) -> None:
         self.database = source
         self.shelf = shelf
         self._outbox = directory / "outbox"
@@ -153,10 +160,15 @@ class Pipeline:
             "EXPORT_STAGING_URL": f"file://{directory / 'staging'}",
             "EXPORT_MAIL_URL": f"file://{self._outbox}",
             **shelf.environment,
+            **settings,
         }
         with self._settings():
             self._job = build_definitions().resolve_job_def("export")
         migrate.upgrade(self._engine)
+        known = {row[0] for row in source.query("SELECT id FROM organizations")}
+        for one in ORGANIZATIONS:
+            if one.id not in known:
+                source.insert("organizations", {"id": one.id, "name": one.name, "time_zone": one.time_zone})
 
     def close(self) -> None:
         self._engine.dispose()
@@ -236,7 +248,10 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 @contextmanager
-def open_pipeline(source: Database, shelf: Shelf, directory: Path) -> Iterator[Pipeline]:
-    """An installation whose Dagster instance lives as long as the block."""
-    with dg.DagsterInstance.ephemeral() as instance, closing(Pipeline(source, shelf, directory, instance)) as pipeline:
+def open_pipeline(source: Database, shelf: Shelf, directory: Path, **settings: str) -> Iterator[Pipeline]:
+    """An installation whose Dagster instance lives as long as the block; ``settings`` are further variables."""
+    with (
+        dg.DagsterInstance.ephemeral() as instance,
+        closing(Pipeline(source, shelf, directory, instance, settings)) as pipeline,
+    ):
         yield pipeline

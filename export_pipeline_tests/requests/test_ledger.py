@@ -23,7 +23,10 @@ def test_enlisting_again_keeps_what_is_known(database: sa.Engine, request_id: in
         (first, _), _ = ledger.pending(connection, request_id)
         ledger.settle(connection, first, NotificationStatus.SENT)
         ledger.enlist(connection, request_id, ["ana@example.com", "bob@example.com", "eve@example.com"])
-        assert [address for _, address in ledger.pending(connection, request_id)] == ["bob@example.com", "eve@example.com"]
+        assert [address for _, address in ledger.pending(connection, request_id)] == [
+            "bob@example.com",
+            "eve@example.com",
+        ]
 
 
 def test_one_of_two_processes_sends(database: sa.Engine, request_id: int) -> None:

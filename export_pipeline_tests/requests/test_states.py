@@ -23,7 +23,13 @@ def ask(database: sa.Engine, organization: str = "acme", **asked: Any) -> int:
     with database.begin() as connection:
         uid = insert_request(
             connection,
-            **{"organization_id": organization, "dataset": "contacts", "format": "csv", "recipient_emails": [], **asked},
+            **{
+                "organization_id": organization,
+                "dataset": "contacts",
+                "format": "csv",
+                "recipient_emails": [],
+                **asked,
+            },
         )
         return connection.execute(
             sa.select(export_requests.c.id).where(sa.cast(export_requests.c.uid, sa.Text) == uid)
@@ -183,8 +189,9 @@ def test_heartbeat_writes_progress(database: sa.Engine) -> None:
 
 def test_heartbeat_hears_the_cancel(database: sa.Engine) -> None:
     request_id = running(database)
+    uid = row(database, request_id).uid
     with database.begin() as connection:
-        assert states.request_cancel(connection, row(database, request_id).uid)
+        assert states.request_cancel(connection, uid)
     with pytest.raises(ExportCanceled):
         heartbeat(database, request_id)
 
@@ -215,9 +222,10 @@ def test_a_canceled_row_stays_canceled_whatever_its_run_says(database: sa.Engine
         complete(database, request_id)
     with pytest.raises(ExportCanceled):
         enter(database, request_id, Stage.NOTIFY_RECIPIENTS)
+    uid = row(database, request_id).uid
     with database.begin() as connection:
         assert not states.fail(connection, request_id, FAILURE, run_id="run-1")
-        assert not states.request_cancel(connection, row(database, request_id).uid)
+        assert not states.request_cancel(connection, uid)
     assert row(database, request_id).status == "canceled"
 
 

@@ -5,6 +5,7 @@ What belongs here: what all readers share. What does not: any one database's pro
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,6 +20,8 @@ from export_pipeline.failures import ExportFailure, FailureCode
 STATEMENT_TIMEOUT = "57014"
 _SQLITE_MAY_PASS = ("is locked", "unable to open database", "disk I/O error")
 """SQLite has no SQLSTATE; these are the messages of SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CANTOPEN and SQLITE_IOERR."""
+_SNAPSHOT_GONE = "22023"
+"""Invalid snapshot identifier: the backend that kept the exported snapshot was terminated."""
 _WRONG_VALUE = ("22", "42883", "42804")
 _MAY_PASS = ("08", "40", "53", "55", "57", "58")
 
@@ -111,16 +114,13 @@ def failure_of(error: Exception) -> ExportFailure:
             "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
             "canceled there. Raise the limit, or add an index on the tenant and key columns.",
         )
-    if sqlstate.startswith(_WRONG_VALUE):
+    if sqlstate.startswith(_WRONG_VALUE) and sqlstate != _SNAPSHOT_GONE:
         return ExportFailure(
             FailureCode.INVALID_REQUEST,
             f"The source database cannot compare a value of organization_id or filters ({shown}). "
             "Check that their types are those of the columns.",
         )
-    without_state = name in ("OperationalError", "InterfaceError", "OSError") or any(
-        message in str(original) for message in _SQLITE_MAY_PASS
-    )
-    if sqlstate.startswith(_MAY_PASS) or (not sqlstate and without_state):
+    if _may_pass(original, sqlstate):
         return ExportFailure(
             FailureCode.SOURCE_UNAVAILABLE,
             f"The source database could not be read ({shown}). Check that it runs and EXPORT_SOURCE_URL.",
@@ -130,3 +130,12 @@ def failure_of(error: Exception) -> ExportFailure:
         f"The source database refused the query ({shown}). Check the catalog's table and columns, and the user's "
         "rights.",
     )
+
+
+def _may_pass(error: BaseException, sqlstate: str) -> bool:
+    if sqlstate:
+        return sqlstate == _SNAPSHOT_GONE or sqlstate.startswith(_MAY_PASS)
+    if any(message in str(error) for message in _SQLITE_MAY_PASS):
+        return True
+    # A connection that breaks in mid-COPY has no SQLSTATE; SQLite calls a missing table operational too.
+    return type(error).__name__ in ("OperationalError", "InterfaceError") and not isinstance(error, sqlite3.Error)

@@ -1,0 +1,26 @@
+"""The small dataset on each database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from export_pipeline.engine.readers import Source
+from export_pipeline_tests.engine import people
+from export_pipeline_tests.servers.postgres import PostgresServer
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite", "sqlite shared"])
+def source(
+    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Source]:
+    """Where ``people`` stands, as the settings would name it."""
+    if request.param == "postgresql":
+        with postgres_server.fresh_database() as url:
+            yield people.create(url.replace("postgresql://", "postgresql+psycopg://"))
+        return
+    path: Path = tmp_path_factory.mktemp("people") / "people.db"
+    made = people.create(f"sqlite:///{path}")
+    yield Source(made.url, shares_file=request.param == "sqlite shared")

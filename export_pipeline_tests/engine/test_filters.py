@@ -1,0 +1,216 @@
+"""The filter language: what it refuses, and that it selects exactly what a plain Python evaluation selects."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from export_pipeline.engine.query import Selection, build_query
+from export_pipeline.engine.readers import Source, open_snapshot
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.filters import parse_filters
+from export_pipeline_tests.engine.people import ACME, DATASET, NAMES
+
+REFUSED = [
+    ({"nope": 1}, "filters.nope", "not a filterable column"),
+    ({"secret": "s"}, "filters.secret", "not a filterable column"),
+    ({"organization_id": "other"}, "filters.organization_id", "not a filterable column"),
+    ({"name": {"like": "a%"}}, "filters.name.like", "not an operator"),
+    ({"extra": {"eq": "{}"}}, "filters.extra.eq", "not allowed on extra"),
+    ({"is_client": {"gt": True}}, "filters.is_client.gt", "not allowed on is_client"),
+    ({"name": 5}, "filters.name", "must be a string"),
+    ({"name": "nul\x00"}, "filters.name", "must be a string"),
+    ({"id": "5"}, "filters.id", "must be a whole number"),
+    ({"id": True}, "filters.id", "must be a whole number"),
+    ({"id": 2**63}, "filters.id", "must be a whole number"),
+    ({"score": "high"}, "filters.score", "must be a number"),
+    ({"balance": "NaN"}, "filters.balance", "must be a number"),
+    ({"is_client": "yes"}, "filters.is_client", "must be true or false"),
+    ({"born_on": "01/02/1990"}, "filters.born_on", "ISO 8601 date"),
+    ({"created_at": {"gte": "yesterday"}}, "filters.created_at.gte", "ISO 8601 date and time"),
+    ({"external_uuid": "123"}, "filters.external_uuid", "must be a UUID"),
+    ({"id": {"between": [1]}}, "filters.id.between", "two values"),
+    ({"id": {"in": 5}}, "filters.id.in", "must be a JSON array"),
+    ({"id": [1, "2"]}, r"filters.id\[1\]", "must be a whole number"),
+    ({"name": {"is_null": "yes"}}, "filters.name.is_null", "must be true or false"),
+    ({"name": {}}, "filters.name", "has no operator"),
+    ({"or": {"name": "ana"}}, "filters.or", "must be a non-empty JSON array"),
+    ({"and": []}, "filters.and", "must be a non-empty JSON array"),
+    ({"not": ["x"]}, "filters.not", "must be a JSON object"),
+    ({"id": list(range(10_001))}, "filters.id", "more than 10000 values"),
+    ({"or": [{"id": n} for n in range(501)]}, "filters", "more than 500 conditions"),
+]
+
+
+@pytest.mark.parametrize(("filters", "path", "problem"), REFUSED)
+def test_a_wrong_filter_is_refused_with_its_path(filters: dict[str, Any], path: str, problem: str) -> None:
+    with pytest.raises(ExportFailure, match=f"{path}: .*{problem}") as refused:
+        parse_filters(filters, DATASET, "UTC")
+    assert refused.value.code is FailureCode.INVALID_FILTER
+
+
+def test_nesting_is_bounded() -> None:
+    filters: dict[str, Any] = {"id": 1}
+    for _ in range(12):
+        filters = {"not": filters}
+    with pytest.raises(ExportFailure, match="deeper"):
+        parse_filters(filters, DATASET, "UTC")
+
+
+def select(source: Source, filters: dict[str, Any], organization: str = "acme") -> list[int]:
+    parsed = parse_filters(filters, DATASET, "America/Sao_Paulo")
+    selection = Selection(DATASET, organization, DATASET.columns, parsed)
+    query = build_query(selection, source.backend)
+    with open_snapshot(source, query) as snapshot:
+        ids = [row for batch in snapshot.batches for row in batch["id"].to_pylist()]
+        assert len(ids) == snapshot.row_count
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, lambda row: True),
+        ({"name": "ana"}, lambda row: row["name"] == "ana"),
+        ({"fullName": "ana"}, lambda row: row["name"] == "ana"),
+        ({"isClient": True}, lambda row: row["is_client"] is True),
+        ({"name": None}, lambda row: row["name"] is None),
+        ({"name": {"ne": "ana"}}, lambda row: row["name"] != "ana"),
+        ({"not": {"name": "ana"}}, lambda row: row["name"] != "ana"),
+        ({"not": {"score": {"gt": 0}}}, lambda row: not (row["score"] is not None and row["score"] > 0)),
+        # 09:30 in São Paulo is 12:30 UTC.
+        (
+            {"created_at": {"lt": "2026-03-13T09:30:00"}},
+            lambda row: row["created_at"] < datetime(2026, 3, 13, 12, 30, tzinfo=UTC),
+        ),
+        ({"extra": None}, lambda row: row["extra"] is None),
+    ],
+)
+def test_filters_select(source: Source, filters: dict[str, Any], expected: Any) -> None:
+    assert select(source, filters) == [row["id"] for row in ACME if expected(row)]
+
+
+TEXTS = st.sampled_from([name for name in NAMES if name is not None]) | st.text(
+    st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=5
+)
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "id": st.integers(-5, 65),
+    "name": TEXTS,
+    "score": st.integers(-20, 40).map(lambda n: n / 4),
+    "balance": st.integers(-80, 400).map(lambda n: str(Decimal(n) / 8)),
+    "is_client": st.booleans(),
+    "born_on": st.dates(date(1989, 1, 1), date(1996, 1, 1)).map(date.isoformat),
+    "created_at": st.sampled_from([row["created_at"].isoformat() for row in ACME])
+    | st.datetimes(datetime(2026, 2, 27), datetime(2026, 4, 2)).map(lambda d: d.replace(tzinfo=UTC).isoformat()),  # noqa: DTZ001
+    "external_uuid": st.sampled_from([row["external_uuid"] for row in ACME if row["external_uuid"]]),
+}
+
+
+def comparison(name: str) -> st.SearchStrategy[dict[str, Any]]:
+    value = VALUES[name]
+    column = DATASET.column(name)
+    assert column is not None
+    options: list[st.SearchStrategy[dict[str, Any]]] = [value.map(lambda v: {name: v}), st.just({name: None})]
+    for operator in column.operators:
+        if operator in ("in", "nin"):
+            given_value: st.SearchStrategy[Any] = st.lists(value, max_size=3)
+        elif operator == "between":
+            given_value = st.tuples(value, value).map(list)
+        elif operator == "is_null":
+            given_value = st.booleans()
+        else:
+            given_value = value
+        options.append(given_value.map(lambda v, operator=operator: {name: {operator.value: v}}))
+    return st.one_of(options)
+
+
+CONDITIONS: st.SearchStrategy[dict[str, Any]] = st.recursive(
+    st.sampled_from(sorted(VALUES)).flatmap(comparison),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda items: {"and": items}),
+        st.lists(inner, min_size=1, max_size=3).map(lambda items: {"or": items}),
+        inner.map(lambda item: {"not": item}),
+    ),
+    max_leaves=6,
+)
+
+
+def evaluate(filters: dict[str, Any], row: dict[str, Any]) -> bool:
+    """The same language, on a row in Python."""
+    return all(_member(key, value, row) for key, value in filters.items())
+
+
+def _member(key: str, value: Any, row: dict[str, Any]) -> bool:
+    if key == "and":
+        return all(evaluate(item, row) for item in value)
+    if key == "or":
+        return any(evaluate(item, row) for item in value)
+    if key == "not":
+        return not evaluate(value, row)
+    if value is None:
+        return row[key] is None
+    if isinstance(value, list):
+        value = {"in": value}
+    if not isinstance(value, dict):
+        value = {"eq": value}
+    return all(_operator(operator, row[key], operand) for operator, operand in value.items())
+
+
+def _typed(actual: Any, operand: Any) -> Any:
+    if isinstance(operand, list):
+        return [_typed(actual, item) for item in operand]
+    if isinstance(actual, Decimal):
+        return Decimal(operand)
+    if isinstance(actual, datetime):
+        return datetime.fromisoformat(operand)
+    return date.fromisoformat(operand) if isinstance(actual, date) else operand
+
+
+def _operator(operator: str, actual: Any, operand: Any) -> bool:
+    if operator == "is_null":
+        return (actual is None) == operand
+    if actual is None:
+        return operator in ("ne", "nin")
+    value = _typed(actual, operand)
+    checks: dict[str, Any] = {
+        "eq": lambda: actual == value,
+        "ne": lambda: actual != value,
+        "in": lambda: actual in value,
+        "nin": lambda: actual not in value,
+        "gt": lambda: actual > value,
+        "gte": lambda: actual >= value,
+        "lt": lambda: actual < value,
+        "lte": lambda: actual <= value,
+        "between": lambda: value[0] <= actual <= value[1],
+        "contains": lambda: value in actual,
+        "starts_with": lambda: actual.startswith(value),
+    }
+    return bool(checks[operator]())
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(filters=CONDITIONS)
+def test_sql_selects_what_python_selects(source: Source, filters: dict[str, Any]) -> None:
+    assert select(source, filters) == [row["id"] for row in ACME if evaluate(filters, row)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
+def test_no_input_reaches_another_tenant_or_the_statement(source: Source, value: str) -> None:
+    expected = [row["id"] for row in ACME if row["name"] == value]
+    assert select(source, {"name": value}) == expected
+    if value not in ("acme", "other"):
+        assert select(source, {}, organization=value) == []
+
+
+@pytest.mark.parametrize(
+    "value", ["' OR 1=1 --", "%s", "%(x)s", ":x", "$1", "\\' OR 1=1 --", '"; DROP TABLE people; --']
+)
+def test_injection_selects_nothing(source: Source, value: str) -> None:
+    assert select(source, {}, organization=value) == []
+    assert select(source, {"name": {"in": [value, "no such name"]}}) == [r["id"] for r in ACME if r["name"] == value]

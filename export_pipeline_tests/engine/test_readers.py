@@ -1,0 +1,183 @@
+"""Readers: one snapshot, the same Arrow types from every database, and errors that say whose turn it is."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from export_pipeline.engine.query import Query, Selection, build_query
+from export_pipeline.engine.readers import Source, open_snapshot
+from export_pipeline.engine.readers.pandas import snapshot as pandas_snapshot
+from export_pipeline.engine.readers.types import staged_schema
+from export_pipeline.failures import ExportFailure, FailureCode, Fault
+from export_pipeline.requests.filters import AllOf
+from export_pipeline_tests.engine import people
+from export_pipeline_tests.engine.people import ACME, DATASET
+
+SELECTION = Selection(DATASET, "acme", DATASET.columns, AllOf(()))
+
+
+def query_for(source: Source) -> Query:
+    return build_query(SELECTION, source.backend)
+
+
+def comparable(row: dict[str, Any]) -> dict[str, Any]:
+    """Decimals and JSON stand as text in a staged batch, spelled as each database spells them."""
+    read = dict(row)
+    read["balance"] = None if row["balance"] is None else float(row["balance"])
+    read["extra"] = None if row["extra"] is None else json.loads(row["extra"])
+    return read
+
+
+def wanted(row: dict[str, Any]) -> dict[str, Any]:
+    want = {name: value for name, value in row.items() if name != "organization_id"}
+    want["balance"] = None if row["balance"] is None else float(row["balance"])
+    return want
+
+
+def test_every_database_gives_the_same_rows_and_types(source: Source) -> None:
+    with open_snapshot(source, query_for(source)) as snapshot:
+        batches = list(snapshot.batches)
+    assert all(batch.schema == staged_schema(DATASET.columns) for batch in batches)
+    assert [comparable(row) for batch in batches for row in batch.to_pylist()] == [wanted(row) for row in ACME]
+    assert snapshot.row_count == len(ACME)
+    assert snapshot.taken_at.utcoffset() is not None
+
+
+def test_the_pandas_reader_gives_the_same_rows_and_types(source: Source) -> None:
+    with pandas_snapshot(source.url, query_for(source)) as snapshot:
+        batches = list(snapshot.batches)
+    assert all(batch.schema == staged_schema(DATASET.columns) for batch in batches)
+    assert [comparable(row) for batch in batches for row in batch.to_pylist()] == [wanted(row) for row in ACME]
+
+
+def test_a_snapshot_does_not_see_later_writes(source: Source) -> None:
+    engine = sa.create_engine(source.url, poolclass=sa.NullPool)
+    if source.backend == "sqlite":
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    if source.backend == "sqlite" and not source.shares_file:
+        pytest.skip(
+            "writing through Python's sqlite3 in the process that reads through ADBC is what shares_file is for"
+        )
+    with open_snapshot(source, query_for(source)) as snapshot:
+        writer = threading.Thread(target=_write, args=(engine,))
+        writer.start()
+        writer.join()
+        rows = [row for batch in snapshot.batches for row in batch["name"].to_pylist()]
+    with open_snapshot(source, query_for(source)) as later:
+        assert later.row_count == len(ACME) + 1
+        list(later.batches)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM people WHERE id = 1000")
+        connection.exec_driver_sql("UPDATE people SET name = NULL WHERE name = 'changed'")
+    assert len(rows) == len(ACME)
+    assert "changed" not in rows
+
+
+def _write(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO people (id, organization_id, name) VALUES (1000, 'acme', 'changed')")
+        connection.exec_driver_sql("UPDATE people SET name = 'changed' WHERE id IN (14, 28) AND name IS NULL")
+
+
+def failure(source: Source, query: Query) -> ExportFailure:
+    with pytest.raises(ExportFailure) as failed, open_snapshot(source, query) as snapshot:
+        list(snapshot.batches)
+    assert failed.value.__suppress_context__ or failed.value.__context__ is None
+    return failed.value
+
+
+def test_an_unreachable_postgresql_is_transient_and_its_password_is_not_told() -> None:
+    source = Source("postgresql+psycopg://app:s3cret@127.0.0.1:1/none?connect_timeout=2")
+    failed = failure(source, query_for(source))
+    assert (failed.code, failed.fault) == (FailureCode.SOURCE_UNAVAILABLE, Fault.TRANSIENT)
+    assert "s3cret" not in str(failed)
+
+
+@pytest.mark.parametrize("shares_file", [True, False])
+def test_a_missing_sqlite_file_is_transient(tmp_path: Path, shares_file: bool) -> None:
+    source = Source(f"sqlite:///{tmp_path / 'none.db'}", shares_file=shares_file)
+    assert failure(source, query_for(source)).code is FailureCode.SOURCE_UNAVAILABLE
+
+
+def test_a_missing_table_is_refused(postgres_url: str, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.db"
+    sqlite3.connect(empty).close()
+    sources = [Source(postgres_url), Source(f"sqlite:///{empty}"), Source(f"sqlite:///{empty}", shares_file=True)]
+    for source in sources:
+        assert failure(source, query_for(source)).code is FailureCode.SOURCE_REFUSED
+
+
+def test_a_statement_time_out_says_so(postgres_url: str) -> None:
+    people.create(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("ALTER TABLE people RENAME TO people_")
+        connection.execute("CREATE VIEW people AS SELECT * FROM people_ WHERE pg_sleep(0.05 + id * 0) IS NOT NULL")
+    source = Source(postgres_url, statement_timeout_seconds=0.5)
+    failed = failure(source, query_for(source))
+    assert failed.code is FailureCode.SOURCE_REFUSED
+    assert "EXPORT_STATEMENT_TIMEOUT_SECONDS" in failed.message
+
+
+def test_a_backend_that_is_terminated_is_transient(postgres_url: str) -> None:
+    people.create(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+    source = Source(postgres_url)
+    with (
+        pytest.raises(ExportFailure) as failed,
+        open_snapshot(source, query_for(source)) as snapshot,
+        psycopg.connect(postgres_url, autocommit=True) as other,
+    ):
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        list(snapshot.batches)
+    assert failed.value.code is FailureCode.SOURCE_UNAVAILABLE
+
+
+@pytest.mark.parametrize("shares_file", [True, False])
+@pytest.mark.parametrize(
+    ("column", "value"), [("score", "high"), ("is_client", "maybe"), ("born_on", "1990"), ("created_at", "soon")]
+)
+def test_a_value_of_the_wrong_type_is_told_and_never_dropped(
+    tmp_path: Path, shares_file: bool, column: str, value: str
+) -> None:
+    source = people.create(f"sqlite:///{tmp_path / 'people.db'}")
+    with sqlite3.connect(tmp_path / "people.db") as connection:
+        connection.execute(f"UPDATE people SET {column} = ? WHERE id = 33", (value,))
+    connection.close()
+    source = Source(source.url, shares_file=shares_file)
+    failed = failure(source, query_for(source))
+    assert failed.code is FailureCode.SOURCE_DATA_INVALID
+    assert value not in failed.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-03-08T01:30:00Z",
+        "2026-03-08 01:30:00",
+        "2026-03-07T22:30:00-03:00",
+        "2026-03-07 22:30:00-03",
+        "2026-03-08T01:30:00.000000+00:00",
+    ],
+)
+@pytest.mark.parametrize("shares_file", [True, False])
+def test_sqlite_instants_may_be_spelled_in_every_iso_way(tmp_path: Path, shares_file: bool, text: str) -> None:
+    source = people.create(f"sqlite:///{tmp_path / 'people.db'}")
+    connection = sqlite3.connect(tmp_path / "people.db")
+    with connection:
+        connection.execute("UPDATE people SET created_at = ?", (text,))
+    connection.close()
+    source = Source(source.url, shares_file=shares_file)
+    with open_snapshot(source, query_for(source)) as snapshot:
+        instants = {value.isoformat() for batch in snapshot.batches for value in batch["created_at"].to_pylist()}
+    assert instants == {"2026-03-08T01:30:00+00:00"}

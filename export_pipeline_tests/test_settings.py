@@ -1,0 +1,84 @@
+"""Settings: a wrong value stops the start and is named, its value is not; the docs list exactly what is read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from export_pipeline.definitions import build_definitions
+from export_pipeline.settings import HOME, Settings, SettingsError
+
+DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
+
+WRONG = [
+    ("EXPORT_DATABASE_URL", "not a url"),
+    ("EXPORT_SOURCE_URL", "::"),
+    ("EXPORT_STORE_URL", "ftp://elsewhere/secret-place"),
+    ("EXPORT_STORE_URL", "s3:///no-bucket"),
+    ("EXPORT_STORE_URL", "file://relative/path"),
+    ("EXPORT_STAGING_URL", "staging"),
+    ("EXPORT_S3_ENDPOINT_URL", "localhost:9000"),
+    ("EXPORT_S3_SERVER_SIDE_ENCRYPTION", "rot13"),
+    ("EXPORT_MAIL_URL", "imap://mail"),
+    ("EXPORT_CATALOG", "/nowhere/at/all"),
+    ("EXPORT_LINK_LIFETIME_HOURS", "169"),
+    ("EXPORT_RETENTION_DAYS", "-1"),
+    ("EXPORT_MAX_ATTEMPTS", "0"),
+    ("EXPORT_HEARTBEAT_SECONDS", "often"),
+    ("SENDGRID_HOST", "api.sendgrid.com"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value"), WRONG)
+def test_a_wrong_value_stops_the_start_and_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as stopped:
+        build_definitions()
+    assert variable in str(stopped.value)
+    assert value not in str(stopped.value)
+    assert stopped.value.__cause__ is None
+
+
+def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT_STORE_URL", "nowhere")
+    monkeypatch.setenv("EXPORT_MAIL_URL", "nobody")
+    with pytest.raises(SettingsError, match=r"(?s)EXPORT_STORE_URL.*EXPORT_MAIL_URL"):
+        Settings.from_environment()
+
+
+def test_sendgrid_needs_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SENDGRID_API_KEY", raising=False)
+    monkeypatch.setenv("EXPORT_MAIL_URL", "sendgrid:")
+    with pytest.raises(SettingsError, match="SENDGRID_API_KEY"):
+        Settings.from_environment()
+
+
+def test_a_sender_that_is_no_address_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT_MAIL_FROM", "nobody")
+    with pytest.raises(SettingsError, match="EXPORT_MAIL_FROM"):
+        build_definitions()
+
+
+def test_plain_postgresql_urls_name_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLAlchemy 2.0 and 2.1 differ in the driver that ``postgresql://`` means."""
+    monkeypatch.setenv("EXPORT_DATABASE_URL", "postgresql://app:s3cret@localhost/app")
+    settings = Settings.from_environment()
+    assert settings.database_url == "postgresql+psycopg://app:s3cret@localhost/app"
+    assert settings.resolved_source_url == settings.database_url
+
+
+def test_docs_list_every_variable_with_its_default_and_meaning() -> None:
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| (?:`(.*?)`)? ?\| (.*) \|$", DOCS.read_text(), re.MULTILINE)
+    documented = {name: (default.replace("~", str(HOME.parent)[1:]), meaning) for name, default, meaning in rows}
+    documented.pop("DAGSTER_HOME", None)
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        variable = field.validation_alias if isinstance(field.validation_alias, str) else f"EXPORT_{name.upper()}"
+        default = field.get_default(call_default_factory=True)
+        shown = default.get_secret_value() if hasattr(default, "get_secret_value") else str(default)
+        expected[variable] = (shown.replace("sqlite:////", "sqlite:///"), field.description)
+    assert documented == expected
