@@ -91,6 +91,9 @@ _COMPARE: dict[FilterOperator, Callable[[Any, Any], Any]] = {
 }
 
 
+_ORDERING = (*[operator for operator in _COMPARE if operator is not FilterOperator.EQ], FilterOperator.BETWEEN)
+
+
 class _Compiler:
     def __init__(self, backend: str) -> None:
         self._sqlite = backend == "sqlite"
@@ -124,8 +127,9 @@ class _Compiler:
         value = comparison.value
         if comparison.operator is FilterOperator.IS_NULL:
             return source.is_(None) if value else source.is_not(None)
-        if comparison.column.type is ColumnType.TEXT:
-            source = self._text(source)
+        if comparison.column.type is ColumnType.TEXT and comparison.operator in _ORDERING:
+            # By code point, whatever the database's collation: a filter must not depend on a locale.
+            source = sa.collate(sa.cast(source, sa.Text), "BINARY" if self._sqlite else "C")
         elif self._sqlite and comparison.column.type is ColumnType.TIMESTAMP:
             source = sa.func.replace(source, "T", " ")
         elif self._sqlite and comparison.column.type is ColumnType.DECIMAL:
@@ -133,12 +137,6 @@ class _Compiler:
         if isinstance(value, tuple):
             return self._with_values(source, comparison.operator, [self.bound(item) for item in value])
         return self._with_value(source, comparison.operator, value)
-
-    def _text(self, source: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        # By code point, whatever the database's collation: a filter must not depend on a locale.
-        if self._sqlite:
-            return sa.collate(source, "BINARY")
-        return source
 
     def _with_values(
         self, source: sa.ColumnElement[Any], operator: FilterOperator, values: list[sa.BindParameter[Any]]

@@ -58,16 +58,24 @@ class Database:
     def query(self, statement: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a statement with ``?`` for values."""
         with self.connect() as connection:
-            if self.kind == "postgresql":
-                connection.execute("SET TIME ZONE 'UTC'")
-                statement = statement.replace("?", "%s")
-            return [tuple(row) for row in connection.execute(statement, tuple(values)).fetchall()]
+            return self._rows(connection, statement, values)
 
-    def insert(self, table: str, row: Mapping[str, Any]) -> Any:
-        """Insert a row as an application does and return its id; lists and dicts go in as JSON."""
+    def insert(self, table: str, *rows: Mapping[str, Any]) -> list[Any]:
+        """Insert rows as an application does, all or none, and return their ids; lists and dicts go in as JSON."""
+        with self.connect() as connection:
+            return [self._insert(connection, table, row) for row in rows]
+
+    def _insert(self, connection: Any, table: str, row: Mapping[str, Any]) -> Any:
         values = [json.dumps(value) if isinstance(value, list | dict) else value for value in row.values()]
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        return self.query(f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id", values)[0][0]
+        statement = f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id"
+        return self._rows(connection, statement, values)[0][0]
+
+    def _rows(self, connection: Any, statement: str, values: Iterable[Any]) -> list[tuple[Any, ...]]:
+        if self.kind == "postgresql":
+            connection.execute("SET TIME ZONE 'UTC'")
+            statement = statement.replace("?", "%s")
+        return [tuple(row) for row in connection.execute(statement, tuple(values)).fetchall()]
 
 
 class Shelf(Protocol):
@@ -180,7 +188,7 @@ class Pipeline:
 
     def export_all(self, rows: Iterable[Mapping[str, Any]]) -> list[Result]:
         """Insert requests, claim them all at once, and run them one after the other in their order."""
-        ids = [self.database.insert("export_requests", {**_DEFAULTS, **row}) for row in rows]
+        ids = self.database.insert("export_requests", *({**_DEFAULTS, **row} for row in rows))
         with self._engine.begin() as connection:
             claims = states.claim(connection, limit=len(ids))
         assert [claim.id for claim in claims] == ids, "the database has requests that are not of this test"

@@ -1,0 +1,236 @@
+"""A row that cannot be served fails by itself, says why, and stops nothing else."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from export_pipeline.demo.data import ORGANIZATIONS
+from export_pipeline.orchestration.sensors import run_request
+from export_pipeline.requests import database, states
+from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, Result
+
+Bad = tuple[Mapping[str, Any], str, str]
+"""What the row asks for, the ``error_code`` it must end with, and what its message must begin with."""
+
+NAMES: Sequence[Bad] = [
+    ({"dataset": "invoices"}, "unknown_dataset", "dataset: "),
+    ({"dataset": ""}, "unknown_dataset", "dataset: "),
+    ({"dataset": "contacts; DROP TABLE contacts"}, "unknown_dataset", "dataset: "),
+    ({"dataset": "x" * 100_000}, "unknown_dataset", "dataset: "),
+    ({"format": "pdf"}, "unknown_format", "format: "),
+    ({"format": "CSV"}, "unknown_format", "format: "),
+    ({"format": "../../etc/passwd"}, "unknown_format", "format: "),
+    ({"compression": "zip"}, "unknown_compression", "compression: "),
+    ({"format": "xlsx", "compression": "gzip"}, "unknown_compression", "compression: "),
+    ({"format": "parquet", "compression": "gzip"}, "unknown_compression", "compression: "),
+    ({"layout": "nope"}, "unknown_layout", "layout: "),
+    ({"columns": ["id", "shoe_size"]}, "unknown_column", "columns: 'shoe_size' "),
+    ({"columns": ["name", "name"]}, "unknown_column", "columns: name "),
+    ({"columns": ["name", "full_name"]}, "unknown_column", "columns: name "),
+    ({"columns": ["organization_id"]}, "unknown_column", "columns: "),
+    ({"columns": [1, 2]}, "invalid_request", "columns: "),
+    ({"columns": {"id": True}}, "invalid_request", "columns: "),
+    ({"columns": '"id"'}, "invalid_request", "columns: "),
+    ({"layout": "cometly", "columns": ["custom_fields"]}, "unknown_column", "columns: "),
+]
+FILTERS: Sequence[Bad] = [
+    ({"filters": {"shoe_size": 1}}, "invalid_filter", "filters.shoe_size: "),
+    ({"filters": {"organization_id": ORGANIZATIONS[1].id}}, "invalid_filter", "filters.organization_id: "),
+    (
+        {"dataset": "entities", "filters": {"organization_id": ORGANIZATIONS[1].id}},
+        "invalid_filter",
+        "filters.organization_id: ",
+    ),
+    ({"filters": {"score": {"like": 1}}}, "invalid_filter", "filters.score.like: "),
+    ({"filters": {"score": {"contains": "1"}}}, "invalid_filter", "filters.score.contains: "),
+    ({"filters": {"custom_fields": {"eq": "{}"}}}, "invalid_filter", "filters.custom_fields.eq: "),
+    ({"filters": {"score": "high"}}, "invalid_filter", "filters.score: "),
+    ({"filters": {"id": "7"}}, "invalid_filter", "filters.id: "),
+    ({"filters": {"id": 2**63}}, "invalid_filter", "filters.id: "),
+    ({"filters": {"id": 1.5}}, "invalid_filter", "filters.id: "),
+    ({"filters": {"is_subscribed": "true"}}, "invalid_filter", "filters.is_subscribed: "),
+    ({"filters": {"created_at": {"gte": "yesterday"}}}, "invalid_filter", "filters.created_at.gte: "),
+    ({"filters": {"birth_date": "2024-02-30"}}, "invalid_filter", "filters.birth_date: "),
+    ({"filters": {"contact_id": "not-a-uuid"}}, "invalid_filter", "filters.contact_id: "),
+    ({"filters": {"lifetime_value": {"gt": "NaN"}}}, "invalid_filter", "filters.lifetime_value.gt: "),
+    ({"filters": {"score": {"between": [1]}}}, "invalid_filter", "filters.score.between: "),
+    ({"filters": {"name": {"is_null": "yes"}}}, "invalid_filter", "filters.name.is_null: "),
+    ({"filters": {"name": {}}}, "invalid_filter", "filters.name: "),
+    ({"filters": {"or": []}}, "invalid_filter", "filters.or: "),
+    ({"filters": {"or": [{"name": "a"}, {"nope": 1}]}}, "invalid_filter", "filters.or[1].nope: "),
+    ({"filters": {"not": "name"}}, "invalid_filter", "filters.not: "),
+    ({"filters": {"id": {"in": [1, "2"]}}}, "invalid_filter", "filters.id.in[1]: "),
+    ({"filters": {"id": {"in": 1}}}, "invalid_filter", "filters.id.in: "),
+    ({"filters": {"id": list(range(10_001))}}, "invalid_filter", "filters.id: "),
+    ({"filters": {"or": [{"id": 1}] * 501}}, "invalid_filter", "filters: "),
+    ({"filters": '{"not":' * 12 + '{"id":1}' + "}" * 12}, "invalid_filter", "filters.not.not"),
+    ({"filters": [{"id": 1}]}, "invalid_request", "filters: "),
+    ({"filters": '"id = 1"'}, "invalid_request", "filters: "),
+]
+PEOPLE: Sequence[Bad] = [
+    ({"recipient_emails": ["nobody"]}, "invalid_recipient", "recipient_emails[0]: "),
+    ({"recipient_emails": ["a@example.com", "b@@example.com"]}, "invalid_recipient", "recipient_emails[1]: "),
+    ({"recipient_emails": ["a@example.com\r\nBcc: b@example.com"]}, "invalid_recipient", "recipient_emails[0]: "),
+    ({"recipient_emails": [""]}, "invalid_recipient", "recipient_emails[0]: "),
+    ({"recipient_emails": ["a@b.com, c@d.com"]}, "invalid_recipient", "recipient_emails[0]: "),
+    ({"recipient_emails": [f"p{n}@example.com" for n in range(27)]}, "too_many_recipients", "recipient_emails: "),
+    ({"recipient_emails": {"to": "a@example.com"}}, "invalid_request", "recipient_emails: "),
+    ({"recipient_emails": '"a@example.com"'}, "invalid_request", "recipient_emails: "),
+    ({"recipient_emails": [1]}, "invalid_request", "recipient_emails: "),
+    ({"recipient_emails": "null"}, "invalid_request", "recipient_emails: "),
+    ({"notify_email": False, "recipient_emails": ["nobody"]}, "invalid_recipient", "recipient_emails[0]: "),
+]
+LIMITS: Sequence[Bad] = [
+    (
+        {"start_date": "2024-02-01 00:00:00", "end_date": "2024-01-01 00:00:00"},
+        "invalid_date_range",
+        "end_date: ",
+    ),
+    ({"start_date": "2024-01-01 00:00:00", "end_date": "2024-01-01 00:00:00"}, "invalid_date_range", "end_date: "),
+    ({"max_file_size_mb": 0}, "invalid_max_file_size", "max_file_size_mb: "),
+    ({"max_file_size_mb": -5}, "invalid_max_file_size", "max_file_size_mb: "),
+    ({"max_file_size_mb": 2_000_000_000}, "invalid_max_file_size", "max_file_size_mb: "),
+    ({"options": {"delimiter": ";"}}, "invalid_option", "options.delimiter: "),
+    ({"options": {"csv_delimiter": "::"}}, "invalid_option", "options.csv_delimiter: "),
+    ({"options": {"csv_decimal_mark": ","}}, "invalid_option", "options.csv_decimal_mark: "),
+    ({"options": {"guard_formulas": "no"}}, "invalid_option", "options.guard_formulas: "),
+    ({"options": {"time_zone": "Mars/Olympus"}}, "invalid_option", "options.time_zone: "),
+    ({"options": {"time_zone": "../../../etc/passwd"}}, "invalid_option", "options.time_zone: "),
+    ({"options": []}, "invalid_request", "options: "),
+]
+UNSUPPORTED: Sequence[Bad] = [
+    ({"list_ids": ["1"]}, "not_supported", "list_ids: "),
+    ({"segment_ids": ["1"]}, "not_supported", "segment_ids: "),
+    ({"include": ["comet_tokens"]}, "not_supported", "include: "),
+    ({"from_email": "me@example.com"}, "not_supported", "from_email: "),
+    ({"from_sender_id": "7"}, "not_supported", "from_sender_id: "),
+    ({"webhook_url": "http://127.0.0.1/"}, "not_supported", "webhook_url: "),
+]
+BATCHES = {
+    "names": NAMES,
+    "filters": FILTERS,
+    "people": PEOPLE,
+    "limits": LIMITS,
+    "unsupported": UNSUPPORTED,
+}
+MALFORMED: Sequence[Bad] = [
+    ({"max_file_size_mb": "large"}, "invalid_request", "max_file_size_mb: "),
+    ({"max_file_size_mb": 1.5}, "invalid_request", "max_file_size_mb: "),
+    ({"start_date": "yesterday"}, "invalid_request", "start_date: "),
+    ({"start_date": 20240101}, "invalid_request", "start_date: "),
+    ({"end_date": b"\xff\xfe"}, "invalid_request", "end_date: "),
+    ({"notify_email": "false"}, "invalid_request", "notify_email: "),
+    ({"notify_email": 7}, "invalid_request", "notify_email: "),
+    ({"priority": "high"}, "invalid_request", "priority: "),
+    ({"recurring_export_id": "weekly"}, "invalid_request", "recurring_export_id: "),
+    ({"scheduled_for": "soon"}, "invalid_request", "scheduled_for: "),
+    ({"layout": b"default"}, "invalid_request", "layout: "),
+    ({"email_locale": b"pt"}, "invalid_request", "email_locale: "),
+    ({"filters": '{"name": "\\ud800"}'}, "invalid_filter", "filters.name: "),
+    ({"recipient_emails": '["\\ud800@example.com"]'}, "invalid_recipient", "recipient_emails[0]: "),
+    ({"columns": '["\\ud800"]'}, "unknown_column", "columns: "),
+    ({"options": '{"\\ud800": 1}'}, "invalid_option", "options"),
+    ({"filters": 7}, "invalid_request", "filters: "),
+    ({"options": {"csv_delimiter": None}}, "invalid_option", "options.csv_delimiter: "),
+]
+"""SQLite stores anything in any column."""
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_bad_rows_fail_with_their_reason_and_the_good_row_behind_them_is_served(pipeline: Pipeline, batch: str) -> None:
+    check(pipeline, BATCHES[batch])
+
+
+def test_what_only_sqlite_stores_is_refused_by_the_name_of_its_column(sqlite_pipeline: Pipeline) -> None:
+    check(sqlite_pipeline, MALFORMED)
+
+
+def check(pipeline: Pipeline, bad: Sequence[Bad]) -> None:
+    good = {"columns": ["id"]}
+    *failed, served = pipeline.export_all([*(row for row, _, _ in bad), good])
+    wrong = [
+        (row, result.state.status, result.state.error_code, result.state.message)
+        for (row, code, begins), result in zip(bad, failed, strict=True)
+        if not is_refused(result, code, begins)
+    ]
+    assert not wrong, f"{len(wrong)} rows, the first: {wrong[:3]!r:.2000}"
+    assert served.state.status == "completed"
+    assert served.state.row_count
+    assert len(served.mails) == 1
+    assert not pipeline.staged()
+
+
+def is_refused(result: Result, code: str, begins: str) -> bool:
+    """Failed at once, as a failure that was meant, without a retry, a mail, or a long message."""
+    message = result.state.message or ""
+    told = [(event.step_key, event.step_failure_data.user_failure_data) for event in result.failures]
+    return (
+        (result.state.status, result.state.error_code) == ("failed", code)
+        and message.startswith(begins)
+        and len(message) < 1000
+        and "\n" not in message
+        and "@" not in message
+        and result.state.attempt == 1
+        and [(step, data and data.description) for step, data in told] == [("plan", f"{code}: {message}")]
+        and result.retries == 0
+        and not result.mails
+        and not result.files
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"dataset": b"contacts"},
+        {"format": b"csv"},
+        {"organization_id": b"acme"},
+        {"organization_id": "o" * 10_000},
+        {"organization_id": "a\nb\x00c"},
+        {"organization_id": "é漢字"},
+        {"organization_id": ""},
+        {"dataset": ""},
+        {"priority": "high"},
+    ],
+    ids=lambda row: next(f"{name}={value!r:.14}" for name, value in row.items()),
+)
+def test_no_row_spoils_the_claim_of_the_others(sqlite_pipeline: Pipeline, row: Mapping[str, Any]) -> None:
+    """The daemon's tick claims all waiting rows at once: one that it cannot read must not stop it for ever."""
+    strange, good = sqlite_pipeline.export_all([row, {"columns": ["id"]}])
+    assert strange.state.status in ("failed", "completed")
+    assert not strange.state.row_count
+    assert good.state.status == "completed"
+
+
+def test_text_that_is_no_utf_8_does_not_stop_the_claim(sqlite_demo: Database, sqlite_pipeline: Pipeline) -> None:
+    sqlite_demo.query(
+        "INSERT INTO export_requests (organization_id, dataset, format, recipient_emails) "
+        "VALUES (CAST(x'fffe' AS TEXT), 'contacts', 'csv', '[]') RETURNING id"
+    )
+    engine = database.create_engine(sqlite_demo.url)
+    try:
+        with engine.begin() as connection:
+            claims = states.claim(connection, limit=10)
+        assert [run_request(claim).tags for claim in claims]
+    finally:
+        engine.dispose()
+        sqlite_demo.query("DELETE FROM export_requests WHERE organization_id = CAST(x'fffe' AS TEXT) RETURNING id")
+    assert sqlite_pipeline.export(columns=["id"]).state.status == "completed"
+
+
+def test_a_run_leaves_no_connection_behind(postgresql_pipeline: Pipeline) -> None:
+    """A code server lives for weeks: what each run or tick opens must not wait for the garbage collector."""
+    counted = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    before = postgresql_pipeline.database.query(counted)[0][0]
+    gc.disable()
+    try:
+        done = postgresql_pipeline.export(columns=["id"])
+        refused = postgresql_pipeline.export(dataset="nope")
+        after = postgresql_pipeline.database.query(counted)[0][0]
+    finally:
+        gc.enable()
+    assert (done.state.status, refused.state.status) == ("completed", "failed")
+    assert after <= before
