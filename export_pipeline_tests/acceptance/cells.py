@@ -111,20 +111,24 @@ def xlsx_says(cell: Any, value: Any, kind: str) -> bool:
     """A worksheet has no null text and no empty one: both are an empty cell to some reader."""
     if value is None or value == "":
         return cell in (None, "")
-    if kind == "timestamp":
-        if value.date() < _FIRST_DAY:
-            return bool(cell == iso(value))
-        # Wall clock in UTC, to the millisecond. calamine gives midnight as a date.
-        found = cell if isinstance(cell, datetime) else datetime.combine(cell, time())
-        return abs(found.replace(tzinfo=UTC) - value) <= timedelta(milliseconds=1)
-    if kind == "date":
-        day = cell.date() if isinstance(cell, datetime) else cell
-        return bool(day == (value if value >= _FIRST_DAY else value.isoformat()))
+    if kind in ("timestamp", "date"):
+        return _xlsx_moment(cell, value)
     if kind in ("integer", "float", "boolean"):
         return _xlsx_number(cell, value)
     if kind == "decimal" and len(value.lstrip("-").replace(".", "").lstrip("0")) <= 15:
         return isinstance(cell, int | float) and float(cell) == float(value)
     return bool(cell == xlsx_text(value))
+
+
+def _xlsx_moment(cell: Any, value: date) -> bool:
+    if not isinstance(value, datetime):
+        day = cell.date() if isinstance(cell, datetime) else cell
+        return bool(day == (value if value >= _FIRST_DAY else value.isoformat()))
+    if value.date() < _FIRST_DAY:
+        return bool(cell == iso(value))
+    # Wall clock in UTC, to the millisecond. calamine gives midnight as a date.
+    found = cell if isinstance(cell, datetime) else datetime.combine(cell, time())
+    return abs(found.replace(tzinfo=UTC) - value) <= timedelta(milliseconds=1)
 
 
 def _xlsx_number(cell: Any, value: Any) -> bool:

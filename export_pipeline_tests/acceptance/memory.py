@@ -1,4 +1,4 @@
-r"""How much memory an export takes, by format and number of rows: ``python -m export_pipeline_tests.acceptance.memory``.
+"""How much memory an export takes, by format and rows: ``python -m export_pipeline_tests.acceptance.memory``.
 
 What belongs here: measuring ``stage_rows`` and ``serialize_shard`` in a process of their own.
 What does not: how much is too much (test_memory).

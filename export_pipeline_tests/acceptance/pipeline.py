@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -124,7 +123,7 @@ class S3Shelf:
         return cast(bytes, self.bucket.client.get_object(Bucket=self.bucket.name, Key=f"exports/{key}")["Body"].read())
 
     def keys(self) -> list[str]:
-        return [key.removeprefix("exports/") for key in self.bucket.keys()]
+        return [key.removeprefix("exports/") for key in self.bucket.keys()]  # noqa: SIM118 - no mapping
 
 
 @dataclass(frozen=True)
@@ -233,10 +232,7 @@ class Pipeline:
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-            # Dagster's own, of what it does by itself with a sensor's job and with a nested resource.
-            for message in ("Parameter `owners` of", "InitResourceContext.dagster_run is"):
-                warnings.filterwarnings("ignore", message)
+        with pytest.MonkeyPatch.context() as patch:
             for name, value in self._environment.items():
                 patch.setenv(name, value)
             yield

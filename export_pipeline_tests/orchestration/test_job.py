@@ -104,6 +104,13 @@ def test_no_rows_is_a_complete_export_with_a_valid_empty_file(pipeline: Pipeline
     assert len(pipeline.outbox) == 1
 
 
+def test_a_null_in_an_only_column_is_still_a_row_to_every_reader(pipeline: Pipeline) -> None:
+    pipeline.execute("UPDATE people SET name = NULL")
+    _, state = pipeline.export(columns=["name"])
+    (file,) = [path for path in pipeline.stored if path.suffix == ".csv"]
+    assert len(list(csv.DictReader(io.StringIO(file.read_text())))) == state.row_count == len(ACME)
+
+
 def test_a_requesters_fault_fails_cleanly_and_is_not_retried(pipeline: Pipeline) -> None:
     result, state = pipeline.export(columns=["shoe_size"])
     assert not result.success

@@ -68,6 +68,8 @@ class CsvFormat:
             datetime_format=ISO_INSTANT,
             date_format=ISO_DATE,
             quote_style="necessary",
+            # A line with nothing on it is no row to many readers: a null in an only column is written as empty text.
+            null_value='""' if frame.width == 1 else None,
         )
         data = buffer.getbuffer()
         return EncodedRows(data, frame.height, _ends_finder(data, frame.select(multiline)))

@@ -1,0 +1,126 @@
+"""The command: what a user types and reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from export_pipeline.cli import cli, main
+from export_pipeline_tests.orchestration.conftest import Pipeline, pipeline
+
+__all__ = ["pipeline"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
+    shown = run(*command, "--help")
+    assert shown.exit_code == 0
+    assert "Example" in shown.output
+    assert "export-pipeline" in shown.output.split("Example", 1)[1]
+
+
+def test_upgrade_makes_the_tables_and_may_be_run_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXPORT_DATABASE_URL", f"sqlite:///{tmp_path / 'new' / 'app.db'}")
+    assert run("db", "upgrade").output == run("db", "upgrade").output
+    assert (tmp_path / "new" / "app.db").exists()
+
+
+def test_a_database_that_was_not_migrated_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXPORT_DATABASE_URL", f"sqlite:///{tmp_path / 'app.db'}")
+    shown = run("status", "x")
+    assert shown.exit_code == 1
+    assert "export-pipeline db upgrade" in shown.output
+
+
+def test_an_unreachable_database_says_so_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT_DATABASE_URL", "postgresql://app:s3cret@127.0.0.1:1/app?connect_timeout=2")
+    for command in (("db", "upgrade"), ("status", "x")):
+        shown = run(*command)
+        assert shown.exit_code == 1
+        assert "could not be reached" in shown.output
+        assert "s3cret" not in shown.output
+
+
+def test_a_wrong_setting_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EXPORT_STORE_URL", "nowhere")
+    monkeypatch.setattr("sys.argv", ["export-pipeline", "db", "upgrade"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("export-pipeline: EXPORT_STORE_URL: expected")
+
+
+def ask(*arguments: str) -> str:
+    shown = run("request", "--organization", "acme", "--dataset", "people", "--format", "csv", *arguments)
+    assert shown.exit_code == 0, shown.output
+    return shown.output.strip()
+
+
+def test_request_status_verify_of_an_export(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    uid = ask("--recipient", "ana@example.com", "--column", "id", "--column", "name", "--filters", '{"id": {"lt": 10}}')
+    assert json.loads(run("status", uid, "--json").output)["request"]["status"] == "queued"
+    assert "no files to verify" in run("verify", uid).output
+    (claim,) = pipeline.claim()
+    assert pipeline.run(claim).success
+    shown = json.loads(run("status", uid, "--json").output)["request"]
+    assert (shown["status"], shown["row_count"]) == ("completed", 7)
+    assert "completed" in run("status", uid).output
+    assert run("status", uid, "--watch").exit_code == 0
+    verified = run("verify", uid)
+    assert (verified.exit_code, "7 rows" in verified.output) == (0, True)
+    (file,) = [path for path in pipeline.stored if path.suffix == ".csv"]
+    file.write_bytes(file.read_bytes().replace(b"\n", b" \n", 1))
+    damaged = run("verify", uid)
+    assert damaged.exit_code == 1
+    assert "SHA-256" in damaged.output
+
+
+def test_status_of_a_failed_request_exits_with_1(pipeline: Pipeline) -> None:
+    uid = ask("--column", "shoe_size")
+    (claim,) = pipeline.claim()
+    pipeline.run(claim)
+    shown = run("status", uid)
+    assert shown.exit_code == 1
+    assert "unknown_column" in shown.output
+
+
+def test_cancel(pipeline: Pipeline) -> None:
+    uid = ask()
+    assert run("cancel", uid).exit_code == 0
+    assert pipeline.state(uid).cancel_requested_at is not None
+    assert pipeline.claim() == []
+    pipeline.execute("UPDATE export_requests SET status = 'canceled'")
+    again = run("cancel", uid)
+    assert (again.exit_code, "cannot be canceled any more" in again.output) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["status", "cancel", "verify"])
+def test_an_unknown_uid_is_told(pipeline: Pipeline, command: str) -> None:
+    shown = run(command, "no-such-request")
+    assert shown.exit_code == 1
+    assert "no request has the uid" in shown.output
+
+
+def test_filters_that_are_no_json_are_refused_by_the_command(pipeline: Pipeline) -> None:
+    shown = run("request", "--organization", "a", "--dataset", "people", "--format", "csv", "--filters", "{")
+    assert shown.exit_code == 2
+    assert "is not JSON" in shown.output

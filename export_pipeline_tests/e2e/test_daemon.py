@@ -1,0 +1,267 @@
+"""End to end: a plain SQL INSERT, the real daemon and code server, PostgreSQL, S3, SMTP, and a link that is clicked."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.demo.home import Home
+from export_pipeline.demo.processes import Processes, free_port
+from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.migrate import upgrade
+from export_pipeline.settings import Settings
+from export_pipeline_tests.servers.postgres import PostgresServer
+from export_pipeline_tests.servers.s3 import S3Bucket, S3Server, fresh_bucket
+from export_pipeline_tests.servers.smtp import SmtpSink, serve_smtp
+
+pytestmark = pytest.mark.timeout(240)
+
+ORGANIZATION = ORGANIZATIONS[0].id
+
+SLOW = """
+name: slow
+title: Slow
+table: slow
+tenant: organization_id
+key: id
+columns:
+  - {name: id, type: integer}
+"""
+SLOW_VIEW = """
+CREATE VIEW slow AS
+SELECT number AS id, 'acme'::text AS organization_id FROM generate_series(1, 40) number WHERE pg_sleep(0.1) IS NOT NULL
+"""
+
+
+@dataclass
+class Stack:
+    """A running installation."""
+
+    home: Home
+    database_url: str
+    environment: dict[str, str]
+    bucket: S3Bucket
+    smtp: SmtpSink
+
+    def insert(self, **row: Any) -> str:
+        names, marks = ", ".join(row), ", ".join(["%s"] * len(row))
+        statement = f"INSERT INTO export_requests ({names}) VALUES ({marks}) RETURNING uid::text"
+        with psycopg.connect(self.database_url) as connection:
+            found = connection.execute(statement.encode(), list(row.values())).fetchone()
+        assert found is not None
+        return str(found[0])
+
+    def row(self, uid: str) -> dict[str, Any]:
+        with psycopg.connect(self.database_url, row_factory=dict_row) as connection:
+            found = connection.execute("SELECT * FROM export_requests WHERE uid::text = %s", [uid]).fetchone()
+        assert found is not None
+        return found
+
+    def wait(self, uid: str, until: Callable[[dict[str, Any]], bool], seconds: float = 90) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while not until(row := self.row(uid)):
+            assert time.monotonic() < deadline, f"still {row['status']} {row['stage']}: {row['message']}; {self.logs()}"
+            time.sleep(0.2)
+        return row
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.home.logs.glob("*.log"))
+
+    def mails(self, recipient: str) -> list[Any]:
+        return [one.message for one in self.smtp.received if one.recipients == [recipient]]
+
+    def wait_for_mail(self, recipient: str, seconds: float = 30) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (mails := self.mails(recipient)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert len(mails) == 1
+        return mails[0]
+
+    def objects(self, uid: str) -> list[str]:
+        listed = self.bucket.client.list_objects_v2(Bucket=self.bucket.name, Prefix=f"exports/{uid}/")
+        return [item["Key"] for item in listed.get("Contents", [])]
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from export_pipeline.cli import main; main()", *arguments]
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def stack(
+    postgres_server: PostgresServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    home = Home(tmp_path_factory.mktemp("e2e") / "home")
+    home.create()
+    catalog = home.directory / "catalog"
+    catalog.mkdir()
+    (catalog / "slow.yaml").write_text(SLOW)
+    shipped = resources.files("export_pipeline.catalog") / "datasets" / "contacts.yaml"
+    (catalog / "contacts.yaml").write_text(shipped.read_text())
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres_server.fresh_database())
+        bucket = stack.enter_context(fresh_bucket(s3_server))
+        smtp = stack.enter_context(serve_smtp())
+        engine = create_engine(Settings(database_url=url).database_url)
+        upgrade(engine)
+        engine.dispose()
+        load_demo_data(Settings(database_url=url).database_url, contacts=5000, entities=10)
+        with psycopg.connect(url) as connection:
+            connection.execute(SLOW_VIEW)
+        environment = {
+            **home.environment(s3_server.endpoint),
+            **s3_server.environment(),
+            "EXPORT_DATABASE_URL": url,
+            "EXPORT_STORE_URL": f"s3://{bucket.name}/exports",
+            "EXPORT_MAIL_URL": smtp.url,
+            "EXPORT_CATALOG": str(catalog),
+            "EXPORT_HEARTBEAT_SECONDS": "0.5",
+        }
+        port = free_port()
+        home.write_workspace(port)
+        processes = stack.enter_context(Processes(home.logs, environment))
+        processes.code_server(port)
+        processes.daemon(home.workspace)
+        yield Stack(home, url, environment, bucket, smtp)
+
+
+def finished(row: dict[str, Any]) -> bool:
+    return row["status"] in ("completed", "failed", "canceled")
+
+
+def mailed(row: dict[str, Any]) -> bool:
+    return row["stage"] == "notify_recipients" or row["status"] in ("failed", "canceled")
+
+
+def test_four_columns_become_a_file_behind_the_link_in_the_mail(stack: Stack) -> None:
+    uid = stack.insert(
+        organization_id=ORGANIZATION,
+        dataset="contacts",
+        format="csv",
+        compression="gzip",
+        recipient_emails='["ana@example.com"]',
+        email_locale="pt",
+    )
+    row = stack.wait(uid, finished)
+    assert (row["status"], row["error_code"], row["message"]) == ("completed", None, None)
+    with psycopg.connect(stack.database_url) as connection:
+        statement = "SELECT id FROM contacts WHERE organization_id = %s ORDER BY id"
+        ids = [found[0] for found in connection.execute(statement, [ORGANIZATION])]
+    assert row["rows_total"] == row["row_count"] == len(ids)
+
+    mail = stack.wait_for_mail("ana@example.com")
+    assert mail["Subject"].startswith("Sua exportação")
+    text = mail.get_body(("plain",)).get_content()
+    (link,) = re.findall(r"http://127\.0\.0\.1\S+", text)
+    with urllib.request.urlopen(link, timeout=30) as answer:
+        rows = list(csv.DictReader(io.StringIO(gzip.decompress(answer.read()).decode(), newline="")))
+    assert [int(one["id"]) for one in rows] == ids
+
+    shown = json.loads(stack.command("status", uid, "--json").stdout)
+    (run,) = shown["runs"]
+    assert (run["status"], run["run_id"]) == ("SUCCESS", row["run_id"])
+    assert [stage["step"].split("[")[0] for stage in run["stages"]] == [
+        "filter_entities",
+        "serialize",
+        "upload",
+        "publish",
+        "notify_recipients",
+    ]
+    assert all(stage["metadata"]["rows"] == len(ids) for stage in run["stages"][:-1])
+    verified = stack.command("verify", uid)
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_a_bad_row_fails_with_its_reason_and_the_next_is_served(stack: Stack) -> None:
+    good = {"organization_id": ORGANIZATION, "dataset": "contacts", "format": "xlsx", "recipient_emails": "[]"}
+    bad = stack.insert(**{**good, "filters": '{"shoe_size": 43}'})
+    worse = stack.insert(**{**good, "recipient_emails": '{"to": 5}', "dataset": "\x01" * 3000})
+    served = stack.insert(**good)
+    assert stack.wait(served, finished)["status"] == "completed"
+    row = stack.wait(bad, finished)
+    assert (row["status"], row["error_code"]) == ("failed", "invalid_filter")
+    assert "filters.shoe_size" in row["message"]
+    row = stack.wait(worse, finished)
+    assert (row["status"], row["error_code"]) == ("failed", "invalid_request")
+    assert "recipient_emails" in row["message"]
+
+
+def slow_request(stack: Stack, recipient: str) -> str:
+    return stack.insert(organization_id="acme", dataset="slow", format="csv", recipient_emails=json.dumps([recipient]))
+
+
+def test_a_killed_worker_costs_an_attempt_and_nothing_else(stack: Stack) -> None:
+    uid = slow_request(stack, "killed@example.com")
+    stack.wait(uid, lambda row: row["stage"] == "filter_entities")
+    _worker(stack).send_signal(signal.SIGKILL)
+    row = stack.wait(uid, mailed, seconds=120)
+    assert (row["status"], row["attempt"], row["row_count"]) == ("completed", 2, 40)
+    stack.wait_for_mail("killed@example.com")
+    assert all(f"exports/{uid}/2/" in key for key in stack.objects(uid))
+
+
+def test_cancel_ends_within_seconds_and_leaves_no_mail_and_no_object(stack: Stack) -> None:
+    uid = slow_request(stack, "canceled@example.com")
+    stack.wait(uid, lambda row: row["stage"] == "filter_entities")
+    began = time.monotonic()
+    assert stack.command("cancel", uid).returncode == 0
+    row = stack.wait(uid, finished)
+    assert row["status"] == "canceled"
+    assert time.monotonic() - began < 10
+    time.sleep(5)
+    assert stack.row(uid)["status"] == "canceled"
+    assert stack.mails("canceled@example.com") == []
+    assert stack.objects(uid) == []
+    assert not (stack.home.directory / "staging" / uid / "1").exists()
+
+
+def test_nothing_personal_and_no_credential_is_in_dagsters_storage(stack: Stack) -> None:
+    """Reads every file of the instance after the runs above, failed ones among them."""
+    secrets = [
+        "@example.com",
+        "X-Amz-Signature",
+        stack.environment["AWS_SECRET_ACCESS_KEY"],
+        stack.database_url,
+        "shoe_size=43",
+    ]
+    password = re.findall(r":([^:@/]+)@", stack.database_url)[0]
+    found = []
+    for path in Path(stack.home.dagster_home).rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            found += [(path.name, secret) for secret in [*secrets, password] if secret.encode() in content]
+    assert found == []
+
+
+def _worker(stack: Stack) -> psutil.Process:
+    """The process that executes the only run: the code server's child (Dagster's launcher spawns one a run)."""
+    workers = [
+        child
+        for process in psutil.process_iter(["cmdline"])
+        if {"api", "grpc"} <= set(process.info["cmdline"] or []) and stack.database_url in process.environ().values()
+        for child in process.children()
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+    assert len(workers) == 1, [one.cmdline() for one in workers]
+    return workers[0]

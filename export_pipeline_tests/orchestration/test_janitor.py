@@ -1,0 +1,63 @@
+"""The janitor deletes what is past its time, and nothing else."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.tables import export_requests as table
+from export_pipeline_tests.orchestration.conftest import Pipeline
+
+
+def clean(pipeline: Pipeline) -> dict[str, Any]:
+    job = pipeline.definitions.resolve_job_def("janitor")
+    result = job.execute_in_process(instance=pipeline.instance)
+    (output,) = [event for event in result.all_events if event.event_type is dg.DagsterEventType.STEP_OUTPUT]
+    return {name: value.value for name, value in output.step_output_data.metadata.items()}
+
+
+def update(pipeline: Pipeline, uid: str, **values: Any) -> None:
+    with pipeline.database.begin() as connection:
+        connection.execute(table.update().where(table.c.uid == uid).values(**values))
+
+
+def test_files_past_retention_are_deleted_and_the_row_says_expired(pipeline: Pipeline) -> None:
+    _, kept = pipeline.export()
+    _, old = pipeline.export()
+    update(pipeline, old.uid, expires_at=utc_now() - timedelta(seconds=1))
+    assert clean(pipeline)["expired_exports"] == 1
+    assert pipeline.state(old.uid).status == "expired"
+    assert pipeline.state(kept.uid).status == "completed"
+    assert {path.relative_to(pipeline.home / "store").parts[0] for path in pipeline.stored} == {kept.uid}
+    assert clean(pipeline)["expired_exports"] == 0
+
+
+def test_what_a_dead_attempt_left_is_cleared_after_a_day(pipeline: Pipeline) -> None:
+    _, state = pipeline.export()
+    delivered = set(pipeline.stored)
+    update(pipeline, state.uid, attempt=2)
+    for place in ("staging", "store"):
+        left = pipeline.home / place / state.uid / "1" / "rows" / "00001.arrow"
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"left")
+    moved = {path: path.parents[2] for path in delivered}
+    assert moved  # the delivered files are attempt 1's here; the row says 2, as after a second attempt
+    clean(pipeline)
+    assert pipeline.staged  # an operator may still re-execute from failure
+    update(pipeline, state.uid, completed_at=utc_now() - timedelta(days=2))
+    assert clean(pipeline)["cleared_leftovers"] == 1
+    assert pipeline.staged == []
+    assert pipeline.stored == []
+
+
+def test_a_running_request_keeps_what_it_staged(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    update(pipeline, uid, status="running", heartbeat_at=utc_now(), attempt=1)
+    staged = pipeline.home / "staging" / uid / "1" / "plan.json"
+    staged.parent.mkdir(parents=True)
+    staged.write_text("{}")
+    assert clean(pipeline)["cleared_leftovers"] == 0
+    assert staged.exists()

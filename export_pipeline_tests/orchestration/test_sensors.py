@@ -1,0 +1,215 @@
+"""Sensors and reconciler: requests become runs once, cancels reach them, and rows that lost their run are mended."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.test_utils import create_run_for_test
+
+from export_pipeline.orchestration import tags
+from export_pipeline.orchestration.reconcile import Fate, RunView, fate
+from export_pipeline.orchestration.sensors import (
+    INTERVAL_SECONDS,
+    ROWS_PER_TICK,
+    export_cancellations,
+    export_reconciler,
+    export_requests,
+)
+from export_pipeline.requests import states
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.states import Orphan
+from export_pipeline.requests.tables import export_requests as table
+from export_pipeline_tests.orchestration.conftest import Pipeline
+
+
+def evaluate(pipeline: Pipeline, sensor: dg.SensorDefinition) -> Any:
+    exports = pipeline.definitions.resources["exports"]  # type: ignore[index]
+    with dg.build_sensor_context(instance=pipeline.instance, resources={"exports": exports}) as context:
+        return sensor(context)
+
+
+def update(pipeline: Pipeline, uid: str, **values: Any) -> None:
+    with pipeline.database.begin() as connection:
+        connection.execute(table.update().where(table.c.uid == uid).values(**values))
+
+
+def a_run(pipeline: Pipeline, uid: str, status: dg.DagsterRunStatus, attempt: int = 1) -> str:
+    run = create_run_for_test(
+        pipeline.instance,
+        job_name="export",
+        tags={tags.REQUEST_UID: uid, tags.ATTEMPT: str(attempt)},
+        status=status,
+    )
+    return run.run_id
+
+
+def test_a_waiting_request_is_asked_for_once(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    first = evaluate(pipeline, export_requests)
+    (asked,) = first.run_requests
+    assert asked.run_key == f"{uid}:1"
+    assert asked.run_config == {"ops": {"plan": {"config": {"request_id": 1}}}}
+    assert isinstance(evaluate(pipeline, export_requests), dg.SkipReason)
+
+
+def test_a_tick_takes_a_bounded_number_of_rows(pipeline: Pipeline) -> None:
+    for _ in range(ROWS_PER_TICK + 5):
+        pipeline.ask()
+    assert len(evaluate(pipeline, export_requests).run_requests) == ROWS_PER_TICK
+    assert len(evaluate(pipeline, export_requests).run_requests) == 5
+
+
+def test_a_row_of_garbage_does_not_spoil_the_tick(pipeline: Pipeline) -> None:
+    bad = pipeline.ask(dataset="\x01 nonsense " * 500, organization_id="x" * 5000, format="")
+    good = pipeline.ask()
+    asked = evaluate(pipeline, export_requests).run_requests
+    assert [request.run_key for request in asked] == [f"{bad}:1", f"{good}:1"]
+    assert all(len(value) < 100 for request in asked for value in request.tags.values())
+
+
+def test_an_unreachable_database_skips_the_tick_with_a_reason(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: Any, **options: Any) -> Any:
+        raise sa.exc.OperationalError("SELECT", {}, Exception("password=s3cret"))
+
+    for name in ("claim", "cancel_requested", "quiet"):
+        monkeypatch.setattr(states, name, unreachable)
+    for sensor in (export_requests, export_cancellations, export_reconciler):
+        skipped = evaluate(pipeline, sensor)
+        assert "EXPORT_DATABASE_URL" in skipped.skip_message
+        assert "s3cret" not in skipped.skip_message
+
+
+def test_sensors_tick_at_every_loop_of_the_daemon() -> None:
+    """A sensor of 5 s is skipped every other time by the daemon's loop of 5 s."""
+    assert INTERVAL_SECONDS <= 4
+    for sensor in (export_requests, export_cancellations):
+        assert sensor.minimum_interval_seconds == INTERVAL_SECONDS
+        assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+
+
+def test_a_cancel_before_the_run_ends_the_row_at_once(pipeline: Pipeline) -> None:
+    uid = pipeline.ask(cancel_requested_at=utc_now())
+    evaluate(pipeline, export_cancellations)
+    assert pipeline.state(uid).status == "canceled"
+    assert isinstance(evaluate(pipeline, export_requests), dg.SkipReason)
+
+
+def test_a_cancel_whose_run_is_over_ends_the_row(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    pipeline.claim()
+    a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE)
+    update(pipeline, uid, status="running", cancel_requested_at=utc_now(), heartbeat_at=utc_now())
+    evaluate(pipeline, export_cancellations)
+    assert pipeline.state(uid).status == "canceled"
+
+
+STALE = timedelta(seconds=600)
+
+
+def test_a_claim_whose_run_was_never_made_is_asked_for_again_without_charge(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    pipeline.claim()
+    evaluate(pipeline, export_reconciler)
+    assert pipeline.claim() == []  # the lease still holds
+    update(pipeline, uid, claimed_at=utc_now() - STALE)
+    evaluate(pipeline, export_reconciler)
+    assert [(claim.uid, claim.attempt) for claim in pipeline.claim()] == [(uid, 1)]
+
+
+def test_a_run_that_waits_its_turn_keeps_its_claim(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    pipeline.claim()
+    a_run(pipeline, uid, dg.DagsterRunStatus.STARTING)
+    update(pipeline, uid, claimed_at=utc_now() - STALE)
+    evaluate(pipeline, export_reconciler)
+    assert pipeline.claim() == []
+    assert pipeline.state(uid).attempt == 1
+
+
+def test_a_worker_that_died_costs_one_attempt(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    pipeline.claim()
+    a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE)
+    update(pipeline, uid, status="running", heartbeat_at=utc_now() - timedelta(seconds=20))
+    evaluate(pipeline, export_reconciler)
+    assert [(claim.uid, claim.attempt) for claim in pipeline.claim()] == [(uid, 2)]
+
+
+def test_code_server_and_worker_killed_together_do_not_leave_the_run_started_for_ever(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    pipeline.claim()
+    run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED)
+    update(pipeline, uid, status="running", heartbeat_at=utc_now() - STALE)
+    evaluate(pipeline, export_reconciler)
+    run = pipeline.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.FAILURE
+    assert [(claim.uid, claim.attempt) for claim in pipeline.claim()] == [(uid, 2)]
+
+
+def test_a_slow_run_with_a_heartbeat_is_left_alone(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    pipeline.claim()
+    run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED)
+    update(pipeline, uid, status="running", started_at=utc_now() - timedelta(days=2), heartbeat_at=utc_now())
+    evaluate(pipeline, export_reconciler)
+    run = pipeline.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.STARTED
+    assert pipeline.state(uid).status == "running"
+
+
+def test_a_request_that_kills_its_process_every_time_fails_after_its_attempts(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    for attempt in (1, 2, 3):
+        assert [claim.attempt for claim in pipeline.claim()] == [attempt]
+        a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE, attempt)
+        update(pipeline, uid, status="running", heartbeat_at=utc_now() - STALE)
+        evaluate(pipeline, export_reconciler)
+    state = pipeline.state(uid)
+    assert (state.status, state.error_code) == ("failed", "attempts_exhausted")
+
+
+def test_a_run_canceled_in_dagster_cancels_the_row(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    pipeline.claim()
+    a_run(pipeline, uid, dg.DagsterRunStatus.CANCELED)
+    update(pipeline, uid, status="running", heartbeat_at=utc_now() - STALE)
+    evaluate(pipeline, export_reconciler)
+    assert pipeline.state(uid).status == "canceled"
+
+
+def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1) -> Orphan:
+    return Orphan(1, "uid", attempt, running, timed_out)
+
+
+ENDED, ALIVE, CANCELED = (RunView("r", 1, f, c) for f, c in ((True, False), (False, False), (True, True)))
+
+FATES = [
+    ("claimed, no run", orphan(running=False), [], Fate.REQUEST_AGAIN),
+    ("claimed, run waits", orphan(running=False), [ALIVE], Fate.LEAVE),
+    ("claimed, run ended", orphan(running=False), [ENDED], Fate.NEW_ATTEMPT),
+    ("claimed, run canceled", orphan(running=False), [CANCELED], Fate.CANCEL),
+    ("claimed, only an older run", orphan(running=False, attempt=2), [ENDED], Fate.REQUEST_AGAIN),
+    ("running, silent, run alive", orphan(), [ALIVE], Fate.LEAVE),
+    ("running, timed out, run alive", orphan(timed_out=True), [ALIVE], Fate.NEW_ATTEMPT),
+    ("running, run ended", orphan(), [ENDED], Fate.NEW_ATTEMPT),
+    ("running, ended and re-executed", orphan(), [ENDED, ALIVE], Fate.LEAVE),
+    ("running, run deleted in the UI", orphan(), [], Fate.NEW_ATTEMPT),
+    ("running, canceled in Dagster", orphan(), [CANCELED], Fate.CANCEL),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "runs", "expected"), FATES, ids=[case[0] for case in FATES])
+def test_fate(name: str, row: Orphan, runs: list[RunView], expected: Fate) -> None:
+    assert fate(row, runs, max_attempts=3) is expected
+
+
+def test_fate_after_the_last_attempt() -> None:
+    assert fate(orphan(attempt=3), [RunView("r", 3, True, False)], max_attempts=3) is Fate.GIVE_UP

@@ -1,0 +1,47 @@
+"""The project's own files agree with each other."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_demo_uses_the_dagster_yaml_of_the_project() -> None:
+    shipped = (resources.files("export_pipeline.demo") / "dagster.yaml").read_text()
+    assert shipped == (ROOT / "dagster.yaml").read_text()
+
+
+def test_workspace_loads_the_definitions() -> None:
+    (entry,) = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
+    assert entry["python_module"]["module_name"] == "export_pipeline.definitions"
+
+
+def test_readme_has_the_two_commands() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert "python3 -m venv .venv && .venv/bin/pip install -e '.[demo]' && .venv/bin/export-pipeline demo" in lines
+    assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in lines
+
+
+def test_links_between_docs_lead_somewhere() -> None:
+    import re
+
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_worked_example_of_the_catalog_guide_is_a_dataset() -> None:
+    from export_pipeline.catalog.loader import CatalogError, parse_dataset
+
+    text = (ROOT / "docs" / "catalog.md").read_text().split("```yaml\n", 1)[1].split("```", 1)[0]
+    dataset = parse_dataset(text, file="invoices.yaml")
+    assert [column.header for column in dataset.layout("accounting") or ()] == ["NUMBER", "TOTAL", "ISSUED_AT"]
+    with pytest.raises(
+        CatalogError, match=r"^invoices\.yaml:14: columns\.3\.type: 'money' is not one of text, integer"
+    ):
+        parse_dataset(text.replace("type: decimal", "type: money"), file="invoices.yaml")
