@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EXPORT_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: str = Field(
-        default_factory=lambda: f"sqlite:///{HOME / 'export-pipeline.db'}",
+        default=f"sqlite:///{HOME / 'export-pipeline.db'}",
         description="Database with the `export_requests` table: `postgresql://…` or `sqlite:///path`.",
     )
     source_url: str = Field(
@@ -42,11 +42,11 @@ class Settings(BaseSettings):
         description="Database with the exported tables. Default: the same as `EXPORT_DATABASE_URL`.",
     )
     store_url: str = Field(
-        default_factory=lambda: (HOME / "store").as_uri(),
+        default=(HOME / "store").as_uri(),
         description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`.",
     )
     staging_url: str = Field(
-        default_factory=lambda: (HOME / "staging").as_uri(),
+        default=(HOME / "staging").as_uri(),
         description="Where rows wait between steps: `file:///dir`, or `s3://bucket/prefix` for several machines.",
     )
     s3_endpoint_url: str = Field(default="", description="Endpoint of an S3-compatible store. Default: AWS.")
@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     )
     s3_kms_key_id: str = Field(default="", description="KMS key of `aws:kms`. Default: the bucket's.")
     mail_url: str = Field(
-        default_factory=lambda: (HOME / "outbox").as_uri(),
+        default=(HOME / "outbox").as_uri(),
         description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
         "the start, `?starttls=1`), or an outbox directory `file:///dir`.",
     )

@@ -82,8 +82,8 @@ def create(url: str, rows: list[dict[str, Any]] = ROWS) -> Source:
         "id integer primary key, organization_id text, name text, score real, balance text, is_client integer, "
         "born_on text, created_at text, external_uuid text, extra text, secret text"
         if sqlite
-        else "id bigint primary key, organization_id text, name text, score float8, balance numeric, is_client boolean, "
-        "born_on date, created_at timestamptz, external_uuid uuid, extra jsonb, secret text"
+        else "id bigint primary key, organization_id text, name text, score float8, balance numeric, "
+        "is_client boolean, born_on date, created_at timestamptz, external_uuid uuid, extra jsonb, secret text"
     )
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE TABLE people ({kinds})")

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from export_pipeline.engine.query import Query, Selection, build_query
-from export_pipeline.engine.readers import Source, open_snapshot
+from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.readers.pandas import snapshot as pandas_snapshot
 from export_pipeline.engine.readers.types import staged_schema
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
@@ -131,17 +131,18 @@ def test_a_statement_time_out_says_so(postgres_url: str) -> None:
 def test_a_backend_that_is_terminated_is_transient(postgres_url: str) -> None:
     people.create(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
     source = Source(postgres_url)
-    with (
-        pytest.raises(ExportFailure) as failed,
-        open_snapshot(source, query_for(source)) as snapshot,
-        psycopg.connect(postgres_url, autocommit=True) as other,
-    ):
+    with pytest.raises(ExportFailure) as failed, open_snapshot(source, query_for(source)) as snapshot:
+        _read_after_termination(postgres_url, snapshot)
+    assert failed.value.code is FailureCode.SOURCE_UNAVAILABLE
+
+
+def _read_after_termination(url: str, snapshot: Snapshot) -> None:
+    with psycopg.connect(url, autocommit=True) as other:
         other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        list(snapshot.batches)
-    assert failed.value.code is FailureCode.SOURCE_UNAVAILABLE
+    list(snapshot.batches)
 
 
 @pytest.mark.parametrize("shares_file", [True, False])

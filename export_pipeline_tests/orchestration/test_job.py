@@ -159,10 +159,7 @@ def test_a_bug_is_told_by_its_place_and_leaks_nothing(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def bug(*arguments: Any, **options: Any) -> Any:
-        try:
-            raise KeyError(SECRET)
-        except KeyError as error:
-            raise RuntimeError(SECRET) from error
+        raise RuntimeError(SECRET) from KeyError(SECRET)
 
     monkeypatch.setattr(ops, step, bug)
     result, state = pipeline.export()
