@@ -20,6 +20,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 
 BLOCK_ROWS = 16_384
 BLOCK_BYTES = 16_000_000
+WEIGHED_ROWS = 256
 """A block is encoded at once. Both bounds keep memory constant, whatever arrives."""
 
 Create = Callable[[int], AbstractContextManager[BinaryIO]]
@@ -51,9 +52,13 @@ def write_files(
         ordinal += 1
         with create(ordinal) as raw:
             sink = _CountingSink(raw)
-            writer = fmt.open(cast("BinaryIO", sink))
-            rows = _fill(writer, blocks, rows_before, progress)
-            writer.close()
+            try:
+                writer = fmt.open(cast("BinaryIO", sink))
+                rows = _fill(writer, blocks, rows_before, progress)
+                writer.close()
+            except BaseException:
+                sink.abandon()
+                raise
             if sink.count > max_bytes:
                 message = f"file {ordinal} has {sink.count} bytes, more than its limit of {max_bytes}"
                 raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
@@ -129,17 +134,19 @@ class _Blocks:
 def even_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The same rows in blocks that do not depend on how they arrived, so that neither do the files."""
     waiting: list[pa.RecordBatch] = []
-    rows = 0
+    rows = size = 0
     for batch in batches:
-        at = 0
+        begin = at = 0
         while at < batch.num_rows:
-            part = batch.slice(at, BLOCK_ROWS - rows)
-            waiting.append(part)
-            at += part.num_rows
-            rows += part.num_rows
-            if rows == BLOCK_ROWS:
-                yield from _bounded(_joined(waiting))
-                waiting, rows = [], 0
+            step = min(WEIGHED_ROWS - rows % WEIGHED_ROWS, BLOCK_ROWS - rows, batch.num_rows - at)
+            size += batch.slice(at, step).nbytes
+            at += step
+            rows += step
+            if rows == BLOCK_ROWS or (size >= BLOCK_BYTES and rows % WEIGHED_ROWS == 0):
+                yield from _bounded(_joined([*waiting, batch.slice(begin, at - begin)]))
+                waiting, rows, size, begin = [], 0, 0, at
+        if begin < at:
+            waiting.append(batch.slice(begin))
     if waiting:
         yield from _bounded(_joined(waiting))
 
@@ -163,11 +170,18 @@ class _CountingSink:
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
+        self._abandoned = False
         self.count = 0
         self.digest = hashlib.sha256()
 
+    def abandon(self) -> None:
+        """Pass nothing on any more: a library's writer may still end its file when it is collected."""
+        self._abandoned = True
+
     def write(self, data: bytes | memoryview) -> int:
         """Pass bytes on."""
+        if self._abandoned:
+            return len(data)
         self._sink.write(data)
         self.digest.update(data)
         self.count += len(data)

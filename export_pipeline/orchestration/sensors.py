@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from dagster import DagsterInstance, RunsFilter
 
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.job import export_job
+from export_pipeline.orchestration.job import JOB_NAME
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.stage import CANCELED_BY_REQUESTER
@@ -31,7 +31,7 @@ UNREACHABLE = "The request database could not be reached; check that it runs and
 
 
 @dg.sensor(
-    job=export_job,
+    job_name=JOB_NAME,
     minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Claims queued rows of `export_requests`, in fair turns across organizations, and asks for their runs.",
@@ -60,7 +60,7 @@ def run_request(claim: states.Claim) -> dg.RunRequest:
 @dg.sensor(
     minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    job=export_job,
+    job_name=JOB_NAME,
     description="Cancels what `cancel_requested_at` asks to be canceled: the row, and its run if it has one.",
 )
 def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
@@ -83,7 +83,7 @@ def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportRes
 @dg.sensor(
     minimum_interval_seconds=RECONCILE_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    job=export_job,
+    job_name=JOB_NAME,
     description="Compares rows with their runs and heartbeats, and mends what lost its run.",
 )
 def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:

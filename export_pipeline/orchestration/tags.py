@@ -36,11 +36,15 @@ def run_tags(claim: Claim) -> dict[str, str]:
     }
 
 
-def tag_value(text: str) -> str:
-    """An id as a tag value; whatever does not look like an id (it was typed by somebody) as its digest."""
-    return (
-        text if _PLAIN.fullmatch(text) else f"sha256:{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:16]}"
-    )
+def tag_value(value: object) -> str:
+    """An id as a tag value; whatever does not look like an id (it was typed by somebody) as its digest.
+
+    SQLite stores anything in a text column: what is no text must not spoil the claim of the others.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    if _PLAIN.fullmatch(text):
+        return text
+    return f"sha256:{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:16]}"
 
 
 def attempt_of(tags: Mapping[str, str]) -> int | None:

@@ -110,13 +110,13 @@ def _current_instant_sqlite(_element: current_instant, _compiler: SQLCompiler, *
 
 
 def create_engine(url: str) -> sa.Engine:
-    """An engine on the request database.
+    """An engine on the request database, without a pool: the code server makes one a sensor tick, and keeps none open.
 
     SQLite runs in WAL mode with real write transactions, so that readers never block the writer.
     """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True, pool_size=2, max_overflow=8)
+        return sa.create_engine(url, poolclass=sa.NullPool)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, poolclass=sa.NullPool)
@@ -124,6 +124,8 @@ def create_engine(url: str) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None
+        # Text that is no UTF-8 would fail the claim of every row; read with marks, it fails its own row alone.
+        connection.text_factory = lambda data: data.decode(errors="replace")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")

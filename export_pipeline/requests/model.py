@@ -84,7 +84,9 @@ def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
     for column in export_requests.c:
         # One column at a time: SQLite stores anything anywhere, and the failure has to name the column.
         try:
-            value = connection.execute(sa.select(column).where(by_id)).scalar_one()
+            value = connection.execute(sa.select(_as_stored(column)).where(by_id)).scalar_one()
+            if isinstance(column.type, sa.Boolean) and value in (0, 1):
+                value = bool(value)
             values[column.name] = _ADAPTERS[column.name].validate_python(value)
         except (ValueError, TypeError, ValidationError):
             raise ExportFailure(
@@ -93,6 +95,11 @@ def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
                 field=column.name,
             ) from None
     return ExportRequest(**values)
+
+
+def _as_stored(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    # SQLAlchemy takes whatever SQLite holds for true or false: 'false' would be true.
+    return sa.type_coerce(column, sa.Integer()) if isinstance(column.type, sa.Boolean) else column
 
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {

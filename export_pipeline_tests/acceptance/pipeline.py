@@ -170,7 +170,8 @@ class Pipeline:
             **settings,
         }
         with self._settings():
-            self._job = build_definitions().resolve_job_def("export")
+            self._repository = build_definitions().get_repository_def()
+        self._job = self._repository.get_job("export")
         migrate.upgrade(self._engine)
         known = {row[0] for row in source.query("SELECT id FROM organizations")}
         for one in ORGANIZATIONS:
@@ -192,6 +193,15 @@ class Pipeline:
             claims = states.claim(connection, limit=len(ids))
         assert [claim.id for claim in claims] == ids, "the database has requests that are not of this test"
         return [self._run(claim) for claim in claims]
+
+    def tick(self, sensor: str) -> Any:
+        """Evaluate a sensor as the daemon has the code server do it."""
+        resources = dict(self._repository.get_top_level_resources())
+        with (
+            self._settings(),
+            dg.build_sensor_context(self._instance, repository_def=self._repository, resources=resources) as context,
+        ):
+            return self._repository.get_sensor_def(sensor).evaluate_tick(context)
 
     def staged(self) -> list[Path]:
         """What is left in the staging store."""

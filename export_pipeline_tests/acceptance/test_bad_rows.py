@@ -221,14 +221,17 @@ def test_text_that_is_no_utf_8_does_not_stop_the_claim(sqlite_demo: Database, sq
     assert sqlite_pipeline.export(columns=["id"]).state.status == "completed"
 
 
-def test_a_run_leaves_no_connection_behind(postgresql_pipeline: Pipeline) -> None:
+def test_neither_runs_nor_ticks_leave_a_connection_behind(postgresql_pipeline: Pipeline) -> None:
     """A code server lives for weeks: what each run or tick opens must not wait for the garbage collector."""
+    gc.collect()
     counted = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     before = postgresql_pipeline.database.query(counted)[0][0]
     gc.disable()
     try:
         done = postgresql_pipeline.export(columns=["id"])
         refused = postgresql_pipeline.export(dataset="nope")
+        for sensor in ("export_requests", "export_cancellations", "export_reconciler"):
+            assert postgresql_pipeline.tick(sensor).skip_message
         after = postgresql_pipeline.database.query(counted)[0][0]
     finally:
         gc.enable()

@@ -23,6 +23,8 @@ from export_pipeline.engine.query import Query
 FETCH_BYTES = 8 << 20
 """About how much a reader holds at a time."""
 FETCH_ROWS = 32_768
+STEP_ROWS = 1024
+"""What a driver that counts rows, not bytes, is asked for at once: rows may be fat."""
 
 
 @dataclass(frozen=True)

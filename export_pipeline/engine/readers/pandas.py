@@ -15,8 +15,8 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from export_pipeline.engine.query import Query
-from export_pipeline.engine.readers import FETCH_ROWS, Snapshot
-from export_pipeline.engine.readers.types import staged_schema, to_staged, translated
+from export_pipeline.engine.readers import STEP_ROWS, Snapshot
+from export_pipeline.engine.readers.types import joined, staged_schema, to_staged, translated
 
 
 @contextmanager
@@ -27,13 +27,13 @@ def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
         engine = engine.execution_options(isolation_level="REPEATABLE READ")
     with translated((sa.exc.SQLAlchemyError,)), engine.connect() as connection, connection.begin():
         row_count = connection.execute(query.count).scalar_one()
-        yield Snapshot(row_count, datetime.now(UTC), _batches(connection, query))
+        yield Snapshot(row_count, datetime.now(UTC), joined(_batches(connection, query)))
 
 
 def _batches(connection: sa.Connection, query: Query) -> Iterator[pa.RecordBatch]:
     schema = staged_schema(query.columns)
-    streaming = connection.execution_options(stream_results=True, max_row_buffer=FETCH_ROWS)
+    streaming = connection.execution_options(stream_results=True, max_row_buffer=STEP_ROWS)
     with translated((sa.exc.SQLAlchemyError,)):
-        for frame in pd.read_sql(query.rows, streaming, chunksize=FETCH_ROWS, dtype_backend="pyarrow"):
+        for frame in pd.read_sql(query.rows, streaming, chunksize=STEP_ROWS, dtype_backend="pyarrow"):
             for batch in pa.Table.from_pandas(frame, preserve_index=False).to_batches():
                 yield to_staged(batch, query.columns, schema)

@@ -23,8 +23,8 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from export_pipeline.catalog.model import Column, ColumnType
 from export_pipeline.engine.query import Query
-from export_pipeline.engine.readers import FETCH_ROWS, Snapshot
-from export_pipeline.engine.readers.types import failure_of, staged_schema, to_staged, translated
+from export_pipeline.engine.readers import STEP_ROWS, Snapshot
+from export_pipeline.engine.readers.types import failure_of, joined, staged_schema, to_staged, translated
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import SQLITE_BUSY_TIMEOUT_SECONDS
 
@@ -39,7 +39,7 @@ def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
     with (
         translated(_ERRORS),
         closing(adbc_sqlite.connect(f"file:{quote(path)}?mode=ro", autocommit=True)) as connection,
-        closing(connection.cursor(adbc_stmt_kwargs={"adbc.sqlite.query.batch_rows": FETCH_ROWS})) as cursor,
+        closing(connection.cursor(adbc_stmt_kwargs={"adbc.sqlite.query.batch_rows": STEP_ROWS})) as cursor,
     ):
         cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_SECONDS * 1000}")
         cursor.execute("BEGIN")
@@ -57,13 +57,14 @@ def _batches(cursor: adbc.Cursor, query: Query) -> Iterator[pa.RecordBatch]:
     first = True
     with translated(_ERRORS):
         cursor.execute(statement, values)
-        reader = cursor.fetch_record_batch()
-        while True:
-            batch = _next(reader)
-            if batch is None:
-                return
+        for batch in joined(_fetched(cursor.fetch_record_batch())):
             yield to_staged(batch.slice(1) if first else batch, query.columns, schema)
             first = False
+
+
+def _fetched(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    while (batch := _next(reader)) is not None:
+        yield batch
 
 
 def _next(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:

@@ -22,9 +22,9 @@ import sqlalchemy as sa
 from export_pipeline.catalog.model import Column, ColumnType
 from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.engine.query import Query
-from export_pipeline.engine.readers import FETCH_ROWS, Snapshot
+from export_pipeline.engine.readers import STEP_ROWS, Snapshot
 from export_pipeline.engine.readers.sqlite import bound_statement
-from export_pipeline.engine.readers.types import staged_schema, to_staged, translated, wrong_type
+from export_pipeline.engine.readers.types import joined, staged_schema, to_staged, translated, wrong_type
 from export_pipeline.requests.database import SQLITE_BUSY_TIMEOUT_SECONDS
 
 _READ_AS = {ColumnType.BOOLEAN: pa.int64(), ColumnType.TIMESTAMP: pa.string(), ColumnType.DATE: pa.string()}
@@ -47,13 +47,16 @@ def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
 
 
 def _batches(connection: sqlite3.Connection, query: Query) -> Iterator[pa.RecordBatch]:
-    schema = staged_schema(query.columns)
     with translated((sqlite3.Error,)):
-        cursor = connection.execute(*bound_statement(query.rows))
-        while rows := cursor.fetchmany(FETCH_ROWS):
-            values = zip(*rows, strict=True)
-            arrays = [_array(column, one) for column, one in zip(query.columns, values, strict=True)]
-            yield to_staged(pa.RecordBatch.from_arrays(arrays, names=schema.names), query.columns, schema)
+        yield from joined(_fetched(connection.execute(*bound_statement(query.rows)), query))
+
+
+def _fetched(cursor: sqlite3.Cursor, query: Query) -> Iterator[pa.RecordBatch]:
+    schema = staged_schema(query.columns)
+    while rows := cursor.fetchmany(STEP_ROWS):
+        values = zip(*rows, strict=True)
+        arrays = [_array(column, one) for column, one in zip(query.columns, values, strict=True)]
+        yield to_staged(pa.RecordBatch.from_arrays(arrays, names=schema.names), query.columns, schema)
 
 
 def _array(column: Column, values: Sequence[Any]) -> pa.Array:

@@ -6,7 +6,7 @@ What belongs here: what all readers share. What does not: any one database's pro
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import polars as pl
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from export_pipeline.catalog.model import Column, ColumnType
 from export_pipeline.engine.formats.base import ARROW_TYPES
+from export_pipeline.engine.readers import FETCH_BYTES, FETCH_ROWS
 from export_pipeline.failures import ExportFailure, FailureCode
 
 STATEMENT_TIMEOUT = "57014"
@@ -39,6 +40,21 @@ def to_staged(batch: pa.RecordBatch, columns: Sequence[Column], schema: pa.Schem
     """
     arrays = [_cast(array, column) for array, column in zip(batch.columns, columns, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Join small batches until they hold ``FETCH_BYTES`` or ``FETCH_ROWS``."""
+    waiting: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        waiting.append(batch)
+        rows += batch.num_rows
+        size += batch.nbytes
+        if size >= FETCH_BYTES or rows >= FETCH_ROWS:
+            yield pa.concat_batches(waiting)
+            waiting, rows, size = [], 0, 0
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def _cast(array: pa.Array, column: Column) -> pa.Array:
