@@ -13,7 +13,7 @@ from export_pipeline.delivery.store import Store
 from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.engine.plan import staging_prefix
 from export_pipeline.engine.staging import Staging
-from export_pipeline.requests import states
+from export_pipeline.requests import expiry
 from export_pipeline.requests.database import reading, utc_now
 from export_pipeline.requests.model import read_state
 from export_pipeline.requests.progress import FINISHED
@@ -31,14 +31,14 @@ def expire_exports(database: sa.Engine, store: Store) -> int:
     The row is marked first: an application never sees ``completed`` with files that are gone.
     """
     with reading(database) as connection:
-        due = states.past_retention(connection)
+        due = expiry.past_retention(connection)
     for request_id, uid, attempt in due:
         with database.begin() as connection:
-            states.expire(connection, request_id)
+            expiry.expire(connection, request_id)
         for key in list(store.keys(f"{uid}/{attempt}/")):
             store.delete(key)
         with database.begin() as connection:
-            states.files_deleted(connection, request_id)
+            expiry.files_deleted(connection, request_id)
     return len(due)
 
 

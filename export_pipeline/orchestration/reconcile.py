@@ -15,8 +15,8 @@ from enum import StrEnum
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests import states
-from export_pipeline.requests.states import Orphan
+from export_pipeline.requests import claims, states
+from export_pipeline.requests.claims import Orphan
 
 EXHAUSTED = ExportFailure(
     FailureCode.ATTEMPTS_EXHAUSTED,
@@ -49,11 +49,11 @@ class Fate(StrEnum):
         """Write it on the row."""
         match self:
             case Fate.LEAVE:
-                states.renew_lease(connection, orphan.id)
+                claims.renew_lease(connection, orphan.id)
             case Fate.REQUEST_AGAIN:
-                states.release(connection, orphan.id, attempt=orphan.attempt, charged=False)
+                claims.release(connection, orphan.id, attempt=orphan.attempt, charged=False)
             case Fate.NEW_ATTEMPT:
-                states.release(connection, orphan.id, attempt=orphan.attempt, charged=True)
+                claims.release(connection, orphan.id, attempt=orphan.attempt, charged=True)
             case Fate.GIVE_UP:
                 states.fail(connection, orphan.id, EXHAUSTED, run_id=None)
             case Fate.CANCEL:

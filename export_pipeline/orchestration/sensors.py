@@ -17,7 +17,7 @@ from export_pipeline.orchestration.job import JOB_NAME
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.stage import CANCELED_BY_REQUESTER
-from export_pipeline.requests import states
+from export_pipeline.requests import claims, states
 from export_pipeline.requests.database import reading
 
 ROWS_PER_TICK = 50
@@ -40,15 +40,15 @@ def export_requests(_context: dg.SensorEvaluationContext, exports: ExportResourc
     """Requests to runs. No cursor: the table's state is the cursor."""
     try:
         with exports.database.begin() as connection:
-            claims = states.claim(connection, limit=ROWS_PER_TICK)
+            claimed = claims.claim(connection, limit=ROWS_PER_TICK)
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
-    if not claims:
+    if not claimed:
         return dg.SkipReason("No request is waiting.")
-    return dg.SensorResult(run_requests=[run_request(claim) for claim in claims])
+    return dg.SensorResult(run_requests=[run_request(claim) for claim in claimed])
 
 
-def run_request(claim: states.Claim) -> dg.RunRequest:
+def run_request(claim: claims.Claim) -> dg.RunRequest:
     """The run of a claimed request: its config is the request's id alone, so that no row can spoil the tick."""
     return dg.RunRequest(
         run_key=claim.run_key,
@@ -91,7 +91,7 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
     settings = exports.settings
     try:
         with reading(exports.database) as connection:
-            found = states.quiet(
+            found = claims.quiet(
                 connection,
                 lease_seconds=settings.claim_lease_seconds,
                 quiet_seconds=QUIET_HEARTBEATS * settings.heartbeat_seconds,
@@ -104,7 +104,7 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
     return dg.SkipReason("; ".join(done) or "Nothing to mend.")
 
 
-def _mend(instance: DagsterInstance, exports: ExportResource, orphan: states.Orphan) -> Fate:
+def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orphan) -> Fate:
     runs = runs_of(instance, orphan.uid)
     decided = fate(orphan, runs, max_attempts=exports.settings.max_attempts)
     for run in runs if decided is not Fate.LEAVE else ():

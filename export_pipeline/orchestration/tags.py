@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from export_pipeline.requests.states import Claim
+from export_pipeline.requests.claims import Claim
 
 REQUEST_ID = "export/request_id"
 REQUEST_UID = "export/request_uid"

@@ -13,70 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.events import record
 from export_pipeline.requests.tables import (
     EventKind,
     RequestStatus,
     Stage,
-    export_events,
     export_files,
     export_requests,
 )
 
-PIPELINE = "pipeline"
-"""The actor of an event that no person caused."""
-
 _rows = export_requests.c
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A request that was claimed for one run."""
-
-    id: int
-    uid: str
-    attempt: int
-    organization_id: str
-    dataset: str
-    format: str
-
-    @property
-    def run_key(self) -> str:
-        """Dagster's run key. It is remembered for ever, so every attempt has its own."""
-        return f"{self.uid}:{self.attempt}"
-
-
-def claim(connection: sa.Connection, *, limit: int) -> list[Claim]:
-    """Claim waiting requests, in fair turns across organizations, and charge each one attempt.
-
-    The table's state is the cursor: a row that commits late is found whatever its id.
-    """
-    turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=(_rows.priority.desc(), _rows.id))
-    waiting = sa.and_(
-        _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_(None), _rows.cancel_requested_at.is_(None)
-    )
-    candidates = sa.select(_rows.id, turn.label("turn")).where(waiting).subquery()
-    ids = connection.execute(
-        sa.select(candidates.c.id).order_by(candidates.c.turn, candidates.c.id).limit(limit)
-    ).scalars()
-    now = utc_now()
-    claimed = connection.execute(
-        export_requests.update()
-        .where(_rows.id.in_(list(ids)), waiting)
-        .values(claimed_at=now, attempt=_rows.attempt + 1, run_id=None, updated_at=now)
-        .returning(_rows.id, _rows.uid, _rows.attempt, _rows.organization_id, _rows.dataset, _rows.format)
-    )
-    claims = sorted((Claim(*row) for row in claimed), key=lambda claim: claim.id)
-    for one in claims:
-        if one.attempt == 1:
-            _record(connection, one.uid, one.organization_id, EventKind.ASKED)
-    return claims
 
 
 @dataclass(frozen=True)
@@ -153,7 +106,7 @@ def _take(
     if taken is None:
         raise _why_not(connection, request_id)
     if stage is Stage.PLAN:
-        _record(
+        record(
             connection,
             taken.uid,
             taken.organization_id,
@@ -268,7 +221,7 @@ def complete(
         raise _why_not(connection, request_id)
     connection.execute(export_files.delete().where(export_files.c.request_id == request_id))
     connection.execute(export_files.insert(), [{"request_id": request_id, **vars(file)} for file in files])
-    _record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
+    record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
 
 
 def fail(connection: sa.Connection, request_id: int, failure: ExportFailure, *, run_id: str | None) -> bool:
@@ -290,7 +243,7 @@ def fail(connection: sa.Connection, request_id: int, failure: ExportFailure, *, 
         .returning(_rows.uid, _rows.organization_id)
     ).first()
     if failed is not None:
-        _record(connection, failed.uid, failed.organization_id, EventKind.FAILED, {"error_code": failure.code.value})
+        record(connection, failed.uid, failed.organization_id, EventKind.FAILED, {"error_code": failure.code.value})
     return failed is not None
 
 
@@ -331,40 +284,8 @@ def cancel(connection: sa.Connection, request_id: int, message: str) -> bool:
         .returning(_rows.uid, _rows.organization_id)
     ).first()
     if canceled is not None:
-        _record(connection, canceled.uid, canceled.organization_id, EventKind.CANCELED)
+        record(connection, canceled.uid, canceled.organization_id, EventKind.CANCELED)
     return canceled is not None
-
-
-def release(connection: sa.Connection, request_id: int, *, attempt: int, charged: bool) -> bool:
-    """Give a claimed or running request back to the queue; ``charged`` = its attempt was really used."""
-    now = utc_now()
-    released = connection.execute(
-        export_requests.update()
-        .where(
-            _rows.id == request_id,
-            _rows.attempt == attempt,
-            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
-        )
-        .values(
-            status=RequestStatus.QUEUED,
-            stage=None,
-            run_id=None,
-            claimed_at=None,
-            rows_done=0,
-            attempt=attempt if charged else attempt - 1,
-            updated_at=now,
-        )
-        .returning(_rows.uid, _rows.organization_id)
-    ).first()
-    if released is not None:
-        _record(
-            connection,
-            released.uid,
-            released.organization_id,
-            EventKind.REQUEUED,
-            {"attempt": attempt, "charged": charged},
-        )
-    return released is not None
 
 
 def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
@@ -377,103 +298,12 @@ def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
     return [(row.id, row.uid) for row in asked]
 
 
-@dataclass(frozen=True)
-class Orphan:
-    """A row from which nothing was heard for a while."""
-
-    id: int
-    uid: str
-    attempt: int
-    running: bool
-    """It had begun; else its run was asked for and has not begun."""
-    timed_out: bool
-    """So long that a run which still claims to work on it is taken for dead."""
-
-
-def quiet(
-    connection: sa.Connection, *, lease_seconds: float, quiet_seconds: float, heartbeat_timeout_seconds: float
-) -> list[Orphan]:
-    """Claimed rows whose lease ended before they began, and running rows without a recent heartbeat."""
-    now = utc_now()
-    never_began = sa.and_(
-        _rows.status == RequestStatus.QUEUED, _rows.claimed_at < now - timedelta(seconds=lease_seconds)
-    )
-    silent = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds))
-    found = connection.execute(
-        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status, _rows.heartbeat_at)
-        .where(sa.or_(never_began, silent))
-        .order_by(_rows.id)
-    )
-    timeout = timedelta(seconds=heartbeat_timeout_seconds)
-    return [
-        Orphan(
-            id=row.id,
-            uid=row.uid,
-            attempt=row.attempt,
-            running=row.status == RequestStatus.RUNNING,
-            timed_out=row.status == RequestStatus.RUNNING and row.heartbeat_at < now - timeout,
-        )
-        for row in found
-    ]
-
-
-def renew_lease(connection: sa.Connection, request_id: int) -> None:
-    """The claimed request's run still waits its turn in Dagster: leave it its claim."""
-    connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
-        .values(claimed_at=utc_now())
-    )
-
-
-def expire(connection: sa.Connection, request_id: int) -> None:
-    """The files of a completed request are about to be deleted: from now on nobody is promised them."""
-    expired = connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED)
-        .values(status=RequestStatus.EXPIRED, updated_at=utc_now())
-        .returning(_rows.uid, _rows.organization_id)
-    ).first()
-    if expired is not None:
-        _record(connection, expired.uid, expired.organization_id, EventKind.EXPIRED)
-
-
-def files_deleted(connection: sa.Connection, request_id: int) -> None:
-    """The files of an expired request are deleted."""
-    connection.execute(
-        export_files.update()
-        .where(export_files.c.request_id == request_id, export_files.c.deleted_at.is_(None))
-        .values(deleted_at=utc_now())
-    )
-
-
-def past_retention(connection: sa.Connection) -> list[tuple[int, str, int]]:
-    """Requests whose files are due for deletion, or were when a janitor died: (id, uid, attempt)."""
-    undeleted = sa.exists().where(export_files.c.request_id == _rows.id, export_files.c.deleted_at.is_(None))
-    due = sa.or_(
-        sa.and_(_rows.status == RequestStatus.COMPLETED, _rows.expires_at < utc_now()),
-        sa.and_(_rows.status == RequestStatus.EXPIRED, undeleted),
-    )
-    found = connection.execute(sa.select(_rows.id, _rows.uid, _rows.attempt).where(due))
-    return [(row.id, row.uid, row.attempt) for row in found]
-
-
 def note(connection: sa.Connection, request_id: int, message: str) -> None:
     """Say something of a completed request that its application should know (its mail did not go out)."""
     connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED)
         .values(message=message, updated_at=utc_now())
-    )
-
-
-def _record(
-    connection: sa.Connection, uid: str, organization_id: str, kind: EventKind, detail: Mapping[str, Any] | None = None
-) -> None:
-    connection.execute(
-        export_events.insert().values(
-            request_uid=uid, organization_id=organization_id, kind=kind, actor=PIPELINE, detail=detail
-        )
     )
 
 

@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from export_pipeline.definitions import build_definitions
 from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.requests import database, migrate, states
+from export_pipeline.requests import claims, database, migrate
 from export_pipeline.requests.model import RequestState, read_state
 from export_pipeline_tests.servers.s3 import S3Bucket
 
@@ -190,9 +190,9 @@ class Pipeline:
         """Insert requests, claim them all at once, and run them one after the other in their order."""
         ids = self.database.insert("export_requests", *({**_DEFAULTS, **row} for row in rows))
         with self._engine.begin() as connection:
-            claims = states.claim(connection, limit=len(ids))
-        assert [claim.id for claim in claims] == ids, "the database has requests that are not of this test"
-        return [self._run(claim) for claim in claims]
+            claimed = claims.claim(connection, limit=len(ids))
+        assert [claim.id for claim in claimed] == ids, "the database has requests that are not of this test"
+        return [self._run(claim) for claim in claimed]
 
     def tick(self, sensor: str) -> Any:
         """Evaluate a sensor as the daemon has the code server do it."""
@@ -208,7 +208,7 @@ class Pipeline:
         root = Path(self._environment["EXPORT_STAGING_URL"].removeprefix("file://"))
         return [path for path in root.rglob("*") if path.is_file()]
 
-    def _run(self, claim: states.Claim) -> Result:
+    def _run(self, claim: claims.Claim) -> Result:
         request, mails_before = run_request(claim), set(self._outbox.glob("*.eml"))
         with self._settings():
             run = self._job.execute_in_process(

@@ -10,7 +10,7 @@ import pytest
 
 from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.requests import database, states
+from export_pipeline.requests import claims, database
 from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, Result
 
 Bad = tuple[Mapping[str, Any], str, str]
@@ -213,8 +213,8 @@ def test_text_that_is_no_utf_8_does_not_stop_the_claim(sqlite_demo: Database, sq
     engine = database.create_engine(sqlite_demo.url)
     try:
         with engine.begin() as connection:
-            claims = states.claim(connection, limit=10)
-        assert [run_request(claim).tags for claim in claims]
+            claimed = claims.claim(connection, limit=10)
+        assert [run_request(claim).tags for claim in claimed]
     finally:
         engine.dispose()
         sqlite_demo.query("DELETE FROM export_requests WHERE organization_id = CAST(x'fffe' AS TEXT) RETURNING id")

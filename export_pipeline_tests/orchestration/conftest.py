@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from export_pipeline.definitions import build_definitions
 from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.requests import states
+from export_pipeline.requests import claims
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import upgrade
 from export_pipeline.requests.model import RequestState, insert_request, read_state
@@ -64,11 +64,11 @@ class Pipeline:
         with self.database.begin() as connection:
             return insert_request(connection, **{**row, **asked})
 
-    def claim(self) -> list[states.Claim]:
+    def claim(self) -> list[claims.Claim]:
         with self.database.begin() as connection:
-            return states.claim(connection, limit=50)
+            return claims.claim(connection, limit=50)
 
-    def run(self, claim: states.Claim, **tags: str) -> dg.ExecuteInProcessResult:
+    def run(self, claim: claims.Claim, **tags: str) -> dg.ExecuteInProcessResult:
         asked = run_request(claim)
         return self.job.execute_in_process(
             run_config=asked.run_config, tags={**asked.tags, **tags}, instance=self.instance, raise_on_error=False

@@ -10,14 +10,12 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.delivery import notify as notify_module
 from export_pipeline.delivery import upload as upload_module
 from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown
 from export_pipeline.delivery.outbox import Outbox
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration import ops, stage, tags
-from export_pipeline.requests import states
-from export_pipeline.requests.tables import Stage, export_events, export_notifications
+from export_pipeline.requests.tables import export_events, export_notifications
 from export_pipeline_tests.engine.people import ACME
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
@@ -305,9 +303,3 @@ def test_the_audit_trail_tells_the_story(pipeline: Pipeline) -> None:
     with pipeline.database.connect() as connection:
         kinds = list(connection.execute(sa.select(export_events.c.kind).order_by(export_events.c.id)).scalars())
     assert kinds == ["asked", "started", "completed"]
-
-
-def test_notify_module_is_the_one_the_op_calls() -> None:
-    assert ops.notify is notify_module.notify
-    assert states.PIPELINE == "pipeline"
-    assert Stage.NOTIFY_RECIPIENTS.value == ops.notify_recipients.name

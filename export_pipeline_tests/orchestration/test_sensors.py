@@ -19,9 +19,9 @@ from export_pipeline.orchestration.sensors import (
     export_reconciler,
     export_requests,
 )
-from export_pipeline.requests import states
+from export_pipeline.requests import claims, states
+from export_pipeline.requests.claims import Orphan
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.states import Orphan
 from export_pipeline.requests.tables import export_requests as table
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
@@ -77,8 +77,8 @@ def test_an_unreachable_database_skips_the_tick_with_a_reason(
     def unreachable(*arguments: Any, **options: Any) -> Any:
         raise sa.exc.OperationalError("SELECT", {}, Exception("password=s3cret"))
 
-    for name in ("claim", "cancel_requested", "quiet"):
-        monkeypatch.setattr(states, name, unreachable)
+    for module, name in ((claims, "claim"), (states, "cancel_requested"), (claims, "quiet")):
+        monkeypatch.setattr(module, name, unreachable)
     for sensor in (export_requests, export_cancellations, export_reconciler):
         skipped = evaluate(pipeline, sensor)
         assert "EXPORT_DATABASE_URL" in skipped.skip_message

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
-from export_pipeline.requests import states
+from export_pipeline.requests import claims, expiry, states
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.model import insert_request, load_request
 from export_pipeline.requests.states import DeliveredFile
@@ -36,9 +36,9 @@ def ask(database: sa.Engine, organization: str = "acme", **asked: Any) -> int:
         ).scalar_one()
 
 
-def claim(database: sa.Engine, limit: int = 50) -> list[states.Claim]:
+def claim(database: sa.Engine, limit: int = 50) -> list[claims.Claim]:
     with database.begin() as connection:
-        return states.claim(connection, limit=limit)
+        return claims.claim(connection, limit=limit)
 
 
 def begin(
@@ -147,7 +147,7 @@ def test_a_run_of_an_older_attempt_cannot_begin(database: sa.Engine) -> None:
     request_id = ask(database)
     claim(database)
     with database.begin() as connection:
-        states.release(connection, request_id, attempt=1, charged=True)
+        claims.release(connection, request_id, attempt=1, charged=True)
     claim(database)
     with pytest.raises(OwnershipLost):
         begin(database, request_id, attempt=1)
@@ -262,14 +262,14 @@ def test_a_released_request_is_claimed_again(database: sa.Engine, charged: bool,
     request_id = ask(database)
     claim(database)
     with database.begin() as connection:
-        assert states.release(connection, request_id, attempt=1, charged=charged)
-        assert not states.release(connection, request_id, attempt=9, charged=charged)
+        assert claims.release(connection, request_id, attempt=1, charged=charged)
+        assert not claims.release(connection, request_id, attempt=9, charged=charged)
     assert [one.attempt for one in claim(database)] == [next_attempt]
 
 
-def quiet(database: sa.Engine) -> list[states.Orphan]:
+def quiet(database: sa.Engine) -> list[claims.Orphan]:
     with database.connect() as connection:
-        return states.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
+        return claims.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
 
 
 def test_only_rows_that_fell_silent_are_orphans(database: sa.Engine) -> None:
@@ -290,7 +290,7 @@ def test_a_renewed_lease_is_no_orphan(database: sa.Engine) -> None:
     request_id = ask(database)
     update(database, request_id, claimed_at=utc_now() - timedelta(seconds=90))
     with database.begin() as connection:
-        states.renew_lease(connection, request_id)
+        claims.renew_lease(connection, request_id)
     assert quiet(database) == []
 
 
@@ -298,13 +298,13 @@ def test_files_past_retention_expire_once_they_are_deleted(database: sa.Engine) 
     request_id = running(database)
     complete(database, request_id)
     with database.connect() as connection:
-        assert states.past_retention(connection) == []
+        assert expiry.past_retention(connection) == []
     update(database, request_id, expires_at=utc_now() - timedelta(seconds=1))
     with database.begin() as connection:
-        assert [one for one, _, _ in states.past_retention(connection)] == [request_id]
-        states.expire(connection, request_id)
-        assert [one for one, _, _ in states.past_retention(connection)] == [request_id]  # a janitor may die here
-        states.files_deleted(connection, request_id)
-        assert states.past_retention(connection) == []
+        assert [one for one, _, _ in expiry.past_retention(connection)] == [request_id]
+        expiry.expire(connection, request_id)
+        assert [one for one, _, _ in expiry.past_retention(connection)] == [request_id]  # a janitor may die here
+        expiry.files_deleted(connection, request_id)
+        assert expiry.past_retention(connection) == []
     assert row(database, request_id).status == "expired"
     assert events(database)[-1] == "expired"

@@ -1,0 +1,142 @@
+"""Claims: which waiting request gets a run, and which row lost its run.
+
+What belongs here: the way from the queue to a run and back. What does not: what a run does to its row (``states``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.events import record
+from export_pipeline.requests.tables import EventKind, RequestStatus, export_requests
+
+_rows = export_requests.c
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A request that was claimed for one run."""
+
+    id: int
+    uid: str
+    attempt: int
+    organization_id: str
+    dataset: str
+    format: str
+
+    @property
+    def run_key(self) -> str:
+        """Dagster's run key. It is remembered for ever, so every attempt has its own."""
+        return f"{self.uid}:{self.attempt}"
+
+
+def claim(connection: sa.Connection, *, limit: int) -> list[Claim]:
+    """Claim waiting requests, in fair turns across organizations, and charge each one attempt.
+
+    The table's state is the cursor: a row that commits late is found whatever its id.
+    """
+    turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=(_rows.priority.desc(), _rows.id))
+    waiting = sa.and_(
+        _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_(None), _rows.cancel_requested_at.is_(None)
+    )
+    candidates = sa.select(_rows.id, turn.label("turn")).where(waiting).subquery()
+    ids = connection.execute(
+        sa.select(candidates.c.id).order_by(candidates.c.turn, candidates.c.id).limit(limit)
+    ).scalars()
+    now = utc_now()
+    claimed = connection.execute(
+        export_requests.update()
+        .where(_rows.id.in_(list(ids)), waiting)
+        .values(claimed_at=now, attempt=_rows.attempt + 1, run_id=None, updated_at=now)
+        .returning(_rows.id, _rows.uid, _rows.attempt, _rows.organization_id, _rows.dataset, _rows.format)
+    )
+    claims = sorted((Claim(*row) for row in claimed), key=lambda claim: claim.id)
+    for one in claims:
+        if one.attempt == 1:
+            record(connection, one.uid, one.organization_id, EventKind.ASKED)
+    return claims
+
+
+def release(connection: sa.Connection, request_id: int, *, attempt: int, charged: bool) -> bool:
+    """Give a claimed or running request back to the queue; ``charged`` = its attempt was really used."""
+    now = utc_now()
+    released = connection.execute(
+        export_requests.update()
+        .where(
+            _rows.id == request_id,
+            _rows.attempt == attempt,
+            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
+        )
+        .values(
+            status=RequestStatus.QUEUED,
+            stage=None,
+            run_id=None,
+            claimed_at=None,
+            rows_done=0,
+            attempt=attempt if charged else attempt - 1,
+            updated_at=now,
+        )
+        .returning(_rows.uid, _rows.organization_id)
+    ).first()
+    if released is not None:
+        record(
+            connection,
+            released.uid,
+            released.organization_id,
+            EventKind.REQUEUED,
+            {"attempt": attempt, "charged": charged},
+        )
+    return released is not None
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A row from which nothing was heard for a while."""
+
+    id: int
+    uid: str
+    attempt: int
+    running: bool
+    """It had begun; else its run was asked for and has not begun."""
+    timed_out: bool
+    """So long that a run which still claims to work on it is taken for dead."""
+
+
+def quiet(
+    connection: sa.Connection, *, lease_seconds: float, quiet_seconds: float, heartbeat_timeout_seconds: float
+) -> list[Orphan]:
+    """Claimed rows whose lease ended before they began, and running rows without a recent heartbeat."""
+    now = utc_now()
+    never_began = sa.and_(
+        _rows.status == RequestStatus.QUEUED, _rows.claimed_at < now - timedelta(seconds=lease_seconds)
+    )
+    silent = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds))
+    found = connection.execute(
+        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status, _rows.heartbeat_at)
+        .where(sa.or_(never_began, silent))
+        .order_by(_rows.id)
+    )
+    timeout = timedelta(seconds=heartbeat_timeout_seconds)
+    return [
+        Orphan(
+            id=row.id,
+            uid=row.uid,
+            attempt=row.attempt,
+            running=row.status == RequestStatus.RUNNING,
+            timed_out=row.status == RequestStatus.RUNNING and row.heartbeat_at < now - timeout,
+        )
+        for row in found
+    ]
+
+
+def renew_lease(connection: sa.Connection, request_id: int) -> None:
+    """The claimed request's run still waits its turn in Dagster: leave it its claim."""
+    connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
+        .values(claimed_at=utc_now())
+    )
