@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
@@ -212,6 +213,15 @@ class LayoutColumn(NamedTuple):
 
     column: Column
     header: str
+
+
+@dataclass(frozen=True)
+class OutputColumn:
+    """One column of the files: the dataset's column it is read from, what its header says, its type."""
+
+    name: str
+    header: str
+    type: ColumnType
 
 
 class Dataset(_Declaration):

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from export_pipeline.catalog.model import ColumnType, Dataset
-from export_pipeline.engine.formats.base import FormatOptions, OutputColumn
+from export_pipeline.catalog.model import Dataset, OutputColumn
+from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.engine.query import Selection
 from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -25,16 +25,6 @@ from export_pipeline.requests.filters import parse_filters
 from export_pipeline.requests.model import ExportRequest
 from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.preflight import Compression, Format, Options, Preflight
-
-
-class PlanColumn(BaseModel):
-    """A column of the files."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    header: str
-    type: ColumnType
 
 
 class ExportPlan(BaseModel):
@@ -52,7 +42,7 @@ class ExportPlan(BaseModel):
     format: Format
     compression: Compression
     layout: str
-    columns: tuple[PlanColumn, ...]
+    columns: tuple[OutputColumn, ...]
     filters: dict[str, Any]
     created_from: datetime | None
     created_before: datetime | None
@@ -87,7 +77,7 @@ def make_plan(request: ExportRequest, checked: Preflight, organization: Organiza
         format=checked.format,
         compression=checked.compression,
         layout=request.layout,
-        columns=tuple(PlanColumn(name=c.name, header=c.header, type=c.type) for c in checked.columns),
+        columns=checked.columns,
         filters=request.filters,
         created_from=checked.created_from,
         created_before=checked.created_before,
@@ -138,7 +128,7 @@ def selection(plan: ExportPlan, catalog: Mapping[str, Dataset]) -> Selection:
 def format_options(plan: ExportPlan) -> FormatOptions:
     """How the plan's files are written."""
     return FormatOptions(
-        columns=tuple(OutputColumn(c.name, c.header, c.type) for c in plan.columns),
+        columns=plan.columns,
         max_bytes=plan.max_bytes,
         compression=plan.compression,
         time_zone=plan.time_zone,

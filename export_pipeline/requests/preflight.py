@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from email_validator import EmailNotValidError, validate_email
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from export_pipeline.catalog.model import DEFAULT_LAYOUT, ColumnType, Dataset
+from export_pipeline.catalog.model import DEFAULT_LAYOUT, Dataset, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.filters import AllOf, parse_filters
 from export_pipeline.requests.model import ExportRequest
@@ -49,22 +49,13 @@ class Options(BaseModel):
 
 
 @dataclass(frozen=True)
-class PlannedColumn:
-    """A column of the files: the dataset's column and what its header says."""
-
-    name: str
-    header: str
-    type: ColumnType
-
-
-@dataclass(frozen=True)
 class Preflight:
     """A request that can be served: every name resolved, every value typed."""
 
     dataset: Dataset
     format: Format
     compression: Compression
-    columns: tuple[PlannedColumn, ...]
+    columns: tuple[OutputColumn, ...]
     filters: AllOf
     created_from: datetime | None
     """Inclusive, UTC."""
@@ -199,7 +190,7 @@ def _invalid_range(field: str, what: str) -> ExportFailure:
     return ExportFailure(FailureCode.INVALID_DATE_RANGE, f"{field}: {what}.", field=field)
 
 
-def _columns(request: ExportRequest, dataset: Dataset) -> tuple[PlannedColumn, ...]:
+def _columns(request: ExportRequest, dataset: Dataset) -> tuple[OutputColumn, ...]:
     layout = dataset.layout(request.layout)
     if layout is None:
         known = ", ".join([DEFAULT_LAYOUT, *dataset.layouts])
@@ -209,7 +200,7 @@ def _columns(request: ExportRequest, dataset: Dataset) -> tuple[PlannedColumn, .
     headers = {shown.column.name: shown.header for shown in layout}
     names = _asked_columns(request, dataset, tuple(headers))
     types = {column.name: column.type for column in dataset.columns}
-    return tuple(PlannedColumn(name, headers[name], types[name]) for name in names)
+    return tuple(OutputColumn(name, headers[name], types[name]) for name in names)
 
 
 def _asked_columns(request: ExportRequest, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:

@@ -91,8 +91,8 @@ def _export(source_url: str, directory: str, file_format: str, rows: int, max_fi
 
 
 def _plan(dataset: object, file_format: str, rows: int, max_file_size_mb: int) -> ExportPlan:
-    from export_pipeline.catalog.model import Dataset
-    from export_pipeline.engine.plan import ExportPlan, PlanColumn
+    from export_pipeline.catalog.model import Dataset, OutputColumn
+    from export_pipeline.engine.plan import ExportPlan
     from export_pipeline.requests.preflight import Options
     from export_pipeline_tests.acceptance.source import ORGANIZATION
 
@@ -109,7 +109,7 @@ def _plan(dataset: object, file_format: str, rows: int, max_file_size_mb: int) -
             "format": file_format,
             "compression": "gzip" if file_format == "ndjson" else "none",
             "layout": "default",
-            "columns": tuple(PlanColumn(name=c.name, header=c.name, type=c.type) for c in dataset.exported_columns),
+            "columns": tuple(OutputColumn(name=c.name, header=c.name, type=c.type) for c in dataset.exported_columns),
             "filters": {"id": {"lte": rows}},
             "created_from": None,
             "created_before": None,

@@ -25,10 +25,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.engine import splitter
 from export_pipeline.engine.formats import FORMATS, open_format, xlsx_format
-from export_pipeline.engine.formats.base import FormatOptions, OutputColumn
+from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.engine.formats.xlsx_cells import CELL_LIMIT, CUT_MARK
 from export_pipeline.engine.formats.xlsx_parts import sheet_title
 from export_pipeline.engine.formats.zip_stream import ZipStream

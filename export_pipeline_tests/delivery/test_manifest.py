@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.delivery.local import LocalStore
 from export_pipeline.delivery.manifest import Manifest, ManifestFile, read_manifest, write_manifest
 from export_pipeline.delivery.objects import ObjectDescription
@@ -28,7 +28,7 @@ from export_pipeline.delivery.row_counts import UnreadableFileError, count_rows
 from export_pipeline.delivery.s3 import S3Store
 from export_pipeline.delivery.verify import verify
 from export_pipeline.engine.formats import FORMATS, open_format
-from export_pipeline.engine.formats.base import FormatOptions, OutputColumn
+from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline_tests.servers.s3 import S3Bucket
 

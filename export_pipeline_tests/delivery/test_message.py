@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message
 from export_pipeline.delivery.texts import CATALOG, language_of
 from export_pipeline.engine.formats import FORMATS, open_format
-from export_pipeline.engine.formats.base import FormatOptions, OutputColumn
+from export_pipeline.engine.formats.base import FormatOptions
 
 MAIL = ReadyMail(
     dataset_titles={"en": "Contacts", "es": "Contactos", "pt": "Contatos"},

@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.model import ColumnType, OutputColumn
 
 ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
     ColumnType.TEXT: pa.string(),
@@ -30,15 +30,6 @@ ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
     ColumnType.DATE: pa.date32(),
 }
 """How each catalog type stands in a staged batch. Decimals stay text, so that no digit is lost."""
-
-
-@dataclass(frozen=True)
-class OutputColumn:
-    """One column of the file: the staged column it reads, what its header says, its catalog type."""
-
-    name: str
-    header: str
-    type: ColumnType
 
 
 @dataclass(frozen=True)

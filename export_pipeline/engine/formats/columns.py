@@ -16,8 +16,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from export_pipeline.catalog.model import ColumnType
-from export_pipeline.engine.formats.base import ARROW_TYPES, OutputColumn
+from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.failures import ExportFailure, FailureCode
 
 ISO_INSTANT = "%Y-%m-%dT%H:%M:%S%.f%:z"
