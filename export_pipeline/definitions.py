@@ -8,29 +8,27 @@ from __future__ import annotations
 import dagster as dg
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.delivery.mail import default_sender
+from export_pipeline.delivery.mail import default_sender, open_mail_provider
 from export_pipeline.orchestration.janitor import janitor, janitor_schedule
-from export_pipeline.orchestration.job import export_job
+from export_pipeline.orchestration.job import export_job, notify_job
 from export_pipeline.orchestration.resources import ExportResource, s3_resource
 from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
 from export_pipeline.settings import Settings
 
 
-def build_definitions(*, settings: Settings | None = None) -> dg.Definitions:
-    """Everything that a code location needs.
-
-    Args:
-        settings: the installation's; by default they are read from the environment.
+def build_definitions() -> dg.Definitions:
+    """Everything that a code location needs, for the settings in the environment.
 
     Raises:
         SettingsError: a setting is wrong; the code location does not load, and says which.
         CatalogError: a dataset's declaration is wrong.
     """
-    settings = settings or Settings.from_environment()
+    settings = Settings.from_environment()
     default_sender(settings)
+    open_mail_provider(settings)
     load_catalog(settings.catalog)
     return dg.Definitions(
-        jobs=[export_job, janitor],
+        jobs=[export_job, notify_job, janitor],
         schedules=[janitor_schedule],
         sensors=[export_requests, export_cancellations, export_reconciler],
         resources={"exports": ExportResource(s3=s3_resource(settings))},

@@ -43,12 +43,14 @@ class FailureCode(StrEnum):
     ROW_TOO_LARGE = "row_too_large"
     FILE_SIZE_TOO_SMALL = "file_size_too_small"
 
+    DATABASE_UNAVAILABLE = "database_unavailable"
     SOURCE_UNAVAILABLE = "source_unavailable"
     STORE_UNAVAILABLE = "store_unavailable"
     STAGING_UNAVAILABLE = "staging_unavailable"
     MAIL_UNAVAILABLE = "mail_unavailable"
 
     SOURCE_REFUSED = "source_refused"
+    STAGING_LOST = "staging_lost"
     STORE_REFUSED = "store_refused"
     SOURCE_DATA_INVALID = "source_data_invalid"
     COUNT_MISMATCH = "count_mismatch"
@@ -64,12 +66,14 @@ class FailureCode(StrEnum):
 
 
 _FAULTS: dict[FailureCode, Fault] = {
+    FailureCode.DATABASE_UNAVAILABLE: Fault.TRANSIENT,
     FailureCode.SOURCE_UNAVAILABLE: Fault.TRANSIENT,
     FailureCode.STORE_UNAVAILABLE: Fault.TRANSIENT,
     FailureCode.STAGING_UNAVAILABLE: Fault.TRANSIENT,
     FailureCode.MAIL_UNAVAILABLE: Fault.TRANSIENT,
     FailureCode.SOURCE_REFUSED: Fault.OURS,
     FailureCode.STORE_REFUSED: Fault.OURS,
+    FailureCode.STAGING_LOST: Fault.OURS,
     FailureCode.SOURCE_DATA_INVALID: Fault.OURS,
     FailureCode.COUNT_MISMATCH: Fault.OURS,
     FailureCode.CHECKSUM_MISMATCH: Fault.OURS,

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 HOME = Path.home() / ".export-pipeline"
 """Where the embedded default keeps everything: readable by its user alone, the same for every process."""
+
+HEARTBEATS_IN_TIMEOUT = 10
 
 ServerSideEncryption = Literal["none", "AES256", "aws:kms"]
 
@@ -31,7 +33,13 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """The settings; field ``database_url`` is variable ``EXPORT_DATABASE_URL`` and so on."""
 
-    model_config = SettingsConfigDict(env_prefix="EXPORT_", extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="EXPORT_",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
 
     database_url: str = Field(
         default=f"sqlite:///{HOME / 'export-pipeline.db'}",
@@ -109,8 +117,8 @@ class Settings(BaseSettings):
 
     @field_validator("database_url", "source_url")
     @classmethod
-    def _database(cls, value: str) -> str:
-        if not value:
+    def _database(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "source_url":
             return value
         try:
             url = make_url(value)
@@ -119,6 +127,10 @@ class Settings(BaseSettings):
         if url.drivername == "postgresql":
             # SQLAlchemy 2.1 takes psycopg for it and 2.0 psycopg2: say which, so that both agree.
             url = url.set(drivername="postgresql+psycopg")
+        if info.field_name == "database_url" and url.get_backend_name() not in ("postgresql", "sqlite"):
+            raise ValueError("requests are kept on PostgreSQL or SQLite; expected postgresql://… or sqlite:///path")
+        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+            raise ValueError("needs a file that several processes can open; expected sqlite:///path")
         return url.render_as_string(hide_password=False)
 
     @field_validator("store_url", "staging_url")
@@ -127,7 +139,7 @@ class Settings(BaseSettings):
         parts = urlsplit(value)
         if parts.scheme == "s3" and parts.netloc:
             return value.rstrip("/")
-        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and parts.path.strip("/"):
             return value.rstrip("/")
         raise ValueError("expected s3://bucket/prefix or file:///absolute/directory")
 
@@ -161,6 +173,16 @@ class Settings(BaseSettings):
     def _together(self) -> Settings:
         if self.mail_url == "sendgrid:" and not self.sendgrid_api_key.get_secret_value():
             raise ValueError("EXPORT_MAIL_URL=sendgrid: needs SENDGRID_API_KEY to be set")
+        if self.heartbeat_timeout_seconds < HEARTBEATS_IN_TIMEOUT * self.heartbeat_seconds:
+            raise ValueError(
+                f"EXPORT_HEARTBEAT_TIMEOUT_SECONDS must be at least {HEARTBEATS_IN_TIMEOUT} times "
+                "EXPORT_HEARTBEAT_SECONDS, or healthy exports are taken for dead"
+            )
+        if self.s3_kms_key_id and self.s3_server_side_encryption != "aws:kms":
+            raise ValueError("EXPORT_S3_KMS_KEY_ID needs EXPORT_S3_SERVER_SIDE_ENCRYPTION=aws:kms")
+        one, other = f"{self.store_url}/", f"{self.staging_url}/"
+        if one.startswith(other) or other.startswith(one):
+            raise ValueError("EXPORT_STAGING_URL and EXPORT_STORE_URL must not contain one another: staging is cleared")
         return self
 
     @property

@@ -14,7 +14,12 @@ DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
 
 WRONG = [
     ("EXPORT_DATABASE_URL", "not a url"),
+    ("EXPORT_DATABASE_URL", "oracle://app@host/db"),
+    ("EXPORT_DATABASE_URL", "sqlite:///:memory:"),
     ("EXPORT_SOURCE_URL", "::"),
+    ("EXPORT_STAGING_URL", "file:////"),
+    ("EXPORT_RETENTION_DAYS", "inf"),
+    ("EXPORT_MAIL_URL", "smtp://mail:70000"),
     ("EXPORT_STORE_URL", "ftp://elsewhere/secret-place"),
     ("EXPORT_STORE_URL", "s3:///no-bucket"),
     ("EXPORT_STORE_URL", "file://relative/path"),
@@ -41,6 +46,22 @@ def test_a_wrong_value_stops_the_start_and_names_the_variable(
     assert variable in str(stopped.value)
     assert value not in str(stopped.value)
     assert stopped.value.__cause__ is None
+
+
+TOGETHER = [
+    {"EXPORT_STAGING_URL": "s3://b", "EXPORT_STORE_URL": "s3://b/exports"},
+    {"EXPORT_STAGING_URL": "file:///srv/exports/staging", "EXPORT_STORE_URL": "file:///srv/exports"},
+    {"EXPORT_HEARTBEAT_SECONDS": "600"},
+    {"EXPORT_S3_KMS_KEY_ID": "key"},
+]
+
+
+@pytest.mark.parametrize("values", TOGETHER, ids=str)
+def test_values_that_do_not_go_together_stop_the_start(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
+    for variable, value in values.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=next(iter(values))):
+        build_definitions()
 
 
 def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ class LocalStore:
 
     def __init__(self, directory: Path) -> None:
         with _translated():
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._directory = directory.resolve()
 
     def put(

@@ -7,7 +7,7 @@ texts (``message``), providers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -88,6 +88,17 @@ def notify(
             "not be mailed. Check EXPORT_MAIL_URL and the provider, then re-execute notify_recipients.",
         )
     return counts
+
+
+def undelivered(counts: Mapping[NotificationStatus, int]) -> str | None:
+    """What the row should say of recipients who have no mail, None if all have theirs."""
+    refused, unknown = counts.get(NotificationStatus.REFUSED, 0), counts.get(NotificationStatus.UNKNOWN, 0)
+    if not refused and not unknown:
+        return None
+    return (
+        f"The files are ready; the mail was refused for {refused} of {sum(counts.values())} recipients, and of "
+        f"{unknown} it is not known whether they got theirs (export_notifications says who)."
+    )
 
 
 def _send(database: sa.Engine, provider: MailProvider, notification_id: int, message: Message) -> None:

@@ -30,7 +30,7 @@ class Outbox:
         path = self._directory / f"{safe_message_id(message)}.eml"
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()

@@ -5,19 +5,23 @@ What belongs here: what a janitor deletes, and when. What does not: its schedule
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
 
 import sqlalchemy as sa
 
 from export_pipeline.delivery.store import Store
-from export_pipeline.delivery.upload import discard_attempt
-from export_pipeline.engine.plan import staging_prefix
 from export_pipeline.engine.staging import Staging
+from export_pipeline.failures import ExportFailure
 from export_pipeline.requests import expiry
 from export_pipeline.requests.database import reading, utc_now
 from export_pipeline.requests.model import read_state
 from export_pipeline.requests.progress import FINISHED
 from export_pipeline.requests.tables import RequestStatus
+
+T = TypeVar("T")
 
 KEEP_LEFTOVERS = timedelta(days=1)
 """How long an ended request's staged rows are kept: an operator may still re-execute it from failure."""
@@ -25,43 +29,74 @@ KEEP_UPLOADS = timedelta(days=1)
 """An upload that began longer ago and never ended belongs to a process that is gone."""
 
 
-def expire_exports(database: sa.Engine, store: Store) -> int:
-    """Delete the files of exports past their retention and mark the rows ``expired``; returns how many.
+def expire_exports(database: sa.Engine, store: Store) -> tuple[int, int]:
+    """Delete the files of exports past their retention and mark the rows ``expired``.
 
     The row is marked first: an application never sees ``completed`` with files that are gone.
+
+    Returns:
+        How many are done, and how many the store would not let go; those are due again next time.
     """
     with reading(database) as connection:
         due = expiry.past_retention(connection)
-    for request_id, uid, attempt in due:
-        with database.begin() as connection:
-            expiry.expire(connection, request_id)
-        for key in list(store.keys(f"{uid}/{attempt}/")):
+    return _each(due, lambda one: _expire(database, store, *one))
+
+
+def _expire(database: sa.Engine, store: Store, request_id: int, uid: str, attempt: int) -> None:
+    with database.begin() as connection:
+        expiry.expire(connection, request_id)
+    for key in list(store.keys(f"{uid}/{attempt}/")):
+        store.delete(key)
+    with database.begin() as connection:
+        expiry.files_deleted(connection, request_id)
+
+
+def clear_leftovers(database: sa.Engine, store: Store, staging: Staging) -> tuple[int, int]:
+    """Delete what ended requests left in staging, and the objects of their attempts that delivered nothing.
+
+    Returns:
+        How many requests are done, and how many could not be.
+    """
+    ended = [uid for uid in staging.trees() if _is_uid(uid) and _is_over(database, uid)]
+    return _each(ended, lambda uid: _clear(database, store, staging, uid))
+
+
+def _is_uid(name: str) -> bool:
+    """Only what is named like a request is ours to delete: others may keep files beside it."""
+    try:
+        return str(UUID(name)) == name
+    except ValueError:
+        return False
+
+
+def _is_over(database: sa.Engine, uid: str) -> bool:
+    with reading(database) as connection:
+        state = read_state(connection, uid)
+    if state is None:
+        return True
+    return (
+        state.status in FINISHED and state.completed_at is not None and state.completed_at < utc_now() - KEEP_LEFTOVERS
+    )
+
+
+def _clear(database: sa.Engine, store: Store, staging: Staging, uid: str) -> None:
+    with reading(database) as connection:
+        state = read_state(connection, uid)
+    delivered = f"{uid}/{state.attempt}/" if state and state.status is RequestStatus.COMPLETED else None
+    for key in list(store.keys(f"{uid}/")):
+        if delivered is None or not key.startswith(delivered):
             store.delete(key)
-        with database.begin() as connection:
-            expiry.files_deleted(connection, request_id)
-    return len(due)
+    staging.delete_tree(uid)
 
 
-def clear_leftovers(database: sa.Engine, store: Store, staging: Staging) -> int:
-    """Delete what ended requests left in staging, and the objects of their attempts that delivered nothing."""
-    cleared = 0
-    for uid in staging.trees():
-        with reading(database) as connection:
-            state = read_state(connection, uid)
-        if state is None:
-            staging.delete_tree(uid)
-            cleared += 1
-            continue
-        if state.status not in FINISHED or state.completed_at is None:
-            continue
-        if state.completed_at > utc_now() - KEEP_LEFTOVERS:
-            continue
-        delivered = state.attempt if state.status is RequestStatus.COMPLETED else None
-        for attempt in range(1, state.attempt + 1):
-            if attempt == delivered:
-                staging.delete_tree(staging_prefix(uid, attempt))
-            else:
-                discard_attempt(store, staging, uid, attempt)
-        staging.delete_tree(uid)
-        cleared += 1
-    return cleared
+def _each(items: Iterable[T], do: Callable[[T], None]) -> tuple[int, int]:
+    """Do all of them; one that fails must not keep the others from being done."""
+    done = failed = 0
+    for item in items:
+        try:
+            do(item)
+        except ExportFailure:
+            failed += 1
+        else:
+            done += 1
+    return done, failed

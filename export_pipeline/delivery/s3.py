@@ -4,7 +4,7 @@ What belongs here: uploads that are whole or not at all, reads that are never sh
 as long as they say. What does not: what S3's errors mean (``s3_errors``).
 
 One upload reads its source once and holds one part in memory: 8 MiB for files up to 80 GB, 525 MB
-for the largest that S3 takes (5 TB). Parts go one after the other; files go side by side.
+for the largest that S3 takes (5 TB). Parts go one after the other.
 """
 
 from __future__ import annotations

@@ -132,17 +132,18 @@ def _offer(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage
     content = mime.as_bytes()
     if client.has_extn("size"):
         options.append(f"SIZE={len(content)}")
-    _expect(client.mail(sender, options)[0], 250)
+    # A refused sender is the installation's to correct, and no recipient's fault: never permanent.
+    _expect(client.mail(sender, options)[0], 250, lasting=False)
     _expect(client.rcpt(recipient)[0], 250, 251)
-    _expect(client.docmd("DATA")[0], 354)
+    _expect(client.docmd("DATA")[0], 354, lasting=False)
     # A line that is a dot would end the message: dots at a line's beginning are doubled.
     stuffed = re.sub(rb"(?m)^\.", b"..", content)
     return stuffed + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
-def _expect(code: int, *wanted: int) -> None:
+def _expect(code: int, *wanted: int, lasting: bool = True) -> None:
     if code not in wanted:
-        raise MailNotAccepted(f"smtp {code}", permanent=500 <= code < 600)
+        raise MailNotAccepted(f"smtp {code}", permanent=lasting and 500 <= code < 600)
 
 
 def _hang_up(client: smtplib.SMTP | None) -> None:

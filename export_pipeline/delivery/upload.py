@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import BinaryIO, cast
 from zoneinfo import ZoneInfo
 
 from export_pipeline.delivery.keys import export_prefix, file_name
@@ -74,7 +73,7 @@ def _upload(
     store: Store, staging: Staging, file: StagedFile, placed: ManifestFile, progress: Callable[[int], None]
 ) -> None:
     with staging.open(file.key) as source:
-        store.put(cast("BinaryIO", source), describe(placed), size=file.bytes, sha256=file.sha256, progress=progress)
+        store.put(source, describe(placed), size=file.bytes, sha256=file.sha256, progress=progress)
 
 
 def describe(file: ManifestFile) -> ObjectDescription:

@@ -26,6 +26,7 @@ class Processes(ExitStack):
         super().__init__()
         self._logs = logs
         self._environment = {**os.environ, **environment}
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def code_server(self, port: int) -> None:
         """Start the code location's gRPC server."""
@@ -63,10 +64,11 @@ class Processes(ExitStack):
             start_new_session=True,
         )
         self.callback(_end, process)
+        self._started[name] = process
 
     def _wait_for(self, port: int, name: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
+        while self._started[name].poll() is None and time.monotonic() < deadline:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 return
             time.sleep(0.1)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.readers.types import staged_schema
-from export_pipeline.engine.staging import Staging
+from export_pipeline.engine.staging import BatchWriter, Staging, unique
 from export_pipeline.failures import ExportFailure, FailureCode
 
 
@@ -73,7 +73,7 @@ def stage_rows(
     schema = staged_schema(query.columns)
     with open_snapshot(source, query) as snapshot:
         snapshot_taken(snapshot.row_count, snapshot.taken_at)
-        stager = _Stager(staging, prefix, schema, snapshot, sharding)
+        stager = _Stager(staging, unique(f"{prefix}/rows"), schema, snapshot, sharding)
         with stager:
             for done in stager.stage():
                 progress(done)
@@ -99,7 +99,7 @@ class _Stager(ExitStack):
         self._snapshot = snapshot
         self._sharding = sharding
         self._shard_rows: int | None = None
-        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+        self._writer: BatchWriter | None = None
         self._rows_in_shard = 0
         self.rows = 0
         self.bytes = 0
@@ -131,7 +131,7 @@ class _Stager(ExitStack):
         if self._writer is None:
             self._begin_shard()
         assert self._writer is not None  # noqa: S101 - for the type checker
-        self._writer.write_batch(piece)
+        self._writer.write(piece)
         self._rows_in_shard += piece.num_rows
         self.rows += piece.num_rows
         self.bytes += piece.nbytes
@@ -139,7 +139,7 @@ class _Stager(ExitStack):
             self._end_shard()
 
     def _begin_shard(self) -> None:
-        key = f"{self._prefix}/rows/{len(self.shards) + 1:05d}.arrow"
+        key = f"{self._prefix}/{len(self.shards) + 1:05d}.arrow"
         self._writer = self.enter_context(self._staging.write_batches(key, self._schema))
         self.shards.append(StagedShard(len(self.shards) + 1, key, 0))
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from export_pipeline.catalog.model import Dataset, OutputColumn
 from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.engine.query import Selection
-from export_pipeline.engine.staging import Staging
+from export_pipeline.engine.staging import Staging, unique
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.filters import parse_filters
 from export_pipeline.requests.model import ExportRequest
@@ -49,7 +49,6 @@ class ExportPlan(BaseModel):
     options: Options
     time_zone: str
     max_bytes: int
-    requested_at: datetime
     key_secret: str
     """128 random bits in the keys of the delivered files."""
 
@@ -84,20 +83,21 @@ def make_plan(request: ExportRequest, checked: Preflight, organization: Organiza
         options=checked.options,
         time_zone=checked.time_zone,
         max_bytes=checked.max_bytes,
-        requested_at=request.created_at,
         key_secret=secrets.token_hex(16),
     )
 
 
-def save_plan(staging: Staging, plan: ExportPlan) -> None:
-    """Put the plan where the later steps find it."""
-    with staging.create(f"{plan.prefix}/plan.json") as sink:
+def save_plan(staging: Staging, plan: ExportPlan) -> str:
+    """Put the plan where the later steps find it; returns its key."""
+    key = f"{unique(plan.prefix)}/plan.json"
+    with staging.create(key) as sink:
         sink.write(plan.model_dump_json().encode())
+    return key
 
 
-def load_plan(staging: Staging, uid: str, attempt: int) -> ExportPlan:
+def load_plan(staging: Staging, key: str) -> ExportPlan:
     """The plan that an earlier step saved."""
-    with staging.open(f"{staging_prefix(uid, attempt)}/plan.json") as source:
+    with staging.open(key) as source:
         return ExportPlan.model_validate_json(source.read())
 
 

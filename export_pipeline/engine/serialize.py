@@ -16,7 +16,7 @@ from export_pipeline.catalog.model import Dataset
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.plan import ExportPlan, format_options
 from export_pipeline.engine.splitter import write_files
-from export_pipeline.engine.staging import Staging
+from export_pipeline.engine.staging import Staging, unique
 from export_pipeline.failures import ExportFailure, FailureCode
 
 
@@ -70,7 +70,7 @@ def serialize_shard(
             not hold exactly the shard's rows.
     """
     file_format = open_format(plan.format, format_options(plan))
-    prefix = f"{plan.prefix}/files/{shard:05d}"
+    prefix = unique(f"{plan.prefix}/files/{shard:05d}")
 
     def create(ordinal: int) -> AbstractContextManager[BinaryIO]:
         return staging.create(f"{prefix}/{ordinal:05d}")

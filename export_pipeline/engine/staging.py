@@ -3,14 +3,17 @@
 What belongs here: opening, listing and deleting staged objects, and rows as Arrow IPC.
 What does not: the delivered files' store (delivery), and what the rows are.
 
-Built on ``pyarrow.fs``, which streams multipart uploads by itself.
+Built on ``pyarrow.fs``, which streams multipart uploads by itself. It cannot abandon an upload, only end it:
+whoever writes takes a key that nobody else has (``unique``), and a key counts once it was handed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import BinaryIO, cast
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -20,107 +23,189 @@ import pyarrow.ipc
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.settings import local_path
 
+if TYPE_CHECKING:
+    from export_pipeline.engine.staging_s3 import S3Objects
+
+
+def unique(prefix: str) -> str:
+    """A prefix of this try alone, so that two runs of one attempt never write to the same key."""
+    return f"{prefix}/{secrets.token_hex(4)}"
+
 
 class Staging:
     """Objects under one root, named by ``/``-separated keys.
 
-    Every method raises ``ExportFailure(staging_unavailable)`` when the store fails.
+    Every method, and reading and writing what it opened, raises ``ExportFailure``: ``staging_unavailable``
+    for what may pass, ``staging_lost`` for an object that is gone or forbidden.
     """
 
     def __init__(self, url: str, *, s3_endpoint_url: str = "") -> None:
         directory = local_path(url)
         filesystem: pyarrow.fs.FileSystem
+        self._objects: S3Objects | None = None
         if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
+            with _translated():
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             filesystem, root = pyarrow.fs.LocalFileSystem(), str(directory)
         else:
-            parts = urlsplit(url)
-            endpoint = urlsplit(s3_endpoint_url)
-            options = {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme} if s3_endpoint_url else {}
-            filesystem = pyarrow.fs.S3FileSystem(allow_bucket_creation=False, **options)
-            root = (parts.netloc + parts.path).rstrip("/")
-        self._local = directory is not None
+            filesystem, root = _s3(s3_endpoint_url), _bucket_and_prefix(url)
+            from export_pipeline.engine.staging_s3 import S3Objects
+
+            self._objects = S3Objects(url, s3_endpoint_url)
         self._filesystem = pyarrow.fs.SubTreeFileSystem(root, filesystem)
 
     @contextmanager
     def create(self, key: str) -> Iterator[BinaryIO]:
-        """Write an object from its beginning; it exists whole or not at all once this returns."""
-        temporary = f"{key}.partial" if self._local else key
-        with _translated():
-            if self._local:
-                self._filesystem.create_dir(key.rpartition("/")[0], recursive=True)
-            stream = self._filesystem.open_output_stream(temporary, compression=None)
+        """Write an object from its beginning; on a disk it appears once it is whole."""
+        stream = self._begin(key)
         try:
-            yield cast(BinaryIO, stream)
+            yield cast("BinaryIO", _Stream(stream))
         except BaseException:
-            _abort(stream)
-            if self._local:
-                self._filesystem.delete_file(temporary)
+            self._abandon(key, stream)
             raise
-        with _translated():
-            stream.close()
-            if self._local:
-                self._filesystem.move(temporary, key)
+        self._finish(key, stream)
 
-    def open(self, key: str) -> pa.NativeFile:
-        """Open an object for reading, with random access."""
-        with _translated():
-            return self._filesystem.open_input_file(key)
-
-    def exists(self, key: str) -> bool:
-        """Whether the object is there."""
-        with _translated():
-            info = self._filesystem.get_file_info([key])[0]
-        return bool(info.type == pyarrow.fs.FileType.File)
+    @contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        """Read an object from its beginning."""
+        with self._open(key) as stream:
+            yield cast("BinaryIO", _Stream(stream))
 
     def delete_tree(self, prefix: str) -> None:
         """Delete all objects under a prefix; nothing there is no error."""
+        if self._objects is not None:
+            self._objects.delete_tree(_inside(prefix))
+            return
         with _translated():
-            if self._filesystem.get_file_info([prefix])[0].type != pyarrow.fs.FileType.NotFound:
+            if self._filesystem.get_file_info([_inside(prefix)])[0].type != pyarrow.fs.FileType.NotFound:
                 self._filesystem.delete_dir(prefix)
 
     def trees(self) -> list[str]:
         """The first level of prefixes."""
+        if self._objects is not None:
+            return self._objects.trees()
         with _translated():
-            infos = self._filesystem.get_file_info(pyarrow.fs.FileSelector("", recursive=False))
+            selector = pyarrow.fs.FileSelector("", allow_not_found=True, recursive=False)
+            infos = self._filesystem.get_file_info(selector)
         return [info.path for info in infos if info.type == pyarrow.fs.FileType.Directory]
 
     @contextmanager
-    def write_batches(self, key: str, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
+    def write_batches(self, key: str, schema: pa.Schema) -> Iterator[BatchWriter]:
         """Write batches of one schema as an Arrow IPC file, lz4 (a tenth of the whole path's time)."""
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with (
-            self.create(key) as sink,
-            pa.ipc.new_file(cast(pa.NativeFile, sink), schema, options=options) as writer,
-        ):
-            yield writer
+        stream = self._begin(key)
+        try:
+            with _translated():
+                writer = pa.ipc.new_file(stream, schema, options=options)
+            yield BatchWriter(writer)
+            with _translated():
+                writer.close()
+        except BaseException:
+            self._abandon(key, stream)
+            raise
+        self._finish(key, stream)
 
     def read_batches(self, key: str) -> Iterator[pa.RecordBatch]:
         """The batches of an Arrow IPC file, one in memory at a time."""
-        with self.open(key) as source, _translated(), pa.ipc.open_file(source) as reader:
+        with self._open(key) as source:
+            with _translated():
+                reader = pa.ipc.open_file(source)
             for index in range(reader.num_record_batches):
-                yield reader.get_batch(index)
+                with _translated():
+                    batch = reader.get_batch(index)
+                yield batch
+
+    def _open(self, key: str) -> pa.NativeFile:
+        with _translated():
+            return self._filesystem.open_input_file(_inside(key))
+
+    def _begin(self, key: str) -> pa.NativeFile:
+        with _translated():
+            if self._objects is None:
+                self._filesystem.create_dir(_inside(key).rpartition("/")[0], recursive=True)
+            return self._filesystem.open_output_stream(self._unfinished(_inside(key)), compression=None)
+
+    def _finish(self, key: str, stream: pa.NativeFile) -> None:
+        with _translated():
+            stream.close()
+            if self._objects is None:
+                self._filesystem.move(self._unfinished(key), key)
+
+    def _abandon(self, key: str, stream: pa.NativeFile) -> None:
+        """Best effort: what stays is the janitor's, and nobody was told its key."""
+        with suppress(OSError, pa.ArrowException):
+            stream.close()
+        with suppress(OSError, pa.ArrowException, ExportFailure):
+            if self._objects is not None:
+                self._objects.delete(key)
+            else:
+                self._filesystem.delete_file(self._unfinished(key))
+
+    def _unfinished(self, key: str) -> str:
+        return f"{key}.partial" if self._objects is None else key
 
 
-def read_all(staging: Staging, keys: Iterable[str]) -> Iterator[pa.RecordBatch]:
-    """The batches of several staged files, one after the other."""
-    for key in keys:
-        yield from staging.read_batches(key)
+class BatchWriter:
+    """Writes batches of one schema."""
+
+    def __init__(self, writer: pa.ipc.RecordBatchFileWriter) -> None:
+        self._writer = writer
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch."""
+        with _translated():
+            self._writer.write_batch(batch)
 
 
-def _abort(stream: pa.NativeFile) -> None:
-    try:
-        stream.close()
-    except OSError:
-        return
+class _Stream:
+    """A stream of the filesystem whose errors are told as failures of staging."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes | memoryview) -> int:
+        with _translated():
+            return int(self._stream.write(data))
+
+    def read(self, size: int = -1) -> bytes:
+        with _translated():
+            return bytes(self._stream.read(size if size >= 0 else None))
+
+
+def _s3(endpoint_url: str) -> pyarrow.fs.S3FileSystem:
+    if not endpoint_url:
+        return pyarrow.fs.S3FileSystem(allow_bucket_creation=False)
+    # The AWS SDK's default checksums come as a trailer, to which S3-compatible stores answer 411.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    endpoint = urlsplit(endpoint_url)
+    return pyarrow.fs.S3FileSystem(
+        endpoint_override=endpoint.netloc, scheme=endpoint.scheme, allow_bucket_creation=False
+    )
+
+
+def _bucket_and_prefix(url: str) -> str:
+    parts = urlsplit(url)
+    return (parts.netloc + parts.path).rstrip("/")
+
+
+def _inside(key: str) -> str:
+    if not key or key.startswith("/") or ".." in key.split("/"):
+        raise ValueError("a staging key names a place below the root")
+    return key
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowInvalid) as error:
+    except (FileNotFoundError, PermissionError, pa.ArrowInvalid) as error:
+        raise ExportFailure(
+            FailureCode.STAGING_LOST,
+            f"What an earlier step staged is gone or cannot be read ({type(error).__name__}). Re-execute the run from "
+            "its start, or check the permissions under EXPORT_STAGING_URL.",
+        ) from None
+    except (OSError, pa.ArrowException) as error:
         raise ExportFailure(
             FailureCode.STAGING_UNAVAILABLE,
-            f"The staging store failed ({type(error).__name__}). Check EXPORT_STAGING_URL, free space and permissions.",
+            f"The staging store failed ({type(error).__name__}). Check EXPORT_STAGING_URL and its free space.",
         ) from None

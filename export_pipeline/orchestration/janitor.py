@@ -12,10 +12,13 @@ from export_pipeline.orchestration.resources import ExportResource
 @dg.op(description="Expires exports past retention, clears leftovers of ended attempts, aborts orphan uploads.")
 def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     """Everything that is due."""
+    expired, not_expired = expire_exports(exports.database, exports.store)
+    cleared, not_cleared = clear_leftovers(exports.database, exports.store, exports.staging)
     context.add_output_metadata(
         {
-            "expired_exports": expire_exports(exports.database, exports.store),
-            "cleared_leftovers": clear_leftovers(exports.database, exports.store, exports.staging),
+            "expired_exports": expired,
+            "cleared_leftovers": cleared,
+            "failed": not_expired + not_cleared,
             "aborted_uploads": exports.store.abort_uploads(KEEP_UPLOADS),
         }
     )

@@ -5,7 +5,15 @@ What belongs here: the order of the ops. What does not: the ops.
 
 import dagster as dg
 
-from export_pipeline.orchestration.ops import filter_entities, notify_recipients, plan, publish, serialize, upload
+from export_pipeline.orchestration.ops import (
+    filter_entities,
+    notify_recipients,
+    plan,
+    publish,
+    resume_notification,
+    serialize,
+    upload,
+)
 
 JOB_NAME = "export"
 
@@ -21,3 +29,17 @@ def export_job() -> None:
     shards, snapshot = filter_entities(plan())
     uploaded = shards.map(serialize).map(upload)
     notify_recipients(publish(snapshot, uploaded.collect()))
+
+
+NOTIFY_JOB_NAME = "notify"
+
+
+@dg.job(
+    name=NOTIFY_JOB_NAME,
+    description="The mails of a completed request whose run ended before they were all sent; "
+    "the reconciler asks for it.",
+    executor_def=dg.in_process_executor,
+)
+def notify_job() -> None:
+    """One op."""
+    resume_notification()

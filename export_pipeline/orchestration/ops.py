@@ -5,18 +5,20 @@ and retries (``stage``).
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from export_pipeline.delivery.manifest import read_manifest
-from export_pipeline.delivery.notify import Announcement, notify
+from export_pipeline.delivery.manifest import Manifest, read_manifest
+from export_pipeline.delivery.notify import Announcement, notify, undelivered
 from export_pipeline.delivery.publish import delivered_files, make_manifest
 from export_pipeline.delivery.publish import publish as publish_export
 from export_pipeline.delivery.upload import upload_files
 from export_pipeline.engine.extract import Sharding, stage_rows
 from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_plan, selection
 from export_pipeline.engine.serialize import serialize_shard
+from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration.metadata import Stopwatch, materialization, object_links, stage_metadata
 from export_pipeline.orchestration.references import (
     PlanReference,
@@ -27,8 +29,8 @@ from export_pipeline.orchestration.references import (
     UploadedShard,
 )
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.stage import stage
-from export_pipeline.requests import states
+from export_pipeline.orchestration.stage import Work, stage
+from export_pipeline.requests import ledger, states
 from export_pipeline.requests.database import reading
 from export_pipeline.requests.model import load_request
 from export_pipeline.requests.preflight import preflight, recipients_of
@@ -50,7 +52,7 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
             organization = exports.organizations.get(connection, request.organization_id)
         checked = preflight(request, exports.catalog, organization)
         made = make_plan(request, checked, organization, work.attempt)
-        save_plan(exports.staging, made)
+        key = save_plan(exports.staging, made)
         context.add_output_metadata(
             {
                 "dataset": made.dataset,
@@ -61,7 +63,7 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
                 "max_file_bytes": made.max_bytes,
             }
         )
-        return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt)
+        return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt, key=key)
 
 
 @dg.op(
@@ -85,6 +87,7 @@ def filter_entities(
             progress=work.pulse.report,
         )
         metadata = stage_metadata(watch, rows=staged.rows, size=staged.bytes, files=len(staged.shards))
+    rows_before = 0
     for shard in staged.shards:
         reference = ShardReference(
             plan=planned,
@@ -93,7 +96,9 @@ def filter_entities(
             shards=len(staged.shards),
             key=shard.key,
             rows=shard.rows,
+            rows_before=rows_before,
         )
+        rows_before += shard.rows
         yield dg.DynamicOutput(
             reference, mapping_key=f"{shard.ordinal:05d}", output_name="shards", metadata={"rows": shard.rows}
         )
@@ -116,7 +121,7 @@ def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: Ex
             shard=shard.ordinal,
             staged_key=shard.key,
             rows=shard.rows,
-            progress=work.pulse.report,
+            progress=lambda rows: work.pulse.report(shard.rows_before + rows),
         )
         metadata = stage_metadata(watch, rows=output.rows, size=output.bytes, files=len(output.files))
         context.add_output_metadata(metadata | {name: dg.MetadataValue.int(n) for name, n in output.counters.items()})
@@ -137,7 +142,7 @@ def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports:
             shard=shard.ordinal,
             shards=shard.shards,
             snapshot_at=shard.snapshot_at,
-            progress=work.pulse.report,
+            progress=lambda rows: work.pulse.report(shard.rows_before + rows),
         )
         output = serialized.output
         metadata = stage_metadata(watch, rows=output.rows, size=output.bytes, files=len(files))
@@ -155,6 +160,9 @@ def publish(
     """The commit point."""
     planned = snapshot.plan
     with stage(context, exports, planned.request_id, Stage.PUBLISH) as work:
+        if work.completed is not None:
+            # An earlier try completed the row and died before Dagster knew: there is nothing left to publish.
+            return PublishedExport(plan=planned, manifest_key=work.completed)
         watch = Stopwatch()
         made = _plan(exports, planned)
         in_order = sorted(uploaded, key=lambda shard: shard.ordinal)
@@ -167,16 +175,9 @@ def publish(
         )
         work.pulse.check()
         key = publish_export(exports.store, made, manifest)
-        with exports.database.begin() as connection:
-            states.complete(
-                connection,
-                planned.request_id,
-                run_id=context.run_id,
-                files=delivered_files(manifest),
-                manifest_key=key,
-                expires_at=datetime.now(UTC) + timedelta(days=exports.settings.retention_days),
-            )
-        exports.staging.delete_tree(made.prefix)
+        _complete(context, exports, planned, manifest, key)
+        with suppress(ExportFailure):
+            exports.staging.delete_tree(made.prefix)  # else the janitor does: the export is complete
         metadata = stage_metadata(watch, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
         metadata["manifest"] = dg.MetadataValue.url(exports.store.object_url(key))
         context.add_output_metadata(metadata)
@@ -184,31 +185,60 @@ def publish(
         return PublishedExport(plan=planned, manifest_key=key)
 
 
+def _complete(
+    context: dg.OpExecutionContext, exports: ExportResource, planned: PlanReference, manifest: Manifest, key: str
+) -> None:
+    """The row says ``completed`` and the ledger names everybody who is to be mailed, in one transaction."""
+    with exports.database.begin() as connection:
+        states.complete(
+            connection,
+            planned.request_id,
+            run_id=context.run_id,
+            files=delivered_files(manifest),
+            manifest_key=key,
+            expires_at=datetime.now(UTC) + timedelta(days=exports.settings.retention_days),
+        )
+        ledger.enlist(connection, planned.request_id, recipients_of(load_request(connection, planned.request_id)))
+
+
 @dg.op(description="Mails every recipient a link, **once**; re-execution mails only who has none yet.")
 def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport, exports: ExportResource) -> None:
     """The mails."""
-    request_id = published.plan.request_id
-    with stage(context, exports, request_id, Stage.NOTIFY_RECIPIENTS) as work:
-        watch = Stopwatch()
-        with reading(exports.database) as connection:
-            request = load_request(connection, request_id)
-            organization = exports.organizations.get(connection, request.organization_id)
-        announcement = Announcement(
-            request_id=request_id,
-            manifest=read_manifest(exports.store, published.manifest_key),
-            dataset=exports.catalog[request.dataset],
-            recipients=recipients_of(request),
-            locale=request.email_locale,
-            time_zone=organization.time_zone,
-            files_expire_at=request.expires_at or datetime.now(UTC),
-        )
-        counts = notify(
-            exports.database, exports.store, exports.mail, exports.settings, announcement, check=work.pulse.check
-        )
-        context.add_output_metadata(
-            {"seconds": round(watch.seconds, 3)} | {f"mails_{status}": number for status, number in counts.items()}
-        )
+    with stage(context, exports, published.plan.request_id, Stage.NOTIFY_RECIPIENTS) as work:
+        _notify(context, exports, work)
+
+
+@dg.op(description="Goes on with the mails of a completed request whose own run ended before they were all sent.")
+def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> None:
+    """The mails that a dead run left."""
+    with stage(context, exports, config.request_id, Stage.NOTIFY_RECIPIENTS, adopt=True) as work:
+        _notify(context, exports, work)
+
+
+def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work) -> None:
+    watch = Stopwatch()
+    with reading(exports.database) as connection:
+        request = load_request(connection, work.request_id)
+        organization = exports.organizations.get(connection, request.organization_id)
+    announcement = Announcement(
+        request_id=request.id,
+        manifest=read_manifest(exports.store, request.manifest_key or ""),
+        dataset=exports.catalog[request.dataset],
+        recipients=recipients_of(request),
+        locale=request.email_locale,
+        time_zone=organization.time_zone,
+        files_expire_at=request.expires_at or datetime.now(UTC),
+    )
+    counts = notify(
+        exports.database, exports.store, exports.mail, exports.settings, announcement, check=work.pulse.check
+    )
+    with exports.database.begin() as connection:
+        states.notified(connection, request.id, counts)
+        states.note(connection, request.id, undelivered(counts), run_id=context.run_id)
+    context.add_output_metadata(
+        {"seconds": round(watch.seconds, 3)} | {f"mails_{status}": number for status, number in counts.items()}
+    )
 
 
 def _plan(exports: ExportResource, planned: PlanReference) -> ExportPlan:
-    return load_plan(exports.staging, planned.uid, planned.attempt)
+    return load_plan(exports.staging, planned.key)

@@ -78,6 +78,6 @@ class Pulse:
                 states.heartbeat(connection, self._request_id, run_id=self._run_id, values=values)
         except (ExportCanceled, OwnershipLost) as signal:
             self._stop = signal
-        except sa.exc.OperationalError:
+        except Exception:  # noqa: BLE001 - whatever it is, the thread must live on
             # One heartbeat that does not get through is no reason to give up hours of work: the next may.
             return

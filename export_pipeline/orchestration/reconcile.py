@@ -23,7 +23,6 @@ EXHAUSTED = ExportFailure(
     "The export was started several times and each time its process ended without a word. The operators can see the "
     "runs; insert a new request once they found the reason.",
 )
-CANCELED_IN_DAGSTER = "The export was canceled in Dagster."
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,10 @@ class RunView:
     attempt: int | None
     finished: bool
     canceled: bool
+    canceling: bool = False
+    job_name: str = ""
+    ended_at: float = 0.0
+    """Unix seconds; 0 while it has not ended."""
 
 
 class Fate(StrEnum):
@@ -45,19 +48,20 @@ class Fate(StrEnum):
     GIVE_UP = "its attempts are used up; failed"
     CANCEL = "its run was canceled in Dagster"
 
-    def apply(self, connection: sa.Connection, orphan: Orphan) -> None:
-        """Write it on the row."""
-        match self:
-            case Fate.LEAVE:
-                claims.renew_lease(connection, orphan.id)
-            case Fate.REQUEST_AGAIN:
-                claims.release(connection, orphan.id, attempt=orphan.attempt, charged=False)
-            case Fate.NEW_ATTEMPT:
-                claims.release(connection, orphan.id, attempt=orphan.attempt, charged=True)
-            case Fate.GIVE_UP:
-                states.fail(connection, orphan.id, EXHAUSTED, run_id=None)
-            case Fate.CANCEL:
-                states.cancel(connection, orphan.id, CANCELED_IN_DAGSTER)
+
+def write(connection: sa.Connection, orphan: Orphan, decided: Fate) -> None:
+    """Write on the row what became of it; a cancel also deletes files and is not this module's."""
+    match decided:
+        case Fate.LEAVE:
+            claims.renew_lease(connection, orphan.id)
+        case Fate.REQUEST_AGAIN:
+            claims.release(connection, orphan.id, attempt=orphan.attempt, charged=False)
+        case Fate.NEW_ATTEMPT:
+            claims.release(connection, orphan.id, attempt=orphan.attempt, charged=True)
+        case Fate.GIVE_UP:
+            states.give_up(connection, orphan.id, EXHAUSTED, attempt=orphan.attempt)
+        case Fate.CANCEL:
+            raise ValueError("a cancel is carried out by cancel.cancel_and_discard")
 
 
 def fate(orphan: Orphan, runs: Sequence[RunView], *, max_attempts: int) -> Fate:
@@ -67,6 +71,7 @@ def fate(orphan: Orphan, runs: Sequence[RunView], *, max_attempts: int) -> Fate:
         return Fate.REQUEST_AGAIN
     if any(not run.finished for run in current) and not orphan.timed_out:
         return Fate.LEAVE
-    if any(run.finished and run.canceled for run in current):
+    # A re-execution that was canceled before it took the row says nothing of the run that owns it.
+    if any(run.canceled and orphan.run_id in (run.run_id, None) for run in current):
         return Fate.CANCEL
     return Fate.NEW_ATTEMPT if orphan.attempt < max_attempts else Fate.GIVE_UP

@@ -20,11 +20,12 @@ class _Reference(BaseModel):
 
 
 class PlanReference(_Reference):
-    """A planned request: its plan is in the staging store under ``uid`` and ``attempt``."""
+    """A planned request, and the staging key of its plan."""
 
     request_id: int
     uid: str
     attempt: int
+    key: str
 
 
 class SnapshotReference(_Reference):
@@ -37,7 +38,7 @@ class SnapshotReference(_Reference):
 
 
 class ShardReference(_Reference):
-    """A staged shard: its place from 1 among ``shards``, its staging key, its rows."""
+    """A staged shard: its place from 1 among ``shards``, its staging key, its rows, and those of the shards before."""
 
     plan: PlanReference
     snapshot_at: datetime
@@ -45,6 +46,7 @@ class ShardReference(_Reference):
     shards: int
     key: str
     rows: int
+    rows_before: int
 
 
 class SerializedShard(_Reference):

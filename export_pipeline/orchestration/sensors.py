@@ -6,19 +6,24 @@ What belongs here: reading, calling, returning what Dagster wants. What does not
 Intervals are 4 s, never 5: the daemon's loop is 5 s and a sensor of 5 s is skipped every other time.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import ParamSpec
 
 import dagster as dg
 import sqlalchemy as sa
 from dagster import DagsterInstance, RunsFilter
 
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.job import JOB_NAME
-from export_pipeline.orchestration.reconcile import Fate, RunView, fate
+from export_pipeline.orchestration.cancel import cancel_and_discard
+from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
+from export_pipeline.orchestration.reconcile import Fate, RunView, fate, write
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.stage import CANCELED_BY_REQUESTER
 from export_pipeline.requests import claims, states
 from export_pipeline.requests.database import reading
+
+P = ParamSpec("P")
 
 ROWS_PER_TICK = 50
 """A run key costs the daemon a look-up; 50 keep a tick short, and the next tick takes the next 50."""
@@ -26,8 +31,15 @@ INTERVAL_SECONDS = 4
 RECONCILE_INTERVAL_SECONDS = 14
 QUIET_HEARTBEATS = 5
 """Heartbeats missed before a row is compared with its run."""
+NOTIFY_WITHIN = timedelta(days=2)
+MAX_NOTIFY_RUNS = 6
+NOTIFY_PAUSE_SECONDS = 60
+"""Mails that a dead run or an unreachable provider left are tried again after 2, 4, 8, ... times as long."""
 
-UNREACHABLE = "The request database could not be reached; check that it runs and EXPORT_DATABASE_URL. Trying again."
+UNREACHABLE = (
+    "The request database could not be read; check that it runs, EXPORT_DATABASE_URL, and that `export-pipeline db "
+    "upgrade` was run. Trying again."
+)
 
 
 @dg.sensor(
@@ -68,57 +80,104 @@ def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportRes
     try:
         with reading(exports.database) as connection:
             asked = states.cancel_requested(connection)
-        for request_id, uid in asked:
-            active = [run for run in runs_of(context.instance, uid) if not run.finished]
-            for run in active:
-                context.instance.run_coordinator.cancel_run(run.run_id)
-            if not active:
-                with exports.database.begin() as connection:
-                    states.cancel(connection, request_id, CANCELED_BY_REQUESTER)
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
-    return dg.SkipReason(f"{len(asked)} cancels asked for." if asked else "No cancel is asked for.")
+    failed = [uid for request_id, uid in asked if not _done(_cancel, context.instance, exports, request_id, uid)]
+    return dg.SkipReason(_summary(len(asked), failed, "cancels asked for"))
+
+
+def _cancel(instance: DagsterInstance, exports: ExportResource, request_id: int, uid: str) -> None:
+    active = [run for run in runs_of(instance, uid) if not run.finished]
+    for run in active:
+        if not run.canceling:
+            instance.run_coordinator.cancel_run(run.run_id)
+    if not active:
+        cancel_and_discard(exports, request_id, uid)
 
 
 @dg.sensor(
     minimum_interval_seconds=RECONCILE_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    job_name=JOB_NAME,
-    description="Compares rows with their runs and heartbeats, and mends what lost its run.",
+    job_name=NOTIFY_JOB_NAME,
+    description="Compares rows with their runs and heartbeats, and mends what lost its run; "
+    "asks for the mails that a dead run left.",
 )
-def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
+def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
     """What status sensors and crashed workers leave behind."""
     settings = exports.settings
+    quiet_seconds = QUIET_HEARTBEATS * settings.heartbeat_seconds
     try:
         with reading(exports.database) as connection:
-            found = claims.quiet(
+            orphans = claims.quiet(
                 connection,
                 lease_seconds=settings.claim_lease_seconds,
-                quiet_seconds=QUIET_HEARTBEATS * settings.heartbeat_seconds,
+                quiet_seconds=quiet_seconds,
                 heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
             )
-        mended = [_mend(context.instance, exports, orphan) for orphan in found]
+            unnotified = claims.unnotified(connection, quiet_seconds=quiet_seconds, within=NOTIFY_WITHIN)
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
-    done = [f"{orphan.uid}: {what}" for orphan, what in zip(found, mended, strict=True) if what is not Fate.LEAVE]
-    return dg.SkipReason("; ".join(done) or "Nothing to mend.")
+    failed = [orphan.uid for orphan in orphans if not _done(_mend, context.instance, exports, orphan)]
+    asked = [request for orphan in unnotified if (request := _resume(context.instance, orphan)) is not None]
+    if asked:
+        return dg.SensorResult(run_requests=asked)
+    return dg.SkipReason(_summary(len(orphans), failed, "rows without a heartbeat"))
 
 
-def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orphan) -> Fate:
+def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orphan) -> None:
     runs = runs_of(instance, orphan.uid)
     decided = fate(orphan, runs, max_attempts=exports.settings.max_attempts)
+    if decided is Fate.CANCEL:
+        cancel_and_discard(exports, orphan.id, orphan.uid)
+        return
     for run in runs if decided is not Fate.LEAVE else ():
         if not run.finished and run.attempt == orphan.attempt and (dead := instance.get_run_by_id(run.run_id)):
             instance.report_run_failed(dead, "The run wrote no heartbeat; its process is taken for dead.")
     with exports.database.begin() as connection:
-        decided.apply(connection, orphan)
-    return decided
+        write(connection, orphan, decided)
+
+
+def _resume(instance: DagsterInstance, orphan: claims.Orphan) -> dg.RunRequest | None:
+    """A run for the mails that are left, unless one is under way or enough were tried."""
+    runs = runs_of(instance, orphan.uid)
+    tried = [run for run in runs if run.job_name == NOTIFY_JOB_NAME]
+    if any(not run.finished or run.canceled for run in runs) or len(tried) >= MAX_NOTIFY_RUNS:
+        return None  # under way, or an operator stopped it, or tried often enough
+    if tried and time.time() - max(run.ended_at for run in tried) < NOTIFY_PAUSE_SECONDS * 2 ** len(tried):
+        return None
+    return dg.RunRequest(
+        job_name=NOTIFY_JOB_NAME,
+        run_key=f"{orphan.uid}:notify:{len(tried) + 1}",
+        run_config={"ops": {"resume_notification": {"config": {"request_id": orphan.id}}}},
+        tags={tags.REQUEST_ID: str(orphan.id), tags.REQUEST_UID: orphan.uid},
+    )
+
+
+def _done(step: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> bool:
+    """Do one row's work; what goes wrong with one must not keep the others from theirs."""
+    try:
+        step(*arguments, **options)
+    except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
+        return False
+    return True
+
+
+def _summary(number: int, failed: list[str], what: str) -> str:
+    return f"{number} {what}." + (f" Not done, to be tried again: {', '.join(failed)}" if failed else "")
 
 
 def runs_of(instance: DagsterInstance, uid: str) -> list[RunView]:
     """All runs of a request."""
-    records: Iterable[dg.RunRecord] = instance.get_run_records(RunsFilter(tags={tags.REQUEST_UID: uid}))
+    records: Iterable[dg.RunRecord] = instance.get_run_records(RunsFilter(tags={tags.REQUEST_UID: tags.tag_value(uid)}))
     return [
-        RunView(run.run_id, tags.attempt_of(run.tags), run.is_finished, run.status is dg.DagsterRunStatus.CANCELED)
-        for run in (record.dagster_run for record in records)
+        RunView(
+            run_id=record.dagster_run.run_id,
+            attempt=tags.attempt_of(record.dagster_run.tags),
+            finished=record.dagster_run.is_finished,
+            canceled=record.dagster_run.status is dg.DagsterRunStatus.CANCELED,
+            canceling=record.dagster_run.status is dg.DagsterRunStatus.CANCELING,
+            job_name=record.dagster_run.job_name,
+            ended_at=record.end_time or 0.0,
+        )
+        for record in records
     ]

@@ -9,6 +9,7 @@ one is told by its type and its places in the code, never by its message.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.orchestration import tags
+from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
 from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import states
@@ -28,9 +30,6 @@ from export_pipeline.requests.tables import Stage
 
 MAX_RETRIES = 3
 FIRST_RETRY_SECONDS = 2.0
-
-CANCELED_BY_REQUESTER = "The export was canceled as asked."
-CANCELED_BY_OPERATOR = "The export was canceled by an operator in Dagster."
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,15 @@ class Work:
     request_id: int
     attempt: int
     pulse: Pulse
+    completed: str | None = None
+    """The manifest's key, if ``publish`` is tried again after it had completed the request."""
 
 
 @contextmanager
-def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: int, which: Stage) -> Iterator[Work]:
-    """Do one stage's work on a request.
+def stage(
+    context: dg.OpExecutionContext, exports: ExportResource, request_id: int, which: Stage, *, adopt: bool = False
+) -> Iterator[Work]:
+    """Do one stage's work on a request; ``adopt`` takes a completed one over from a run that ended.
 
     Raises:
         dagster.RetryRequested: a transient failure with tries left.
@@ -52,9 +55,9 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
     """
     frame = _Frame(context, exports, request_id)
     try:
-        owned = frame.enter(which)
+        owned = frame.enter(which, adopt=adopt)
         with Pulse(exports.database, request_id, context.run_id, exports.settings.heartbeat_seconds) as pulse:
-            yield Work(request_id, owned.attempt, pulse)
+            yield Work(request_id, owned.attempt, pulse, owned.manifest_key)
     except DagsterExecutionInterruptedError:
         frame.interrupted()
         raise
@@ -71,16 +74,26 @@ class _Frame:
         self._request_id = request_id
         self._owned: states.Ownership | None = None
 
-    def enter(self, which: Stage) -> states.Ownership:
-        run = self._context.run
-        lineage = tags.lineage_of(run)
+    def enter(self, which: Stage, *, adopt: bool) -> states.Ownership:
+        run, instance = self._context.run, self._context.instance
+        lineage = tags.lineage_of(instance, run)
         with self._exports.database.begin() as connection:
             if which is Stage.PLAN:
                 attempt = tags.attempt_of(run.tags)
                 owned = states.begin(connection, self._request_id, run_id=run.run_id, lineage=lineage, attempt=attempt)
+            elif which is Stage.NOTIFY_RECIPIENTS:
+                # The mail comes after `completed`, so that its link is live.
+                owned = states.enter_completed(
+                    connection, self._request_id, which, run_id=run.run_id, lineage=None if adopt else lineage
+                )
             else:
                 owned = states.enter(connection, self._request_id, which, run_id=run.run_id, lineage=lineage)
         self._owned = owned
+        if tags.REQUEST_UID not in run.tags:
+            # Launched by hand: without its tags neither a cancel nor the reconciler would find the run.
+            instance.add_run_tags(
+                run.run_id, {tags.REQUEST_UID: tags.tag_value(owned.uid), tags.ATTEMPT: str(owned.attempt)}
+            )
         return owned
 
     def interrupted(self) -> None:
@@ -89,48 +102,51 @@ class _Frame:
         Only the first ends the request; after the second the reconciler gives it a new attempt.
         """
         run = self._context.instance.get_run_by_id(self._context.run_id)
-        if run is not None and run.status is dg.DagsterRunStatus.CANCELING:
-            self._cancel(CANCELED_BY_OPERATOR)
-
-    def _cancel(self, message: str) -> None:
-        with self._exports.database.begin() as connection:
-            canceled = states.cancel(connection, self._request_id, message)
-        if canceled:
-            self._discard()
-
-    def _discard(self) -> None:
-        """Nothing of this attempt is to stay. What cannot be deleted now is the janitor's."""
-        if self._owned is None:
+        if run is None or run.status is not dg.DagsterRunStatus.CANCELING or self._owned is None:
             return
-        with suppress(ExportFailure):
-            discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        # Should the database be gone as well, the sensors carry the cancel out later.
+        with suppress(sa.exc.SQLAlchemyError):
+            cancel_and_discard(self._exports, self._request_id, self._owned.uid)
 
     def outcome(self, error: Exception) -> Exception:
+        """How the op ends: never with the error itself, whose text may hold anything."""
+        try:
+            return self._outcome(error)
+        except Exception as second:  # noqa: BLE001 - telling failed too: the reconciler tells the row
+            return dg.Failure(
+                "The end of this step could not be written to the row; the reconciler will mend it.",
+                metadata={"exception": dg.MetadataValue.text(type(second).__qualname__)},
+                allow_retries=False,
+            )
+
+    def _outcome(self, error: Exception) -> Exception:
         if isinstance(error, ExportCanceled):
             return self._canceled()
         if isinstance(error, OwnershipLost):
             return dg.Failure(f"This run does not own the request: {error}. Nothing was done.", allow_retries=False)
         if isinstance(error, sa.exc.OperationalError):
             message = "The request database could not be reached. Check that it runs and EXPORT_DATABASE_URL."
-            return self._failed(ExportFailure(FailureCode.SOURCE_UNAVAILABLE, message))
+            return self._failed(ExportFailure(FailureCode.DATABASE_UNAVAILABLE, message))
         if isinstance(error, ExportFailure):
             return self._failed(error)
         return self._failed(states.INTERNAL, places=_places(error), kind=type(error).__qualname__)
 
     def _canceled(self) -> Exception:
-        self._cancel(CANCELED_BY_REQUESTER)
+        if self._owned is not None:
+            cancel_and_discard(self._exports, self._request_id, self._owned.uid)
         # So that Dagster ends the run as CANCELED: it is this run's own wish to stop.
         self._context.instance.report_run_canceling(self._context.run)
-        return dg.Failure(CANCELED_BY_REQUESTER, allow_retries=False)
+        return dg.Failure(BY_REQUESTER, allow_retries=False)
 
     def _failed(self, failure: ExportFailure, *, places: str = "", kind: str = "") -> Exception:
         if failure.fault is Fault.TRANSIENT and self._context.retry_number < MAX_RETRIES:
             wait = FIRST_RETRY_SECONDS * 2**self._context.retry_number
             self._context.log.warning("%s: %s Trying again in %.0f s.", failure.code, failure.message, wait)
             return dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait)
-        self._write_failure(failure)
-        if failure.fault is Fault.REQUESTER:
-            self._discard()
+        if self._write_failure(failure) and failure.fault is Fault.REQUESTER and self._owned is not None:
+            # Nobody will re-execute this: nothing of the attempt is to stay.
+            with suppress(ExportFailure):
+                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
         metadata: dict[str, dg.MetadataValue] = {
             "error_code": dg.MetadataValue.text(failure.code.value),
             "fault": dg.MetadataValue.text(failure.fault.value),
@@ -138,16 +154,24 @@ class _Frame:
         if places:
             metadata["exception"] = dg.MetadataValue.text(kind)
             metadata["raised_at"] = dg.MetadataValue.md(f"```\n{places}\n```")
-        return dg.Failure(f"{failure.code}: {failure.message}", metadata=metadata, allow_retries=False)
+        return dg.Failure(_told(failure), metadata=metadata, allow_retries=False)
 
-    def _write_failure(self, failure: ExportFailure) -> None:
-        try:
-            with self._exports.database.begin() as connection:
-                if not states.fail(connection, self._request_id, failure, run_id=self._context.run_id):
-                    states.note(connection, self._request_id, failure.message)
-        except sa.exc.OperationalError:
-            # The reconciler finds the row without a heartbeat once the database is back.
-            self._context.log.warning("The row could not be written; the reconciler will mend it.")
+    def _write_failure(self, failure: ExportFailure) -> bool:
+        """Whether this failure is what the row says now."""
+        run_id = self._context.run_id
+        with self._exports.database.begin() as connection:
+            failed = states.fail(connection, self._request_id, failure, run_id=run_id)
+            if not failed:
+                states.note(connection, self._request_id, failure.message, run_id=run_id)
+        return failed
+
+
+def _told(failure: ExportFailure) -> str:
+    """What the event log says. A requester's message may repeat what was typed or a row's key: it stays on the row."""
+    if failure.fault is not Fault.REQUESTER:
+        return f"{failure.code}: {failure.message}"
+    column = re.split(r"[.\[]", failure.field or "the request")[0]
+    return f"{failure.code}: {column} has to be corrected by the requester; export_requests.message says how."
 
 
 def _places(error: BaseException) -> str:

@@ -21,6 +21,8 @@ ORGANIZATION = "export/organization"
 DATASET = "export/dataset"
 FORMAT = "export/format"
 
+MAX_LINEAGE = 50
+
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 
 
@@ -28,7 +30,7 @@ def run_tags(claim: Claim) -> dict[str, str]:
     """The tags of a request's run."""
     return {
         REQUEST_ID: str(claim.id),
-        REQUEST_UID: claim.uid,
+        REQUEST_UID: tag_value(claim.uid),
         ATTEMPT: str(claim.attempt),
         ORGANIZATION: tag_value(claim.organization_id),
         DATASET: tag_value(claim.dataset),
@@ -53,6 +55,12 @@ def attempt_of(tags: Mapping[str, str]) -> int | None:
     return int(value) if value.isdigit() else None
 
 
-def lineage_of(run: dg.DagsterRun) -> list[str]:
-    """The runs that this run re-executes."""
-    return [run_id for run_id in (run.parent_run_id, run.root_run_id) if run_id]
+def lineage_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
+    """The runs that this run re-executes: its parent, that one's parent, and so on."""
+    lineage: list[str] = []
+    parent = run.parent_run_id
+    while parent is not None and parent not in lineage and len(lineage) < MAX_LINEAGE:
+        lineage.append(parent)
+        found = instance.get_run_by_id(parent)
+        parent = found.parent_run_id if found is not None else None
+    return lineage

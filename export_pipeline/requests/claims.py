@@ -12,7 +12,13 @@ import sqlalchemy as sa
 
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.events import record
-from export_pipeline.requests.tables import EventKind, RequestStatus, export_requests
+from export_pipeline.requests.tables import (
+    EventKind,
+    NotificationStatus,
+    RequestStatus,
+    export_notifications,
+    export_requests,
+)
 
 _rows = export_requests.c
 
@@ -102,6 +108,7 @@ class Orphan:
     attempt: int
     running: bool
     """It had begun; else its run was asked for and has not begun."""
+    run_id: str | None
     timed_out: bool
     """So long that a run which still claims to work on it is taken for dead."""
 
@@ -116,7 +123,7 @@ def quiet(
     )
     silent = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds))
     found = connection.execute(
-        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status, _rows.heartbeat_at)
+        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status, _rows.run_id, _rows.heartbeat_at)
         .where(sa.or_(never_began, silent))
         .order_by(_rows.id)
     )
@@ -127,6 +134,7 @@ def quiet(
             uid=row.uid,
             attempt=row.attempt,
             running=row.status == RequestStatus.RUNNING,
+            run_id=row.run_id,
             timed_out=row.status == RequestStatus.RUNNING and row.heartbeat_at < now - timeout,
         )
         for row in found
@@ -140,3 +148,23 @@ def renew_lease(connection: sa.Connection, request_id: int) -> None:
         .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
         .values(claimed_at=utc_now())
     )
+
+
+def unnotified(connection: sa.Connection, *, quiet_seconds: float, within: timedelta) -> list[Orphan]:
+    """Requests completed ``within`` that time with a mail still to send, of whose run nothing was heard for a while."""
+    now = utc_now()
+    waiting = sa.exists().where(
+        export_notifications.c.request_id == _rows.id,
+        export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
+    )
+    found = connection.execute(
+        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.run_id)
+        .where(
+            _rows.status == RequestStatus.COMPLETED,
+            _rows.completed_at > now - within,
+            _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds),
+            waiting,
+        )
+        .order_by(_rows.id)
+    )
+    return [Orphan(row.id, row.uid, row.attempt, running=True, run_id=row.run_id, timed_out=False) for row in found]

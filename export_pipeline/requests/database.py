@@ -19,6 +19,8 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
+_POSTGRESQL = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
+"""A server that falls silent is noticed within a minute (libpq: seconds, ``tcp_user_timeout`` in milliseconds)."""
 _SQLITE_BEGIN = "sqlite_begin"
 
 
@@ -116,10 +118,12 @@ def create_engine(url: str) -> sa.Engine:
     """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(url, poolclass=sa.NullPool)
+        return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True, connect_args=_POSTGRESQL)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = sa.create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, poolclass=sa.NullPool)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, poolclass=sa.NullPool, hide_parameters=True
+    )
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

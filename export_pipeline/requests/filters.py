@@ -228,5 +228,6 @@ _EXPECTED: dict[ColumnType, str] = {
 
 def _wrong(path: str, what: str) -> ExportFailure:
     # The path may hold what somebody typed as a key: keep it short.
-    shown = path if len(path) <= 120 else path[:117] + "..."
+    printable = "".join(character if character.isprintable() else "?" for character in path)
+    shown = printable if len(printable) <= 120 else printable[:117] + "..."
     return ExportFailure(FailureCode.INVALID_FILTER, f"{shown}: {what}.", field=shown)

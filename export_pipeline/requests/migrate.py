@@ -14,6 +14,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from export_pipeline.requests.database import reading
+
 VERSION_TABLE = "export_pipeline_version"
 """Not Alembic's default: the host application may keep its own migrations in the same database."""
 
@@ -44,6 +46,6 @@ def head_revision() -> str:
 
 def current_revision(engine: sa.Engine) -> str | None:
     """The database's revision, None before the first ``db upgrade``."""
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         return context.get_current_revision()

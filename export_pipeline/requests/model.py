@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, cast
+from uuid import UUID
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.tables import RequestStatus, Stage, export_requests
@@ -80,21 +81,33 @@ def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
     by_id = export_requests.c.id == request_id
     if connection.execute(sa.select(export_requests.c.id).where(by_id)).first() is None:
         raise LookupError(f"no row {request_id} in export_requests")
-    values: dict[str, Any] = {}
+    try:
+        row = connection.execute(sa.select(*map(_as_stored, export_requests.c)).where(by_id)).one()
+        return ExportRequest(
+            **{name: _value(name, value) for name, value in zip(export_requests.c.keys(), row, strict=True)}
+        )
+    except (ValueError, TypeError):
+        # SQLite stores anything anywhere, and the failure has to name the column.
+        raise _unreadable(connection, by_id) from None
+
+
+def _unreadable(connection: sa.Connection, by_id: sa.ColumnElement[bool]) -> ExportFailure:
     for column in export_requests.c:
-        # One column at a time: SQLite stores anything anywhere, and the failure has to name the column.
         try:
-            value = connection.execute(sa.select(_as_stored(column)).where(by_id)).scalar_one()
-            if isinstance(column.type, sa.Boolean) and value in (0, 1):
-                value = bool(value)
-            values[column.name] = _ADAPTERS[column.name].validate_python(value)
-        except (ValueError, TypeError, ValidationError):
-            raise ExportFailure(
-                FailureCode.INVALID_REQUEST,
-                f"{column.name}: the value is not a {_expected(column.name)}. Insert a new request with a correct one.",
-                field=column.name,
-            ) from None
-    return ExportRequest(**values)
+            _value(column.name, connection.execute(sa.select(_as_stored(column)).where(by_id)).scalar_one())
+        except (ValueError, TypeError):
+            break
+    return ExportFailure(
+        FailureCode.INVALID_REQUEST,
+        f"{column.name}: the value is not a {_expected(column.name)}. Insert a new request with a correct one.",
+        field=column.name,
+    )
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(export_requests.c[name].type, sa.Boolean) and value in (0, 1):
+        value = bool(value)
+    return _ADAPTERS[name].validate_python(value)
 
 
 def _as_stored(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
@@ -147,11 +160,18 @@ class RequestState(BaseModel):
     updated_at: datetime
 
 
+def has_uid(uid: str) -> sa.ColumnElement[bool]:
+    """The condition that finds a request by its ``uid``; text that is no UUID finds none."""
+    try:
+        return export_requests.c.uid == str(UUID(uid))
+    except ValueError:
+        return sa.false()
+
+
 def read_state(connection: sa.Connection, uid: str) -> RequestState | None:
     """The state of a request by its ``uid``; None if there is none or the text is no UUID."""
     columns = [export_requests.c[name] for name in RequestState.model_fields]
-    matches = sa.cast(export_requests.c.uid, sa.Text) == uid
-    row = connection.execute(sa.select(*columns).where(matches)).mappings().first()
+    row = connection.execute(sa.select(*columns).where(has_uid(uid))).mappings().first()
     return RequestState(**row) if row else None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
+from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from email_validator import EmailNotValidError, validate_email
@@ -74,6 +75,7 @@ def preflight(request: ExportRequest, catalog: Mapping[str, Dataset], organizati
     Raises:
         ExportFailure: the first rule that the request breaks; its fault is always the requester's.
     """
+    _check_uid(request)
     _refuse_unsupported(request)
     dataset = _dataset(request, catalog)
     file_format = _format(request)
@@ -98,6 +100,17 @@ def preflight(request: ExportRequest, catalog: Mapping[str, Dataset], organizati
         max_bytes=_max_bytes(request),
         recipients=recipients_of(request),
     )
+
+
+def _check_uid(request: ExportRequest) -> None:
+    # SQLite takes any text for it, and it becomes part of keys.
+    try:
+        valid = str(UUID(request.uid)) == request.uid
+    except ValueError:
+        valid = False
+    if not valid:
+        message = "uid: is not a UUID in lower case with hyphens; leave it out, the database makes one."
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="uid")
 
 
 def _refuse_unsupported(request: ExportRequest) -> None:

@@ -21,8 +21,10 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.events import record
+from export_pipeline.requests.model import has_uid
 from export_pipeline.requests.tables import (
     EventKind,
+    NotificationStatus,
     RequestStatus,
     Stage,
     export_files,
@@ -38,6 +40,8 @@ class Ownership:
 
     uid: str
     attempt: int
+    manifest_key: str | None = None
+    """Of a request that is completed already."""
 
 
 def begin(
@@ -59,10 +63,29 @@ def begin(
     fresh = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.run_id.is_(None))
     if attempt is not None:
         fresh = sa.and_(fresh, _rows.attempt == attempt)
-    again = sa.and_(
-        _rows.status.in_([RequestStatus.RUNNING, RequestStatus.FAILED]), _rows.run_id.in_([run_id, *lineage])
+    else:
+        _charge_by_hand(connection, request_id)
+    return _take(connection, request_id, sa.or_(fresh, _owned(run_id, lineage)), run_id=run_id, stage=Stage.PLAN)
+
+
+def _charge_by_hand(connection: sa.Connection, request_id: int) -> None:
+    """An operator launched the run from the UI: it counts as an attempt like any other."""
+    connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.run_id.is_(None))
+        .values(attempt=_rows.attempt + 1, claimed_at=utc_now())
     )
-    return _take(connection, request_id, sa.or_(fresh, again), run_id=run_id, stage=Stage.PLAN)
+
+
+def _owned(run_id: str, lineage: Sequence[str]) -> sa.ColumnElement[bool]:
+    """The row is this run's, or one's that it re-executes.
+
+    Only a re-execution revives a failed row: Dagster goes on with the other shards of a run after one has failed.
+    """
+    return sa.or_(
+        sa.and_(_rows.status == RequestStatus.RUNNING, _rows.run_id.in_([run_id, *lineage])),
+        sa.and_(_rows.status == RequestStatus.FAILED, _rows.run_id.in_(list(lineage))),
+    )
 
 
 def enter(
@@ -70,16 +93,50 @@ def enter(
 ) -> Ownership:
     """A later op enters its stage, if its run (or one that it re-executes) owns the row.
 
+    ``publish`` may find the row completed by an earlier try of its own, which died before Dagster knew.
+
     Raises:
         ExportCanceled: the requester canceled.
         OwnershipLost: the row belongs to another run, or is finished.
     """
-    if stage is Stage.NOTIFY_RECIPIENTS:
-        return _enter_notify(connection, request_id, run_id=run_id, lineage=lineage)
-    owned = sa.and_(
-        _rows.status.in_([RequestStatus.RUNNING, RequestStatus.FAILED]), _rows.run_id.in_([run_id, *lineage])
-    )
-    return _take(connection, request_id, owned, run_id=run_id, stage=stage)
+    if stage is Stage.PUBLISH and _is_completed(connection, request_id):
+        return enter_completed(connection, request_id, stage, run_id=run_id, lineage=lineage)
+    return _take(connection, request_id, _owned(run_id, lineage), run_id=run_id, stage=stage)
+
+
+def _is_completed(connection: sa.Connection, request_id: int) -> bool:
+    status = connection.execute(sa.select(_rows.status).where(_rows.id == request_id)).scalar()
+    return bool(status == RequestStatus.COMPLETED)
+
+
+def enter_completed(
+    connection: sa.Connection, request_id: int, stage: Stage, *, run_id: str, lineage: Sequence[str] | None
+) -> Ownership:
+    """An op works on a completed request: the stage moves, the status stays.
+
+    Args:
+        connection: an open transaction.
+        request_id: the row.
+        stage: ``notify_recipients``, or ``publish`` tried again after it had completed the row.
+        run_id: this run.
+        lineage: the runs that this one re-executes; None to take the row from whatever run has it.
+
+    Raises:
+        ExportCanceled, OwnershipLost: as ``enter``.
+    """
+    owned = _rows.status == RequestStatus.COMPLETED
+    if lineage is not None:
+        owned = sa.and_(owned, _rows.run_id.in_([run_id, *lineage]))
+    now = utc_now()
+    taken = connection.execute(
+        export_requests.update()
+        .where(_rows.id == request_id, owned)
+        .values(stage=stage, run_id=run_id, message=None, heartbeat_at=now, updated_at=now)
+        .returning(_rows.uid, _rows.attempt, _rows.manifest_key)
+    ).first()
+    if taken is None:
+        raise _why_not(connection, request_id)
+    return Ownership(taken.uid, taken.attempt, taken.manifest_key)
 
 
 def _take(
@@ -116,28 +173,17 @@ def _take(
     return Ownership(taken.uid, taken.attempt)
 
 
-def _enter_notify(connection: sa.Connection, request_id: int, *, run_id: str, lineage: Sequence[str]) -> Ownership:
-    # The mail comes after `completed`, so that its link is live: the stage moves, the status stays.
-    owned = sa.and_(_rows.status == RequestStatus.COMPLETED, _rows.run_id.in_([run_id, *lineage]))
-    taken = connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, owned)
-        .values(stage=Stage.NOTIFY_RECIPIENTS, run_id=run_id, updated_at=utc_now())
-        .returning(_rows.uid, _rows.attempt)
-    ).first()
-    if taken is None:
-        raise _why_not(connection, request_id)
-    return Ownership(taken.uid, taken.attempt)
-
-
 def _why_not(connection: sa.Connection, request_id: int) -> Exception:
     row = connection.execute(
-        sa.select(_rows.status, _rows.run_id, _rows.cancel_requested_at).where(_rows.id == request_id)
+        # Whether, not when: SQLite may hold any text there.
+        sa.select(_rows.status, _rows.run_id, _rows.cancel_requested_at.is_not(None).label("cancel")).where(
+            _rows.id == request_id
+        )
     ).first()
     if row is None:
         return OwnershipLost(f"request {request_id} no longer exists")
     if row.status == RequestStatus.CANCELED or (
-        row.cancel_requested_at is not None and row.status in (RequestStatus.QUEUED, RequestStatus.RUNNING)
+        row.cancel and row.status in (RequestStatus.QUEUED, RequestStatus.RUNNING)
     ):
         return ExportCanceled(f"request {request_id} is canceled")
     return OwnershipLost(f"request {request_id} is {row.status} and belongs to run {row.run_id}")
@@ -224,12 +270,23 @@ def complete(
     record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
 
 
-def fail(connection: sa.Connection, request_id: int, failure: ExportFailure, *, run_id: str | None) -> bool:
-    """Mark a queued or running request failed, if ``run_id`` owns it (None: the reconciler, whoever owns it)."""
+def fail(connection: sa.Connection, request_id: int, failure: ExportFailure, *, run_id: str) -> bool:
+    """Mark a running request failed, if ``run_id`` owns it."""
+    return _fail(
+        connection, request_id, failure, sa.and_(_rows.status == RequestStatus.RUNNING, _rows.run_id == run_id)
+    )
+
+
+def give_up(connection: sa.Connection, request_id: int, failure: ExportFailure, *, attempt: int) -> bool:
+    """Mark a request failed whose last attempt ended without a word."""
+    unfinished = _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
+    return _fail(connection, request_id, failure, sa.and_(unfinished, _rows.attempt == attempt))
+
+
+def _fail(
+    connection: sa.Connection, request_id: int, failure: ExportFailure, condition: sa.ColumnElement[bool]
+) -> bool:
     now = utc_now()
-    condition: sa.ColumnElement[bool] = _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
-    if run_id is not None:
-        condition = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.run_id == run_id)
     failed = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, condition)
@@ -253,7 +310,7 @@ def request_cancel(connection: sa.Connection, uid: str) -> bool:
     asked = connection.execute(
         export_requests.update()
         .where(
-            sa.cast(_rows.uid, sa.Text) == uid,
+            has_uid(uid),
             _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
         )
         .values(
@@ -266,18 +323,20 @@ def request_cancel(connection: sa.Connection, uid: str) -> bool:
     return asked.rowcount == 1
 
 
-def cancel(connection: sa.Connection, request_id: int, message: str) -> bool:
-    """Mark a queued or running request canceled. It stays so, whatever its run says later."""
+def cancel(connection: sa.Connection, request_id: int, *, by_requester: str, by_operator: str) -> bool:
+    """Mark a queued or running request canceled. It stays so, whatever its run says later.
+
+    The row tells who wished it: the requester set ``cancel_requested_at``, an operator did not.
+    """
     now = utc_now()
+    asked = _rows.cancel_requested_at
     canceled = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]))
         .values(
             status=RequestStatus.CANCELED,
-            message=message,
-            cancel_requested_at=sa.func.coalesce(
-                _rows.cancel_requested_at, sa.bindparam("asked", now, _rows.cancel_requested_at.type)
-            ),
+            message=sa.case((asked.is_not(None), by_requester), else_=by_operator),
+            cancel_requested_at=sa.func.coalesce(asked, sa.bindparam("asked", now, asked.type)),
             completed_at=now,
             updated_at=now,
         )
@@ -298,12 +357,24 @@ def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
     return [(row.id, row.uid) for row in asked]
 
 
-def note(connection: sa.Connection, request_id: int, message: str) -> None:
+def note(connection: sa.Connection, request_id: int, message: str | None, *, run_id: str) -> None:
     """Say something of a completed request that its application should know (its mail did not go out)."""
     connection.execute(
         export_requests.update()
-        .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED)
+        .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED, _rows.run_id == run_id)
         .values(message=message, updated_at=utc_now())
+    )
+
+
+def notified(connection: sa.Connection, request_id: int, counts: Mapping[NotificationStatus, int]) -> None:
+    """Record in the audit trail how the notifications of a request ended."""
+    row = connection.execute(sa.select(_rows.uid, _rows.organization_id).where(_rows.id == request_id)).one()
+    record(
+        connection,
+        row.uid,
+        row.organization_id,
+        EventKind.NOTIFIED,
+        {status.value: number for status, number in counts.items()},
     )
 
 

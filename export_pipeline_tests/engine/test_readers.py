@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,21 @@ def test_a_missing_table_is_refused(postgres_url: str, tmp_path: Path) -> None:
     sources = [Source(postgres_url), Source(f"sqlite:///{empty}"), Source(f"sqlite:///{empty}", shares_file=True)]
     for source in sources:
         assert failure(source, query_for(source)).code is FailureCode.SOURCE_REFUSED
+
+
+def test_a_timestamp_without_zone_is_utc_to_filters_too_whatever_the_servers_zone(postgres_url: str) -> None:
+    people.create(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("ALTER TABLE people ALTER created_at TYPE timestamp USING created_at AT TIME ZONE 'UTC'")
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET timezone TO 'America/Sao_Paulo'".encode())
+    source = Source(postgres_url)
+    start, end = datetime(2026, 3, 10, tzinfo=UTC), datetime(2026, 3, 11, tzinfo=UTC)
+    ranged = Selection(DATASET, "acme", DATASET.columns, AllOf(()), created_from=start, created_before=end)
+    with open_snapshot(source, build_query(ranged, source.backend)) as snapshot:
+        rows = [row for batch in snapshot.batches for row in batch.to_pylist()]
+    expected = [row["id"] for row in ACME if start <= row["created_at"] < end]
+    assert [row["id"] for row in rows] == expected
+    assert expected
 
 
 def test_a_statement_time_out_says_so(postgres_url: str) -> None:

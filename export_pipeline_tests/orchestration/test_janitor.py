@@ -6,7 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+import pytest
 
+from export_pipeline.delivery.local import LocalStore
+from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.tables import export_requests as table
 from export_pipeline_tests.orchestration.conftest import Pipeline
@@ -50,6 +53,36 @@ def test_what_a_dead_attempt_left_is_cleared_after_a_day(pipeline: Pipeline) -> 
     update(pipeline, state.uid, completed_at=utc_now() - timedelta(days=2))
     assert clean(pipeline)["cleared_leftovers"] == 1
     assert pipeline.staged == []
+    assert pipeline.stored == []
+
+
+def test_what_is_not_named_like_a_request_is_not_ours_to_delete(pipeline: Pipeline) -> None:
+    precious = pipeline.home / "staging" / "backups" / "precious"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("x")
+    clean(pipeline)
+    assert precious.exists()
+
+
+def test_one_export_that_the_store_will_not_let_go_does_not_keep_the_others(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, stuck = pipeline.export()
+    _, other = pipeline.export()
+    for state in (stuck, other):
+        update(pipeline, state.uid, expires_at=utc_now() - timedelta(seconds=1))
+    original = LocalStore.delete
+
+    def refuse(self: LocalStore, key: str) -> None:
+        if key.startswith(stuck.uid):
+            raise ExportFailure(FailureCode.STORE_REFUSED, "The store refused.")
+        original(self, key)
+
+    monkeypatch.setattr(LocalStore, "delete", refuse)
+    cleaned = clean(pipeline)
+    assert (cleaned["expired_exports"], cleaned["failed"]) == (1, 1)
+    monkeypatch.setattr(LocalStore, "delete", original)
+    assert clean(pipeline)["expired_exports"] == 1
     assert pipeline.stored == []
 
 

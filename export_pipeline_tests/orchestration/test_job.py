@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from typing import Any
 
 import dagster as dg
@@ -13,8 +14,10 @@ import sqlalchemy as sa
 from export_pipeline.delivery import upload as upload_module
 from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown
 from export_pipeline.delivery.outbox import Outbox
+from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration import ops, stage, tags
+from export_pipeline.requests import states
 from export_pipeline.requests.tables import export_events, export_notifications
 from export_pipeline_tests.engine.people import ACME
 from export_pipeline_tests.orchestration.conftest import Pipeline
@@ -114,7 +117,10 @@ def test_a_requesters_fault_fails_cleanly_and_is_not_retried(pipeline: Pipeline)
     assert not result.success
     assert (state.status, state.error_code) == ("failed", "unknown_column")
     assert "shoe_size" in (state.message or "")
-    assert failures(result) == [f"unknown_column: {state.message}"]
+    # What the requester typed is for the row alone.
+    assert failures(result) == [
+        "unknown_column: columns has to be corrected by the requester; export_requests.message says how."
+    ]
     assert not any(event.is_step_up_for_retry for event in result.all_events)
     assert pipeline.stored == pipeline.staged == pipeline.outbox == []
 
@@ -272,14 +278,122 @@ def test_a_finished_request_is_not_exported_again(pipeline: Pipeline) -> None:
     again = pipeline.run(claim)
     assert not again.success
     assert "completed" in failures(again)[0]
+    assert len(pipeline.stored) == 2
     assert pipeline.state(uid).status == "completed"
     assert len(pipeline.outbox) == 1
 
 
-def test_shards_keep_their_order_and_no_row_is_lost(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def wide_rows(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPORT_SHARD_ROWS", "7")
-    with pipeline.database.begin() as connection:
-        connection.exec_driver_sql("UPDATE people SET name = hex(randomblob(60000)) WHERE organization_id = 'acme'")
+    pipeline.execute("UPDATE people SET name = hex(randomblob(60000)) WHERE organization_id = 'acme'")
+
+
+def test_one_failed_shard_fails_the_request_for_good(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide_rows(pipeline, monkeypatch)
+    original = ops.upload_files
+
+    def refuse_the_first(*arguments: Any, **options: Any) -> Any:
+        if options["shard"] == 1:
+            raise ExportFailure(FailureCode.STORE_REFUSED, "The store refused.")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(ops, "upload_files", refuse_the_first)
+    result, state = pipeline.export(max_file_size_mb=1)
+    assert not result.success
+    assert (state.status, state.error_code, state.message) == ("failed", "store_refused", "The store refused.")
+
+
+def test_a_row_too_large_in_one_shard_is_what_the_requester_is_told(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide_rows(pipeline, monkeypatch)
+    pipeline.execute("UPDATE people SET name = hex(randomblob(600000)) WHERE id = 2")
+    _, state = pipeline.export(max_file_size_mb=1)
+    assert (state.status, state.error_code) == ("failed", "row_too_large")
+    assert pipeline.stored == []
+
+
+def test_a_fault_found_after_completion_deletes_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ops.recipients_of
+    calls = iter([False, True])
+
+    def broken_at_the_mail(request: Any) -> Any:
+        if next(calls, True):
+            raise ExportFailure(
+                FailureCode.INVALID_RECIPIENT, "recipient_emails[0]: is no address.", field="recipient_emails"
+            )
+        return original(request)
+
+    monkeypatch.setattr(ops, "recipients_of", broken_at_the_mail)
+    result, state = pipeline.export()
+    assert not result.success
+    assert state.status == "completed"
+    assert "recipient_emails" in (state.message or "")
+    assert len(pipeline.stored) == 2
+
+
+def test_staging_that_cannot_be_cleared_does_not_keep_the_mail(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise ExportFailure(FailureCode.STAGING_UNAVAILABLE, "The staging store failed.")
+
+    monkeypatch.setattr(Staging, "delete_tree", broken)
+    result, state = pipeline.export()
+    assert result.success
+    assert (state.status, len(pipeline.outbox)) == ("completed", 1)
+
+
+def test_a_failure_while_telling_the_failure_leaks_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(ops, "stage_rows", bug)
+    monkeypatch.setattr(states, "fail", bug)
+    result, _ = pipeline.export()
+    assert not result.success
+    assert SECRET not in "\n".join(str(record) for record in pipeline.instance.all_logs(result.run_id))
+
+
+def test_a_heartbeat_that_fails_once_is_not_the_last(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[int] = []
+    original = states.heartbeat
+
+    def flaky(*arguments: Any, **options: Any) -> None:
+        beats.append(1)
+        if len(beats) == 1:
+            raise sa.exc.InterfaceError("UPDATE", {}, Exception("connection lost"))
+        original(*arguments, **options)
+
+    monkeypatch.setattr(states, "heartbeat", flaky)
+    slow = ops.serialize_shard
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.5)
+        return slow(*arguments, **options)
+
+    monkeypatch.setattr(ops, "serialize_shard", slowly)
+    result, state = pipeline.export()
+    assert (result.success, state.status) == (True, "completed")
+    assert len(beats) > 5
+
+
+def test_a_uid_that_is_no_uuid_is_refused_and_touches_nothing(pipeline: Pipeline) -> None:
+    outside = pipeline.home / "evil" / "1" / "precious"
+    outside.parent.mkdir(parents=True)
+    outside.write_text("x")
+    pipeline.ask(uid="../../evil")
+    (claim,) = pipeline.claim()
+    pipeline.run(claim)
+    with pipeline.database.connect() as connection:
+        row = connection.execute(sa.text("SELECT status, error_code, message FROM export_requests")).one()
+    assert (row.status, row.error_code) == ("failed", "invalid_request")
+    assert row.message.startswith("uid:")
+    assert outside.exists()
+
+
+def test_shards_keep_their_order_and_no_row_is_lost(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide_rows(pipeline, monkeypatch)
     result, state = pipeline.export(max_file_size_mb=1)
     assert result.success
     assert (state.status, state.row_count) == ("completed", len(ACME))
@@ -302,4 +416,4 @@ def test_the_audit_trail_tells_the_story(pipeline: Pipeline) -> None:
     pipeline.export()
     with pipeline.database.connect() as connection:
         kinds = list(connection.execute(sa.select(export_events.c.kind).order_by(export_events.c.id)).scalars())
-    assert kinds == ["asked", "started", "completed"]
+    assert kinds == ["asked", "started", "completed", "notified"]

@@ -22,6 +22,7 @@ from export_pipeline.orchestration.sensors import (
 from export_pipeline.requests import claims, states
 from export_pipeline.requests.claims import Orphan
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.tables import export_notifications
 from export_pipeline.requests.tables import export_requests as table
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
@@ -179,14 +180,64 @@ def test_a_request_that_kills_its_process_every_time_fails_after_its_attempts(pi
 def test_a_run_canceled_in_dagster_cancels_the_row(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
     pipeline.claim()
-    a_run(pipeline, uid, dg.DagsterRunStatus.CANCELED)
-    update(pipeline, uid, status="running", heartbeat_at=utc_now() - STALE)
+    run_id = a_run(pipeline, uid, dg.DagsterRunStatus.CANCELED)
+    update(pipeline, uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
+    left = pipeline.home / "staging" / uid / "1" / "rows.arrow"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"rows")
     evaluate(pipeline, export_reconciler)
     assert pipeline.state(uid).status == "canceled"
+    assert pipeline.staged == []
 
 
-def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1) -> Orphan:
-    return Orphan(1, "uid", attempt, running, timed_out)
+def test_one_cancel_that_cannot_be_carried_out_does_not_keep_the_others_from_theirs(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, other = pipeline.ask(), pipeline.ask()
+    pipeline.claim()
+    a_run(pipeline, stuck, dg.DagsterRunStatus.STARTED)
+    for uid in (stuck, other):
+        update(pipeline, uid, cancel_requested_at=utc_now())
+    # An ephemeral instance cannot reach the run's process, as when its code server is gone.
+    told = evaluate(pipeline, export_cancellations).skip_message
+    assert stuck in told
+    assert other not in told
+    assert pipeline.state(other).status == "canceled"
+
+
+def notified(pipeline: Pipeline) -> list[str]:
+    with pipeline.database.connect() as connection:
+        return list(connection.execute(sa.select(export_notifications.c.status)).scalars())
+
+
+def test_mails_that_a_dead_run_left_are_sent_by_another(pipeline: Pipeline) -> None:
+    _, state = pipeline.export()
+    pipeline.execute("UPDATE export_notifications SET status = 'pending'")
+    assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)  # its run was heard of a moment ago
+    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    (asked,) = evaluate(pipeline, export_reconciler).run_requests
+    assert (asked.job_name, asked.run_key) == ("notify", f"{state.uid}:notify:1")
+    job = pipeline.definitions.resolve_job_def("notify")
+    assert job.execute_in_process(run_config=asked.run_config, tags=asked.tags, instance=pipeline.instance).success
+    assert notified(pipeline) == ["sent"]
+    assert pipeline.state(state.uid).status == "completed"
+    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
+
+
+def test_mails_are_not_resumed_over_and_over(pipeline: Pipeline) -> None:
+    _, state = pipeline.export()
+    pipeline.execute("UPDATE export_notifications SET status = 'pending'")
+    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    run = create_run_for_test(
+        pipeline.instance, job_name="notify", tags={tags.REQUEST_UID: state.uid}, status=dg.DagsterRunStatus.STARTED
+    )
+    pipeline.instance.report_run_failed(run)
+    assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
+
+
+def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r") -> Orphan:
+    return Orphan(1, "uid", attempt, running, run_id if running else None, timed_out)
 
 
 ENDED, ALIVE, CANCELED = (RunView("r", 1, f, c) for f, c in ((True, False), (False, False), (True, True)))
@@ -203,6 +254,7 @@ FATES = [
     ("running, ended and re-executed", orphan(), [ENDED, ALIVE], Fate.LEAVE),
     ("running, run deleted in the UI", orphan(), [], Fate.NEW_ATTEMPT),
     ("running, canceled in Dagster", orphan(), [CANCELED], Fate.CANCEL),
+    ("running, another run of it canceled", orphan(run_id="owner"), [CANCELED], Fate.NEW_ATTEMPT),
 ]
 
 

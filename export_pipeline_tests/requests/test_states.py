@@ -156,7 +156,8 @@ def test_a_run_of_an_older_attempt_cannot_begin(database: sa.Engine) -> None:
 
 def test_a_run_launched_by_hand_begins_whatever_the_attempt(database: sa.Engine) -> None:
     request_id = ask(database)
-    assert begin(database, request_id, attempt=None).attempt == 0
+    assert begin(database, request_id, attempt=None).attempt == 1
+    assert claim(database) == []
 
 
 def test_a_re_executed_run_takes_over_and_its_parent_loses(database: sa.Engine) -> None:
@@ -217,16 +218,45 @@ def test_a_cancel_in_the_last_moment_wins_over_completion(database: sa.Engine) -
 def test_a_canceled_row_stays_canceled_whatever_its_run_says(database: sa.Engine) -> None:
     request_id = running(database)
     with database.begin() as connection:
-        assert states.cancel(connection, request_id, "Canceled.")
+        assert states.cancel(connection, request_id, by_requester="asked", by_operator="an operator")
     with pytest.raises(ExportCanceled):
         complete(database, request_id)
     with pytest.raises(ExportCanceled):
-        enter(database, request_id, Stage.NOTIFY_RECIPIENTS)
+        notify(database, request_id)
     uid = row(database, request_id).uid
     with database.begin() as connection:
         assert not states.fail(connection, request_id, FAILURE, run_id="run-1")
         assert not states.request_cancel(connection, uid)
-    assert row(database, request_id).status == "canceled"
+    assert (row(database, request_id).status, row(database, request_id).message) == ("canceled", "an operator")
+
+
+def test_a_failed_row_is_revived_by_a_re_execution_alone(database: sa.Engine) -> None:
+    """Dagster goes on with the other shards of a run after one has failed."""
+    request_id = running(database)
+    with database.begin() as connection:
+        assert states.fail(connection, request_id, FAILURE, run_id="run-1")
+    with pytest.raises(OwnershipLost):
+        enter(database, request_id, Stage.UPLOAD)
+    with pytest.raises(OwnershipLost):
+        begin(database, request_id)
+    assert row(database, request_id).error_code == "unknown_dataset"
+    enter(database, request_id, Stage.UPLOAD, run_id="run-2", lineage=["run-1"])
+
+
+def test_publish_tried_again_finds_what_it_had_completed(database: sa.Engine) -> None:
+    request_id = running(database)
+    complete(database, request_id)
+    assert enter(database, request_id, Stage.PUBLISH).manifest_key == "a/manifest.json"
+    with pytest.raises(OwnershipLost):
+        enter(database, request_id, Stage.PUBLISH, run_id="run-2")
+
+
+def test_a_stale_run_writes_no_message_on_what_another_completed(database: sa.Engine) -> None:
+    request_id = running(database)
+    complete(database, request_id)
+    with database.begin() as connection:
+        states.note(connection, request_id, "stale", run_id="run-0")
+    assert row(database, request_id).message is None
 
 
 def test_a_finished_request_cannot_be_begun_again(database: sa.Engine) -> None:
@@ -236,15 +266,22 @@ def test_a_finished_request_cannot_be_begun_again(database: sa.Engine) -> None:
         begin(database, request_id)
 
 
+def notify(database: sa.Engine, request_id: int, run_id: str = "run-1", lineage: Sequence[str] | None = ()) -> None:
+    with database.begin() as connection:
+        states.enter_completed(connection, request_id, Stage.NOTIFY_RECIPIENTS, run_id=run_id, lineage=lineage)
+
+
 def test_notify_may_be_entered_only_after_completion_and_only_by_the_owner(database: sa.Engine) -> None:
     request_id = running(database)
     with pytest.raises(OwnershipLost):
-        enter(database, request_id, Stage.NOTIFY_RECIPIENTS)
+        notify(database, request_id)
     complete(database, request_id)
     with pytest.raises(OwnershipLost):
-        enter(database, request_id, Stage.NOTIFY_RECIPIENTS, run_id="run-2")
-    enter(database, request_id, Stage.NOTIFY_RECIPIENTS)
+        notify(database, request_id, run_id="run-2")
+    notify(database, request_id)
     assert (row(database, request_id).status, row(database, request_id).stage) == ("completed", "notify_recipients")
+    notify(database, request_id, run_id="run-3", lineage=None)  # a resumed notification takes it from a dead run
+    assert row(database, request_id).run_id == "run-3"
 
 
 def test_a_failure_is_written_by_the_owner_alone(database: sa.Engine) -> None:

@@ -22,11 +22,14 @@ from export_pipeline.engine.readers.types import joined, staged_schema, to_stage
 @contextmanager
 def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
     """One transaction at the database's strongest snapshot isolation that reads without locks."""
-    engine = sa.create_engine(source_url, poolclass=sa.NullPool)
+    engine = sa.create_engine(source_url, poolclass=sa.NullPool, hide_parameters=True)
     if engine.dialect.name in ("mysql", "mariadb", "postgresql"):
         engine = engine.execution_options(isolation_level="REPEATABLE READ")
-    with translated((sa.exc.SQLAlchemyError,)), engine.connect() as connection, connection.begin():
-        row_count = connection.execute(query.count).scalar_one()
+    with translated((sa.exc.SQLAlchemyError,)):
+        connection = engine.connect()
+    with connection, connection.begin():
+        with translated((sa.exc.SQLAlchemyError,)):
+            row_count = connection.execute(query.count).scalar_one()
         yield Snapshot(row_count, datetime.now(UTC), joined(_batches(connection, query)))
 
 

@@ -17,7 +17,7 @@ import adbc_driver_postgresql.dbapi as adbc_postgresql
 import psycopg
 import pyarrow as pa
 import sqlalchemy as sa
-from psycopg.sql import SQL, Literal
+from psycopg.sql import SQL, Composed, Literal
 from sqlalchemy.engine import Dialect
 
 from export_pipeline.engine.query import Query
@@ -34,12 +34,25 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float)
     """One REPEATABLE READ, READ ONLY transaction; ADBC joins it by its exported snapshot."""
     uri = sa.make_url(source_url).set(drivername="postgresql").render_as_string(hide_password=False)
     milliseconds = round(statement_timeout_seconds * 1000)
-    with translated(_ERRORS), closing(psycopg.connect(uri)) as keeper:
-        keeper.execute(SQL("SET TRANSACTION {}").format(SQL(_READ_ONLY)))
-        keeper.execute(SQL("SET LOCAL statement_timeout = {}").format(Literal(milliseconds)))
-        row_count = _one(keeper.execute(_statement(query.count, keeper)))
-        taken_at, name = _row(keeper.execute("SELECT transaction_timestamp(), pg_export_snapshot()"))
-        yield Snapshot(row_count, taken_at, _batches(uri, _statement(query.rows, keeper), name, milliseconds, query))
+    with translated(_ERRORS):
+        keeper = psycopg.connect(uri)
+    with closing(keeper):
+        with translated(_ERRORS):
+            keeper.execute(SQL("SET TRANSACTION {}").format(SQL(_READ_ONLY)))
+            for setting in _session(milliseconds):
+                keeper.execute(setting)
+            row_count = _one(keeper.execute(_statement(query.count, keeper)))
+            taken_at, name = _row(keeper.execute("SELECT transaction_timestamp(), pg_export_snapshot()"))
+            statement = _statement(query.rows, keeper)
+        yield Snapshot(row_count, taken_at, _batches(uri, statement, name, milliseconds, query))
+
+
+def _session(milliseconds: int) -> tuple[Composed, ...]:
+    return (
+        SQL("SET LOCAL statement_timeout = {}").format(Literal(milliseconds)),
+        # A timestamp without time zone is read as UTC, and must be compared as UTC too, whatever the server's zone.
+        SQL("SET LOCAL TIME ZONE {}").format(Literal("UTC")),
+    )
 
 
 def _batches(uri: str, statement: bytes, name: str, milliseconds: int, query: Query) -> Iterator[pa.RecordBatch]:
@@ -52,7 +65,8 @@ def _batches(uri: str, statement: bytes, name: str, milliseconds: int, query: Qu
     ):
         cursor.execute(f"BEGIN {_READ_ONLY}")
         cursor.execute(SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(name)).as_string())
-        cursor.execute(SQL("SET LOCAL statement_timeout = {}").format(Literal(milliseconds)).as_string())
+        for setting in _session(milliseconds):
+            cursor.execute(setting.as_string())
         cursor.execute(statement.decode())
         for batch in cursor.fetch_record_batch():
             yield to_staged(batch, query.columns, schema)

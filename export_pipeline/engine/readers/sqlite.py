@@ -29,6 +29,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import SQLITE_BUSY_TIMEOUT_SECONDS
 
 _ERRORS = (adbc.Error, pa.ArrowException)
+_OPTIONS = {"adbc.sqlite.query.batch_rows": STEP_ROWS}
 _TYPED_VALUE = {ColumnType.INTEGER: 0, ColumnType.BOOLEAN: 0, ColumnType.FLOAT: 0.0}
 
 
@@ -36,16 +37,15 @@ _TYPED_VALUE = {ColumnType.INTEGER: 0, ColumnType.BOOLEAN: 0, ColumnType.FLOAT: 
 def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
     """One read transaction on the file."""
     path = sa.make_url(source_url).database or ""
-    with (
-        translated(_ERRORS),
-        closing(adbc_sqlite.connect(f"file:{quote(path)}?mode=ro", autocommit=True)) as connection,
-        closing(connection.cursor(adbc_stmt_kwargs={"adbc.sqlite.query.batch_rows": STEP_ROWS})) as cursor,
-    ):
-        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_SECONDS * 1000}")
-        cursor.execute("BEGIN")
-        statement, values = bound_statement(query.count)
-        cursor.execute(statement, values)
-        row_count = cursor.fetchall()[0][0]
+    with translated(_ERRORS):
+        connection = adbc_sqlite.connect(f"file:{quote(path)}?mode=ro", autocommit=True)
+    with closing(connection), closing(connection.cursor(adbc_stmt_kwargs=_OPTIONS)) as cursor:
+        with translated(_ERRORS):
+            cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_SECONDS * 1000}")
+            cursor.execute("BEGIN")
+            statement, values = bound_statement(query.count)
+            cursor.execute(statement, values)
+            row_count = cursor.fetchall()[0][0]
         yield Snapshot(row_count, datetime.now(UTC), _batches(cursor, query))
 
 

@@ -35,14 +35,12 @@ def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
     """One read transaction on the file."""
     path = sa.make_url(source_url).database or ""
     uri = f"file:{quote(path)}?mode=ro"
-    with (
-        translated((sqlite3.Error,)),
-        closing(
-            sqlite3.connect(uri, uri=True, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, isolation_level=None)
-        ) as connection,
-    ):
-        connection.execute("BEGIN")
-        (row_count,) = connection.execute(*bound_statement(query.count)).fetchone()
+    with translated((sqlite3.Error,)):
+        connection = sqlite3.connect(uri, uri=True, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    with closing(connection):
+        with translated((sqlite3.Error,)):
+            connection.execute("BEGIN")
+            (row_count,) = connection.execute(*bound_statement(query.count)).fetchone()
         yield Snapshot(row_count, datetime.now(UTC), _batches(connection, query))
 
 

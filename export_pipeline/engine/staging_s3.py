@@ -1,0 +1,68 @@
+"""What ``pyarrow.fs`` does not do well on S3: listing and deleting without leaving directory markers.
+
+What belongs here: those two, through boto3. What does not: reading and writing (``staging``).
+
+``pyarrow.fs`` writes an empty object named like the parent "directory" after each deletion; S3 keeps it for
+ever, and some S3-compatible stores refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from export_pipeline.failures import ExportFailure, FailureCode
+
+
+class S3Objects:
+    """The objects under an ``s3://bucket/prefix`` URL."""
+
+    def __init__(self, url: str, endpoint_url: str) -> None:
+        parts = urlsplit(url)
+        self._bucket = parts.netloc
+        self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
+        config = Config(signature_version="s3v4", retries={"mode": "standard", "total_max_attempts": 5})
+        with _translated():
+            self._client = boto3.client("s3", endpoint_url=endpoint_url or None, config=config)
+
+    def delete(self, key: str) -> None:
+        """Delete one object; one that is not there is no error."""
+        with _translated():
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def delete_tree(self, prefix: str) -> None:
+        """Delete every object under a prefix."""
+        with _translated():
+            for page in self._pages(Prefix=f"{self._prefix}{prefix}/"):
+                for item in page.get("Contents", []):
+                    self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+
+    def trees(self) -> list[str]:
+        """The first level of prefixes."""
+        with _translated():
+            found = [
+                item["Prefix"]
+                for page in self._pages(Prefix=self._prefix, Delimiter="/")
+                for item in page.get("CommonPrefixes", [])
+            ]
+        return [prefix.removeprefix(self._prefix).rstrip("/") for prefix in found]
+
+    def _pages(self, **options: str) -> Iterator[dict[str, Any]]:
+        yield from self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, **options)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise ExportFailure(
+            FailureCode.STAGING_UNAVAILABLE,
+            f"The staging store failed ({type(error).__name__}). Check EXPORT_STAGING_URL and the AWS credentials.",
+        ) from None

@@ -1,0 +1,36 @@
+"""Canceling: the row first, then everything that its attempts made.
+
+What belongs here: the one way a request is canceled, whoever asks.
+What does not: hearing of it (``pulse``, ``sensors``).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from export_pipeline.delivery.upload import discard_attempt
+from export_pipeline.failures import ExportFailure
+from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.requests import states
+from export_pipeline.requests.database import reading
+from export_pipeline.requests.model import read_state
+from export_pipeline.requests.tables import RequestStatus
+
+BY_REQUESTER = "The export was canceled as asked."
+BY_OPERATOR = "The export was canceled by an operator in Dagster."
+
+
+def cancel_and_discard(exports: ExportResource, request_id: int, uid: str) -> None:
+    """Mark a request canceled, unless it is finished, and delete what its attempts left in both stores.
+
+    Safe to call again: a sensor may win the transition while the worker still holds files.
+    """
+    with exports.database.begin() as connection:
+        states.cancel(connection, request_id, by_requester=BY_REQUESTER, by_operator=BY_OPERATOR)
+    with reading(exports.database) as connection:
+        state = read_state(connection, uid)
+    if state is None or state.status is not RequestStatus.CANCELED:
+        return
+    with suppress(ExportFailure):  # what cannot be deleted now is the janitor's
+        for attempt in range(1, state.attempt + 1):
+            discard_attempt(exports.store, exports.staging, uid, attempt)

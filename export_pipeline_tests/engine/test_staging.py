@@ -1,0 +1,88 @@
+"""The staging store, on a disk and on a real S3 server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from export_pipeline.engine.staging import Staging, unique
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline_tests.servers.s3 import S3Bucket
+
+SCHEMA = pa.schema([("n", pa.int64())])
+
+
+@pytest.fixture(params=["disk", "s3"])
+def staging(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Staging]:
+    if request.param == "disk":
+        yield Staging((tmp_path / "staging").as_uri())
+        return
+    bucket: S3Bucket = request.getfixturevalue("s3_bucket")
+    yield Staging(f"s3://{bucket.name}/staging", s3_endpoint_url=bucket.endpoint)
+
+
+def test_what_is_written_is_read(staging: Staging) -> None:
+    with staging.create("a/1/plan.json") as sink:
+        sink.write(b"{}" * 5_000_000)
+    with staging.open("a/1/plan.json") as source:
+        assert source.read(4) == b"{}{}"
+        assert len(source.read()) == 10_000_000 - 4
+
+
+def test_batches(staging: Staging) -> None:
+    batches = [pa.record_batch({"n": pa.array(range(at, at + 1000))}) for at in range(0, 5000, 1000)]
+    with staging.write_batches("a/1/rows.arrow", SCHEMA) as writer:
+        for batch in batches:
+            writer.write(batch)
+    assert list(staging.read_batches("a/1/rows.arrow")) == batches
+
+
+def test_trees_and_their_deletion(staging: Staging) -> None:
+    assert staging.trees() == []
+    for key in ("a/1/x", "a/2/y", "b/1/z"):
+        with staging.create(key) as sink:
+            sink.write(b"x")
+    assert sorted(staging.trees()) == ["a", "b"]
+    staging.delete_tree("a/1")
+    staging.delete_tree("a/1")
+    with staging.open("a/2/y") as source:
+        assert source.read() == b"x"
+    staging.delete_tree("a")
+    assert staging.trees() == ["b"]
+
+
+def test_what_is_abandoned_is_gone(staging: Staging) -> None:
+    with pytest.raises(TypeError), staging.create("a/1/x") as sink:
+        sink.write(b"half" * 5_000_000 + None)  # type: ignore[operator]
+    with pytest.raises(KeyError), staging.write_batches("a/1/y", SCHEMA):
+        raise KeyError
+    for key in ("a/1/x", "a/1/y"):
+        with pytest.raises(ExportFailure) as failed, staging.open(key):
+            pass
+        assert failed.value.code is FailureCode.STAGING_LOST
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", ""])
+def test_a_key_stays_below_the_root(tmp_path: Path, key: str) -> None:
+    staging = Staging((tmp_path / "staging").as_uri())
+    with pytest.raises(ValueError, match="below the root"):
+        staging.delete_tree(key)
+
+
+def test_a_full_disk_is_a_failure_of_staging(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    (tmp_path / "staging" / "a").mkdir(parents=True)
+    (tmp_path / "staging" / "a" / "x.partial").symlink_to(full)
+    staging = Staging((tmp_path / "staging").as_uri())
+    with pytest.raises(ExportFailure) as failed, staging.create("a/x") as sink:
+        sink.write(b"x" * 10_000_000)
+    assert failed.value.code is FailureCode.STAGING_UNAVAILABLE
+
+
+def test_two_tries_never_share_a_key() -> None:
+    assert unique("a/1") != unique("a/1")
