@@ -55,9 +55,9 @@ def write(connection: sa.Connection, orphan: Orphan, decided: Fate) -> None:
         case Fate.LEAVE:
             claims.renew_lease(connection, orphan.id)
         case Fate.REQUEST_AGAIN:
-            claims.release(connection, orphan.id, attempt=orphan.attempt, charged=False)
+            claims.release(connection, orphan.id, attempt=orphan.attempt, run_id=orphan.run_id, charged=False)
         case Fate.NEW_ATTEMPT:
-            claims.release(connection, orphan.id, attempt=orphan.attempt, charged=True)
+            claims.release(connection, orphan.id, attempt=orphan.attempt, run_id=orphan.run_id, charged=True)
         case Fate.GIVE_UP:
             states.give_up(connection, orphan.id, EXHAUSTED, attempt=orphan.attempt)
         case Fate.CANCEL:

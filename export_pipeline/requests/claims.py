@@ -67,14 +67,15 @@ def claim(connection: sa.Connection, *, limit: int) -> list[Claim]:
     return claims
 
 
-def release(connection: sa.Connection, request_id: int, *, attempt: int, charged: bool) -> bool:
-    """Give a claimed or running request back to the queue; ``charged`` = its attempt was really used."""
+def release(connection: sa.Connection, request_id: int, *, attempt: int, run_id: str | None, charged: bool) -> bool:
+    """Give a request back to the queue, if it is still ``run_id``'s; ``charged`` = its attempt was really used."""
     now = utc_now()
     released = connection.execute(
         export_requests.update()
         .where(
             _rows.id == request_id,
             _rows.attempt == attempt,
+            _rows.run_id.is_not_distinct_from(run_id),
             _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
         )
         .values(

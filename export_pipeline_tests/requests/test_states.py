@@ -147,7 +147,7 @@ def test_a_run_of_an_older_attempt_cannot_begin(database: sa.Engine) -> None:
     request_id = ask(database)
     claim(database)
     with database.begin() as connection:
-        claims.release(connection, request_id, attempt=1, charged=True)
+        claims.release(connection, request_id, attempt=1, run_id=None, charged=True)
     claim(database)
     with pytest.raises(OwnershipLost):
         begin(database, request_id, attempt=1)
@@ -299,8 +299,8 @@ def test_a_released_request_is_claimed_again(database: sa.Engine, charged: bool,
     request_id = ask(database)
     claim(database)
     with database.begin() as connection:
-        assert claims.release(connection, request_id, attempt=1, charged=charged)
-        assert not claims.release(connection, request_id, attempt=9, charged=charged)
+        assert claims.release(connection, request_id, attempt=1, run_id=None, charged=charged)
+        assert not claims.release(connection, request_id, attempt=9, run_id=None, charged=charged)
     assert [one.attempt for one in claim(database)] == [next_attempt]
 
 
