@@ -6,27 +6,54 @@ What belongs here: the row's shape. What does not: whether what it asks can be s
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, cast
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.tables import RequestStatus, Stage, export_requests
 
 
-class ExportRequest(BaseModel):
-    """A row of ``export_requests``: what was asked, then what the pipeline tells."""
+class RequestState(BaseModel):
+    """What a poller wants to know of a request: the told columns."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True)
 
     id: int
     uid: str
     organization_id: str
-    requested_by: str | None
     dataset: str
     format: str
+    status: Annotated[RequestStatus, Field(strict=False)]
+    stage: Annotated[Stage | None, Field(strict=False)]
+    attempt: int
+    run_id: str | None
+    rows_done: int
+    rows_total: int | None
+    row_count: int | None
+    byte_count: int | None
+    file_count: int | None
+    snapshot_at: datetime | None
+    manifest_key: str | None
+    error_code: str | None
+    message: str | None
+    heartbeat_at: datetime | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    expires_at: datetime | None
+    updated_at: datetime
+
+
+class ExportRequest(RequestState):
+    """A row of ``export_requests``: what was asked, then what the pipeline tells."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+    requested_by: str | None
     compression: str | None
     layout: str
     columns: list[str] | None
@@ -48,27 +75,7 @@ class ExportRequest(BaseModel):
     priority: int
     recurring_export_id: int | None
     scheduled_for: datetime | None
-    cancel_requested_at: datetime | None
-    created_at: datetime
-    status: str
-    stage: str | None
-    attempt: int
     claimed_at: datetime | None
-    run_id: str | None
-    rows_done: int
-    rows_total: int | None
-    row_count: int | None
-    byte_count: int | None
-    file_count: int | None
-    snapshot_at: datetime | None
-    manifest_key: str | None
-    error_code: str | None
-    message: str | None
-    heartbeat_at: datetime | None
-    started_at: datetime | None
-    completed_at: datetime | None
-    expires_at: datetime | None
-    updated_at: datetime
 
 
 def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
@@ -116,7 +123,7 @@ def _as_stored(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
 
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
-    name: TypeAdapter(cast(Any, field.annotation), config=ConfigDict(strict=True))
+    name: TypeAdapter(cast("Any", Annotated[field.annotation, field]), config=ConfigDict(strict=True))
     for name, field in ExportRequest.model_fields.items()
 }
 
@@ -126,38 +133,6 @@ def _expected(name: str) -> str:
     shapes = {"recipient_emails": "JSON array of strings", "filters": "JSON object", "options": "JSON object"}
     lists = ("columns", "list_ids", "segment_ids", "include")
     return shapes.get(name) or ("JSON array of strings" if name in lists else f"value of type {annotation}")
-
-
-class RequestState(BaseModel):
-    """What a poller wants to know of a request: the told columns."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: int
-    uid: str
-    organization_id: str
-    dataset: str
-    format: str
-    status: RequestStatus
-    stage: Stage | None
-    attempt: int
-    run_id: str | None
-    rows_done: int
-    rows_total: int | None
-    row_count: int | None
-    byte_count: int | None
-    file_count: int | None
-    snapshot_at: datetime | None
-    manifest_key: str | None
-    error_code: str | None
-    message: str | None
-    heartbeat_at: datetime | None
-    cancel_requested_at: datetime | None
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    expires_at: datetime | None
-    updated_at: datetime
 
 
 def has_uid(uid: str) -> sa.ColumnElement[bool]:
