@@ -17,7 +17,7 @@ from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests import expiry
 from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.model import read_state
+from export_pipeline.requests.model import RequestState, read_state
 from export_pipeline.requests.progress import FINISHED
 from export_pipeline.requests.tables import RequestStatus
 
@@ -42,13 +42,14 @@ def expire_exports(database: sa.Engine, store: Store) -> tuple[int, int]:
     return _each(due, lambda one: _expire(database, store, *one))
 
 
-def _expire(database: sa.Engine, store: Store, request_id: int, uid: str, attempt: int) -> None:
+def _expire(database: sa.Engine, store: Store, request_id: int, uid: str, attempt: int) -> bool:
     with database.begin() as connection:
         expiry.expire(connection, request_id)
     for key in list(store.keys(f"{uid}/{attempt}/")):
         store.delete(key)
     with database.begin() as connection:
         expiry.files_deleted(connection, request_id)
+    return True
 
 
 def clear_leftovers(database: sa.Engine, store: Store, staging: Staging) -> tuple[int, int]:
@@ -57,8 +58,7 @@ def clear_leftovers(database: sa.Engine, store: Store, staging: Staging) -> tupl
     Returns:
         How many requests are done, and how many could not be.
     """
-    ended = [uid for uid in staging.trees() if _is_uid(uid) and _is_over(database, uid)]
-    return _each(ended, lambda uid: _clear(database, store, staging, uid))
+    return _each(filter(_is_uid, staging.trees()), lambda uid: _clear(database, store, staging, uid))
 
 
 def _is_uid(name: str) -> bool:
@@ -69,34 +69,40 @@ def _is_uid(name: str) -> bool:
         return False
 
 
-def _is_over(database: sa.Engine, uid: str) -> bool:
-    with reading(database) as connection:
-        state = read_state(connection, uid)
-    if state is None:
-        return True
-    return (
-        state.status in FINISHED and state.completed_at is not None and state.completed_at < utc_now() - KEEP_LEFTOVERS
-    )
-
-
-def _clear(database: sa.Engine, store: Store, staging: Staging, uid: str) -> None:
-    with reading(database) as connection:
-        state = read_state(connection, uid)
+def _clear(database: sa.Engine, store: Store, staging: Staging, uid: str) -> bool:
+    state = _state(database, uid)
+    if not _is_over(state):
+        return False
+    keys = list(store.keys(f"{uid}/"))
+    # Listing may take long, and an operator may re-execute the run meanwhile.
+    if _state(database, uid) != state:
+        return False
     delivered = f"{uid}/{state.attempt}/" if state and state.status is RequestStatus.COMPLETED else None
-    for key in list(store.keys(f"{uid}/")):
+    for key in keys:
         if delivered is None or not key.startswith(delivered):
             store.delete(key)
     staging.delete_tree(uid)
+    return True
 
 
-def _each(items: Iterable[T], do: Callable[[T], None]) -> tuple[int, int]:
-    """Do all of them; one that fails must not keep the others from being done."""
+def _state(database: sa.Engine, uid: str) -> RequestState | None:
+    with reading(database) as connection:
+        return read_state(connection, uid)
+
+
+def _is_over(state: RequestState | None) -> bool:
+    if state is None:
+        return True
+    ended = state.completed_at if state.status in FINISHED else None
+    return ended is not None and ended < utc_now() - KEEP_LEFTOVERS
+
+
+def _each(items: Iterable[T], do: Callable[[T], bool]) -> tuple[int, int]:
+    """Do all of them that are due; one that fails must not keep the others from being done."""
     done = failed = 0
     for item in items:
         try:
-            do(item)
+            done += do(item)
         except ExportFailure:
             failed += 1
-        else:
-            done += 1
     return done, failed

@@ -20,13 +20,14 @@ BY_REQUESTER = "The export was canceled as asked."
 BY_OPERATOR = "The export was canceled by an operator in Dagster."
 
 
-def cancel_and_discard(exports: ExportResource, request_id: int, uid: str) -> None:
+def cancel_and_discard(exports: ExportResource, request_id: int, uid: str, *, run_id: str | None = None) -> None:
     """Mark a request canceled, unless it is finished, and delete what its attempts left in both stores.
 
+    With ``run_id``, for what an operator did to that run: only if the request is still the run's.
     Safe to call again: a sensor may win the transition while the worker still holds files.
     """
     with exports.database.begin() as connection:
-        states.cancel(connection, request_id, by_requester=BY_REQUESTER, by_operator=BY_OPERATOR)
+        states.cancel(connection, request_id, by_requester=BY_REQUESTER, by_operator=BY_OPERATOR, run_id=run_id)
     with reading(exports.database) as connection:
         state = read_state(connection, uid)
     if state is None or state.status is not RequestStatus.CANCELED:

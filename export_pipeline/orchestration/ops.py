@@ -211,7 +211,7 @@ def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport
 @dg.op(description="Goes on with the mails of a completed request whose own run ended before they were all sent.")
 def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> None:
     """The mails that a dead run left."""
-    with stage(context, exports, config.request_id, Stage.NOTIFY_RECIPIENTS, adopt=True) as work:
+    with stage(context, exports, config.request_id, Stage.NOTIFY_RECIPIENTS) as work:
         _notify(context, exports, work)
 
 

@@ -34,6 +34,8 @@ class RunView:
     finished: bool
     canceled: bool
     canceling: bool = False
+    waiting: bool = False
+    """It has not begun: nothing can be heard of it yet."""
     job_name: str = ""
     ended_at: float = 0.0
     """Unix seconds; 0 while it has not ended."""
@@ -59,7 +61,7 @@ def write(connection: sa.Connection, orphan: Orphan, decided: Fate) -> None:
         case Fate.NEW_ATTEMPT:
             claims.release(connection, orphan.id, attempt=orphan.attempt, run_id=orphan.run_id, charged=True)
         case Fate.GIVE_UP:
-            states.give_up(connection, orphan.id, EXHAUSTED, attempt=orphan.attempt)
+            states.give_up(connection, orphan.id, EXHAUSTED, attempt=orphan.attempt, run_id=orphan.run_id)
         case Fate.CANCEL:
             raise ValueError("a cancel is carried out by cancel.cancel_and_discard")
 
@@ -69,7 +71,7 @@ def fate(orphan: Orphan, runs: Sequence[RunView], *, max_attempts: int) -> Fate:
     current = [run for run in runs if run.attempt == orphan.attempt]
     if not orphan.running and not current:
         return Fate.REQUEST_AGAIN
-    if any(not run.finished for run in current) and not orphan.timed_out:
+    if any(run.waiting or not (run.finished or orphan.timed_out) for run in current):
         return Fate.LEAVE
     # A re-execution that was canceled before it took the row says nothing of the run that owns it.
     if any(run.canceled and orphan.run_id in (run.run_id, None) for run in current):

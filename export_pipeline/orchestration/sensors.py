@@ -114,11 +114,17 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
                 quiet_seconds=quiet_seconds,
                 heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
             )
-            unnotified = claims.unnotified(connection, quiet_seconds=quiet_seconds, within=NOTIFY_WITHIN)
+            unnotified = claims.unnotified(
+                connection,
+                quiet_seconds=quiet_seconds,
+                heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+                within=NOTIFY_WITHIN,
+            )
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
     failed = [orphan.uid for orphan in orphans if not _done(_mend, context.instance, exports, orphan)]
-    asked = [request for orphan in unnotified if (request := _resume(context.instance, orphan)) is not None]
+    asked: list[dg.RunRequest] = []
+    failed += [orphan.uid for orphan in unnotified if not _done(_resume, context.instance, orphan, asked)]
     if asked:
         return dg.SensorResult(run_requests=asked)
     return dg.SkipReason(_summary(len(orphans), failed, "rows without a heartbeat"))
@@ -128,28 +134,39 @@ def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orp
     runs = runs_of(instance, orphan.uid)
     decided = fate(orphan, runs, max_attempts=exports.settings.max_attempts)
     if decided is Fate.CANCEL:
-        cancel_and_discard(exports, orphan.id, orphan.uid)
+        cancel_and_discard(exports, orphan.id, orphan.uid, run_id=orphan.run_id)
         return
-    for run in runs if decided is not Fate.LEAVE else ():
-        if not run.finished and run.attempt == orphan.attempt and (dead := instance.get_run_by_id(run.run_id)):
-            instance.report_run_failed(dead, "The run wrote no heartbeat; its process is taken for dead.")
+    if decided is not Fate.LEAVE:
+        _bury(instance, orphan)
     with exports.database.begin() as connection:
         write(connection, orphan, decided)
 
 
-def _resume(instance: DagsterInstance, orphan: claims.Orphan) -> dg.RunRequest | None:
-    """A run for the mails that are left, unless one is under way or enough were tried."""
+def _bury(instance: DagsterInstance, orphan: claims.Orphan) -> None:
+    """Tell Dagster that the run which owned the row is dead, if it still has it among the living."""
+    owner = instance.get_run_by_id(orphan.run_id) if orphan.run_id is not None else None
+    if owner is not None and not owner.is_finished:
+        instance.report_run_failed(owner, "The run wrote no heartbeat; its process is taken for dead.")
+
+
+def _resume(instance: DagsterInstance, orphan: claims.Orphan, asked: list[dg.RunRequest]) -> None:
+    """Ask for a run for the mails that are left, unless one is under way or enough were tried."""
+    if orphan.timed_out:
+        _bury(instance, orphan)
     runs = runs_of(instance, orphan.uid)
     tried = [run for run in runs if run.job_name == NOTIFY_JOB_NAME]
-    if any(not run.finished or run.canceled for run in runs) or len(tried) >= MAX_NOTIFY_RUNS:
-        return None  # under way, or an operator stopped it, or tried often enough
+    stopped = any(run.canceled and (run.run_id == orphan.run_id or run in tried) for run in runs)
+    if stopped or any(not run.finished for run in runs) or len(tried) >= MAX_NOTIFY_RUNS:
+        return  # an operator stopped it, or it is under way, or tried often enough
     if tried and time.time() - max(run.ended_at for run in tried) < NOTIFY_PAUSE_SECONDS * 2 ** len(tried):
-        return None
-    return dg.RunRequest(
-        job_name=NOTIFY_JOB_NAME,
-        run_key=f"{orphan.uid}:notify:{len(tried) + 1}",
-        run_config={"ops": {"resume_notification": {"config": {"request_id": orphan.id}}}},
-        tags={tags.REQUEST_ID: str(orphan.id), tags.REQUEST_UID: orphan.uid},
+        return
+    asked.append(
+        dg.RunRequest(
+            job_name=NOTIFY_JOB_NAME,
+            run_key=f"{orphan.uid}:notify:{len(tried) + 1}",
+            run_config={"ops": {"resume_notification": {"config": {"request_id": orphan.id}}}},
+            tags={tags.REQUEST_ID: str(orphan.id), tags.REQUEST_UID: orphan.uid},
+        )
     )
 
 
@@ -176,6 +193,7 @@ def runs_of(instance: DagsterInstance, uid: str) -> list[RunView]:
             finished=record.dagster_run.is_finished,
             canceled=record.dagster_run.status is dg.DagsterRunStatus.CANCELED,
             canceling=record.dagster_run.status is dg.DagsterRunStatus.CANCELING,
+            waiting=record.dagster_run.status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED),
             job_name=record.dagster_run.job_name,
             ended_at=record.end_time or 0.0,
         )

@@ -44,10 +44,8 @@ class Work:
 
 
 @contextmanager
-def stage(
-    context: dg.OpExecutionContext, exports: ExportResource, request_id: int, which: Stage, *, adopt: bool = False
-) -> Iterator[Work]:
-    """Do one stage's work on a request; ``adopt`` takes a completed one over from a run that ended.
+def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: int, which: Stage) -> Iterator[Work]:
+    """Do one stage's work on a request.
 
     Raises:
         dagster.RetryRequested: a transient failure with tries left.
@@ -55,7 +53,7 @@ def stage(
     """
     frame = _Frame(context, exports, request_id)
     try:
-        owned = frame.enter(which, adopt=adopt)
+        owned = frame.enter(which)
         with Pulse(exports.database, request_id, context.run_id, exports.settings.heartbeat_seconds) as pulse:
             yield Work(request_id, owned.attempt, pulse, owned.manifest_key)
     except DagsterExecutionInterruptedError:
@@ -74,20 +72,19 @@ class _Frame:
         self._request_id = request_id
         self._owned: states.Ownership | None = None
 
-    def enter(self, which: Stage, *, adopt: bool) -> states.Ownership:
+    def enter(self, which: Stage) -> states.Ownership:
         run, instance = self._context.run, self._context.instance
-        lineage = tags.lineage_of(instance, run)
+        lineage, attempt = tags.lineage_of(instance, run), tags.attempt_of(run.tags)
         with self._exports.database.begin() as connection:
             if which is Stage.PLAN:
-                attempt = tags.attempt_of(run.tags)
                 owned = states.begin(connection, self._request_id, run_id=run.run_id, lineage=lineage, attempt=attempt)
             elif which is Stage.NOTIFY_RECIPIENTS:
                 # The mail comes after `completed`, so that its link is live.
-                owned = states.enter_completed(
-                    connection, self._request_id, which, run_id=run.run_id, lineage=None if adopt else lineage
-                )
+                owned = states.enter_completed(connection, self._request_id, which, run_id=run.run_id, lineage=None)
             else:
-                owned = states.enter(connection, self._request_id, which, run_id=run.run_id, lineage=lineage)
+                owned = states.enter(
+                    connection, self._request_id, which, run_id=run.run_id, lineage=lineage, attempt=attempt
+                )
         self._owned = owned
         if tags.REQUEST_UID not in run.tags:
             # Launched by hand: without its tags neither a cancel nor the reconciler would find the run.
@@ -106,7 +103,7 @@ class _Frame:
             return
         # Should the database be gone as well, the sensors carry the cancel out later.
         with suppress(sa.exc.SQLAlchemyError):
-            cancel_and_discard(self._exports, self._request_id, self._owned.uid)
+            cancel_and_discard(self._exports, self._request_id, self._owned.uid, run_id=run.run_id)
 
     def outcome(self, error: Exception) -> Exception:
         """How the op ends: never with the error itself, whose text may hold anything."""

@@ -151,7 +151,9 @@ def renew_lease(connection: sa.Connection, request_id: int) -> None:
     )
 
 
-def unnotified(connection: sa.Connection, *, quiet_seconds: float, within: timedelta) -> list[Orphan]:
+def unnotified(
+    connection: sa.Connection, *, quiet_seconds: float, heartbeat_timeout_seconds: float, within: timedelta
+) -> list[Orphan]:
     """Requests completed ``within`` that time with a mail still to send, of whose run nothing was heard for a while."""
     now = utc_now()
     waiting = sa.exists().where(
@@ -159,7 +161,7 @@ def unnotified(connection: sa.Connection, *, quiet_seconds: float, within: timed
         export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
     )
     found = connection.execute(
-        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.run_id)
+        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.run_id, _rows.heartbeat_at)
         .where(
             _rows.status == RequestStatus.COMPLETED,
             _rows.completed_at > now - within,
@@ -168,4 +170,15 @@ def unnotified(connection: sa.Connection, *, quiet_seconds: float, within: timed
         )
         .order_by(_rows.id)
     )
-    return [Orphan(row.id, row.uid, row.attempt, running=True, run_id=row.run_id, timed_out=False) for row in found]
+    timeout = timedelta(seconds=heartbeat_timeout_seconds)
+    return [
+        Orphan(
+            id=row.id,
+            uid=row.uid,
+            attempt=row.attempt,
+            running=True,
+            run_id=row.run_id,
+            timed_out=row.heartbeat_at < now - timeout,
+        )
+        for row in found
+    ]

@@ -89,18 +89,24 @@ def _owned(run_id: str, lineage: Sequence[str]) -> sa.ColumnElement[bool]:
 
 
 def enter(
-    connection: sa.Connection, request_id: int, stage: Stage, *, run_id: str, lineage: Sequence[str]
+    connection: sa.Connection,
+    request_id: int,
+    stage: Stage,
+    *,
+    run_id: str,
+    lineage: Sequence[str],
+    attempt: int | None = None,
 ) -> Ownership:
     """A later op enters its stage, if its run (or one that it re-executes) owns the row.
 
-    ``publish`` may find the row completed by an earlier try of its own, which died before Dagster knew.
+    ``publish`` may find the row completed by an earlier try of its own ``attempt``, which died before Dagster knew.
 
     Raises:
         ExportCanceled: the requester canceled.
         OwnershipLost: the row belongs to another run, or is finished.
     """
     if stage is Stage.PUBLISH and _is_completed(connection, request_id):
-        return enter_completed(connection, request_id, stage, run_id=run_id, lineage=lineage)
+        return enter_completed(connection, request_id, stage, run_id=run_id, lineage=lineage, attempt=attempt)
     return _take(connection, request_id, _owned(run_id, lineage), run_id=run_id, stage=stage)
 
 
@@ -110,7 +116,13 @@ def _is_completed(connection: sa.Connection, request_id: int) -> bool:
 
 
 def enter_completed(
-    connection: sa.Connection, request_id: int, stage: Stage, *, run_id: str, lineage: Sequence[str] | None
+    connection: sa.Connection,
+    request_id: int,
+    stage: Stage,
+    *,
+    run_id: str,
+    lineage: Sequence[str] | None,
+    attempt: int | None = None,
 ) -> Ownership:
     """An op works on a completed request: the stage moves, the status stays.
 
@@ -119,14 +131,17 @@ def enter_completed(
         request_id: the row.
         stage: ``notify_recipients``, or ``publish`` tried again after it had completed the row.
         run_id: this run.
-        lineage: the runs that this one re-executes; None to take the row from whatever run has it.
+        lineage: the runs that this one re-executes; None to take the row from whatever run has it (mails: the
+            ledger alone says who gets one).
+        attempt: the attempt that this run was launched for; the row is then also its own if it counts the same.
 
     Raises:
         ExportCanceled, OwnershipLost: as ``enter``.
     """
     owned = _rows.status == RequestStatus.COMPLETED
     if lineage is not None:
-        owned = sa.and_(owned, _rows.run_id.in_([run_id, *lineage]))
+        same_attempt = sa.false() if attempt is None else _rows.attempt == attempt
+        owned = sa.and_(owned, sa.or_(_rows.run_id.in_([run_id, *lineage]), same_attempt))
     now = utc_now()
     taken = connection.execute(
         export_requests.update()
@@ -277,10 +292,13 @@ def fail(connection: sa.Connection, request_id: int, failure: ExportFailure, *, 
     )
 
 
-def give_up(connection: sa.Connection, request_id: int, failure: ExportFailure, *, attempt: int) -> bool:
-    """Mark a request failed whose last attempt ended without a word."""
+def give_up(
+    connection: sa.Connection, request_id: int, failure: ExportFailure, *, attempt: int, run_id: str | None
+) -> bool:
+    """Mark a request failed whose last attempt ended without a word, if it is still ``run_id``'s."""
     unfinished = _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
-    return _fail(connection, request_id, failure, sa.and_(unfinished, _rows.attempt == attempt))
+    orphaned = sa.and_(unfinished, _rows.attempt == attempt, _rows.run_id.is_not_distinct_from(run_id))
+    return _fail(connection, request_id, failure, orphaned)
 
 
 def _fail(
@@ -323,16 +341,23 @@ def request_cancel(connection: sa.Connection, uid: str) -> bool:
     return asked.rowcount == 1
 
 
-def cancel(connection: sa.Connection, request_id: int, *, by_requester: str, by_operator: str) -> bool:
+def cancel(
+    connection: sa.Connection, request_id: int, *, by_requester: str, by_operator: str, run_id: str | None = None
+) -> bool:
     """Mark a queued or running request canceled. It stays so, whatever its run says later.
 
-    The row tells who wished it: the requester set ``cancel_requested_at``, an operator did not.
+    The row tells who wished it: the requester set ``cancel_requested_at``, an operator did not. What an
+    operator did to a run cancels the request only if it is still that run's (``run_id``).
     """
     now = utc_now()
     asked = _rows.cancel_requested_at
     canceled = connection.execute(
         export_requests.update()
-        .where(_rows.id == request_id, _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]))
+        .where(
+            _rows.id == request_id,
+            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
+            sa.true() if run_id is None else sa.or_(_rows.run_id == run_id, asked.is_not(None)),
+        )
         .values(
             status=RequestStatus.CANCELED,
             message=sa.case((asked.is_not(None), by_requester), else_=by_operator),

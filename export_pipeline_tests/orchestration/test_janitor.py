@@ -86,6 +86,26 @@ def test_one_export_that_the_store_will_not_let_go_does_not_keep_the_others(
     assert pipeline.stored == []
 
 
+def test_an_export_that_is_revived_while_the_janitor_lists_keeps_everything(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = pipeline.export()
+    left = pipeline.home / "staging" / state.uid / "1" / "rows.arrow"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"rows")
+    update(pipeline, state.uid, status="failed", completed_at=utc_now() - timedelta(days=2))
+    original = LocalStore.keys
+
+    def revive_then_list(self: LocalStore, prefix: str) -> Any:
+        update(pipeline, state.uid, status="running", run_id="re-execution")
+        return original(self, prefix)
+
+    monkeypatch.setattr(LocalStore, "keys", revive_then_list)
+    assert clean(pipeline)["cleared_leftovers"] == 0
+    assert left.exists()
+    assert len(pipeline.stored) == 2
+
+
 def test_a_running_request_keeps_what_it_staged(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
     update(pipeline, uid, status="running", heartbeat_at=utc_now(), attempt=1)

@@ -146,7 +146,7 @@ def test_code_server_and_worker_killed_together_do_not_leave_the_run_started_for
     uid = pipeline.ask()
     pipeline.claim()
     run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED)
-    update(pipeline, uid, status="running", heartbeat_at=utc_now() - STALE)
+    update(pipeline, uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
     evaluate(pipeline, export_reconciler)
     run = pipeline.instance.get_run_by_id(run_id)
     assert run is not None
@@ -225,6 +225,26 @@ def test_mails_that_a_dead_run_left_are_sent_by_another(pipeline: Pipeline) -> N
     assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
 
 
+def test_mails_of_a_run_that_stays_started_for_ever_are_resumed(pipeline: Pipeline) -> None:
+    _, state = pipeline.export()
+    pipeline.execute("UPDATE export_notifications SET status = 'sending'")
+    run_id = a_run(pipeline, state.uid, dg.DagsterRunStatus.STARTED)
+    a_run(pipeline, state.uid, dg.DagsterRunStatus.CANCELED)  # a mistaken re-execution says nothing of the mails
+    update(pipeline, state.uid, run_id=run_id, heartbeat_at=utc_now() - STALE)
+    assert len(evaluate(pipeline, export_reconciler).run_requests) == 1
+    run = pipeline.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.FAILURE
+
+
+def test_mails_that_an_operator_stopped_are_not_resumed(pipeline: Pipeline) -> None:
+    _, state = pipeline.export()
+    pipeline.execute("UPDATE export_notifications SET status = 'pending'")
+    run_id = a_run(pipeline, state.uid, dg.DagsterRunStatus.CANCELED)
+    update(pipeline, state.uid, run_id=run_id, heartbeat_at=utc_now() - STALE)
+    assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
+
+
 def test_mails_are_not_resumed_over_and_over(pipeline: Pipeline) -> None:
     _, state = pipeline.export()
     pipeline.execute("UPDATE export_notifications SET status = 'pending'")
@@ -241,6 +261,7 @@ def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, r
 
 
 ENDED, ALIVE, CANCELED = (RunView("r", 1, f, c) for f, c in ((True, False), (False, False), (True, True)))
+WAITING = RunView("r", 1, finished=False, canceled=False, waiting=True)
 
 FATES = [
     ("claimed, no run", orphan(running=False), [], Fate.REQUEST_AGAIN),
@@ -251,6 +272,7 @@ FATES = [
     ("running, silent, run alive", orphan(), [ALIVE], Fate.LEAVE),
     ("running, timed out, run alive", orphan(timed_out=True), [ALIVE], Fate.NEW_ATTEMPT),
     ("running, run ended", orphan(), [ENDED], Fate.NEW_ATTEMPT),
+    ("running, timed out, re-execution waits", orphan(timed_out=True), [ENDED, WAITING], Fate.LEAVE),
     ("running, ended and re-executed", orphan(), [ENDED, ALIVE], Fate.LEAVE),
     ("running, run deleted in the UI", orphan(), [], Fate.NEW_ATTEMPT),
     ("running, canceled in Dagster", orphan(), [CANCELED], Fate.CANCEL),

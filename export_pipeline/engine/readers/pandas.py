@@ -27,7 +27,7 @@ def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
         engine = engine.execution_options(isolation_level="REPEATABLE READ")
     with translated((sa.exc.SQLAlchemyError,)):
         connection = engine.connect()
-    with connection, connection.begin():
+    with connection:  # one transaction from the first statement on; closing ends it, there is nothing to commit
         with translated((sa.exc.SQLAlchemyError,)):
             row_count = connection.execute(query.count).scalar_one()
         yield Snapshot(row_count, datetime.now(UTC), joined(_batches(connection, query)))
