@@ -102,9 +102,7 @@ def filter_entities(
         yield dg.DynamicOutput(
             reference, mapping_key=f"{shard.ordinal:05d}", output_name="shards", metadata={"rows": shard.rows}
         )
-    snapshot = SnapshotReference(
-        plan=planned, rows=staged.rows, snapshot_at=staged.snapshot_at, shards=len(staged.shards)
-    )
+    snapshot = SnapshotReference(plan=planned, rows=staged.rows, snapshot_at=staged.snapshot_at)
     yield dg.Output(snapshot, output_name="snapshot", metadata=metadata)
 
 

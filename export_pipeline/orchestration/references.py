@@ -29,12 +29,11 @@ class PlanReference(_Reference):
 
 
 class SnapshotReference(_Reference):
-    """What the one snapshot held: its exact number of rows, the instant (UTC), and how many shards it filled."""
+    """What the one snapshot held: its exact number of rows, and the instant (UTC)."""
 
     plan: PlanReference
     rows: int
     snapshot_at: datetime
-    shards: int
 
 
 class ShardReference(_Reference):

@@ -6,7 +6,7 @@ What belongs here: the way from the queue to a run and back. What does not: what
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -123,20 +123,23 @@ def quiet(
         _rows.status == RequestStatus.QUEUED, _rows.claimed_at < now - timedelta(seconds=lease_seconds)
     )
     silent = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds))
+    return _orphans(connection, sa.or_(never_began, silent), now - timedelta(seconds=heartbeat_timeout_seconds))
+
+
+def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldest_heartbeat: datetime) -> list[Orphan]:
     found = connection.execute(
         sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status, _rows.run_id, _rows.heartbeat_at)
-        .where(sa.or_(never_began, silent))
+        .where(condition)
         .order_by(_rows.id)
     )
-    timeout = timedelta(seconds=heartbeat_timeout_seconds)
     return [
         Orphan(
             id=row.id,
             uid=row.uid,
             attempt=row.attempt,
-            running=row.status == RequestStatus.RUNNING,
+            running=row.status != RequestStatus.QUEUED,
             run_id=row.run_id,
-            timed_out=row.status == RequestStatus.RUNNING and row.heartbeat_at < now - timeout,
+            timed_out=row.status != RequestStatus.QUEUED and row.heartbeat_at < oldest_heartbeat,
         )
         for row in found
     ]
@@ -160,25 +163,10 @@ def unnotified(
         export_notifications.c.request_id == _rows.id,
         export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
     )
-    found = connection.execute(
-        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.run_id, _rows.heartbeat_at)
-        .where(
-            _rows.status == RequestStatus.COMPLETED,
-            _rows.completed_at > now - within,
-            _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds),
-            waiting,
-        )
-        .order_by(_rows.id)
+    fell_silent = sa.and_(
+        _rows.status == RequestStatus.COMPLETED,
+        _rows.completed_at > now - within,
+        _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds),
+        waiting,
     )
-    timeout = timedelta(seconds=heartbeat_timeout_seconds)
-    return [
-        Orphan(
-            id=row.id,
-            uid=row.uid,
-            attempt=row.attempt,
-            running=True,
-            run_id=row.run_id,
-            timed_out=row.heartbeat_at < now - timeout,
-        )
-        for row in found
-    ]
+    return _orphans(connection, fell_silent, now - timedelta(seconds=heartbeat_timeout_seconds))

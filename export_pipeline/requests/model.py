@@ -86,10 +86,10 @@ def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
         ExportFailure: ``invalid_request``, naming the column whose value cannot be read.
     """
     by_id = export_requests.c.id == request_id
-    if connection.execute(sa.select(export_requests.c.id).where(by_id)).first() is None:
-        raise LookupError(f"no row {request_id} in export_requests")
     try:
-        row = connection.execute(sa.select(*map(_as_stored, export_requests.c)).where(by_id)).one()
+        row = connection.execute(sa.select(*map(_as_stored, export_requests.c)).where(by_id)).first()
+        if row is None:
+            raise LookupError(f"no row {request_id} in export_requests")
         return ExportRequest(
             **{name: _value(name, value) for name, value in zip(export_requests.c.keys(), row, strict=True)}
         )
