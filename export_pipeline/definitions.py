@@ -25,7 +25,8 @@ def build_definitions() -> dg.Definitions:
     """
     settings = Settings.from_environment()
     default_sender(settings)
-    open_mail_provider(settings)
+    if settings.sends_mail:
+        open_mail_provider(settings)
     load_catalog(settings.catalog)
     return dg.Definitions(
         jobs=[export_job, notify_job, janitor],

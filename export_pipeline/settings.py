@@ -22,6 +22,8 @@ HOME = Path.home() / ".export-pipeline"
 """Where the embedded default keeps everything: readable by its user alone, the same for every process."""
 
 HEARTBEATS_IN_TIMEOUT = 10
+NO_MAIL = "none:"
+"""``mail_url`` of an installation that sends no mail."""
 
 ServerSideEncryption = Literal["none", "AES256", "aws:kms"]
 
@@ -65,11 +67,19 @@ class Settings(BaseSettings):
     mail_url: str = Field(
         default=(HOME / "outbox").as_uri(),
         description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
-        "the start, `?starttls=1`), or an outbox directory `file:///dir`.",
+        "the start, `?starttls=1`), an outbox directory `file:///dir`, or `none:`: nobody can be mailed, and requests "
+        "with recipients are refused.",
     )
     mail_from: str = Field(
         default="exports@localhost.localdomain",
         description="Sender of mails for which the request names none, `name@domain` or `Name <name@domain>`.",
+    )
+    mail_attachment_max_bytes: int = Field(
+        default=0,
+        ge=0,
+        le=20_000_000,
+        description="Exports of at most so many bytes, all files together, are attached to the mail instead of linked; "
+        "at most 20000000, 0 = always links.",
     )
     catalog: str = Field(
         default="",
@@ -156,11 +166,13 @@ class Settings(BaseSettings):
         parts = urlsplit(value)
         if value in ("sendgrid:", "sendgrid://"):
             return "sendgrid:"
+        if value in (NO_MAIL, "none://"):
+            return NO_MAIL
         if parts.scheme in ("smtp", "smtps") and parts.hostname:
             return value
         if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
             return value.rstrip("/")
-        raise ValueError("expected sendgrid:, smtp://host:port or file:///absolute/directory")
+        raise ValueError("expected sendgrid:, smtp://host:port, file:///absolute/directory or none:")
 
     @field_validator("catalog")
     @classmethod
@@ -189,6 +201,11 @@ class Settings(BaseSettings):
     def resolved_source_url(self) -> str:
         """The source database's URL, after its default."""
         return self.source_url or self.database_url
+
+    @property
+    def sends_mail(self) -> bool:
+        """Whether a mail provider is configured at all."""
+        return self.mail_url != NO_MAIL
 
     @classmethod
     def from_environment(cls) -> Settings:

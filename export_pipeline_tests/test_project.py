@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -28,11 +29,24 @@ def test_readme_has_the_two_commands() -> None:
 
 
 def test_links_between_docs_lead_somewhere() -> None:
-    import re
-
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_promise_of_the_contracts_names_a_place_and_a_test_that_exist() -> None:
+    page = (ROOT / "docs" / "contracts.md").read_text().split("## With the gateway")[0]
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    promises = [row for row in rows if row[0].strip() != "promise"]
+    assert len(promises) >= 80
+    for promise, *places in promises:
+        assert len(places) == 2, promise
+        for root, place in zip(("export_pipeline", "export_pipeline_tests"), places, strict=True):
+            path, _, name = place.strip(" `").partition("::")
+            text = (ROOT / root / path).read_text()
+            assert not name or re.search(rf"^(def|class) {name}\b|^{name}\b.* = ", text, re.MULTILINE), (
+                f"{promise}: {place}"
+            )
 
 
 def test_the_worked_example_of_the_catalog_guide_is_a_dataset() -> None:

@@ -29,7 +29,18 @@ class Problem(NamedTuple):
 
 def problems(dataset: Dataset) -> Iterator[Problem]:
     """Everything that is wrong with a declaration whose parts are sound by themselves."""
-    for check in (_names, _key, _created_at, _children, _header_layouts, _layouts, _default_headers):
+    for check in (
+        _names,
+        _values,
+        _key,
+        _created_at,
+        _children,
+        _custom_fields,
+        _header_layouts,
+        _layouts,
+        _array_columns,
+        _default_headers,
+    ):
         yield from check(dataset)
 
 
@@ -43,6 +54,15 @@ def _names(dataset: Dataset) -> Iterator[Problem]:
             if clash is not None:
                 yield Problem(location, f"{name!r} is taken by column {taken[clash]!r}; every name and alias is unique")
             taken.update(dict.fromkeys(spellings(name), column.name))
+
+
+def _values(dataset: Dataset) -> Iterator[Problem]:
+    for index, column in enumerate(dataset.columns):
+        if column.values and column.type != "text":
+            message = f"{column.name!r} has type {column.type}; only a text column can list its values"
+            yield Problem(("columns", index, "values"), message)
+        for at in _repeated(column.values):
+            yield Problem(("columns", index, "values", at), f"{column.values[at]!r} is listed twice; list it once")
 
 
 def _key(dataset: Dataset) -> Iterator[Problem]:
@@ -73,6 +93,30 @@ def _children(dataset: Dataset) -> Iterator[Problem]:
     for at in _repeated([child.header for child in dataset.children]):
         header = dataset.children[at].header
         yield Problem(("children", at, "header"), f"{header!r} is the header of another child list; use each once")
+
+
+def _custom_fields(dataset: Dataset) -> Iterator[Problem]:
+    if dataset.custom_fields is None:
+        for name, layout in dataset.layouts.items():
+            if layout.expand_custom_fields:
+                location = ("layouts", name, "expand_custom_fields")
+                yield Problem(location, "the dataset declares no custom_fields; declare them or remove this")
+        return
+    name = dataset.custom_fields.column
+    column = next((column for column in dataset.columns if column.name == name), None)
+    if column is None:
+        yield Problem(("custom_fields", "column"), _not_declared(dataset, name))
+    elif column.type != "json":
+        yield Problem(("custom_fields", "column"), f"{name!r} has type {column.type}; it must be json")
+
+
+def _array_columns(dataset: Dataset) -> Iterator[Problem]:
+    types = {column.name: column.type for column in dataset.columns}
+    for name, layout in dataset.layouts.items():
+        for at, column in enumerate(layout.array_columns):
+            if column not in layout.columns or types.get(column) != "json":
+                location = ("layouts", name, "array_columns", at)
+                yield Problem(location, f"{column!r} is not a json column of this layout; name one, or remove it")
 
 
 def _header_layouts(dataset: Dataset) -> Iterator[Problem]:
@@ -111,12 +155,17 @@ def _layout_columns(dataset: Dataset, name: str, columns: tuple[str, ...]) -> It
 
 
 def _layout_headers(dataset: Dataset, name: str) -> Iterator[Problem]:
-    shown = dataset.layout(name) or ()
     children = {child.header for child in dataset.children}
-    repeated = _repeated([item.header for item in shown])
-    for at, item in enumerate(shown):
-        if at in repeated or item.header in children:
-            yield Problem(("layouts", name, "columns", at), f"header {item.header!r} appears twice in this layout")
+    # In upper case alone, or as json keys alone, they may be the same.
+    for is_table in (True, False):
+        shown = dataset.layout(name, table=is_table) or ()
+        repeated = _repeated([item.header for item in shown])
+        found = [at for at, item in enumerate(shown) if at in repeated or item.header in children]
+        for at in found:
+            header = shown[at].header
+            yield Problem(("layouts", name, "columns", at), f"header {header!r} appears twice in this layout")
+        if found:
+            return
 
 
 def _default_headers(dataset: Dataset) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -25,6 +25,8 @@ DEFAULT_LAYOUT = "default"
 """The layout that every dataset has: all exported columns, in the order of the declaration."""
 
 Locale = Literal["en", "es", "pt"]
+NameStyle = Literal["descriptive", "uuid"]
+"""What delivered files are called: dataset, day and uid, or the uid alone."""
 
 
 class ColumnType(StrEnum):
@@ -83,6 +85,25 @@ OPERATORS_BY_TYPE: Mapping[ColumnType, tuple[FilterOperator, ...]] = {
 IdentityType = Literal[ColumnType.TEXT, ColumnType.INTEGER, ColumnType.UUID]
 
 
+class Selected(Protocol):
+    """What can be read for a row: a column, a custom field, or a child list."""
+
+    @property
+    def name(self) -> str:
+        """Its name in staged rows."""
+        ...
+
+    @property
+    def type(self) -> ColumnType:
+        """What its values are."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """What to call it when the data is wrong."""
+        ...
+
+
 class _Declaration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
@@ -129,6 +150,9 @@ class Column(_Declaration):
     filter: FilterRule = Field(
         default=True, description="true = every operator of the type, false = none, or a list of operators."
     )
+    values: tuple[str, ...] = Field(
+        default=(), description="All values that a text column can have; a filter that names another is refused."
+    )
     aliases: tuple[Name, ...] = Field(default=(), description="Other names that a filter may use.")
     exported: bool = Field(default=True, description="false = may be filtered by, never leaves.")
     max_length: int | None = Field(
@@ -165,6 +189,16 @@ class ChildList(_Declaration):
     limit: int | None = Field(default=None, ge=1, description="At most so many values of a row.")
     tenant: DatabaseColumn | None = Field(default=None, description="The child table's own tenant column.")
 
+    @property
+    def type(self) -> ColumnType:
+        """A JSON array of texts."""
+        return ColumnType.JSON
+
+    @property
+    def source(self) -> str:
+        """What to call it when the data is wrong."""
+        return f"{self.table}.{self.value}"
+
 
 class ListTable(_Declaration):
     """Where lists themselves stand, so that a request's list ids can be checked."""
@@ -198,13 +232,68 @@ class SegmentTable(_Declaration):
     query_dsl: DatabaseColumn | None = None
 
 
+class CustomFieldTable(_Declaration):
+    """The fields that each organization defined for itself; their values stand in one JSON column of the row."""
+
+    column: Name = Field(description="The JSON column: an object of field names and values.")
+    table: DatabaseTable
+    name: DatabaseColumn = "name"
+    field_type: DatabaseColumn = Field(default="field_type", description="Holds Text, Number or Date.")
+    tenant: DatabaseColumn
+
+
+@dataclass(frozen=True)
+class CustomField:
+    """One field of a JSON column, as its organization defined it."""
+
+    column: Column
+    key: str
+    value_type: ColumnType
+    """``text``, ``decimal`` or ``timestamp``: what filters compare it as. Files show it as it is stored."""
+
+    @property
+    def name(self) -> str:
+        """Its name in staged rows; no column has one with a dot."""
+        return f"{self.column.name}.{self.key}"
+
+    @property
+    def type(self) -> ColumnType:
+        """Read as text, whatever it is compared as."""
+        return ColumnType.TEXT
+
+    @property
+    def source(self) -> str:
+        """What to call it when the data is wrong."""
+        return f"{self.column.source}.{self.key}"
+
+
 class Layout(_Declaration):
-    """A named set of columns in a fixed order; a column's ``headers`` say what they are called in it."""
+    """A named set of columns in a fixed order, and how another system writes them.
+
+    A column's ``headers`` say what it is called in the layout. What is said of tables holds for csv and xlsx.
+    """
 
     description: str = ""
     columns: tuple[Name, ...] = Field(min_length=1)
     header_case: Literal["as_is", "upper"] = Field(
-        default="as_is", description="How a column's name becomes its header, unless it declares one."
+        default="as_is",
+        description="How a column's name becomes its header in tables, unless it declares one; json keys stay.",
+    )
+    expand_custom_fields: bool = Field(
+        default=False, description="In tables, a column for each of the organization's custom fields."
+    )
+    arrays: Literal["json", "comma_separated"] = Field(
+        default="json", description="In tables, how a JSON array of texts is written."
+    )
+    array_columns: tuple[Name, ...] = Field(default=(), description="The columns that `arrays` is about.")
+    timestamps: Literal["microseconds", "seconds"] = Field(
+        default="microseconds", description="`seconds`: 2026-03-08T12:00:00Z, the fraction cut off."
+    )
+    csv_quoting: Literal["necessary", "non_empty"] = Field(
+        default="necessary", description="`non_empty`: every value is quoted, and an empty one is nothing."
+    )
+    file_name: NameStyle = Field(
+        default="descriptive", description="`uuid`: the request's uid alone, and the extension."
     )
 
 
@@ -215,13 +304,17 @@ class LayoutColumn(NamedTuple):
     header: str
 
 
+OutputOrigin = Literal["column", "custom_field", "child"]
+
+
 @dataclass(frozen=True)
 class OutputColumn:
-    """One column of the files: the dataset's column it is read from, what its header says, its type."""
+    """One column of the files: what it is read from, what its header says, its type."""
 
     name: str
     header: str
     type: ColumnType
+    origin: OutputOrigin = "column"
 
 
 class Dataset(_Declaration):
@@ -239,6 +332,7 @@ class Dataset(_Declaration):
     children: tuple[ChildList, ...] = ()
     lists: MembershipTable | None = None
     segments: SegmentTable | None = None
+    custom_fields: CustomFieldTable | None = None
     layouts: dict[Name, Layout] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -280,12 +374,18 @@ class Dataset(_Declaration):
         """The child list of that name, in snake_case or camelCase; None if there is none."""
         return next((child for child in self.children if name in spellings(child.name)), None)
 
-    def layout(self, name: str = DEFAULT_LAYOUT) -> tuple[LayoutColumn, ...] | None:
-        """The columns of a layout in order, with their headers; None if there is no such layout."""
+    def layout(self, name: str = DEFAULT_LAYOUT, *, table: bool = True) -> tuple[LayoutColumn, ...] | None:
+        """The columns of a layout in order, with their headers; None if there is no such layout.
+
+        Args:
+            name: of the layout.
+            table: whether the format is a table (csv, xlsx), where a header may be in upper case.
+        """
         if name == DEFAULT_LAYOUT:
             chosen, upper = self.exported_columns, False
         elif (layout := self.layouts.get(name)) is not None:
-            chosen, upper = tuple(self._by_name[column] for column in layout.columns), layout.header_case == "upper"
+            chosen = tuple(self._by_name[column] for column in layout.columns)
+            upper = table and layout.header_case == "upper"
         else:
             return None
         return tuple(

@@ -15,6 +15,8 @@ from export_pipeline.requests import states
 from export_pipeline.requests.model import insert_request
 from export_pipeline.settings import Settings
 
+_LISTS = ("recipient_emails", "columns", "include", "list_ids", "segment_ids")
+
 
 class JsonText(click.ParamType[Any]):
     """JSON typed on the command line."""
@@ -37,14 +39,26 @@ class JsonText(click.ParamType[Any]):
 @click.option("--format", required=True, help="csv, xlsx, json, ndjson or parquet.")
 @click.option("--recipient", "recipient_emails", multiple=True, help="Who gets the mail; may be repeated.")
 @click.option("--column", "columns", multiple=True, help="A column, in the order wanted; default all.")
+@click.option("--layout", help="A named header set of the dataset, such as sendgrid or cometly.")
+@click.option("--include", multiple=True, help="A child list to add, such as comet_tokens; may be repeated.")
+@click.option("--list", "list_ids", multiple=True, help="A list's id; may be repeated. Lists and segments are a union.")
+@click.option("--segment", "segment_ids", multiple=True, help="A segment's id; may be repeated.")
 @click.option("--filters", type=JsonText(), help='JSON, such as \'{"country": ["BR", "AR"]}\'.')
 @click.option("--compression", help="none or gzip; default gzip for ndjson, none otherwise.")
 @click.option("--max-file-size-mb", type=int, help="Ceiling of each file, 1 MB = 1,000,000 bytes; default 5000.")
 @click.option("--locale", "email_locale", help="Language of the mail: en, es or pt.")
+@click.option("--requested-by", help="The requester's id in your application.")
+@click.option("--from-email", help="Sender: an address on a verified domain of the organization.")
+@click.option("--from-sender-id", help="Sender: a row of organization_email_senders.")
+@click.option("--notify/--no-notify", "notify_email", default=None, help="Whether anybody is mailed; default yes.")
 @click.option("--start-date", type=click.DateTime(), help="Created from, in the organization's time zone.")
 @click.option("--end-date", type=click.DateTime(), help="Created until, inclusive.")
 @click.option("--options", type=JsonText(), help='JSON, such as \'{"csv_profile": "excel"}\'; see docs/requests.md.')
-def request(**asked: Any) -> None:
+@click.option(
+    "--dry-run", is_flag=True, help="Insert nothing; say how many rows, bytes, files and seconds it would be."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object for programs.")
+def request(*, dry_run: bool, as_json: bool, **asked: Any) -> None:
     r"""Insert a request and print its uid. The running pipeline picks it up.
 
     \b
@@ -52,14 +66,20 @@ def request(**asked: Any) -> None:
       export-pipeline request --organization 6f0c --dataset contacts --format csv --recipient ana@example.com
       export-pipeline request --organization 6f0c --dataset entities --format xlsx \\
           --filters '{"type": "person", "risk_score": {"gte": 70}}' --column id --column name
+      export-pipeline request --organization 6f0c --dataset contacts --format csv --layout sendgrid --dry-run
       export-pipeline status $(export-pipeline request …) --watch
     """
-    engine = open_database(Settings.from_environment())
-    lists = {name: list(asked.pop(name)) for name in ("recipient_emails", "columns")}
-    values = {name: value for name, value in asked.items() if value is not None}
+    settings = Settings.from_environment()
+    engine = open_database(settings)
+    lists = {name: list(asked.pop(name)) for name in _LISTS}
+    values = {name: value for name, value in asked.items() if value is not None} | lists
+    if dry_run:
+        from export_pipeline.cli.dry_run import dry_run as estimate_only
+
+        estimate_only(engine, settings, values, as_json=as_json)
+        return
     with engine.begin() as connection:
-        uid = insert_request(connection, **values, **lists)
-    click.echo(uid)
+        click.echo(insert_request(connection, **values))
 
 
 @click.command()

@@ -10,10 +10,14 @@ import re
 from datetime import date
 from uuid import UUID
 
+from export_pipeline.catalog.model import NameStyle
+
 MANIFEST_NAME = "manifest.json"
 
 
-def file_name(dataset: str, day: date, uid: UUID | str, part: str | None, extension: str) -> str:
+def file_name(
+    dataset: str, day: date, uid: UUID | str, part: str | None, extension: str, *, style: NameStyle = "descriptive"
+) -> str:
     """A name for people: ``contacts-2025-11-21-{uid}[-part-00001].csv.gz``, safe on every file system.
 
     Args:
@@ -22,8 +26,11 @@ def file_name(dataset: str, day: date, uid: UUID | str, part: str | None, extens
         uid: the request's uid.
         part: what tells this part from the others (``00001``), None for an only file.
         extension: without its leading dot, compression included.
+        style: ``uuid`` leaves dataset and day out (Cometly, get contact export: names of UUIDs).
     """
-    stem = f"{_safe(dataset)}-{day.isoformat()}-{_safe(str(uid))}"
+    stem = _safe(str(uid))
+    if style == "descriptive":
+        stem = f"{_safe(dataset)}-{day.isoformat()}-{stem}"
     if part is not None:
         stem += f"-part-{_safe(part)}"
     return f"{stem}.{'.'.join(_safe(piece) for piece in extension.split('.'))}"

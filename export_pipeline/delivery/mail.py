@@ -15,7 +15,9 @@ from email.headerregistry import Address
 from email.utils import parseaddr
 from typing import Protocol
 
-from export_pipeline.settings import Settings, SettingsError, local_path
+import idna
+
+from export_pipeline.settings import NO_MAIL, Settings, SettingsError, local_path
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,10 @@ def open_mail_provider(settings: Settings) -> MailProvider:
     """The provider that ``EXPORT_MAIL_URL`` names.
 
     Raises:
-        SettingsError: the URL cannot be used.
+        SettingsError: the URL cannot be used, or says that no mail is sent (``Settings.sends_mail``: ask that first).
     """
+    if not settings.sends_mail:
+        raise SettingsError(f"EXPORT_MAIL_URL: is {NO_MAIL}, no mail can be sent; name a provider to send some")
     directory = local_path(settings.mail_url)
     # Imported when chosen: the sendgrid package alone takes a quarter of a second.
     if directory is not None:
@@ -122,7 +126,8 @@ def parse_address(spec: str, *, display_name: str = "") -> Address:
     """
     name, _, domain = spec.rpartition("@")
     try:
-        ascii_domain = domain.encode("idna").decode()
+        # Python's own codec is of 2003 and makes strasse.de of straße.de, which is somebody else's.
+        ascii_domain = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
         if name.isascii() or not re.fullmatch(r"[^\x00-\x20\x7f-\xa0@<>(),:;\"\\\[\]]+", name):
             return Address(display_name, addr_spec=f"{name}@{ascii_domain}")
         # The email package refuses such a name in ``addr_spec`` only.

@@ -59,7 +59,7 @@ class Manifest(BaseModel):
     columns: tuple[str, ...]
     """The headers, in the files' order."""
     filters_sha256: Sha256 | None = None
-    """SHA-256 of the filters' JSON: tells whether two exports asked the same, not what they asked."""
+    """SHA-256 of filters, lists and segments: tells whether two exports asked the same, not what they asked."""
     rows: int = Field(ge=0)
     bytes: int = Field(ge=0)
     files: tuple[ManifestFile, ...]

@@ -1,4 +1,4 @@
-"""The mail "your export is ready": subject, text and HTML from plain facts.
+"""The mails "your export is ready" and "your export failed": subject, text and HTML from plain facts.
 
 What belongs here: choosing the language, writing numbers and dates as its readers do, filling the
 templates. What does not: the words (``texts``), sending, and minting links.
@@ -18,10 +18,13 @@ from babel import Locale, UnknownLocaleError
 from babel.dates import format_date, format_time, get_timezone_name
 from babel.numbers import format_decimal
 
+from export_pipeline.catalog.model import Dataset
 from export_pipeline.delivery.mime import one_line
 from export_pipeline.delivery.texts import CATALOG, DEFAULT_LANGUAGE, Texts, language_of
+from export_pipeline.failures import Fault
 
 _BABEL_LOCALES = {"en": "en_US", "es": "es", "pt": "pt_BR"}
+_LONGEST_DETAILS = 2000
 # The formats' counters that a reader should know of; each is also its phrase's name.
 _NOTED_COUNTERS = ("cut_cells", "replaced_characters", "guarded_cells", "non_finite_numbers")
 
@@ -37,7 +40,7 @@ class ReadyFile:
 
 @dataclass(frozen=True)
 class ReadyMail:
-    """What the mail says."""
+    """What the mail of a finished export says."""
 
     dataset_titles: Mapping[str, str]
     """The dataset's title by language."""
@@ -54,11 +57,37 @@ class ReadyMail:
 
 
 @dataclass(frozen=True)
+class FailureMail:
+    """What the mail of a failed export says: no link, no address."""
+
+    fault: Fault
+    error_code: str
+    details: str
+    """The row's ``message``, in English: what is wrong, and what to do."""
+    reference: str
+    """The request's ``uid``."""
+    asked_at: datetime | None
+    """Aware; None if the row does not tell."""
+    time_zone: str
+    """The organization's IANA zone, in which instants are told; an unknown one is UTC."""
+    dataset_titles: Mapping[str, str] = field(default_factory=dict)
+    """The dataset's title by language; empty if the request names no dataset that is known."""
+    organization_name: str | None = None
+
+
+@dataclass(frozen=True)
 class _Writing:
     """How one language and zone write numbers and instants."""
 
+    language: str
+    texts: Texts
     locale: Locale
     zone: ZoneInfo
+
+    @classmethod
+    def of(cls, locale: str | None, time_zone: str) -> _Writing:
+        language = language_of(locale)
+        return cls(language, CATALOG[language], _babel_locale(locale, language), _zone(time_zone))
 
     def number(self, value: float) -> str:
         return str(format_decimal(value, locale=self.locale))
@@ -98,18 +127,17 @@ def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
     Returns:
         Subject, text and HTML.
     """
-    language = language_of(locale)
-    texts, writing = CATALOG[language], _Writing(_babel_locale(locale, language), _zone(mail.time_zone))
-    title = one_line(_title(mail.dataset_titles, language))
+    writing = _Writing.of(locale, mail.time_zone)
+    texts = writing.texts
+    title = _title(mail.dataset_titles, writing.language)
     context: dict[str, Any] = {
-        "t": texts,
-        "language": "pt-BR" if language == "pt" else language,
-        "facts": _facts(mail, texts, writing, title),
-        "empty": mail.rows == 0,
+        "heading": texts["heading"],
+        "intro": texts["empty"] if mail.rows == 0 else texts["intro"],
+        "facts": _ready_facts(mail, writing, title),
         "files": [
             {"name": one_line(file.name), "size": writing.size(file.bytes), "url": file.url} for file in mail.files
         ],
-        "expires": None if mail.expires_at is None else _expires(mail.expires_at, texts, writing),
+        "expires": None if mail.expires_at is None else _expires(mail.expires_at, writing),
         "links": any(file.url for file in mail.files),
         "notes": [
             texts[name].format(count=writing.number(mail.counters[name]))
@@ -117,12 +145,50 @@ def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
             if mail.counters.get(name)
         ],
     }
-    text = _environment().get_template("ready.txt.j2").render(context)
-    html = _environment().get_template("ready.html.j2").render(context)
-    return texts["subject"].format(title=title), text, html
+    return texts["subject"].format(title=title), *_render("ready", writing, context)
 
 
-def _facts(mail: ReadyMail, texts: Texts, writing: _Writing, title: str) -> list[tuple[str, str]]:
+def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, str]:
+    """Write the mail that tells a requester why there is no export, and what to do.
+
+    Args:
+        mail: the facts.
+        locale: as ``ready_message``; the details stay English.
+
+    Returns:
+        Subject, text and HTML.
+    """
+    writing = _Writing.of(locale, mail.time_zone)
+    texts = writing.texts
+    title = _title(mail.dataset_titles, writing.language)
+    heading = texts[f"failed_heading_{mail.fault.value}"]
+    context: dict[str, Any] = {
+        "heading": heading,
+        "intro": texts[f"failed_intro_{mail.fault.value}"],
+        "facts": _failure_facts(mail, writing, title),
+        "details": one_line(mail.details, longest=_LONGEST_DETAILS),
+    }
+    return f"{heading}: {title}" if title else heading, *_render("failed", writing, context)
+
+
+def titles_of(dataset: Dataset) -> dict[str, str]:
+    """A dataset's title in every language that mails are sent in."""
+    title = dataset.title
+    return {"en": title.en, "es": title.localized("es"), "pt": title.localized("pt")}
+
+
+def _render(template: str, writing: _Writing, context: Mapping[str, Any]) -> tuple[str, str]:
+    """A template's text and HTML."""
+    language = "pt-BR" if writing.language == "pt" else writing.language
+    text, html = (
+        _environment().get_template(f"{template}.{kind}.j2").render(t=writing.texts, language=language, **context)
+        for kind in ("txt", "html")
+    )
+    return text, html
+
+
+def _ready_facts(mail: ReadyMail, writing: _Writing, title: str) -> list[tuple[str, str]]:
+    texts = writing.texts
     facts = [(texts["title"], title)]
     if mail.organization_name:
         facts.append((texts["organization"], one_line(mail.organization_name)))
@@ -134,12 +200,24 @@ def _facts(mail: ReadyMail, texts: Texts, writing: _Writing, title: str) -> list
     return facts
 
 
-def _expires(expires_at: datetime, texts: Texts, writing: _Writing) -> str:
-    return texts["expires"].format(instant=writing.instant(expires_at))
+def _failure_facts(mail: FailureMail, writing: _Writing, title: str) -> list[tuple[str, str]]:
+    texts = writing.texts
+    facts = [
+        (texts["title"], title),
+        (texts["organization"], one_line(mail.organization_name or "")),
+        (texts["asked"], "" if mail.asked_at is None else writing.instant(mail.asked_at)),
+        (texts["error_code"], one_line(mail.error_code)),
+        (texts["reference"], one_line(mail.reference)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _expires(expires_at: datetime, writing: _Writing) -> str:
+    return writing.texts["expires"].format(instant=writing.instant(expires_at))
 
 
 def _title(titles: Mapping[str, str], language: str) -> str:
-    return titles.get(language) or titles.get(DEFAULT_LANGUAGE) or next(iter(titles.values()), "")
+    return one_line(titles.get(language) or titles.get(DEFAULT_LANGUAGE) or next(iter(titles.values()), ""))
 
 
 def _babel_locale(locale: str | None, language: str) -> Locale:

@@ -61,9 +61,9 @@ def recipient_address(recipient: str) -> Address:
         raise MailNotAccepted("invalid recipient address", permanent=True) from None
 
 
-def one_line(text: str) -> str:
-    """Text fit for a header: line breaks and control characters become single spaces."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text).split())[:_LONGEST_SUBJECT]
+def one_line(text: str, *, longest: int = _LONGEST_SUBJECT) -> str:
+    """Text fit for a header: line breaks and control characters become single spaces; cut to ``longest`` characters."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text).split())[:longest]
 
 
 def safe_message_id(message: Message) -> str:

@@ -1,7 +1,7 @@
-"""Notifying: one message a recipient, handed over at most once, whatever happens in between.
+"""Telling the recipients of a published export: who is to be told, with which links or attachments.
 
-What belongs here: the walk through the ledger. What does not: the ledger's states (requests.ledger),
-texts (``message``), providers.
+What belongs here: the mail's facts, and what its outcome means for the row. What does not: handing over
+(``handover``), the ledger's states (requests.ledger), texts (``message``), providers.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.headerregistry import Address
 
 import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
-from export_pipeline.delivery.mail import (
-    MailNotAccepted,
-    MailOutcomeUnknown,
-    MailProvider,
-    Message,
-    default_sender,
-)
+from export_pipeline.delivery.attachments import attachments_of
+from export_pipeline.delivery.handover import MailPostponed, hand_over
+from export_pipeline.delivery.mail import Attachment, MailProvider, Message, default_sender, parse_address
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
-from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message
+from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message, titles_of
 from export_pipeline.delivery.objects import Link
 from export_pipeline.delivery.store import Store
 from export_pipeline.delivery.upload import describe
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import ledger
 from export_pipeline.requests.database import reading
+from export_pipeline.requests.model import ExportRequest
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.senders import sender_of
 from export_pipeline.requests.tables import NotificationStatus
 from export_pipeline.settings import Settings
 
@@ -45,6 +45,9 @@ class Announcement:
     time_zone: str
     """The organization's IANA zone."""
     files_expire_at: datetime
+    organization_name: str | None = None
+    sender: Address | None = None
+    """Who the mails are from; None = the platform."""
 
 
 def notify(
@@ -58,36 +61,50 @@ def notify(
 ) -> dict[NotificationStatus, int]:
     """Mail every recipient who certainly has no mail yet; ``check`` is called before each and may raise to stop.
 
-    A recipient whom the provider refuses for good does not keep the others from theirs.
-
     Returns:
         How many notifications are in each state.
 
     Raises:
-        ExportFailure: ``mail_unavailable`` if some were not accepted for now; a later call sends to them alone.
+        MailPostponed: some were not accepted for now; a later call sends to them alone.
+        ExportFailure: an attachment cannot be read.
     """
     request_id = announcement.request_id
     with database.begin() as connection:
         ledger.enlist(connection, request_id, announcement.recipients)
         ledger.close_interrupted(connection, request_id)
         waiting = ledger.pending(connection, request_id)
+    wait = None
     if waiting:
-        subject, text, html = ready_message(_mail(store, settings, announcement), announcement.locale)
-        sender = default_sender(settings)
-        for notification_id, recipient in waiting:
-            check()
-            message_id = _message_id(announcement.manifest, recipient)
-            message = Message(sender, recipient, subject, text, html, message_id)
-            _send(database, provider, notification_id, message)
+        wait = hand_over(database, provider, _messages(store, settings, announcement, waiting), check=check)
     with reading(database) as connection:
         counts = ledger.counts(connection, request_id)
     if counts.get(NotificationStatus.PENDING):
-        raise ExportFailure(
-            FailureCode.MAIL_UNAVAILABLE,
+        raise MailPostponed(
             f"The files are ready, but {counts[NotificationStatus.PENDING]} of {sum(counts.values())} recipients could "
             "not be mailed. Check EXPORT_MAIL_URL and the provider, then re-execute notify_recipients.",
+            retry_after=wait,
         )
     return counts
+
+
+def sender_for(
+    connection: sa.Connection, organizations: Organizations, request: ExportRequest
+) -> tuple[Address | None, str | None]:
+    """Who the mails of a published export are from (None = the platform), and what the row should say of that.
+
+    ``plan`` refused a sender that could not be used then. One that was lost since keeps nobody from their files:
+    the platform sends what is still to be sent, and the row says so.
+    """
+    try:
+        sender = sender_of(connection, organizations, request)
+        return (None if sender is None else parse_address(sender.email, display_name=sender.name or "")), None
+    except ExportFailure as failure:
+        lost: str = failure.code
+    except ValueError:
+        lost = FailureCode.INVALID_SENDER
+    if not ledger.pending(connection, request.id):
+        return None, None
+    return None, f"Mails are from the platform's address: the sender that was asked for can no longer be used ({lost})."
 
 
 def undelivered(counts: Mapping[NotificationStatus, int]) -> str | None:
@@ -101,37 +118,37 @@ def undelivered(counts: Mapping[NotificationStatus, int]) -> str | None:
     )
 
 
-def _send(database: sa.Engine, provider: MailProvider, notification_id: int, message: Message) -> None:
-    with database.begin() as connection:
-        if not ledger.start_sending(connection, notification_id):
-            return
-    status, reason = NotificationStatus.SENT, None
-    try:
-        provider.send(message)
-    except MailNotAccepted as refusal:
-        status = NotificationStatus.REFUSED if refusal.permanent else NotificationStatus.PENDING
-        reason = refusal.reason
-    except MailOutcomeUnknown as unknown:
-        status, reason = NotificationStatus.UNKNOWN, unknown.reason
-    with database.begin() as connection:
-        ledger.settle(connection, notification_id, status, reason)
+def _messages(
+    store: Store, settings: Settings, announcement: Announcement, waiting: Sequence[tuple[int, str]]
+) -> list[tuple[int, Message]]:
+    attachments = attachments_of(store, announcement.manifest, settings.mail_attachment_max_bytes)
+    mail = _mail(store, settings, announcement, attachments)
+    subject, text, html = ready_message(mail, announcement.locale)
+    sender = announcement.sender or default_sender(settings)
+    return [
+        (
+            notification_id,
+            Message(sender, recipient, subject, text, html, _message_id(announcement.manifest, recipient), attachments),
+        )
+        for notification_id, recipient in waiting
+    ]
 
 
-def _mail(store: Store, settings: Settings, announcement: Announcement) -> ReadyMail:
-    manifest, dataset = announcement.manifest, announcement.dataset
-    links = [(file, link_to(store, settings, file, announcement.files_expire_at)) for file in manifest.files]
-    ends = [link.expires_at for _, link in links if link.expires_at is not None]
+def _mail(store: Store, settings: Settings, announcement: Announcement, attachments: Sequence[Attachment]) -> ReadyMail:
+    manifest = announcement.manifest
+    linked = [
+        (file, None if attachments else link_to(store, settings, file, announcement.files_expire_at))
+        for file in manifest.files
+    ]
+    ends = [link.expires_at for _, link in linked if link is not None and link.expires_at is not None]
     return ReadyMail(
-        dataset_titles={
-            "en": dataset.title.en,
-            "es": dataset.title.localized("es"),
-            "pt": dataset.title.localized("pt"),
-        },
+        dataset_titles=titles_of(announcement.dataset),
         rows=manifest.rows,
-        files=tuple(ReadyFile(file.name, file.bytes, link.url) for file, link in links),
+        files=tuple(ReadyFile(file.name, file.bytes, link.url if link else None) for file, link in linked),
         snapshot_at=manifest.snapshot_at,
         expires_at=min(ends) if ends else None,
         time_zone=announcement.time_zone,
+        organization_name=announcement.organization_name,
         counters=manifest.counters,
     )
 

@@ -53,7 +53,7 @@ def make_manifest(
         compression=plan.compression,
         layout=plan.layout,
         columns=tuple(column.header for column in plan.columns),
-        filters_sha256=hashlib.sha256(json.dumps(plan.filters, sort_keys=True).encode()).hexdigest(),
+        filters_sha256=_digest(plan),
         rows=rows,
         bytes=sum(file.bytes for file in files),
         files=numbered,
@@ -64,6 +64,11 @@ def make_manifest(
         csv_delimiter=plan.options.csv_delimiter,
         counters=dict(totals),
     )
+
+
+def _digest(plan: ExportPlan) -> str:
+    asked = plan.model_dump(mode="json", include={"filters", "list_ids", "segments"})
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:

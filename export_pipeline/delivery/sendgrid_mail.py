@@ -85,7 +85,8 @@ def _request(message: Message) -> helpers.Mail:
             helpers.Attachment(
                 helpers.FileContent(base64.b64encode(attachment.content).decode()),
                 helpers.FileName(one_line(attachment.name)),
-                helpers.FileType(attachment.media_type),
+                # SendGrid refuses a type with a semicolon (its "Mail Send Errors", attachments.type).
+                helpers.FileType(attachment.media_type.partition(";")[0]),
                 helpers.Disposition("attachment"),
             )
         )
@@ -99,13 +100,16 @@ def _from_reply(status: int, headers: Any) -> MailNotAccepted | MailOutcomeUnkno
         return MailOutcomeUnknown(reason)
     # 401 and 403 are about the key: the installation's fault, not this recipient's.
     permanent = 400 <= status < 500 and status not in (401, 403, 408, 429)
-    return MailNotAccepted(reason, permanent=permanent, retry_after=None if permanent else _retry_after(headers))
+    return MailNotAccepted(reason, permanent=permanent, retry_after=_retry_after(status, headers))
 
 
-def _retry_after(headers: Any) -> float | None:
+def _retry_after(status: int, headers: Any) -> float | None:
     """Seconds to wait: ``Retry-After`` (seconds or a date), else SendGrid's ``X-RateLimit-Reset`` (Unix time)."""
+    if status not in (429, 503):
+        return None
     wait = _parse_retry_after(headers.get("Retry-After"))
-    if wait is None:
+    # Every answer has X-RateLimit-Reset: it asks for nothing but with 429.
+    if wait is None and status == 429:
         reset = headers.get("X-RateLimit-Reset")
         wait = float(reset) - time.time() if reset is not None and reset.strip().isdigit() else None
     return None if wait is None else min(max(wait, 0.0), _LONGEST_WAIT)

@@ -31,6 +31,19 @@ CATALOG: Mapping[str, Texts] = {
         "guarded_cells": "Cells marked with an apostrophe so that no spreadsheet runs them as formulas: {count}",
         "non_finite_numbers": "Numbers without a finite value, left empty: {count}",
         "automatic": "This message was sent automatically.",
+        "failed_heading_requester": "Your export needs a correction",
+        "failed_intro_requester": "The export could not be made as it was asked for. Correct what the details below "
+        "name, then ask for it again.",
+        "failed_heading_transient": "Your export could not be made this time",
+        "failed_intro_transient": "Something that the export needs could not be reached, although it was tried several "
+        "times. Nothing is wrong with your request: please ask for the export again later.",
+        "failed_heading_ours": "Your export failed on our side",
+        "failed_intro_ours": "Nothing is wrong with your request, and you need not change it. Our operators have to "
+        "look at this first; if you write to them, give the reference below.",
+        "asked": "Asked for on",
+        "error_code": "Error code",
+        "reference": "Reference",
+        "details": "Details",
     },
     "es": {
         "subject": "Tu exportación está lista: {title}",
@@ -53,6 +66,19 @@ CATALOG: Mapping[str, Texts] = {
         "las ejecute como fórmulas: {count}",
         "non_finite_numbers": "Números sin valor finito, dejados vacíos: {count}",
         "automatic": "Este mensaje se envió automáticamente.",
+        "failed_heading_requester": "Tu exportación necesita una corrección",
+        "failed_intro_requester": "La exportación no se pudo hacer tal como se pidió. Corrige lo que indican los "
+        "detalles (en inglés) y vuelve a pedirla.",
+        "failed_heading_transient": "Tu exportación no se pudo hacer esta vez",
+        "failed_intro_transient": "No se pudo acceder a algo que la exportación necesita, aunque se intentó varias "
+        "veces. Tu solicitud está bien: vuelve a pedir la exportación más tarde.",
+        "failed_heading_ours": "Tu exportación falló por un problema nuestro",
+        "failed_intro_ours": "Tu solicitud está bien y no hace falta cambiarla. Nuestros operadores tienen que "
+        "revisar primero el problema; si les escribes, indica la referencia de abajo.",
+        "asked": "Pedida el",
+        "error_code": "Código de error",
+        "reference": "Referencia",
+        "details": "Detalles (en inglés)",
     },
     "pt": {
         "subject": "Sua exportação está pronta: {title}",
@@ -75,6 +101,19 @@ CATALOG: Mapping[str, Texts] = {
         "as execute como fórmulas: {count}",
         "non_finite_numbers": "Números sem valor finito, deixados vazios: {count}",
         "automatic": "Esta mensagem foi enviada automaticamente.",
+        "failed_heading_requester": "Sua exportação precisa de uma correção",
+        "failed_intro_requester": "A exportação não pôde ser feita como foi pedida. Corrija o que os detalhes "
+        "(em inglês) indicam e peça-a de novo.",
+        "failed_heading_transient": "Sua exportação não pôde ser feita desta vez",
+        "failed_intro_transient": "Não foi possível acessar algo de que a exportação precisa, embora tenha havido "
+        "várias tentativas. Seu pedido está correto: peça a exportação de novo mais tarde.",
+        "failed_heading_ours": "Sua exportação falhou por um problema nosso",
+        "failed_intro_ours": "Seu pedido está correto e não precisa ser mudado. Nossos operadores precisam examinar o "
+        "problema primeiro; se escrever para eles, informe a referência abaixo.",
+        "asked": "Pedida em",
+        "error_code": "Código do erro",
+        "reference": "Referência",
+        "details": "Detalhes (em inglês)",
     },
 }
 """Phrases by language. ``pt`` is Brazilian Portuguese."""

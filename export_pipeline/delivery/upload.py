@@ -38,7 +38,8 @@ def upload_files(
     uploaded: list[ManifestFile] = []
     rows_before = 0
     for file in output.files:
-        name = file_name(plan.dataset, day, plan.uid, _part(file, output, shard, shards), output.extension)
+        part = _part(file, output, shard, shards)
+        name = file_name(plan.dataset, day, plan.uid, part, output.extension, style=plan.name_style)
         placed = ManifestFile(
             ordinal=file.ordinal,
             key=f"{prefix}/{name}",

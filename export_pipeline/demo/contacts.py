@@ -18,6 +18,7 @@ from export_pipeline.demo.columns import (
     Mask,
     Rows,
     joined,
+    microseconds,
     numbers_as_text,
     text_pool,
     timestamps,
@@ -56,6 +57,8 @@ _PLACES = (
 _STREETS = ("Av. Paulista", "Calle de Alcalá", "Main St", "Rua das Laranjeiras", "Paseo de la Reforma", "MG Road")
 _DOMAINS = ("example.com", "example.org", "example.net", "mail.example.com")
 _PLANS = ("free", "básico", "pro", "enterprise")
+_DAY_US = 86_400_000_000
+_MERGED_FROM = 10**12
 _TEXTS = text_pool(tuple(nasty.TEXTS.values()))
 
 
@@ -70,16 +73,21 @@ def generate_tokens(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> It
         owner, place = _children(part, "tokens", 0.3, TOKENS_AT_MOST)
         number = owner * TOKENS_AT_MOST + place
         token = joined("ct_", numbers_as_text((part.at("token", number) >> np.uint64(1)).astype(np.int64)))
-        yield _child_batch(part, owner, place, number, "token", token)
+        yield _child_batch(part, owner, place, number, {"token": token})
 
 
 def generate_emails(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
-    """Every address of a quarter of ``rows`` contacts, up to ``EMAILS_AT_MOST`` each."""
+    """Every address of a quarter of ``rows`` contacts, up to ``EMAILS_AT_MOST`` each; some came with a merged one."""
     for part in _parts("contacts", rows, seed, chunk_rows):
         owner, place = _children(part, "emails", 0.25, EMAILS_AT_MOST)
         number = owner * EMAILS_AT_MOST + place
         email = joined("contact", numbers_as_text(owner + 1), "+", numbers_as_text(place + 1), "@example.com")
-        yield _child_batch(part, owner, place, number, "email", email)
+        # Numbers that no contact has: whoever was merged is a contact no more.
+        is_merged = (place > 0) & (part.at("merged", number) % np.uint64(3) == 0)
+        merged_from = pa.array(_MERGED_FROM + number, mask=~is_merged)
+        theirs = joined("merged", numbers_as_text(number), "@example.net")
+        email = pc.if_else(pa.array(is_merged), theirs, email)
+        yield _child_batch(part, owner, place, number, {"email": email, "merged_from": merged_from})
 
 
 def generate_list_members(
@@ -189,9 +197,12 @@ def _facts(rows: Rows) -> dict[str, pa.Array]:
     cents = rows.below("cents", 100)
     value = joined(numbers_as_text(rows.below("value", 50_000)), ".", numbers_as_text(cents, width=2))
     score = np.round(rows.unit("score") * 100, 2)
+    renewed = timestamps(microseconds(["2024-01-01"])[0] + rows.below("renewed", 700) * _DAY_US)
+    # What lists.CUSTOM_FIELDS defines, in the order of canonical_json.
     custom = joined(
-        '{"vip": ', rows.pick("vip", ("true", "false")), ', "plan": "', rows.pick("plan", _PLANS),
-        '", "orders": ', numbers_as_text(rows.below("orders", 400)), "}",
+        '{"vip": "', rows.pick("vip", ("yes", "no")), '", "plan": "', rows.pick("plan", _PLANS),
+        '", "orders": ', numbers_as_text(rows.below("orders", 400)),
+        ', "renewed_at": "', pc.strftime(renewed, "%Y-%m-%dT00:00:00Z"), '"}',
     )  # fmt: skip
     custom = rows.mix("custom", rows.sparse("custom", custom, null=0.3), text_pool(nasty.OBJECTS))
     birth = rows.sparse("birth", pa.array(days.astype(np.int32)).cast(pa.date32()), null=0.3)
@@ -217,7 +228,7 @@ def _children(rows: Rows, name: str, share: float, at_most: int) -> tuple[Intege
 
 
 def _child_batch(
-    rows: Rows, owner: Integers, place: Integers, number: Integers, name: str, values: pa.Array
+    rows: Rows, owner: Integers, place: Integers, number: Integers, values: dict[str, pa.Array]
 ) -> pa.RecordBatch:
     organizations = organization_numbers(rows)[owner - rows.start]
     instants = np.int64(1_700_000_000_000_000) + place * np.int64(86_400_000_000)
@@ -226,7 +237,7 @@ def _child_batch(
             "id": pa.array(number + 1),
             "contact_id": pa.array(owner + 1),
             "organization_id": organization_ids(organizations),
-            name: values,
+            **values,
             "created_at": timestamps(instants),
         }
     )

@@ -99,6 +99,7 @@ def _tables(contacts: int, entities: int, seed: int) -> Iterable[tuple[Table, It
         (schema.contact_emails, people.generate_emails(contacts, seed)),
         (schema.contact_lists, [lists.lists()]),
         (schema.contact_list_members, people.generate_list_members(contacts, seed, lists.list_ids())),
+        (schema.contact_field_definitions, [lists.field_definitions()]),
         (schema.contact_segments, [lists.segments()]),
     )
 

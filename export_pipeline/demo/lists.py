@@ -1,6 +1,7 @@
-"""The demo's lists and segments: a few named ones for each organization.
+"""The demo's lists, segments and custom fields: a few named ones for each organization.
 
-What belongs here: their ids, names and stored filters. What does not: who is on a list (contacts).
+What belongs here: their ids, names, stored filters and types. What does not: who is on a list, and what
+a contact's custom fields hold (contacts, nasty).
 """
 
 from __future__ import annotations
@@ -22,7 +23,35 @@ SEGMENTS = (
         {"email": {"contains": "@example.com"}},
         "SELECT contact_id, updated_at FROM contact_data WHERE email LIKE '%@example.com%'",
     ),
+    (
+        "Clientes de pago",
+        {
+            "email": {"contains": "@example."},
+            "country": {"in": ["Brasil", "México"]},
+            "phone_number": {"is_null": False},
+        },
+        """SELECT contact_id, updated_at FROM contact_data
+        WHERE email LIKE '%@example.%' AND country IN ('Brasil', 'México') AND phone_number IS NOT NULL
+        AND plan = 'pro' AND orders >= 10""",
+    ),
 )
+CUSTOM_FIELDS = (
+    ("vip", "Text"),
+    ("plan", "Text"),
+    ("orders", "Number"),
+    ("renewed_at", "Date"),
+    # Of nasty.OBJECTS: text that breaks files, an object, and a number of more digits than a double has.
+    ("texto", "Text"),
+    ("formula", "Text"),
+    ("quote", "Text"),
+    ("emptyText", "Text"),
+    ("nested", "Text"),
+    ("number", "Number"),
+    ("profile_field_01", "Text"),
+    # No contact has a value.
+    ("last_visit", "Date"),
+)
+"""The names and types that every organization defines; SendGrid's names are ``[A-Za-z_][A-Za-z0-9_]*``."""
 
 
 def list_id(organization: Organization, number: int) -> str:
@@ -64,6 +93,25 @@ def segments() -> pa.RecordBatch:
             "name": names,
             "filter": filters,
             "query_dsl": pa.array(dsls, pa.string()),
+            "created_at": timestamps(_instants(len(rows))),
+        }
+    )
+
+
+def field_definitions() -> pa.RecordBatch:
+    """The table of custom field definitions."""
+    rows = [
+        (_id(owner, f"field {name}"), owner.id, name, field_type)
+        for owner in ORGANIZATIONS
+        for name, field_type in CUSTOM_FIELDS
+    ]
+    ids, owners, names, types = zip(*rows, strict=True)
+    return pa.record_batch(
+        {
+            "id": ids,
+            "organization_id": owners,
+            "name": names,
+            "field_type": types,
             "created_at": timestamps(_instants(len(rows))),
         }
     )

@@ -121,6 +121,8 @@ contact_emails = Table(
     Column("contact_id", NUMBER, nullable=False),
     _organization(),
     Column("email", Text, nullable=False),
+    # The contact whose address it was until it was merged into this one; its row is gone.
+    Column("merged_from", NUMBER),
     _instant("created_at"),
     Index("contact_emails_contact_id_id", "contact_id", "id"),
 )
@@ -141,6 +143,16 @@ contact_list_members = Table(
     Column("contact_id", NUMBER, nullable=False),
     _organization(),
     Index("contact_list_members_list_id_contact_id", "list_id", "contact_id", unique=True),
+)
+
+contact_field_definitions = Table(
+    "contact_field_definitions",
+    metadata,
+    _key(UUID),
+    _organization(),
+    Column("name", Text, nullable=False),
+    Column("field_type", Text, nullable=False),
+    _instant("created_at"),
 )
 
 contact_segments = Table(

@@ -29,21 +29,27 @@ from export_pipeline.delivery.upload import describe
 from export_pipeline.delivery.verify import verify
 from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
 from export_pipeline.demo.home import BUCKET, PREFIX, Home
+from export_pipeline.demo.lists import list_id, segment_id
 from export_pipeline.demo.processes import Processes, free_port
 from export_pipeline.demo.s3_server import serve_s3
 from export_pipeline.requests import migrate
-from export_pipeline.requests.database import create_engine, reading
+from export_pipeline.requests.database import create_engine, reading, utc_now
 from export_pipeline.requests.model import RequestState, read_state
 from export_pipeline.requests.progress import FINISHED, overall_progress
-from export_pipeline.requests.tables import RequestStatus, organizations
+from export_pipeline.requests.tables import (
+    RequestStatus,
+    organization_email_domains,
+    organization_members,
+    organizations,
+)
 from export_pipeline.settings import Settings
 
 TIMEOUT_SECONDS = 900
 POLL_SECONDS = 0.5
 LINK_LIFETIME = timedelta(hours=1)
 LINKS_SHOWN = 2
-EXPECTED_MAILS = 5
-"""One for each recipient of the four requests that are served."""
+EXPECTED_MAILS = 7
+"""One for each recipient of the five requests that are served, and one for the requester of the one that fails."""
 UNKNOWN_COLUMN = "a column that does not exist"
 
 
@@ -83,6 +89,13 @@ def _prepare(console: Console, settings: Settings, rows: int) -> sa.Engine:
             organizations.insert(),
             [{"id": one.id, "name": one.name, "time_zone": one.time_zone} for one in ORGANIZATIONS],
         )
+        first = {"organization_id": ORGANIZATIONS[0].id}
+        permissions = ["contacts:export", "entities:export"]
+        member = {"member_id": "ana", "email": "ana@example.com", "locale": "pt", "permissions": permissions}
+        connection.execute(organization_members.insert(), first | member)
+        connection.execute(
+            organization_email_domains.insert(), first | {"domain": "cafe.example.com", "verified_at": utc_now()}
+        )
     made = ", ".join(f"{count:,} {table}" for table, count in report.rows.items() if table in ("contacts", "entities"))
     console.print(f"Made {made} of {len(ORGANIZATIONS)} organizations in {report.seconds:.1f} s.")
     return engine
@@ -105,7 +118,7 @@ def _dagster(console: Console, home: Home, endpoint: str, *, ui: bool) -> Iterat
 
 def _ask(console: Console, home: Home) -> dict[str, str]:
     uids = {}
-    console.print("\nFive requests, each one SQL INSERT:\n")
+    console.print("\nSix requests, each one SQL INSERT:\n")
     with closing(sqlite3.connect(home.database, timeout=30)) as connection:
         for ask in _asks():
             console.print(f"  {ask.sql}", markup=False)
@@ -120,9 +133,17 @@ def _asks() -> list[_Ask]:
     head = "INSERT INTO export_requests (organization_id, dataset, format"
     return [
         _Ask(
-            "contacts, csv, gzip",
-            f"{head}, compression, email_locale, recipient_emails) VALUES ('{first}', 'contacts', 'csv', 'gzip', 'pt', "
+            "a list and a segment, as SendGrid",
+            f"{head}, compression, layout, list_ids, segment_ids, from_email, email_locale, recipient_emails) "
+            f"VALUES ('{first}', 'contacts', 'csv', 'gzip', 'sendgrid', '[\"{list_id(ORGANIZATIONS[0], 0)}\"]', "
+            f"'[\"{segment_id(ORGANIZATIONS[0], 2)}\"]', 'exports@cafe.example.com', 'pt', "
             """'["ana@example.com", "joao@example.com"]')""",
+        ),
+        _Ask(
+            "contacts of a year, as Cometly",
+            f"{head}, layout, include, start_date, end_date, recipient_emails) VALUES ('{third}', 'contacts', "
+            """'ndjson', 'cometly', '["comet_tokens", "all_emails"]', '2024-01-01 00:00:00', '2024-12-31 23:59:59', """
+            """'["mary@example.com"]')""",
         ),
         _Ask(
             "entities, json",
@@ -141,8 +162,8 @@ def _asks() -> list[_Ask]:
         ),
         _Ask(
             UNKNOWN_COLUMN,
-            f"{head}, columns, recipient_emails) VALUES ('{first}', 'contacts', 'csv', "
-            """'["email", "shoe_size"]', '["ana@example.com"]')""",
+            f"{head}, columns, requested_by, recipient_emails) VALUES ('{first}', 'contacts', 'csv', "
+            """'["email", "shoe_size"]', 'ana', '["joao@example.com"]')""",
         ),
     ]
 

@@ -10,21 +10,36 @@ must not travel in op outputs, run config or tags.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from export_pipeline.catalog.model import Dataset, OutputColumn
+from export_pipeline.catalog.model import ChildList, Column, ColumnType, CustomField, Dataset, NameStyle, OutputColumn
 from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
 from export_pipeline.engine.query import Selection
+from export_pipeline.engine.readers import Source
 from export_pipeline.engine.staging import Staging, unique
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.conditions import AnyOf, OnList
+from export_pipeline.requests.file_rules import TABLES, Compression, Format, Options
 from export_pipeline.requests.filters import parse_filters
 from export_pipeline.requests.model import ExportRequest
 from export_pipeline.requests.organizations import Organization
-from export_pipeline.requests.preflight import Compression, Format, Options, Preflight
+from export_pipeline.requests.preflight import Preflight
+from export_pipeline.requests.row_rules import Identity, layout_of
+from export_pipeline.requests.segments import StoredSegment, segment_condition
+
+
+class FieldDefinition(BaseModel):
+    """A custom field of the organization when the request was planned."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    value_type: ColumnType
 
 
 class ExportPlan(BaseModel):
@@ -44,10 +59,14 @@ class ExportPlan(BaseModel):
     layout: str
     columns: tuple[OutputColumn, ...]
     filters: dict[str, Any]
+    list_ids: tuple[Identity, ...]
+    segments: tuple[StoredSegment, ...]
+    custom_fields: tuple[FieldDefinition, ...]
     created_from: datetime | None
     created_before: datetime | None
     options: Options
     time_zone: str
+    name_style: NameStyle
     max_bytes: int
     key_secret: str
     """128 random bits in the keys of the delivered files."""
@@ -63,28 +82,73 @@ def staging_prefix(uid: str, attempt: int) -> str:
     return f"{uid}/{attempt}"
 
 
-def make_plan(request: ExportRequest, checked: Preflight, organization: Organization, attempt: int) -> ExportPlan:
-    """The plan of one attempt at a request that passed its preflight."""
+def make_plan(
+    request: ExportRequest, checked: Preflight, organization: Organization, source: Source, attempt: int
+) -> ExportPlan:
+    """The plan of one attempt at a request that passed its preflight.
+
+    What the request names in the source is looked up now, so that every later step sees the same.
+
+    Raises:
+        ExportFailure: ``unknown_list``, ``unknown_segment``, ``invalid_segment``; whatever reading raises.
+    """
+    dataset, layout = checked.dataset, layout_of(checked.dataset, request.layout)
+    check_lists(source, dataset, organization.id, checked.list_ids)
+    segments = find_segments(source, dataset, organization.id, checked.segment_ids)
+    expanded = _expands(checked, request.layout)
+    fields = find_custom_fields(source, dataset, organization.id) if segments or expanded else ()
+    for segment in segments:
+        segment_condition(segment, dataset, fields, organization.time_zone)
     return ExportPlan(
         request_id=request.id,
         uid=request.uid,
         attempt=attempt,
         organization_id=request.organization_id,
         organization_time_zone=organization.time_zone,
-        dataset=checked.dataset.name,
-        dataset_version=checked.dataset.version,
+        dataset=dataset.name,
+        dataset_version=dataset.version,
         format=checked.format,
         compression=checked.compression,
         layout=request.layout,
-        columns=checked.columns,
+        columns=_with_custom_fields(checked, fields, upper=layout is not None and layout.header_case == "upper")
+        if expanded
+        else checked.columns,
         filters=request.filters,
+        list_ids=checked.list_ids,
+        segments=segments,
+        custom_fields=tuple(FieldDefinition(key=field.key, value_type=field.value_type) for field in fields),
         created_from=checked.created_from,
         created_before=checked.created_before,
         options=checked.options,
         time_zone=checked.time_zone,
+        name_style=layout.file_name if layout else "descriptive",
         max_bytes=checked.max_bytes,
         key_secret=secrets.token_hex(16),
     )
+
+
+def _expands(checked: Preflight, layout_name: str) -> bool:
+    layout, declared = checked.dataset.layouts.get(layout_name), checked.dataset.custom_fields
+    if layout is None or declared is None or not layout.expand_custom_fields or checked.format not in TABLES:
+        return False
+    return any(column.name == declared.column for column in checked.columns)
+
+
+def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], *, upper: bool) -> tuple[OutputColumn, ...]:
+    """The custom fields where their JSON column stood (SendGrid, export file: under upper-case names)."""
+    columns, declared = checked.columns, checked.dataset.custom_fields
+    if not fields and len(columns) == 1:
+        return columns  # a file needs a column
+    place = next(at for at, column in enumerate(columns) if declared and column.name == declared.column)
+    taken = {column.header for column in columns}
+    expanded: list[OutputColumn] = []
+    for field in fields:
+        header = field.key.upper() if upper else field.key
+        # Names differ by case in a JSON object, and may be those of other columns: a header appears once.
+        header = header if header not in taken else field.name
+        taken.add(header)
+        expanded.append(OutputColumn(field.name, header, field.type, "custom_field"))
+    return (*columns[:place], *expanded, *columns[place + 1 :])
 
 
 def save_plan(staging: Staging, plan: ExportPlan) -> str:
@@ -114,19 +178,43 @@ def selection(plan: ExportPlan, catalog: Mapping[str, Dataset]) -> Selection:
             f"dataset: {plan.dataset} was changed in the catalog while the export ran. Insert the request again.",
             field="dataset",
         )
-    by_name = {column.name: column for column in dataset.columns}
+    zone = plan.organization_time_zone
+    fields = _custom_fields(plan, dataset)
+    groups = [segment_condition(segment, dataset, fields, zone) for segment in plan.segments]
+    if plan.list_ids:
+        groups.append(OnList(plan.list_ids))
     return Selection(
         dataset=dataset,
         organization_id=plan.organization_id,
-        columns=tuple(by_name[column.name] for column in plan.columns),
-        filters=parse_filters(plan.filters, dataset, plan.organization_time_zone),
+        columns=tuple(_selected(column, dataset, fields) for column in plan.columns),
+        filters=parse_filters(plan.filters, dataset, zone),
+        any_of=AnyOf(tuple(groups)) if groups else None,
         created_from=plan.created_from,
         created_before=plan.created_before,
     )
 
 
-def format_options(plan: ExportPlan) -> FormatOptions:
+def _custom_fields(plan: ExportPlan, dataset: Dataset) -> tuple[CustomField, ...]:
+    declared = dataset.custom_fields
+    if declared is None:
+        return ()
+    column = next(column for column in dataset.columns if column.name == declared.column)
+    return tuple(CustomField(column, field.key, field.value_type) for field in plan.custom_fields)
+
+
+def _selected(
+    output: OutputColumn, dataset: Dataset, fields: Sequence[CustomField]
+) -> Column | CustomField | ChildList:
+    if output.origin == "custom_field":
+        return next(field for field in fields if field.name == output.name)
+    if output.origin == "child":
+        return next(child for child in dataset.children if child.name == output.name)
+    return next(column for column in dataset.columns if column.name == output.name)
+
+
+def format_options(plan: ExportPlan, dataset: Dataset) -> FormatOptions:
     """How the plan's files are written."""
+    layout = layout_of(dataset, plan.layout)
     return FormatOptions(
         columns=plan.columns,
         max_bytes=plan.max_bytes,
@@ -137,4 +225,7 @@ def format_options(plan: ExportPlan) -> FormatOptions:
         csv_decimal_mark=plan.options.csv_decimal_mark,
         csv_bom=plan.options.csv_profile == "excel",
         dataset=plan.dataset,
+        csv_quoting=layout.csv_quoting if layout else "necessary",
+        timestamps=layout.timestamps if layout else "microseconds",
+        comma_separated=frozenset(layout.array_columns if layout and layout.arrays == "comma_separated" else ()),
     )

@@ -69,7 +69,7 @@ def serialize_shard(
         ExportFailure: what the format and the staging store raise; ``count_mismatch`` if the files do
             not hold exactly the shard's rows.
     """
-    file_format = open_format(plan.format, format_options(plan))
+    file_format = open_format(plan.format, format_options(plan, dataset))
     prefix = unique(f"{plan.prefix}/files/{shard:05d}")
 
     def create(ordinal: int) -> AbstractContextManager[BinaryIO]:

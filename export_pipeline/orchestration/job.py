@@ -36,8 +36,8 @@ NOTIFY_JOB_NAME = "notify"
 
 @dg.job(
     name=NOTIFY_JOB_NAME,
-    description="The mails of a completed request whose run ended before they were all sent; "
-    "the reconciler asks for it.",
+    description="The mails of a request whose run ended before they were all sent: its recipients' if it completed, "
+    "its requester's if it failed. The reconciler asks for it.",
     executor_def=dg.in_process_executor,
 )
 def notify_job() -> None:

@@ -4,14 +4,15 @@ What belongs here: the shells. What does not: any rule, SQL, or byte of a file; 
 and retries (``stage``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
+from export_pipeline.delivery.failure_mail import has_failed
 from export_pipeline.delivery.manifest import Manifest, read_manifest
-from export_pipeline.delivery.notify import Announcement, notify, undelivered
+from export_pipeline.delivery.notify import Announcement, notify, sender_for, undelivered
 from export_pipeline.delivery.publish import delivered_files, make_manifest
 from export_pipeline.delivery.publish import publish as publish_export
 from export_pipeline.delivery.upload import upload_files
@@ -29,12 +30,15 @@ from export_pipeline.orchestration.references import (
     UploadedShard,
 )
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.stage import Work, stage
-from export_pipeline.requests import ledger, states
+from export_pipeline.orchestration.stage import Work, aside, stage, tell_failure
+from export_pipeline.requests import billing, ledger, ownership, states
 from export_pipeline.requests.database import reading
-from export_pipeline.requests.model import load_request
-from export_pipeline.requests.preflight import preflight, recipients_of
-from export_pipeline.requests.tables import Stage
+from export_pipeline.requests.mail_rules import check_mail
+from export_pipeline.requests.model import ExportRequest, load_request
+from export_pipeline.requests.permissions import check_permission
+from export_pipeline.requests.preflight import preflight
+from export_pipeline.requests.recipients import recipients_of
+from export_pipeline.requests.tables import NotificationStatus, Stage
 
 
 class PlanConfig(dg.Config):
@@ -50,8 +54,10 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
         with reading(exports.database) as connection:
             request = load_request(connection, config.request_id)
             organization = exports.organizations.get(connection, request.organization_id)
+            check_permission(connection, exports.organizations, request)
         checked = preflight(request, exports.catalog, organization)
-        made = make_plan(request, checked, organization, work.attempt)
+        _secure_mail(context, exports, request, checked.recipients)
+        made = make_plan(request, checked, organization, exports.source, work.attempt)
         key = save_plan(exports.staging, made)
         context.add_output_metadata(
             {
@@ -64,6 +70,24 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
             }
         )
         return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt, key=key)
+
+
+def _secure_mail(
+    context: dg.OpExecutionContext, exports: ExportResource, request: ExportRequest, recipients: Sequence[str]
+) -> None:
+    """Everybody may be mailed as asked, and the mails are paid for before anything is read."""
+    if not recipients:
+        return
+    with exports.database.begin() as connection:
+        ownership.hold(connection, request.id, run_id=context.run_id)
+        check_mail(
+            connection,
+            exports.organizations,
+            request,
+            recipients,
+            provider_configured=exports.settings.sends_mail,
+        )
+        billing.reserve(connection, request.organization_id, request.uid, recipients)
 
 
 @dg.op(
@@ -186,7 +210,7 @@ def publish(
 def _complete(
     context: dg.OpExecutionContext, exports: ExportResource, planned: PlanReference, manifest: Manifest, key: str
 ) -> None:
-    """The row says ``completed`` and the ledger names everybody who is to be mailed, in one transaction."""
+    """The row says ``completed``, the ledger names everybody who is to be mailed and it is paid, in one transaction."""
     with exports.database.begin() as connection:
         states.complete(
             connection,
@@ -196,19 +220,30 @@ def _complete(
             manifest_key=key,
             expires_at=datetime.now(UTC) + timedelta(days=exports.settings.retention_days),
         )
-        ledger.enlist(connection, planned.request_id, recipients_of(load_request(connection, planned.request_id)))
+        request = load_request(connection, planned.request_id)
+        recipients = recipients_of(request)
+        ledger.enlist(connection, request.id, recipients)
+        # Re-executed from a failure: what the plan op reserved was given back when the request failed.
+        billing.reserve(connection, request.organization_id, request.uid, recipients)
 
 
-@dg.op(description="Mails every recipient a link, **once**; re-execution mails only who has none yet.")
+@dg.op(description="Mails every recipient links or the files, **once**; re-execution mails only who has none yet.")
 def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport, exports: ExportResource) -> None:
     """The mails."""
     with stage(context, exports, published.plan.request_id, Stage.NOTIFY_RECIPIENTS) as work:
         _notify(context, exports, work)
 
 
-@dg.op(description="Goes on with the mails of a completed request whose own run ended before they were all sent.")
+@dg.op(
+    description="Goes on with the mails of a request whose own run ended before they were all sent: those of its "
+    "recipients if it completed, that of its requester if it failed."
+)
 def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> None:
     """The mails that a dead run left."""
+    with aside(context, exports, config.request_id):
+        if has_failed(exports.database, config.request_id):
+            _add_mail_metadata(context, Stopwatch(), tell_failure(exports, config.request_id))
+            return
     with stage(context, exports, config.request_id, Stage.NOTIFY_RECIPIENTS) as work:
         _notify(context, exports, work)
 
@@ -218,6 +253,7 @@ def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work)
     with reading(exports.database) as connection:
         request = load_request(connection, work.request_id)
         organization = exports.organizations.get(connection, request.organization_id)
+        sender, sender_lost = sender_for(connection, exports.organizations, request)
     announcement = Announcement(
         request_id=request.id,
         manifest=read_manifest(exports.store, request.manifest_key or ""),
@@ -226,13 +262,24 @@ def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work)
         locale=request.email_locale,
         time_zone=organization.time_zone,
         files_expire_at=request.expires_at or datetime.now(UTC),
+        organization_name=organization.name,
+        sender=sender,
     )
-    counts = notify(
-        exports.database, exports.store, exports.mail, exports.settings, announcement, check=work.pulse.check
-    )
+    counts: Mapping[NotificationStatus, int] = {}
+    if announcement.recipients:  # else there may be no provider to open
+        counts = notify(
+            exports.database, exports.store, exports.mail, exports.settings, announcement, check=work.pulse.check
+        )
+    notes = [note for note in (undelivered(counts), sender_lost) if note]
     with exports.database.begin() as connection:
         states.notified(connection, request.id, counts)
-        states.note(connection, request.id, undelivered(counts), run_id=context.run_id)
+        states.note(connection, request.id, " ".join(notes) or None, run_id=context.run_id)
+    _add_mail_metadata(context, watch, counts)
+
+
+def _add_mail_metadata(
+    context: dg.OpExecutionContext, watch: Stopwatch, counts: Mapping[NotificationStatus, int]
+) -> None:
     context.add_output_metadata(
         {"seconds": round(watch.seconds, 3)} | {f"mails_{status}": number for status, number in counts.items()}
     )

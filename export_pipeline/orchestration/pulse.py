@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, OwnershipLost
-from export_pipeline.requests import states
+from export_pipeline.requests import ownership
 
 
 class Pulse:
@@ -75,7 +75,7 @@ class Pulse:
             values = dict(self._values)
         try:
             with self._database.begin() as connection:
-                states.heartbeat(connection, self._request_id, run_id=self._run_id, values=values)
+                ownership.heartbeat(connection, self._request_id, run_id=self._run_id, values=values)
         except (ExportCanceled, OwnershipLost) as signal:
             self._stop = signal
         except Exception:  # noqa: BLE001 - whatever it is, the thread must live on

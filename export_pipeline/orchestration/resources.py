@@ -7,7 +7,6 @@ config is stored in snapshots and shown in the UI, and would carry the passwords
 """
 
 from functools import cached_property
-from pathlib import Path
 
 import dagster as dg
 import sqlalchemy as sa
@@ -17,7 +16,7 @@ from pydantic import PrivateAttr
 from export_pipeline.catalog.loader import Catalog, load_catalog
 from export_pipeline.delivery.mail import MailProvider, open_mail_provider
 from export_pipeline.delivery.store import Store, open_store
-from export_pipeline.engine.readers import Source
+from export_pipeline.engine.readers import Source, source_of
 from export_pipeline.engine.staging import Staging
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.organizations import Organizations
@@ -55,12 +54,7 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
     @cached_property
     def source(self) -> Source:
         """Where rows are read from."""
-        settings = self.settings
-        return Source(
-            settings.resolved_source_url,
-            settings.statement_timeout_seconds,
-            shares_file=_same_file(settings.database_url, settings.resolved_source_url),
-        )
+        return source_of(self.settings)
 
     @cached_property
     def staging(self) -> Staging:
@@ -78,12 +72,6 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
     def mail(self) -> MailProvider:
         """How mail leaves."""
         return open_mail_provider(self.settings)
-
-
-def _same_file(one: str, other: str) -> bool:
-    urls = [sa.make_url(url) for url in (one, other)]
-    paths = {Path(url.database or "").resolve() for url in urls}
-    return all(url.get_backend_name() == "sqlite" for url in urls) and len(paths) == 1
 
 
 def s3_resource(settings: Settings) -> S3Resource:

@@ -100,7 +100,7 @@ def _cancel(instance: DagsterInstance, exports: ExportResource, request_id: int,
     default_status=dg.DefaultSensorStatus.RUNNING,
     job_name=NOTIFY_JOB_NAME,
     description="Compares rows with their runs and heartbeats, and mends what lost its run; "
-    "asks for the mails that a dead run left.",
+    "asks for the mails that a dead run left, and for those that tell requesters of a failure.",
 )
 def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
     """What status sensors and crashed workers leave behind."""
@@ -120,6 +120,8 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
                 heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
                 within=NOTIFY_WITHIN,
             )
+            if not settings.sends_mail:
+                unnotified = []
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
     failed = [orphan.uid for orphan in orphans if not _done(_mend, context.instance, exports, orphan)]

@@ -1,6 +1,7 @@
 """The frame of every op: it takes the row, keeps its pulse, and turns whatever happens into a clean end.
 
-What belongs here: ownership, and the way from an exception to the row, the retry and Dagster's event log.
+What belongs here: ownership, and the way from an exception to the row, the requester, the retry and Dagster's event
+log.
 What does not: the work itself.
 
 Nothing personal leaves: exceptions are raised ``from None`` with texts of our own, and an unexpected
@@ -19,17 +20,21 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from export_pipeline.delivery.failure_mail import mail_failure
+from export_pipeline.delivery.handover import MailPostponed
 from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
 from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.requests import states
-from export_pipeline.requests.tables import Stage
+from export_pipeline.requests import ownership, states
+from export_pipeline.requests.tables import NotificationStatus, Stage
 
 MAX_RETRIES = 3
 FIRST_RETRY_SECONDS = 2.0
+LONGEST_RETRY_SECONDS = 60.0
+"""A provider that asks for a longer wait is left to a later run: this one would hold its place for nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,36 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
         dagster.Failure: every other end; the row says why.
     """
     frame = _Frame(context, exports, request_id)
-    try:
+    with _clean_end(frame):
         owned = frame.enter(which)
         with Pulse(exports.database, request_id, context.run_id, exports.settings.heartbeat_seconds) as pulse:
             yield Work(request_id, owned.attempt, pulse, owned.manifest_key)
+
+
+@contextmanager
+def aside(context: dg.OpExecutionContext, exports: ExportResource, request_id: int) -> Iterator[None]:
+    """Do work about a request whose row is not to change, whatever comes of it: telling of its failure.
+
+    Raises:
+        dagster.RetryRequested, dagster.Failure: as ``stage``.
+    """
+    with _clean_end(_Frame(context, exports, request_id, writes=False)):
+        yield
+
+
+def tell_failure(exports: ExportResource, request_id: int) -> dict[NotificationStatus, int]:
+    """Mail the requester of a failed request what went wrong; see ``mail_failure``."""
+    if not exports.settings.sends_mail:
+        return {}
+    return mail_failure(
+        exports.database, exports.mail, exports.settings, exports.organizations, exports.catalog, request_id
+    )
+
+
+@contextmanager
+def _clean_end(frame: _Frame) -> Iterator[None]:
+    try:
+        yield
     except DagsterExecutionInterruptedError:
         frame.interrupted()
         raise
@@ -66,23 +97,28 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
 
 
 class _Frame:
-    def __init__(self, context: dg.OpExecutionContext, exports: ExportResource, request_id: int) -> None:
+    def __init__(
+        self, context: dg.OpExecutionContext, exports: ExportResource, request_id: int, *, writes: bool = True
+    ) -> None:
         self._context = context
         self._exports = exports
         self._request_id = request_id
-        self._owned: states.Ownership | None = None
+        self._writes = writes
+        self._owned: ownership.Ownership | None = None
 
-    def enter(self, which: Stage) -> states.Ownership:
+    def enter(self, which: Stage) -> ownership.Ownership:
         run, instance = self._context.run, self._context.instance
         lineage, attempt = tags.lineage_of(instance, run), tags.attempt_of(run.tags)
         with self._exports.database.begin() as connection:
             if which is Stage.PLAN:
-                owned = states.begin(connection, self._request_id, run_id=run.run_id, lineage=lineage, attempt=attempt)
+                owned = ownership.begin(
+                    connection, self._request_id, run_id=run.run_id, lineage=lineage, attempt=attempt
+                )
             elif which is Stage.NOTIFY_RECIPIENTS:
                 # The mail comes after `completed`, so that its link is live.
-                owned = states.enter_completed(connection, self._request_id, which, run_id=run.run_id, lineage=None)
+                owned = ownership.enter_completed(connection, self._request_id, which, run_id=run.run_id, lineage=None)
             else:
-                owned = states.enter(
+                owned = ownership.enter(
                     connection, self._request_id, which, run_id=run.run_id, lineage=lineage, attempt=attempt
                 )
         self._owned = owned
@@ -136,14 +172,12 @@ class _Frame:
         return dg.Failure(BY_REQUESTER, allow_retries=False)
 
     def _failed(self, failure: ExportFailure, *, places: str = "", kind: str = "") -> Exception:
-        if failure.fault is Fault.TRANSIENT and self._context.retry_number < MAX_RETRIES:
-            wait = FIRST_RETRY_SECONDS * 2**self._context.retry_number
+        wait = self._wait(failure)
+        if wait is not None:
             self._context.log.warning("%s: %s Trying again in %.0f s.", failure.code, failure.message, wait)
             return dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait)
-        if self._write_failure(failure) and failure.fault is Fault.REQUESTER and self._owned is not None:
-            # Nobody will re-execute this: nothing of the attempt is to stay.
-            with suppress(ExportFailure):
-                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        if self._writes and self._write_failure(failure):
+            self._after_failure(failure)
         metadata: dict[str, dg.MetadataValue] = {
             "error_code": dg.MetadataValue.text(failure.code.value),
             "fault": dg.MetadataValue.text(failure.fault.value),
@@ -152,6 +186,31 @@ class _Frame:
             metadata["exception"] = dg.MetadataValue.text(kind)
             metadata["raised_at"] = dg.MetadataValue.md(f"```\n{places}\n```")
         return dg.Failure(_told(failure), metadata=metadata, allow_retries=False)
+
+    def _wait(self, failure: ExportFailure) -> float | None:
+        """Seconds until this op is tried again; None if it is not."""
+        if failure.fault is not Fault.TRANSIENT or self._context.retry_number >= MAX_RETRIES:
+            return None
+        wait = float(FIRST_RETRY_SECONDS * 2**self._context.retry_number)
+        asked = failure.retry_after if isinstance(failure, MailPostponed) else None
+        if asked is None:
+            return wait
+        # Nothing is heard of a run that waits: it must not be taken for dead meanwhile.
+        longest = min(LONGEST_RETRY_SECONDS, self._exports.settings.heartbeat_timeout_seconds / 2)
+        return max(wait, asked) if asked <= longest else None
+
+    def _after_failure(self, failure: ExportFailure) -> None:
+        """The row says ``failed``: clear away what nobody will go on with, and tell the requester."""
+        if failure.fault is Fault.REQUESTER and self._owned is not None:
+            # Nobody will re-execute this: nothing of the attempt is to stay.
+            with suppress(ExportFailure):
+                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        try:
+            tell_failure(self._exports, self._request_id)
+        except Exception:  # noqa: BLE001 - the mail is in the ledger, and must not change how the run ends
+            self._context.log.warning(
+                "The requester is not told of the failure yet; the reconciler has it tried again."
+            )
 
     def _write_failure(self, failure: ExportFailure) -> bool:
         """Whether this failure is what the row says now."""

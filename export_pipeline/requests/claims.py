@@ -14,6 +14,7 @@ from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.events import record
 from export_pipeline.requests.tables import (
     EventKind,
+    NotificationKind,
     NotificationStatus,
     RequestStatus,
     export_notifications,
@@ -128,7 +129,15 @@ def quiet(
 
 def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldest_heartbeat: datetime) -> list[Orphan]:
     found = connection.execute(
-        sa.select(_rows.id, _rows.uid, _rows.attempt, _rows.status, _rows.run_id, _rows.heartbeat_at)
+        sa.select(
+            _rows.id,
+            _rows.uid,
+            _rows.attempt,
+            _rows.status,
+            _rows.run_id,
+            # A request that was given up before it began never had a heartbeat.
+            sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at).label("last_heard"),
+        )
         .where(condition)
         .order_by(_rows.id)
     )
@@ -139,7 +148,7 @@ def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldes
             attempt=row.attempt,
             running=row.status != RequestStatus.QUEUED,
             run_id=row.run_id,
-            timed_out=row.status != RequestStatus.QUEUED and row.heartbeat_at < oldest_heartbeat,
+            timed_out=row.status != RequestStatus.QUEUED and row.last_heard < oldest_heartbeat,
         )
         for row in found
     ]
@@ -157,16 +166,26 @@ def renew_lease(connection: sa.Connection, request_id: int) -> None:
 def unnotified(
     connection: sa.Connection, *, quiet_seconds: float, heartbeat_timeout_seconds: float, within: timedelta
 ) -> list[Orphan]:
-    """Requests completed ``within`` that time with a mail still to send, of whose run nothing was heard for a while."""
+    """Requests that ended ``within`` that time with a mail still to send, of whose run nothing was heard for a while.
+
+    A completed one owes its recipients theirs, a failed one its requester.
+    """
     now = utc_now()
-    waiting = sa.exists().where(
-        export_notifications.c.request_id == _rows.id,
-        export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
+    owes_mail = sa.or_(
+        sa.and_(_rows.status == RequestStatus.COMPLETED, _waiting(NotificationKind.READY)),
+        sa.and_(_rows.status == RequestStatus.FAILED, _waiting(NotificationKind.FAILED)),
     )
     fell_silent = sa.and_(
-        _rows.status == RequestStatus.COMPLETED,
+        owes_mail,
         _rows.completed_at > now - within,
-        _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds),
-        waiting,
+        sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at) < now - timedelta(seconds=quiet_seconds),
     )
     return _orphans(connection, fell_silent, now - timedelta(seconds=heartbeat_timeout_seconds))
+
+
+def _waiting(kind: NotificationKind) -> sa.ColumnElement[bool]:
+    return sa.exists().where(
+        export_notifications.c.request_id == _rows.id,
+        export_notifications.c.kind == kind,
+        export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from export_pipeline.requests import billing
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.events import record
 from export_pipeline.requests.tables import EventKind, RequestStatus, export_files, export_requests
@@ -23,6 +24,7 @@ def expire(connection: sa.Connection, request_id: int) -> None:
         .returning(_rows.uid, _rows.organization_id)
     ).first()
     if expired is not None:
+        billing.release(connection, expired.uid)  # a mail that did not leave by now never will
         record(connection, expired.uid, expired.organization_id, EventKind.EXPIRED)
 
 

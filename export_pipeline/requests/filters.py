@@ -1,6 +1,6 @@
 """The filter language: JSON in, a typed tree out, checked against a dataset.
 
-What belongs here: parsing and type checks. What does not: SQL (engine.query compiles the tree).
+What belongs here: parsing and type checks. What does not: the tree (``conditions``), SQL (engine.conditions).
 
 Shapes: ``{"type": "person"}`` equals; ``{"country": ["BR", "AR"]}`` one of; ``{"phone": null}`` is null;
 ``{"risk_score": {"gte": 70, "lt": 90}}`` operators, all of which must hold; ``{"and": [...]}``,
@@ -11,7 +11,6 @@ Text is compared by code point and case-sensitively. A null satisfies ``ne`` and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -20,47 +19,13 @@ from zoneinfo import ZoneInfo
 
 from export_pipeline.catalog.model import Column, ColumnType, Dataset, FilterOperator
 from export_pipeline.failures import ExportFailure, FailureCode
-
-Scalar = str | int | float | Decimal | bool | date | datetime
+from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison, Condition, Negation, Scalar
 
 MAX_DEPTH = 10
 MAX_CONDITIONS = 500
 MAX_VALUES = 10_000
 _OPERATORS = frozenset(operator.value for operator in FilterOperator)
 _INT64 = range(-(2**63), 2**63)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """``column operator value``: a scalar, two for ``between``, a tuple for ``in``, a bool for ``is_null``."""
-
-    column: Column
-    operator: FilterOperator
-    value: Scalar | tuple[Scalar, ...]
-
-
-@dataclass(frozen=True)
-class AllOf:
-    """Every one of them holds; none at all holds for every row."""
-
-    conditions: tuple[Condition, ...]
-
-
-@dataclass(frozen=True)
-class AnyOf:
-    """At least one of them holds."""
-
-    conditions: tuple[Condition, ...]
-
-
-@dataclass(frozen=True)
-class Negation:
-    """It does not hold (a comparison with null does not hold, so its negation does)."""
-
-    condition: Condition
-
-
-Condition = Comparison | AllOf | AnyOf | Negation
 
 
 def parse_filters(filters: Mapping[str, Any], dataset: Dataset, time_zone: str) -> AllOf:
@@ -149,9 +114,26 @@ class _Parser:
 
     def _scalar(self, column: Column, value: Any, path: str) -> Scalar:
         try:
-            return _PARSERS[column.type](value, self._zone)
-        except (ValueError, TypeError, InvalidOperation, OverflowError):
-            raise _wrong(path, f"must be {_EXPECTED[column.type]}") from None
+            scalar = parse_scalar(column.type, value, self._zone)
+        except ValueError as error:
+            problem = str(error)
+        else:
+            if not column.values or scalar in column.values:
+                return scalar
+            problem = f"must be one of {', '.join(column.values)}"
+        raise _wrong(path, problem)
+
+
+def parse_scalar(kind: ColumnType, value: Any, zone: ZoneInfo) -> Scalar:
+    """A JSON value as a value of a column's type; ``zone`` is that of timestamps without an offset.
+
+    Raises:
+        ValueError: it is none; says what is expected, and never the value.
+    """
+    try:
+        return _PARSERS[kind](value, zone)
+    except (ValueError, TypeError, InvalidOperation, OverflowError):
+        raise ValueError(f"must be {_EXPECTED[kind]}") from None
 
 
 def _text(value: Any, _zone: ZoneInfo) -> str:

@@ -1,16 +1,22 @@
-"""What the pipeline needs to know of an organization.
+"""What the pipeline needs to know of an organization: itself, its members, and what it may send mail from.
 
-What belongs here: reading it, in one small class, so that an installation can point it at a view of its own.
-What does not: rules (``preflight``).
+What belongs here: reading it, in one small class, so that an installation can point it at tables or views of its own.
+What does not: rules (``preflight``, ``permissions``, ``senders``), the balance's movements (``billing``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from uuid import UUID
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.tables import organizations
+from export_pipeline.requests.tables import (
+    organization_email_domains,
+    organization_email_senders,
+    organization_members,
+    organizations,
+)
 
 
 @dataclass(frozen=True)
@@ -20,16 +26,119 @@ class Organization:
     id: str
     time_zone: str = "UTC"
     """IANA name."""
+    name: str | None = None
+    email_enabled: bool = True
+    """gu1's ``global_sender_email``."""
+    email_balance: int | None = None
+    """E-mail executions left; None: not billed."""
+
+
+@dataclass(frozen=True)
+class EmailDomain:
+    """A domain that an organization registered to send from."""
+
+    domain: str
+    verified: bool
+
+
+@dataclass(frozen=True)
+class StoredSender:
+    """A sender that an organization keeps under an id."""
+
+    email: str
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Member:
+    """Somebody who may ask for exports."""
+
+    id: str
+    email: str | None = field(repr=False)
+    locale: str | None
+    permissions: frozenset[str]
 
 
 class Organizations:
-    """Reads organizations from a table or view with columns ``id`` and ``time_zone``."""
+    """Reads organizations from tables or views with the columns of the pipeline's own."""
 
-    def __init__(self, table: sa.FromClause = organizations) -> None:
+    def __init__(
+        self,
+        table: sa.FromClause = organizations,
+        *,
+        domains: sa.FromClause = organization_email_domains,
+        senders: sa.FromClause = organization_email_senders,
+        members: sa.FromClause = organization_members,
+    ) -> None:
         self._table = table
+        self._domains = domains
+        self._senders = senders
+        self._members = members
 
     def get(self, connection: sa.Connection, organization_id: str) -> Organization:
         """The organization, or its defaults if it has no row."""
         columns = self._table.c
-        row = connection.execute(sa.select(columns.time_zone).where(columns.id == organization_id)).first()
-        return Organization(organization_id, row.time_zone) if row else Organization(organization_id)
+        row = connection.execute(
+            sa.select(
+                columns.time_zone,
+                columns.name,
+                # SQLAlchemy takes whatever SQLite holds for true or false: 'false' would be true.
+                sa.type_coerce(columns.email_enabled, sa.Integer()).label("email_enabled"),
+                columns.email_balance,
+            ).where(columns.id == organization_id)
+        ).first()
+        if row is None:
+            return Organization(organization_id)
+        return Organization(
+            id=organization_id,
+            time_zone=row.time_zone,
+            name=row.name,
+            email_enabled=row.email_enabled in (None, 1),
+            email_balance=row.email_balance,
+        )
+
+    def domains(self, connection: sa.Connection, organization_id: str) -> list[EmailDomain]:
+        """The domains that the organization registered, as it wrote them."""
+        columns = self._domains.c
+        found = connection.execute(
+            # Whether, not when: SQLite may hold any text there.
+            sa.select(columns.domain, columns.verified_at.is_not(None).label("verified")).where(
+                columns.organization_id == organization_id
+            )
+        )
+        return [EmailDomain(row.domain, bool(row.verified)) for row in found]
+
+    def sender(self, connection: sa.Connection, organization_id: str, sender_id: str) -> StoredSender | None:
+        """The organization's sender with that id; None if it has none, whoever else may."""
+        try:
+            canonical = str(UUID(sender_id))
+        except ValueError:
+            return None
+        columns = self._senders.c
+        row = connection.execute(
+            sa.select(columns.email, columns.name).where(
+                columns.organization_id == organization_id,
+                # As text: a view, and SQLite, may hold it in upper case.
+                sa.func.lower(sa.cast(columns.id, sa.Text)) == canonical,
+            )
+        ).first()
+        return StoredSender(row.email, row.name) if row else None
+
+    def keeps_members(self, connection: sa.Connection, organization_id: str) -> bool:
+        """Whether the organization says who its members are."""
+        members = sa.exists().where(self._members.c.organization_id == organization_id)
+        return bool(connection.execute(sa.select(members)).scalar_one())
+
+    def member(self, connection: sa.Connection, organization_id: str, member_id: str) -> Member | None:
+        """The organization's member with that id; None if it has none."""
+        columns = self._members.c
+        row = connection.execute(
+            sa.select(columns.email, columns.locale, columns.permissions).where(
+                columns.organization_id == organization_id, columns.member_id == member_id
+            )
+        ).first()
+        if row is None:
+            return None
+        # Only a list holds permissions: in a bare text any part of a permission would be found.
+        listed = row.permissions if isinstance(row.permissions, list) else []
+        return Member(member_id, row.email, row.locale, frozenset(entry for entry in listed if isinstance(entry, str)))

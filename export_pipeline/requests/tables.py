@@ -68,6 +68,26 @@ class NotificationStatus(StrEnum):
     """Handed over, the answer was lost. Never sent again by itself."""
 
 
+class NotificationKind(StrEnum):
+    """``export_notifications.kind``: what the mail says."""
+
+    READY = "ready"
+    """To a recipient: the files are there."""
+    FAILED = "failed"
+    """To the requester: why there are none, and what to do."""
+
+
+class ChargeStatus(StrEnum):
+    """``email_charges.status``: one e-mail execution of an organization's balance."""
+
+    RESERVED = "reserved"
+    """Taken from the balance before anything started."""
+    CHARGED = "charged"
+    """The mail was handed over."""
+    RELEASED = "released"
+    """Given back: the export ended without this mail."""
+
+
 class EventKind(StrEnum):
     """``export_events.kind``: the audit trail."""
 
@@ -224,13 +244,29 @@ export_notifications = sa.Table(
     sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
     sa.Column("request_id", big_integer(), sa.ForeignKey("export_requests.id", ondelete="CASCADE"), nullable=False),
     sa.Column("recipient", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False, server_default=NotificationKind.READY.value),
     sa.Column("status", sa.Text, nullable=False, server_default=NotificationStatus.PENDING.value),
     sa.Column("reason", sa.Text, comment="the provider's code, no address"),
     sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
-    sa.UniqueConstraint("request_id", "recipient"),
+    sa.UniqueConstraint("request_id", "recipient", "kind"),
     one_of("status", NotificationStatus),
+    one_of("kind", NotificationKind),
+)
+
+email_charges = sa.Table(
+    "email_charges",
+    metadata,
+    sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
+    sa.Column("organization_id", sa.Text, nullable=False, index=True),
+    sa.Column("request_uid", UuidText, nullable=False, comment="no foreign key: what was charged outlives the row"),
+    sa.Column("recipient", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default=ChargeStatus.RESERVED.value),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.UniqueConstraint("request_uid", "recipient"),
+    one_of("status", ChargeStatus),
 )
 
 export_events = sa.Table(
@@ -299,6 +335,19 @@ organization_email_senders = sa.Table(
     sa.Column("organization_id", sa.Text, nullable=False, index=True),
     sa.Column("email", sa.Text, nullable=False),
     sa.Column("name", sa.Text),
+)
+
+organization_members = sa.Table(
+    "organization_members",
+    metadata,
+    sa.Column("organization_id", sa.Text, primary_key=True),
+    sa.Column("member_id", sa.Text, primary_key=True, comment="what requested_by holds"),
+    sa.Column("email", sa.Text, comment="where failures are told; NULL = nowhere"),
+    sa.Column("locale", sa.Text, comment="en, es, pt; anything else = en"),
+    sa.Column(
+        "permissions", json_type(), nullable=False, server_default=sa.text("'[]'"), comment="such as entities:export"
+    ),
+    valid_json("permissions"),
 )
 
 api_keys = sa.Table(

@@ -14,7 +14,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -93,7 +92,7 @@ def _export(source_url: str, directory: str, file_format: str, rows: int, max_fi
 def _plan(dataset: object, file_format: str, rows: int, max_file_size_mb: int) -> ExportPlan:
     from export_pipeline.catalog.model import Dataset, OutputColumn
     from export_pipeline.engine.plan import ExportPlan
-    from export_pipeline.requests.preflight import Options
+    from export_pipeline.requests.file_rules import Options
     from export_pipeline_tests.acceptance.source import ORGANIZATION
 
     assert isinstance(dataset, Dataset)
@@ -111,12 +110,15 @@ def _plan(dataset: object, file_format: str, rows: int, max_file_size_mb: int) -
             "layout": "default",
             "columns": tuple(OutputColumn(name=c.name, header=c.name, type=c.type) for c in dataset.exported_columns),
             "filters": {"id": {"lte": rows}},
+            "list_ids": (),
+            "segments": (),
+            "custom_fields": (),
             "created_from": None,
             "created_before": None,
             "options": Options(),
             "time_zone": "UTC",
+            "name_style": "descriptive",
             "max_bytes": max_file_size_mb * _MB,
-            "requested_at": datetime.now(UTC),
             "key_secret": "0" * 32,
         }
     )

@@ -64,17 +64,33 @@ class Database:
         with self.connect() as connection:
             return [self._insert(connection, table, row) for row in rows]
 
+    def insert_only(self, table: str, row: Mapping[str, Any]) -> None:
+        """Insert a row of a table that has no ``id``."""
+        with self.connect() as connection:
+            self._execute(connection, *_insertion(table, row))
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> None:
+        """A statement without rows, with ``?`` for values."""
+        with self.connect() as connection:
+            self._execute(connection, statement, values)
+
     def _insert(self, connection: Any, table: str, row: Mapping[str, Any]) -> Any:
-        values = [json.dumps(value) if isinstance(value, list | dict) else value for value in row.values()]
-        columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        statement = f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id"
-        return self._rows(connection, statement, values)[0][0]
+        statement, values = _insertion(table, row)
+        return self._rows(connection, f"{statement} RETURNING id", values)[0][0]
 
     def _rows(self, connection: Any, statement: str, values: Iterable[Any]) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in self._execute(connection, statement, values).fetchall()]
+
+    def _execute(self, connection: Any, statement: str, values: Iterable[Any]) -> Any:
         if self.kind == "postgresql":
             connection.execute("SET TIME ZONE 'UTC'")
             statement = statement.replace("?", "%s")
-        return [tuple(row) for row in connection.execute(statement, tuple(values)).fetchall()]
+        return connection.execute(statement, tuple(values))
+
+
+def _insertion(table: str, row: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    values = [json.dumps(value) if isinstance(value, list | dict) else value for value in row.values()]
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", values
 
 
 class Shelf(Protocol):
@@ -162,7 +178,7 @@ class Pipeline:
         self.shelf = shelf
         self._outbox = directory / "outbox"
         self._instance = instance
-        self._environment = {
+        self.environment = {
             "EXPORT_DATABASE_URL": source.url,
             "EXPORT_STAGING_URL": f"file://{directory / 'staging'}",
             "EXPORT_MAIL_URL": f"file://{self._outbox}",
@@ -205,7 +221,7 @@ class Pipeline:
 
     def staged(self) -> list[Path]:
         """What is left in the staging store."""
-        root = Path(self._environment["EXPORT_STAGING_URL"].removeprefix("file://"))
+        root = Path(self.environment["EXPORT_STAGING_URL"].removeprefix("file://"))
         return [path for path in root.rglob("*") if path.is_file()]
 
     def _run(self, claim: claims.Claim) -> Result:
@@ -243,7 +259,7 @@ class Pipeline:
     @contextmanager
     def _settings(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in self._environment.items():
+            for name, value in self.environment.items():
                 patch.setenv(name, value)
             yield
 

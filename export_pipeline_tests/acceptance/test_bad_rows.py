@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from export_pipeline.demo.data import ORGANIZATIONS
+from export_pipeline.demo.lists import list_id, segment_id
 from export_pipeline.orchestration.sensors import run_request
 from export_pipeline.requests import claims, database
 from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, Result
@@ -103,12 +104,22 @@ LIMITS: Sequence[Bad] = [
     ({"options": {"time_zone": "../../../etc/passwd"}}, "invalid_option", "options.time_zone: "),
     ({"options": []}, "invalid_request", "options: "),
 ]
-UNSUPPORTED: Sequence[Bad] = [
-    ({"list_ids": ["1"]}, "not_supported", "list_ids: "),
-    ({"segment_ids": ["1"]}, "not_supported", "segment_ids: "),
-    ({"include": ["comet_tokens"]}, "not_supported", "include: "),
-    ({"from_email": "me@example.com"}, "not_supported", "from_email: "),
-    ({"from_sender_id": "7"}, "not_supported", "from_sender_id: "),
+NOBODYS = "00000000-0000-4000-8000-000000000000"
+GROUPS: Sequence[Bad] = [
+    ({"list_ids": ["1"]}, "unknown_list", "list_ids[0]: '1' is not a UUID"),
+    ({"list_ids": [NOBODYS]}, "unknown_list", f"list_ids: the organization has no list {NOBODYS}"),
+    ({"list_ids": [list_id(ORGANIZATIONS[1], 0)]}, "unknown_list", "list_ids: the organization has no list "),
+    ({"list_ids": [NOBODYS] * 1001}, "unknown_list", "list_ids: holds 1001 ids"),
+    ({"dataset": "entities", "list_ids": [NOBODYS]}, "unknown_list", "list_ids: dataset entities has no lists"),
+    ({"list_ids": [1]}, "invalid_request", "list_ids: "),
+    ({"segment_ids": ["x'; DROP TABLE contacts; --"]}, "unknown_segment", "segment_ids[0]: "),
+    ({"segment_ids": [segment_id(ORGANIZATIONS[1], 0)]}, "unknown_segment", "segment_ids: the organization has no "),
+    ({"dataset": "entities", "segment_ids": [NOBODYS]}, "unknown_segment", "segment_ids: dataset entities has no "),
+    ({"include": ["comet_tokens", "shoes"]}, "unknown_include", "include[1]: 'shoes' is no child list"),
+    ({"dataset": "entities", "include": ["all_emails"]}, "unknown_include", "include[0]: "),
+    ({"include": '"all_emails"'}, "invalid_request", "include: "),
+    ({"dataset": "entities", "filters": {"type": "robot"}}, "invalid_filter", "filters.type: must be one of person, "),
+    ({"dataset": "entities", "filters": {"type": ["person", ""]}}, "invalid_filter", "filters.type[1]: must be one "),
     ({"webhook_url": "http://127.0.0.1/"}, "not_supported", "webhook_url: "),
 ]
 BATCHES = {
@@ -116,7 +127,7 @@ BATCHES = {
     "filters": FILTERS,
     "people": PEOPLE,
     "limits": LIMITS,
-    "unsupported": UNSUPPORTED,
+    "groups": GROUPS,
 }
 MALFORMED: Sequence[Bad] = [
     ({"max_file_size_mb": "large"}, "invalid_request", "max_file_size_mb: "),

@@ -26,8 +26,8 @@ def problems(text: str) -> list[str]:
     return list(caught.value.problems)
 
 
-def headers(dataset: str, layout: str) -> list[str]:
-    return [item.header for item in load_catalog("")[dataset].layout(layout) or ()]
+def headers(dataset: str, layout: str, *, table: bool = True) -> list[str]:
+    return [item.header for item in load_catalog("")[dataset].layout(layout, table=table) or ()]
 
 
 def test_two_datasets_ship() -> None:
@@ -40,10 +40,33 @@ def test_two_datasets_ship() -> None:
 def test_shipped_layouts_are_the_three_systems() -> None:
     assert headers("contacts", "sendgrid_legacy") == SENDGRID
     assert headers("contacts", "sendgrid") == [*SENDGRID, "CUSTOM_FIELDS", *SENDGRID_NEWER]
-    assert headers("contacts", "sendgrid_json") == [header.lower() for header in headers("contacts", "sendgrid")]
+    assert headers("contacts", "sendgrid", table=False) == [h.lower() for h in headers("contacts", "sendgrid")]
     assert headers("contacts", "cometly") == ["id", "email", "name", "phone", "location"]
     assert [child.header for child in load_catalog()["contacts"].children] == ["comet_tokens", "emails"]
+    assert headers("contacts", "cometly", table=False) == headers("contacts", "cometly")
     assert {"external_id", "risk_score", "kyc_verified", "deleted_at"} <= set(headers("entities", "default"))
+
+
+def test_shipped_layouts_write_as_the_systems_do() -> None:
+    layouts = load_catalog("")["contacts"].layouts
+    assert list(layouts) == ["sendgrid", "sendgrid_legacy", "cometly"]
+    forms = {name: (it.csv_quoting, it.timestamps, it.arrays, it.array_columns) for name, it in layouts.items()}
+    sendgrid = ("non_empty", "seconds", "comma_separated", ("alternate_emails",))
+    assert forms == {
+        "sendgrid": sendgrid,
+        "sendgrid_legacy": sendgrid,
+        "cometly": ("necessary", "seconds", "json", ()),
+    }
+    assert [name for name, layout in layouts.items() if layout.expand_custom_fields] == ["sendgrid"]
+    assert [name for name, layout in layouts.items() if layout.file_name == "uuid"] == ["cometly"]
+
+
+def test_the_types_of_an_entity_are_all_said() -> None:
+    """gu1, POST /entities: its twelve types."""
+    column = load_catalog("")["entities"].column("type")
+    assert column is not None
+    assert len(column.values) == 12
+    assert {"person", "company", "other"} <= set(column.values)
 
 
 def test_a_wrong_value_names_its_line_and_the_choices() -> None:
@@ -99,6 +122,36 @@ def test_all_problems_are_told_at_once_in_the_order_of_lines() -> None:
         (
             HEAD + COLUMNS + "children:\n  - {name: note, table: t, foreign_key: f, value: v, order_by: o}\n",
             "11: children.0.name: 'note' is taken",
+        ),
+        (HEAD + COLUMNS.replace("integer}", "integer, values: ['1']}"), "7: columns.0.values: 'id' has type integer;"),
+        (HEAD + COLUMNS + "    values: [a, b, a]\n", "10: columns.1.values.2: 'a' is listed twice"),
+        (
+            HEAD + COLUMNS + "custom_fields: {column: nope, table: f, tenant: o}\n",
+            "10: custom_fields.column: 'nope' is not",
+        ),
+        (
+            HEAD + COLUMNS + "custom_fields:\n  table: f\n  tenant: o\n  column: note\n",
+            "13: custom_fields.column: 'note' has type text; it must be json",
+        ),
+        (
+            HEAD + COLUMNS + "layouts:\n  s:\n    columns: [id]\n    expand_custom_fields: true\n",
+            "13: layouts.s.expand_custom_fields: the dataset declares no custom_fields",
+        ),
+        (
+            HEAD + COLUMNS + "layouts:\n  s: {columns: [id, note], array_columns: [note]}\n",
+            "11: layouts.s.array_columns.0: 'note' is not a json column of this layout",
+        ),
+        (
+            HEAD + COLUMNS + "  - {name: doc, type: json}\nlayouts:\n  s: {columns: [id], array_columns: [doc]}\n",
+            "12: layouts.s.array_columns.0: 'doc' is not a json column of this layout",
+        ),
+        (
+            HEAD + COLUMNS + "    headers: {s: id}\nlayouts:\n  s: {columns: [id, note], header_case: upper}\n",
+            "12: layouts.s.columns.1: header 'id' appears twice in this layout",
+        ),
+        (
+            HEAD + COLUMNS + "    headers: {s: ID}\nlayouts:\n  s: {columns: [id, note], header_case: upper}\n",
+            "12: layouts.s.columns.1: header 'ID' appears twice in this layout",
         ),
     ],
 )

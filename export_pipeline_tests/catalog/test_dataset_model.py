@@ -91,7 +91,9 @@ def test_a_layout_orders_and_names_columns() -> None:
     declared = dataset(columns=columns, layouts=layouts)
     assert [item.header for item in declared.layout("shout") or ()] == ["Land", "EXTERNAL_ID"]
     assert [item.header for item in declared.layout() or ()] == ["id", "external_id", "nation"]
+    assert [item.header for item in declared.layout("shout", table=False) or ()] == ["Land", "external_id"]
     assert declared.layout("whisper") is None
+    assert declared.layout("whisper", table=False) is None
 
 
 def test_a_title_falls_back_to_english() -> None:

@@ -79,6 +79,7 @@ def test_request_status_verify_of_an_export(pipeline: Pipeline, monkeypatch: pyt
     uid = ask("--recipient", "ana@example.com", "--column", "id", "--column", "name", "--filters", '{"id": {"lt": 10}}')
     assert json.loads(run("status", uid, "--json").output)["request"]["status"] == "queued"
     assert "no files to verify" in run("verify", uid).output
+    assert "there are no files to link to" in run("links", uid).output
     (claim,) = pipeline.claim()
     assert pipeline.run(claim).success
     shown = json.loads(run("status", uid, "--json").output)["request"]
@@ -88,6 +89,7 @@ def test_request_status_verify_of_an_export(pipeline: Pipeline, monkeypatch: pyt
     verified = run("verify", uid)
     assert (verified.exit_code, "7 rows" in verified.output) == (0, True)
     (file,) = [path for path in pipeline.stored if path.suffix == ".csv"]
+    assert run("links", uid).output.strip() == file.as_uri()
     file.write_bytes(file.read_bytes().replace(b"\n", b" \n", 1))
     damaged = run("verify", uid)
     assert damaged.exit_code == 1
@@ -113,7 +115,7 @@ def test_cancel(pipeline: Pipeline) -> None:
     assert (again.exit_code, "cannot be canceled any more" in again.output) == (1, True)
 
 
-@pytest.mark.parametrize("command", ["status", "cancel", "verify"])
+@pytest.mark.parametrize("command", ["status", "cancel", "verify", "links"])
 def test_an_unknown_uid_is_told(pipeline: Pipeline, command: str) -> None:
     shown = run(command, "no-such-request")
     assert shown.exit_code == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import date
+from uuid import UUID
 
 import pytest
 
 from export_pipeline.delivery.keys import export_prefix, file_name, manifest_key
 
 DAY = date(2025, 11, 21)
+UID = "6f0c8a52-0d1e-4b6f-9a57-3d2f7f0c1b2a"
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,18 @@ DAY = date(2025, 11, 21)
 )
 def test_file_name(dataset: str, part: str | None, extension: str, expected: str) -> None:
     assert file_name(dataset, DAY, "u1", part, extension) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (None, f"{UID}.ndjson.gz"),
+        ("00001", f"{UID}-part-00001.ndjson.gz"),
+        ("00002-00001", f"{UID}-part-00002-00001.ndjson.gz"),
+    ],
+)
+def test_a_name_of_the_uid_alone(part: str | None, expected: str) -> None:
+    assert file_name("contacts", DAY, UUID(UID), part, "ndjson.gz", style="uuid") == expected
 
 
 def test_parts_sort_in_their_order() -> None:

@@ -87,7 +87,7 @@ class TestSendGrid:
         return SendGridMail(API_KEY, sendgrid_sink.url, timeout=5)
 
     def test_accepted(self, provider: SendGridMail, sendgrid_sink: SendGridSink) -> None:
-        provider.send(replace(MESSAGE, attachments=(Attachment("a.csv", "text/csv", b"x"),)))
+        provider.send(replace(MESSAGE, attachments=(Attachment("a.csv", "text/csv; charset=utf-8", b"x"),)))
         (mail,) = sendgrid_sink.accepted
         assert mail["personalizations"][0]["to"] == [{"email": RECIPIENT}]
         assert mail["from"] == {"email": "exports@example.org", "name": "Exportações"}
@@ -146,6 +146,17 @@ class TestSendGrid:
         else:
             assert wait is not None
             assert 14 <= wait <= 17
+
+    @pytest.mark.parametrize(
+        ("status", "name", "asks"),
+        [(503, "Retry-After", True), (503, "X-RateLimit-Reset", False), (500, "Retry-After", False)],
+    )
+    def test_only_who_is_overloaded_asks_to_wait(
+        self, provider: SendGridMail, sendgrid_sink: SendGridSink, status: int, name: str, asks: bool
+    ) -> None:
+        """SendGrid says ``X-RateLimit-Reset`` with every answer."""
+        sendgrid_sink.next_answers(Answer(status, {name: str(int(time.time()) + 17)}))
+        assert (not_accepted(provider).retry_after is not None) == asks
 
     def test_wrong_key(self, sendgrid_sink: SendGridSink) -> None:
         error = not_accepted(SendGridMail("SG.wrong", sendgrid_sink.url))
@@ -294,7 +305,7 @@ class TestOutbox:
 
 class TestMime:
     def test_headers(self) -> None:
-        mime = to_mime(replace(MESSAGE, attachments=(Attachment("ñ.csv", "text/csv", b"1"),)))
+        mime = to_mime(replace(MESSAGE, attachments=(Attachment("ñ.csv", "text/csv; charset=utf-8", b"1\r\n"),)))
         assert mime["Auto-Submitted"] == "auto-generated"
         assert mime["Date"].datetime is not None
         raw = mime.as_bytes()
@@ -307,7 +318,9 @@ class TestMime:
             "text/html",
             "text/csv",
         ]
-        assert [part.get_filename() for part in parsed.iter_attachments()] == ["ñ.csv"]
+        (attachment,) = parsed.iter_attachments()
+        assert (attachment.get_filename(), attachment.get_content_charset()) == ("ñ.csv", "utf-8")
+        assert attachment.get_payload(decode=True) == b"1\r\n"
 
     def test_no_value_adds_a_header(self) -> None:
         evil = "x\r\nBcc: b@example.com\n\nbody"
@@ -334,6 +347,7 @@ class TestSettings:
         [
             ("a@b.com", "", "a@b.com"),
             ("Name <a@b.com>", "Name", "a@b.com"),
+            ("ana@straße.de", "", "ana@xn--strae-oqa.de"),
             ("Exportações Ñ <a@b.com>", "Exportações Ñ", "a@b.com"),
             ('"Doe, John" <a@b.com>', "Doe, John", "a@b.com"),
         ],

@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 import pytest
 
 from export_pipeline.catalog.model import ColumnType, OutputColumn
-from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message
+from export_pipeline.delivery.message import FailureMail, ReadyFile, ReadyMail, failure_message, ready_message
 from export_pipeline.delivery.texts import CATALOG, language_of
 from export_pipeline.engine.formats import FORMATS, open_format
 from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.failures import Fault
 
 MAIL = ReadyMail(
     dataset_titles={"en": "Contacts", "es": "Contactos", "pt": "Contatos"},
@@ -151,7 +152,9 @@ def test_links_that_do_not_end_and_attachments() -> None:
 
 def test_an_empty_result_says_so() -> None:
     for locale in CATALOG:
-        assert CATALOG[locale]["empty"] in ready_message(replace(MAIL, rows=0), locale)[1]
+        _, text, html = ready_message(replace(MAIL, rows=0), locale)
+        assert CATALOG[locale]["empty"] in text
+        assert CATALOG[locale]["empty"] in Page(html).text
         assert CATALOG[locale]["empty"] not in ready_message(MAIL, locale)[1]
 
 
@@ -182,3 +185,83 @@ def test_every_counter_of_every_format_has_its_phrase() -> None:
     for name in FORMATS:
         for counter in open_format(name, options).counters:
             assert "7" in ready_message(replace(MAIL, rows=1, counters={counter: 7}), "en")[1].split("* ")[1]
+
+
+FAILURE = FailureMail(
+    fault=Fault.REQUESTER,
+    error_code="unknown_column",
+    details='columns[0]: there is no column "shoe_size".\nNames: id, name.',
+    reference="0f8c1a52-0000-4000-8000-000000000001",
+    asked_at=datetime(2025, 11, 22, 1, 30, tzinfo=UTC),
+    time_zone="America/Sao_Paulo",
+    dataset_titles=MAIL.dataset_titles,
+    organization_name="Acme",
+)
+TOLD = {
+    ("en", Fault.REQUESTER): ("Your export needs a correction: Contacts", "Correct what the details below name"),
+    ("en", Fault.TRANSIENT): ("Your export could not be made this time: Contacts", "ask for the export again later"),
+    ("en", Fault.OURS): ("Your export failed on our side: Contacts", "Our operators have to look at this first"),
+    ("es", Fault.REQUESTER): ("Tu exportación necesita una corrección: Contactos", "Corrige lo que indican"),
+    ("es", Fault.TRANSIENT): ("Tu exportación no se pudo hacer esta vez: Contactos", "vuelve a pedir la exportación"),
+    ("es", Fault.OURS): ("Tu exportación falló por un problema nuestro: Contactos", "Nuestros operadores tienen que"),
+    ("pt", Fault.REQUESTER): ("Sua exportação precisa de uma correção: Contatos", "Corrija o que os detalhes"),
+    ("pt", Fault.TRANSIENT): ("Sua exportação não pôde ser feita desta vez: Contatos", "peça a exportação de novo"),
+    ("pt", Fault.OURS): ("Sua exportação falhou por um problema nosso: Contatos", "Nossos operadores precisam"),
+}
+ASKED_ON = {
+    "en": ("Asked for on", "November 21, 2025, 10:30 PM (Brasilia Time, UTC-03:00)"),
+    "es": ("Pedida el", "21 de noviembre de 2025, 22:30 (hora de Brasilia, UTC-03:00)"),
+    "pt": ("Pedida em", "21 de novembro de 2025, 22:30 (Horário de Brasília, UTC-03:00)"),
+}
+
+
+@pytest.mark.parametrize(("language", "fault"), [(language, fault) for language in CATALOG for fault in Fault])
+def test_a_failure_is_told_by_whose_fault_it_is_in_text_and_html(language: str, fault: Fault) -> None:
+    subject, what_to_do = TOLD[language, fault]
+    actual_subject, text, html = failure_message(replace(FAILURE, fault=fault), language)
+    page = Page(html)
+    assert actual_subject == subject
+    label, instant = ASKED_ON[language]
+    assert f"{label}: {instant}" in text
+    for part in (what_to_do, instant, "unknown_column", FAILURE.reference, "Acme"):
+        assert part in text
+        assert part in page.text
+    # One block, and the requester is never sent to a file.
+    details = 'columns[0]: there is no column "shoe_size". Names: id, name.'
+    assert details in text.splitlines()
+    assert details in page.text
+    assert page.links == []
+    assert "http" not in text
+
+
+def test_a_failure_of_an_unknown_dataset_at_an_unknown_instant_is_told_without_them() -> None:
+    subject, text, html = failure_message(replace(FAILURE, dataset_titles={}, asked_at=None), "en")
+    assert subject == "Your export needs a correction"
+    for left_out in ("Export:", "Asked for on"):
+        assert left_out not in text
+        assert left_out not in Page(html).text
+
+
+@pytest.mark.parametrize("locale", ["fr", "", None, "../../etc"])
+def test_a_failure_in_an_unknown_language_is_told_in_english(locale: str | None) -> None:
+    assert failure_message(FAILURE, locale) == failure_message(FAILURE, "en")
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+def test_nothing_of_a_failure_becomes_markup_or_a_line(fault: Fault) -> None:
+    evil = '<script>x</script><img src=x>"\r\nBcc: a@example.com\x00\u2028'
+    mail = replace(
+        FAILURE,
+        fault=fault,
+        error_code=evil,
+        details=evil,
+        reference=evil,
+        dataset_titles={"en": evil},
+        organization_name=evil,
+    )
+    subject, text, html = failure_message(mail, "en")
+    page = Page(html)
+    assert len(subject.splitlines()) == 1
+    assert not any(line.startswith("Bcc") for line in text.splitlines())
+    assert {"script", "img", "a"}.isdisjoint(tag for tag, _ in page.tags)
+    assert page.text.count("<script>x</script>") == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ import pyarrow.compute as pc
 import pytest
 
 from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.catalog.model import ColumnType, CustomField
 from export_pipeline.demo import nasty, schema
-from export_pipeline.demo.contacts import EMAILS_AT_MOST, TOKENS_AT_MOST, generate_tokens
+from export_pipeline.demo.contacts import EMAILS_AT_MOST, TOKENS_AT_MOST, generate_emails, generate_tokens
 from export_pipeline.demo.data import (
     NASTY_RATE,
     ORGANIZATIONS,
@@ -28,7 +30,8 @@ from export_pipeline.demo.data import (
     generate_entities,
     load_demo_data,
 )
-from export_pipeline.demo.lists import list_ids
+from export_pipeline.demo.lists import CUSTOM_FIELDS, SEGMENTS, list_ids
+from export_pipeline.requests.segments import StoredSegment, segment_condition
 
 Generator = Callable[..., Iterator[pa.RecordBatch]]
 SEED = 7
@@ -45,10 +48,10 @@ def sqlite_path(tmp_path: Path) -> Path:
     return tmp_path / "demo.db"
 
 
-@pytest.mark.parametrize("generate", [generate_contacts, generate_entities, generate_tokens])
+@pytest.mark.parametrize("generate", [generate_contacts, generate_entities, generate_tokens, generate_emails])
 def test_rows_do_not_depend_on_the_chunks(generate: Generator) -> None:
     whole = pa.Table.from_batches(generate(3000, SEED)).combine_chunks()
-    for chunk_rows in (1, 977) if generate is generate_tokens else (61, 977):
+    for chunk_rows in (1, 977) if generate in (generate_tokens, generate_emails) else (61, 977):
         parts = pa.Table.from_batches(generate(3000, SEED, chunk_rows=chunk_rows)).combine_chunks()
         assert parts.equals(whole)
 
@@ -142,6 +145,9 @@ def test_what_is_generated_is_what_the_tables_and_the_catalog_have() -> None:
     assert {members.member, members.list_id} <= set(schema.metadata.tables[members.table].columns.keys())
     assert {members.lists.id, members.lists.name} <= set(schema.metadata.tables[members.lists.table].columns.keys())
     assert {segments.filter, segments.query_dsl} <= set(schema.metadata.tables[segments.table].columns.keys())
+    fields = declared.custom_fields
+    assert fields is not None
+    assert {fields.name, fields.field_type, fields.tenant} <= set(schema.metadata.tables[fields.table].columns.keys())
 
 
 def test_sqlite_holds_what_was_generated(sqlite_path: Path) -> None:
@@ -209,11 +215,63 @@ def test_lists_overlap_and_keep_to_their_organization(loaded: sqlite3.Connection
 def test_segments_filter_by_declared_columns_and_operators(loaded: sqlite3.Connection) -> None:
     dataset = load_catalog()["contacts"]
     stored = [json.loads(row[0]) for row in loaded.execute("SELECT filter FROM contact_segments")]
-    assert len(stored) == 15
+    assert len(stored) == 20
     for name, rule in (item for conditions in stored for item in conditions.items()):
         column = dataset.column(name)
         assert column is not None
         assert set(rule if isinstance(rule, dict) else ["eq"]) <= set(column.operators)
+
+
+@pytest.mark.parametrize("number", range(len(SEGMENTS)))
+def test_every_segment_can_be_read(number: int) -> None:
+    dataset = load_catalog()["contacts"]
+    column = dataset.column("custom_fields")
+    assert column is not None
+    types = {"Text": ColumnType.TEXT, "Number": ColumnType.DECIMAL, "Date": ColumnType.TIMESTAMP}
+    fields = [CustomField(column, name, types[kind]) for name, kind in CUSTOM_FIELDS]
+    _, stored, query = SEGMENTS[number]
+    for dsl in {query, None}:
+        segment_condition(StoredSegment(id="1", filter=json.dumps(stored), query_dsl=dsl), dataset, fields, "UTC")
+
+
+def test_a_segment_asks_for_all_that_its_query_language_has(loaded: sqlite3.Connection) -> None:
+    queries = [row[0] for row in loaded.execute("SELECT query_dsl FROM contact_segments WHERE query_dsl IS NOT NULL")]
+    assert all(query.startswith("SELECT contact_id, updated_at FROM contact_data") for query in queries)
+    rich = [query for query in queries if all(word in query for word in (" LIKE ", " IN (", " IS NOT NULL"))]
+    assert len(rich) == len(ORGANIZATIONS)
+    names = {name for name, _ in CUSTOM_FIELDS}
+    assert all(names & set(re.findall(r"\b\w+\b", query)) == {"plan", "orders"} for query in rich)
+
+
+def test_merged_profiles_left_their_addresses(loaded: sqlite3.Connection) -> None:
+    merged = "FROM contact_emails WHERE merged_from IS NOT NULL"
+    few, all_of_them = (
+        loaded.execute(f"SELECT count(*) {what}").fetchone()[0] for what in (merged, "FROM contact_emails")
+    )
+    assert 0.1 < few / all_of_them < 0.4
+    assert loaded.execute(f"SELECT count(*) {merged} AND merged_from IN (SELECT id FROM contacts)").fetchone() == (0,)
+    with_their_own = "SELECT contact_id FROM contact_emails WHERE merged_from IS NULL"
+    alone = f"SELECT count(*) {merged} AND contact_id NOT IN ({with_their_own})"
+    assert loaded.execute(alone).fetchone() == (0,)
+
+
+def test_custom_fields_are_what_contacts_hold(loaded: sqlite3.Connection) -> None:
+    held: dict[str, list[Any]] = {}
+    for (text,) in loaded.execute("SELECT custom_fields FROM contacts WHERE custom_fields IS NOT NULL"):
+        for name, value in json.loads(text).items():
+            held.setdefault(name, []).append(value)
+    for organization in ORGANIZATIONS:
+        query = "SELECT name, field_type FROM contact_field_definitions WHERE organization_id = ?"
+        defined = dict(loaded.execute(query, [organization.id]))
+        assert defined == dict(CUSTOM_FIELDS)
+    assert len({name.lower() for name in defined}) == len(defined)
+    assert all(re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) for name in defined)
+    assert defined.keys() - held.keys() == {"last_visit"}
+    ordinary = {"Text": "plan", "Number": "orders", "Date": "renewed_at"}
+    assert set(defined.values()) == set(ordinary)
+    assert all(defined[name] == kind and len(held[name]) > 1000 for kind, name in ordinary.items())
+    assert all(isinstance(value, int) for value in held["orders"] + held["number"])
+    assert all(dt.datetime.fromisoformat(value).tzinfo for value in held["renewed_at"])
 
 
 def test_rows_that_are_there_are_not_touched_unless_asked(sqlite_path: Path) -> None:

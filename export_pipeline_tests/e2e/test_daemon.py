@@ -194,14 +194,24 @@ def test_four_columns_become_a_file_behind_the_link_in_the_mail(stack: Stack) ->
 
 
 def test_a_bad_row_fails_with_its_reason_and_the_next_is_served(stack: Stack) -> None:
+    with psycopg.connect(stack.database_url) as connection:
+        connection.execute(
+            "INSERT INTO organization_members (organization_id, member_id, email, locale, permissions) "
+            """VALUES (%s, 'ana', 'requester@example.com', 'es', '["contacts:export"]')""",
+            [ORGANIZATION],
+        )
     good = {"organization_id": ORGANIZATION, "dataset": "contacts", "format": "xlsx", "recipient_emails": "[]"}
-    bad = stack.insert(**{**good, "filters": '{"shoe_size": 43}'})
+    asked = {"requested_by": "ana", "recipient_emails": '["uninvolved@example.com"]'}
+    bad = stack.insert(**{**good, **asked, "filters": '{"shoe_size": 43}'})
     worse = stack.insert(**{**good, "recipient_emails": '{"to": 5}', "dataset": "\x01" * 3000})
     served = stack.insert(**good)
     assert stack.wait(served, finished)["status"] == "completed"
     row = stack.wait(bad, finished)
     assert (row["status"], row["error_code"]) == ("failed", "invalid_filter")
     assert "filters.shoe_size" in row["message"]
+    mail = stack.wait_for_mail("requester@example.com")
+    assert "filters.shoe_size" in mail.get_body(("plain",)).get_content()
+    assert stack.mails("uninvolved@example.com") == []
     row = stack.wait(worse, finished)
     assert (row["status"], row["error_code"]) == ("failed", "invalid_request")
     assert "recipient_emails" in row["message"]

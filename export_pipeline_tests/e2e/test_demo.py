@@ -21,10 +21,10 @@ def test_the_demo_ends_by_itself_with_every_file_delivered(tmp_path: Path) -> No
     command = [str(COMMAND), "demo", "--home", str(home), "--rows", "20000"]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=220)
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert shown.stdout.count("read back and verified") == 4
+    assert shown.stdout.count("read back and verified") == 5
     assert "unknown_column" in shown.stdout
     assert shown.stdout.count("curl -o ") >= 5
-    assert len(list((home / "outbox").glob("*.eml"))) == 5
+    assert len(list((home / "outbox").glob("*.eml"))) == 7
     left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"]) if str(home) in str(process.info)]
     assert left == []
 

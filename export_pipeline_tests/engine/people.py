@@ -1,4 +1,7 @@
-"""A small dataset with every column type, on either database, for tests of queries and readers."""
+"""A small dataset with every column type, on either database, for tests of queries and readers.
+
+``DATASET`` has every type; ``CONTACTS`` is the same table as segments know it, with lists and custom fields.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
+from export_pipeline.catalog.model import ColumnType, CustomField
 from export_pipeline.engine.readers import Source
 
 DATASET = parse_dataset(
@@ -34,6 +38,83 @@ columns:
   - {name: secret, type: text, filter: false}
 """
 )
+
+CONTACTS = parse_dataset(
+    """
+name: contacts
+title: Contacts
+table: people
+tenant: organization_id
+key: id
+created_at: created_at
+columns:
+  - {name: id, type: integer}
+  - {name: contact_id, type: uuid, source: external_uuid}
+  - {name: email, type: text}
+  - {name: first_name, type: text, source: name}
+  - {name: alternate_emails, type: json}
+  - {name: custom_fields, type: json}
+  - {name: phone_number_id, type: decimal, source: balance}
+  - {name: postal_code, type: integer, source: id, filter: [eq, in, is_null]}
+  - {name: city, type: text, source: secret, filter: false}
+  - {name: created_at, type: timestamp}
+  - {name: updated_at, type: timestamp}
+lists:
+  table: people_on_lists
+  member: person_id
+  tenant: organization_id
+  lists: {table: people_lists, tenant: organization_id}
+custom_fields: {column: custom_fields, table: fields, tenant: organization_id}
+"""
+)
+_FIELDS = CONTACTS.column("custom_fields")
+assert _FIELDS is not None
+CUSTOM_FIELDS = (
+    CustomField(_FIELDS, "age", ColumnType.DECIMAL),
+    CustomField(_FIELDS, "Joined", ColumnType.TIMESTAMP),
+    CustomField(_FIELDS, "color", ColumnType.TEXT),
+)
+AGES: list[Any] = [None, 5, 2.5, "7", "12.50", "x", True, -3, [1], 100.0, 0, "", "1e5", "-", "5.", " 6", "--1", "1.2.3"]
+JOINED: dict[Any, datetime | None] = {
+    "2026-03-01": datetime(2026, 3, 1, tzinfo=UTC),
+    "2026-03-01T12:30:00Z": datetime(2026, 3, 1, 12, 30, tzinfo=UTC),
+    "2026-03-01 12:30:00.25+02:00": datetime(2026, 3, 1, 10, 30, 0, 250000, tzinfo=UTC),
+    "2026-03-01T10:30:00.250001-03": datetime(2026, 3, 1, 13, 30, 0, 250001, tzinfo=UTC),
+    "2024-02-29T23:59:59": datetime(2024, 2, 29, 23, 59, 59, tzinfo=UTC),
+    None: None,
+    "2026-02-31": None,
+    "2025-02-29": None,
+    "2026-03-01T24:00:00": None,
+    "2026-03-01T12:30:00.1234567": None,
+    "2026-03-01T12:30:00+15:00": None,
+    "2026-03-01 12:30": None,
+    "03/01/2026": None,
+    "now": None,
+    20260301: None,
+    "2026-03-01\n": None,
+}
+"""What stands in the field, and the instant that it is."""
+COLORS: list[Any] = [None, "Red", "red", "a%b_c", "", 5, True, "o'brien", "back\\slash", "日本", "*[a]?"]
+ALTERNATES: list[Any] = [
+    None,
+    [],
+    ["ana@Example.com"],
+    ["x@y.org", "o'b@example.com"],
+    "x@y.org",
+    {"a": "x@y.org"},
+    [5, "%"],
+]
+EMAILS = [
+    None,
+    "ana@example.com",
+    "bo@EXAMPLE.com",
+    "c@sub.example.com",
+    "no address",
+    "d@y.org",
+    "e@x@y.org",
+    "@y.org",
+]
+LISTS = {"acme": [str(UUID(int=1)), str(UUID(int=2))], "other": [str(UUID(int=3))]}
 
 NAMES = [
     None,
@@ -70,37 +151,75 @@ def person(number: int) -> dict[str, Any]:
     }
 
 
+def contact(number: int) -> dict[str, Any]:
+    """Row ``number`` with what ``CONTACTS`` has beside ``DATASET``."""
+    return {
+        **person(number),
+        "email": EMAILS[number % len(EMAILS)],
+        "alternate_emails": ALTERNATES[number % len(ALTERNATES)],
+        "custom_fields": None if number % 20 == 0 else _custom_fields(number),
+        "updated_at": datetime(2026, 3, 14, 12, number, tzinfo=UTC) if number % 10 else None,
+    }
+
+
+def _custom_fields(number: int) -> dict[str, Any]:
+    joined = list(JOINED)[number % len(JOINED)]
+    return {"age": AGES[number % len(AGES)], "Joined": joined, "color": COLORS[number % len(COLORS)], "more": [1]}
+
+
+def lists_of(row: dict[str, Any]) -> list[str]:
+    """The lists of its organization that a row is on."""
+    return [each for at, each in enumerate(LISTS[row["organization_id"]]) if row["id"] % (at + 2) == 0]
+
+
+_JSON = ("extra", "alternate_emails", "custom_fields")
 ROWS = [person(number) for number in range(1, 61)]
 ACME = [row for row in ROWS if row["organization_id"] == "acme"]
+CONTACT_ROWS = [contact(row["id"]) for row in ROWS]
+ACME_CONTACTS = [row for row in CONTACT_ROWS if row["organization_id"] == "acme"]
 
 
-def create(url: str, rows: list[dict[str, Any]] = ROWS) -> Source:
+def create(url: str, rows: list[dict[str, Any]] = CONTACT_ROWS) -> Source:
     """Make the table and fill it; the source to read it from."""
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     sqlite = engine.dialect.name == "sqlite"
     kinds = (
         "id integer primary key, organization_id text, name text, score real, balance text, is_client integer, "
-        "born_on text, created_at text, external_uuid text, extra text, secret text"
+        "born_on text, created_at text, external_uuid text, extra text, secret text, email text, "
+        "alternate_emails text, custom_fields text, updated_at text"
         if sqlite
         else "id bigint primary key, organization_id text, name text, score float8, balance numeric, "
-        "is_client boolean, born_on date, created_at timestamptz, external_uuid uuid, extra jsonb, secret text"
+        "is_client boolean, born_on date, created_at timestamptz, external_uuid uuid, extra jsonb, secret text, "
+        "email text, alternate_emails jsonb, custom_fields jsonb, updated_at timestamptz"
     )
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE TABLE people ({kinds})")
         names = list(rows[0])
-        values = ", ".join(
-            f"CAST(:{name} AS jsonb)" if name == "extra" and not sqlite else f":{name}" for name in names
-        )
+        values = ", ".join(f"CAST(:{name} AS jsonb)" if name in _JSON and not sqlite else f":{name}" for name in names)
         statement = sa.text(f"INSERT INTO people ({', '.join(names)}) VALUES ({values})")
         connection.execute(statement, [_stored(row, sqlite=sqlite) for row in rows])
+        _create_lists(connection, rows, sqlite=sqlite)
     engine.dispose()
     return Source(url)
 
 
+def _create_lists(connection: sa.Connection, rows: list[dict[str, Any]], *, sqlite: bool) -> None:
+    kind = "text" if sqlite else "uuid"
+    connection.exec_driver_sql(f"CREATE TABLE people_on_lists (list_id {kind}, person_id bigint, organization_id text)")
+    members = [(each, row["id"], row["organization_id"]) for row in rows for each in lists_of(row)]
+    # As it must not be: the other organization's list has members of acme, by its own table.
+    members += [(LISTS["other"][0], row["id"], "other") for row in rows if row["organization_id"] == "acme"]
+    given = [dict(zip(("list_id", "person_id", "organization_id"), member, strict=True)) for member in members]
+    statement = f"INSERT INTO people_on_lists VALUES (CAST(:list_id AS {kind}), :person_id, :organization_id)"
+    connection.execute(sa.text(statement), given)
+
+
 def _stored(row: dict[str, Any], *, sqlite: bool) -> dict[str, Any]:
-    stored = {**row, "extra": None if row["extra"] is None else json.dumps(row["extra"])}
+    stored = {**row, **{name: None if row[name] is None else json.dumps(row[name]) for name in _JSON}}
     if sqlite:
         stored["balance"] = None if row["balance"] is None else str(row["balance"])
         stored["born_on"] = None if row["born_on"] is None else row["born_on"].isoformat()
         stored["created_at"] = row["created_at"].strftime("%Y-%m-%d %H:%M:%S.%f")
+        # Another application's way of writing the same instants.
+        stored["updated_at"] = None if row["updated_at"] is None else row["updated_at"].isoformat()
     return stored

@@ -17,7 +17,7 @@ from export_pipeline.delivery.outbox import Outbox
 from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration import ops, stage, tags
-from export_pipeline.requests import states
+from export_pipeline.requests import ownership, states
 from export_pipeline.requests.tables import export_events, export_notifications
 from export_pipeline_tests.engine.people import ACME
 from export_pipeline_tests.orchestration.conftest import Pipeline
@@ -357,7 +357,7 @@ def test_a_failure_while_telling_the_failure_leaks_nothing(pipeline: Pipeline, m
 
 def test_a_heartbeat_that_fails_once_is_not_the_last(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     beats: list[int] = []
-    original = states.heartbeat
+    original = ownership.heartbeat
 
     def flaky(*arguments: Any, **options: Any) -> None:
         beats.append(1)
@@ -365,7 +365,7 @@ def test_a_heartbeat_that_fails_once_is_not_the_last(pipeline: Pipeline, monkeyp
             raise sa.exc.InterfaceError("UPDATE", {}, Exception("connection lost"))
         original(*arguments, **options)
 
-    monkeypatch.setattr(states, "heartbeat", flaky)
+    monkeypatch.setattr(ownership, "heartbeat", flaky)
     slow = ops.serialize_shard
 
     def slowly(*arguments: Any, **options: Any) -> Any:

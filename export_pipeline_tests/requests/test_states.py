@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
-from export_pipeline.requests import claims, expiry, states
+from export_pipeline.requests import claims, expiry, ownership, states
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.model import insert_request, load_request
 from export_pipeline.requests.states import DeliveredFile
@@ -43,21 +43,21 @@ def claim(database: sa.Engine, limit: int = 50) -> list[claims.Claim]:
 
 def begin(
     database: sa.Engine, request_id: int, run_id: str = "run-1", lineage: Sequence[str] = (), attempt: int | None = 1
-) -> states.Ownership:
+) -> ownership.Ownership:
     with database.begin() as connection:
-        return states.begin(connection, request_id, run_id=run_id, lineage=lineage, attempt=attempt)
+        return ownership.begin(connection, request_id, run_id=run_id, lineage=lineage, attempt=attempt)
 
 
 def enter(
     database: sa.Engine, request_id: int, stage: Stage, run_id: str = "run-1", lineage: Sequence[str] = ()
-) -> states.Ownership:
+) -> ownership.Ownership:
     with database.begin() as connection:
-        return states.enter(connection, request_id, stage, run_id=run_id, lineage=lineage)
+        return ownership.enter(connection, request_id, stage, run_id=run_id, lineage=lineage)
 
 
 def heartbeat(database: sa.Engine, request_id: int, run_id: str = "run-1", **values: Any) -> None:
     with database.begin() as connection:
-        states.heartbeat(connection, request_id, run_id=run_id, values=values)
+        ownership.heartbeat(connection, request_id, run_id=run_id, values=values)
 
 
 def row(database: sa.Engine, request_id: int) -> Any:
@@ -252,10 +252,10 @@ def test_publish_tried_again_finds_what_it_had_completed(database: sa.Engine) ->
     # A notification took the row; a re-execution of this attempt's run still finds what was published.
     notify(database, request_id, run_id="notify-run", lineage=None)
     with database.begin() as connection:
-        found = states.enter(connection, request_id, Stage.PUBLISH, run_id="run-3", lineage=["run-1"], attempt=1)
+        found = ownership.enter(connection, request_id, Stage.PUBLISH, run_id="run-3", lineage=["run-1"], attempt=1)
     assert found.manifest_key == "a/manifest.json"
     with pytest.raises(OwnershipLost), database.begin() as connection:
-        states.enter(connection, request_id, Stage.PUBLISH, run_id="run-9", lineage=[], attempt=2)
+        ownership.enter(connection, request_id, Stage.PUBLISH, run_id="run-9", lineage=[], attempt=2)
 
 
 def test_a_row_that_was_taken_meanwhile_is_not_given_up(database: sa.Engine) -> None:
@@ -283,7 +283,7 @@ def test_a_finished_request_cannot_be_begun_again(database: sa.Engine) -> None:
 
 def notify(database: sa.Engine, request_id: int, run_id: str = "run-1", lineage: Sequence[str] | None = ()) -> None:
     with database.begin() as connection:
-        states.enter_completed(connection, request_id, Stage.NOTIFY_RECIPIENTS, run_id=run_id, lineage=lineage)
+        ownership.enter_completed(connection, request_id, Stage.NOTIFY_RECIPIENTS, run_id=run_id, lineage=lineage)
 
 
 def test_notify_may_be_entered_only_after_completion(database: sa.Engine) -> None:

@@ -15,11 +15,13 @@ from alembic.migration import MigrationContext
 from export_pipeline.failures import FailureCode
 from export_pipeline.requests import migrate
 from export_pipeline.requests.database import UtcDateTime, create_engine, utc_now
+from export_pipeline.requests.file_rules import Options
 from export_pipeline.requests.model import ExportRequest, load_request
-from export_pipeline.requests.preflight import Options
 from export_pipeline.requests.tables import (
     CatchUpPolicy,
+    ChargeStatus,
     EventKind,
+    NotificationKind,
     NotificationStatus,
     OverlapPolicy,
     RequestStatus,
@@ -84,6 +86,8 @@ ENUMS = [
     ("export_requests", "status", RequestStatus),
     ("export_requests", "stage", Stage),
     ("export_notifications", "status", NotificationStatus),
+    ("export_notifications", "kind", NotificationKind),
+    ("email_charges", "status", ChargeStatus),
     ("export_events", "kind", EventKind),
     ("recurring_exports", "window_kind", Window),
     ("recurring_exports", "overlap_policy", OverlapPolicy),

@@ -32,6 +32,10 @@ ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
 """How each catalog type stands in a staged batch. Decimals stay text, so that no digit is lost."""
 
 
+TimestampPrecision = Literal["microseconds", "seconds"]
+CsvQuoting = Literal["necessary", "non_empty"]
+
+
 @dataclass(frozen=True)
 class FormatOptions:
     """How a file is to be written. ``max_bytes`` is a ceiling on delivered (compressed) bytes."""
@@ -46,6 +50,12 @@ class FormatOptions:
     csv_delimiter: str = ","
     csv_decimal_mark: str = "."
     csv_bom: bool = False
+    csv_quoting: CsvQuoting = "necessary"
+    """``non_empty``: every header and value in quotes; null and empty text are nothing."""
+    timestamps: TimestampPrecision = "microseconds"
+    """``seconds``: the fraction is cut off, and UTC is written as ``Z``. Parquet keeps its typed instants."""
+    comma_separated: frozenset[str] = frozenset()
+    """Names of JSON columns whose arrays of texts a table (csv, xlsx) writes as ``a,b``."""
     dataset: str = "export"
     """Names the sheet of a workbook."""
 

@@ -7,7 +7,7 @@ What does not: anything that one format alone does to a column.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -17,10 +17,10 @@ import polars as pl
 import pyarrow as pa
 
 from export_pipeline.catalog.model import ColumnType, OutputColumn
-from export_pipeline.engine.formats.base import ARROW_TYPES
+from export_pipeline.engine.formats.base import ARROW_TYPES, FormatOptions
+from export_pipeline.engine.formats.comma_separated import comma_separated_texts
 from export_pipeline.failures import ExportFailure, FailureCode
 
-ISO_INSTANT = "%Y-%m-%dT%H:%M:%S%.f%:z"
 ISO_DATE = "%Y-%m-%d"
 
 _DAY_US = 86_400_000_000
@@ -28,6 +28,27 @@ _DAY_US = 86_400_000_000
 _FURTHEST_DAY = 200_000 * 365
 # 1972-02-01: after it no zone of the tz database has an offset with seconds (Liberia was the last).
 _WHOLE_MINUTE_OFFSETS_SINCE = 761 * _DAY_US
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How instants are shown: in the zone of this IANA name, with their fraction or without."""
+
+    zone: str
+    whole_seconds: bool
+
+    @classmethod
+    def of(cls, options: FormatOptions) -> Clock:
+        """The clock that these options ask for."""
+        return cls(options.time_zone, options.timestamps == "seconds")
+
+    @property
+    def iso(self) -> str:
+        """ISO 8601 with the zone's offset, for ``strftime``; a fraction only where there is one."""
+        if not self.whole_seconds:
+            return "%Y-%m-%dT%H:%M:%S%.f%:z"
+        # SendGrid's and Cometly's files say UTC so: 2021-02-01T12:35:22Z.
+        return "%Y-%m-%dT%H:%M:%S" + ("Z" if self.zone == "UTC" else "%:z")
 
 
 class TextBytes:
@@ -86,9 +107,14 @@ class Block:
     frame: pl.DataFrame
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> Block:
-        """Pick the output columns of a staged batch."""
-        arrays = typed_arrays(batch, columns)
+    def of(
+        cls, batch: pa.RecordBatch, columns: tuple[OutputColumn, ...], comma_separated: frozenset[str] = frozenset()
+    ) -> Block:
+        """Pick the output columns of a staged batch, those named in ``comma_separated`` as ``a,b``."""
+        arrays = tuple(
+            comma_separated_texts(array) if column.name in comma_separated else array
+            for column, array in zip(columns, typed_arrays(batch, columns), strict=True)
+        )
         names = [str(place) for place in range(len(arrays))]
         frame = pl.DataFrame(pa.RecordBatch.from_arrays(list(arrays), names=names))
         return cls(columns, arrays, frame)
@@ -107,16 +133,16 @@ class Block:
         earliest = self.frame[str(place)].to_physical().min()
         return zone == "UTC" or not isinstance(earliest, int) or earliest >= _WHOLE_MINUTE_OFFSETS_SINCE
 
-    def timestamp_text(self, place: int, zone: str) -> pl.Expr:
-        """ISO 8601 with the zone's offset; a fraction only where there is one."""
-        local, instant = self.local_time(place, zone), pl.col(str(place))
-        text = local.dt.strftime(ISO_INSTANT)
-        if self.has_whole_offsets(place, zone):
+    def timestamp_text(self, place: int, clock: Clock) -> pl.Expr:
+        """ISO 8601 with the zone's offset."""
+        local, instant = self.local_time(place, clock.zone), pl.col(str(place))
+        text = local.dt.strftime(clock.iso)
+        if self.has_whole_offsets(place, clock.zone):
             return text
         # ISO 8601 has no seconds in an offset, so such local times would lose them: they stay in UTC.
         offset = local.dt.replace_time_zone(None) - instant.dt.replace_time_zone(None)
         is_whole = offset.dt.total_seconds() % 60 == 0
-        return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(ISO_INSTANT))
+        return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(replace(clock, zone="UTC").iso))
 
     def dates(self, place: int) -> pl.Expr:
         """The dates; fails if one is beyond the calendar."""

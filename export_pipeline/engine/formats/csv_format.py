@@ -4,6 +4,7 @@ What belongs here: how each column type is written as CSV text, and the options 
 What does not: which text is dangerous (formula_guard), and the framing of files (text_file).
 
 Null is nothing between the delimiters, an empty text is ``""``: readers that care can tell them apart.
+With ``csv_quoting: non_empty`` every value is in quotes and both are nothing, as in SendGrid's exports.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.engine.formats.columns import ISO_DATE, ISO_INSTANT, TEXT_LIKE, Block, check_time_zone
+from export_pipeline.engine.formats.columns import ISO_DATE, TEXT_LIKE, Block, Clock, check_time_zone
 from export_pipeline.engine.formats.formula_guard import guarded
 from export_pipeline.engine.formats.rows import EncodedRows, RowEnds
 from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
@@ -36,6 +37,7 @@ class CsvFormat:
     def __init__(self, options: FormatOptions) -> None:
         _check(options)
         self._options = options
+        self._clock = Clock.of(options)
         self._gzip = gzips(options)
         self._frame = Frame(head=_head(options))
         self._counters: Counter[str] = Counter(guarded_cells=0)
@@ -57,17 +59,21 @@ class CsvFormat:
 
     def encode(self, batch: pa.RecordBatch) -> EncodedRows:
         """Turn a staged batch into CSV rows."""
-        block = Block.of(batch, self._options.columns)
+        block = Block.of(batch, self._options.columns, self._options.comma_separated)
         multiline = [str(place) for place in _text_places(block) if block.text_bytes(place).has(b"\n")]
         frame = block.frame.select(self._column(block, place) for place in range(len(block.columns)))
+        quotes_all = self._options.csv_quoting == "non_empty"
+        if quotes_all:
+            frame = _without_bare_values(frame)
         buffer = io.BytesIO()
         frame.write_csv(
             buffer,
             include_header=False,
             separator=self._options.csv_delimiter,
-            datetime_format=ISO_INSTANT,
+            datetime_format=self._clock.iso,
             date_format=ISO_DATE,
-            quote_style="necessary",
+            # Not "always", which would quote nulls.
+            quote_style="non_numeric" if quotes_all else "necessary",
             # A line with nothing on it is no row to many readers: a null in an only column is written as empty text.
             null_value='""' if frame.width == 1 else None,
         )
@@ -85,18 +91,23 @@ class CsvFormat:
                 # write_csv formats on all cores; text made before would be made on one.
                 if block.has_whole_offsets(place, options.time_zone):
                     return block.local_time(place, options.time_zone)
-                return block.timestamp_text(place, options.time_zone).alias(name)
+                return block.timestamp_text(place, self._clock).alias(name)
             case ColumnType.DATE:
                 return block.dates(place)
             case ColumnType.FLOAT | ColumnType.DECIMAL if options.csv_decimal_mark != ".":
                 text = pl.col(name).cast(pl.String)
                 return text.str.replace(".", options.csv_decimal_mark, literal=True)
-            case ColumnType.TEXT if options.guard_formulas:
+            case ColumnType.TEXT | ColumnType.JSON if self._is_guarded(block.columns[place]):
                 values, count = guarded(block.frame[name], block.text_bytes(place))
                 self._counters["guarded_cells"] += count
                 return values
             case _:
                 return pl.col(name)
+
+    def _is_guarded(self, column: OutputColumn) -> bool:
+        # JSON begins with nothing that a spreadsheet would run; the first text of an array may.
+        is_text = column.type is ColumnType.TEXT or column.name in self._options.comma_separated
+        return is_text and self._options.guard_formulas
 
 
 def _check(options: FormatOptions) -> None:
@@ -112,9 +123,20 @@ def _check(options: FormatOptions) -> None:
 
 def _head(options: FormatOptions) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text, delimiter=options.csv_delimiter, lineterminator="\n")
+    writer = csv.writer(
+        text,
+        delimiter=options.csv_delimiter,
+        lineterminator="\n",
+        quoting=csv.QUOTE_ALL if options.csv_quoting == "non_empty" else csv.QUOTE_MINIMAL,
+    )
     writer.writerow([column.header for column in options.columns])
     return (_BOM if options.csv_bom else b"") + text.getvalue().encode()
+
+
+def _without_bare_values(frame: pl.DataFrame) -> pl.DataFrame:
+    """Numbers as text, so that they are quoted too, and null for empty text, so that it is not."""
+    text = pl.col(pl.String)
+    return frame.with_columns(pl.when(text != "").then(text), pl.selectors.numeric().cast(pl.String))
 
 
 def _text_places(block: Block) -> list[int]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from export_pipeline.catalog.model import ColumnType
 from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.engine.formats.columns import Block, byte_table, check_time_zone
+from export_pipeline.engine.formats.columns import Block, Clock, byte_table, check_time_zone
 from export_pipeline.engine.formats.rows import EncodedRows
 from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -42,6 +42,7 @@ class JsonFormat:
     def __init__(self, options: FormatOptions, *, lines: bool) -> None:
         check_time_zone(options.time_zone)
         self._options = options
+        self._clock = Clock.of(options)
         self._lines = lines
         self._gzip = gzips(options)
         self._counters: Counter[str] = Counter(non_finite_numbers=0)
@@ -98,7 +99,7 @@ class JsonFormat:
         name = str(place)
         match block.columns[place].type:
             case ColumnType.TIMESTAMP:
-                return block.timestamp_text(place, self._options.time_zone)
+                return block.timestamp_text(place, self._clock)
             case ColumnType.DATE:
                 return block.date_text(place)
             case ColumnType.FLOAT:

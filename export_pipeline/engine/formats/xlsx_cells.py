@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from export_pipeline.catalog.model import ColumnType
-from export_pipeline.engine.formats.columns import Block, TextBytes, byte_table
+from export_pipeline.engine.formats.columns import Block, Clock, TextBytes, byte_table
 from export_pipeline.engine.formats.xlsx_parts import Styles
 
 CELL_LIMIT = 32_767
@@ -52,11 +52,11 @@ def header_xml(headers: list[str], styles: Styles) -> bytes:
     return ("<row>" + "".join(opening + text + _TEXT_CLOSE for text in texts) + "</row>\n").encode()
 
 
-def row_xml(block: Block, zone: str, styles: Styles, counters: Counter[str]) -> pl.Series:
+def row_xml(block: Block, clock: Clock, styles: Styles, counters: Counter[str]) -> pl.Series:
     """One ``<row>`` element a value, each on a line of its own."""
     pieces: Pieces = ["<row>"]
     for place in range(len(block.columns)):
-        pieces += _cell(block, place, zone, styles, counters)
+        pieces += _cell(block, place, clock, styles, counters)
     pieces.append("</row>\n")
     return block.frame.select(pl.concat_str(_merged(pieces)).alias("row")).to_series()
 
@@ -76,7 +76,7 @@ def _merged(pieces: Pieces) -> list[pl.Expr]:
     return [*merged, pl.lit(text)]
 
 
-def _cell(block: Block, place: int, zone: str, styles: Styles, counters: Counter[str]) -> Pieces:
+def _cell(block: Block, place: int, clock: Clock, styles: Styles, counters: Counter[str]) -> Pieces:
     pieces: Pieces
     match block.columns[place].type:
         case ColumnType.INTEGER | ColumnType.FLOAT | ColumnType.BOOLEAN:
@@ -84,7 +84,7 @@ def _cell(block: Block, place: int, zone: str, styles: Styles, counters: Counter
         case ColumnType.DECIMAL:
             pieces = _decimals(block, place)
         case ColumnType.TIMESTAMP:
-            pieces = _timestamps(block, place, zone, styles.timestamp)
+            pieces = _timestamps(block, place, clock, styles.timestamp)
         case ColumnType.DATE:
             pieces = _dates(block, place, styles.date)
         case _:
@@ -134,10 +134,12 @@ def _decimals(block: Block, place: int) -> Pieces:
     return _split(is_native, ("<c><v>", column, _NUMBER_CLOSE), pl.lit(text))
 
 
-def _timestamps(block: Block, place: int, zone: str, style: int) -> Pieces:
+def _timestamps(block: Block, place: int, clock: Clock, style: int) -> Pieces:
     name = str(place)
-    text = block.timestamp_text(place, zone)
-    wall = pl.col(name).dt.convert_time_zone(zone).dt.replace_time_zone(None).dt.epoch("ms")
+    text = block.timestamp_text(place, clock)
+    wall = pl.col(name).dt.convert_time_zone(clock.zone).dt.replace_time_zone(None).dt.epoch("ms")
+    if clock.whole_seconds:
+        wall = wall // 1000 * 1000
     millis = block.frame.select(wall)[name]
     serial = (wall / _DAY_MS + _EPOCH).cast(pl.String)
     return _dated(millis // _DAY_MS, wall // _DAY_MS, serial, text, style)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from export_pipeline.engine.formats import deflate, zip_stream
 from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.engine.formats.columns import Block, check_time_zone
+from export_pipeline.engine.formats.columns import Block, Clock, check_time_zone
 from export_pipeline.engine.formats.rows import EncodedRows, Filler, Piece
 from export_pipeline.engine.formats.text_file import too_small
 from export_pipeline.engine.formats.xlsx_cells import header_xml, row_xml
@@ -53,9 +53,9 @@ class XlsxFormat:
 
     def encode(self, batch: pa.RecordBatch) -> EncodedRows:
         """Turn a staged batch into rows of a sheet."""
-        block = Block.of(batch, self._options.columns)
+        block = Block.of(batch, self._options.columns, self._options.comma_separated)
         styles = self._parts(1).parts.styles
-        return EncodedRows.from_series(row_xml(block, self._options.time_zone, styles, self._counters))
+        return EncodedRows.from_series(row_xml(block, Clock.of(self._options), styles, self._counters))
 
     def open(self, sink: BinaryIO) -> XlsxFile:
         """Begin a workbook with its first sheet."""

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import pyarrow as pa
 import sqlalchemy as sa
 
 from export_pipeline.engine.query import Query
+from export_pipeline.settings import Settings
 
 FETCH_BYTES = 8 << 20
 """About how much a reader holds at a time."""
@@ -50,6 +52,18 @@ class Source:
     def backend(self) -> str:
         """The database's name as SQLAlchemy has it: ``postgresql``, ``sqlite``, ``mysql``, ..."""
         return sa.make_url(self.url).get_backend_name()
+
+
+def source_of(settings: Settings) -> Source:
+    """The source that the settings name."""
+    url = settings.resolved_source_url
+    return Source(url, settings.statement_timeout_seconds, shares_file=_same_file(settings.database_url, url))
+
+
+def _same_file(one: str, other: str) -> bool:
+    urls = [sa.make_url(url) for url in (one, other)]
+    paths = {Path(url.database or "").resolve() for url in urls}
+    return all(url.get_backend_name() == "sqlite" for url in urls) and len(paths) == 1
 
 
 def open_snapshot(source: Source, query: Query) -> AbstractContextManager[Snapshot]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-from export_pipeline.catalog.model import Column, ColumnType
+from export_pipeline.catalog.model import ColumnType, Selected
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import STEP_ROWS, Snapshot
 from export_pipeline.engine.readers.types import failure_of, joined, staged_schema, to_staged, translated
@@ -81,11 +81,12 @@ def _next(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
         ) from None
 
 
-def _typed(column: Column) -> sa.ColumnElement[Any]:
+def _typed(column: Selected) -> sa.ColumnElement[Any]:
     return sa.literal(_TYPED_VALUE.get(column.type, "")).label(column.name)
 
 
 def bound_statement(select: sa.Select[Any] | sa.CompoundSelect[Any]) -> tuple[str, Sequence[Any]]:
     """The statement with question marks, and the values in their order."""
     compiled = select.compile(dialect=SQLiteDialect_pysqlite(paramstyle="qmark"))
-    return compiled.string, [compiled.params[name] for name in compiled.positiontup or []]
+    values = compiled.params  # made anew at every access
+    return compiled.string, [values[name] for name in compiled.positiontup or []]

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import Column, ColumnType
+from export_pipeline.catalog.model import ColumnType, Selected
 from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import STEP_ROWS, Snapshot
@@ -57,7 +57,7 @@ def _fetched(cursor: sqlite3.Cursor, query: Query) -> Iterator[pa.RecordBatch]:
         yield to_staged(pa.RecordBatch.from_arrays(arrays, names=schema.names), query.columns, schema)
 
 
-def _array(column: Column, values: Sequence[Any]) -> pa.Array:
+def _array(column: Selected, values: Sequence[Any]) -> pa.Array:
     try:
         return pa.array(values, type=_READ_AS.get(column.type, ARROW_TYPES[column.type]))
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export_pipeline.catalog.model import Column, ColumnType
+from export_pipeline.catalog.model import ColumnType, Selected
 from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.engine.readers import FETCH_BYTES, FETCH_ROWS
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -27,12 +27,12 @@ _WRONG_VALUE = ("22", "42883", "42804")
 _MAY_PASS = ("08", "40", "53", "55", "57", "58")
 
 
-def staged_schema(columns: Sequence[Column]) -> pa.Schema:
+def staged_schema(columns: Sequence[Selected]) -> pa.Schema:
     """The Arrow schema of the batches of these columns."""
     return pa.schema([pa.field(column.name, ARROW_TYPES[column.type]) for column in columns])
 
 
-def to_staged(batch: pa.RecordBatch, columns: Sequence[Column], schema: pa.Schema) -> pa.RecordBatch:
+def to_staged(batch: pa.RecordBatch, columns: Sequence[Selected], schema: pa.Schema) -> pa.RecordBatch:
     """Cast a reader's batch to the staged types.
 
     Raises:
@@ -57,7 +57,7 @@ def joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(waiting)
 
 
-def _cast(array: pa.Array, column: Column) -> pa.Array:
+def _cast(array: pa.Array, column: Selected) -> pa.Array:
     wanted = ARROW_TYPES[column.type]
     if array.type == wanted:
         return array
@@ -71,7 +71,7 @@ def _cast(array: pa.Array, column: Column) -> pa.Array:
         raise wrong_type(column) from None
 
 
-def wrong_type(column: Column) -> ExportFailure:
+def wrong_type(column: Selected) -> ExportFailure:
     """A column holds what its declared type does not allow."""
     return ExportFailure(
         FailureCode.SOURCE_DATA_INVALID,
@@ -92,7 +92,7 @@ def _cast_number(array: pa.Array, wanted: pa.DataType) -> pa.Array:
     return array.cast(wanted)
 
 
-def _parse_times(array: pa.Array, column: Column) -> pa.Array:
+def _parse_times(array: pa.Array, column: Selected) -> pa.Array:
     """ISO 8601 text, as databases without a time type hold it; no offset means UTC."""
     text = pl.Series(column.name, array)
     if column.type is ColumnType.DATE:

@@ -1,0 +1,84 @@
+"""``export-pipeline request --dry-run``: what a request would come to, and nothing is left of it.
+
+What belongs here: asking the rules and the estimate, and words for people. What does not: any rule.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import sqlalchemy as sa
+
+from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.engine.estimate import Estimate, estimate
+from export_pipeline.engine.plan import make_plan
+from export_pipeline.engine.readers import source_of
+from export_pipeline.failures import ExportFailure
+from export_pipeline.requests.mail_rules import check_mail
+from export_pipeline.requests.model import insert_request, load_request
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.permissions import check_permission
+from export_pipeline.requests.preflight import preflight
+from export_pipeline.requests.tables import export_requests
+from export_pipeline.settings import Settings
+
+
+def dry_run(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any], *, as_json: bool) -> None:
+    """Check a request as its run would, and print what it would come to.
+
+    Raises:
+        click.ClickException: the request would fail; says with which code.
+    """
+    try:
+        recipients, found = _answer(engine, settings, asked)
+    except ExportFailure as failure:
+        code, message = failure.code, failure.message
+    else:
+        _print(recipients, found, as_json=as_json)
+        return
+    raise click.ClickException(f"{code}: {message}")
+
+
+def _answer(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any]) -> tuple[int, Estimate]:
+    catalog, organizations = load_catalog(settings.catalog), Organizations()
+    with engine.connect() as connection, connection.begin() as transaction:
+        # Inserted and taken back, so that the database's own defaults and constraints have their say.
+        uid = insert_request(connection, **asked)
+        key = connection.execute(sa.select(export_requests.c.id).where(export_requests.c.uid == uid)).scalar_one()
+        request = load_request(connection, key)
+        organization = organizations.get(connection, request.organization_id)
+        check_permission(connection, organizations, request)
+        checked = preflight(request, catalog, organization)
+        check_mail(
+            connection,
+            organizations,
+            request,
+            checked.recipients,
+            provider_configured=settings.sends_mail,
+        )
+        transaction.rollback()
+    source = source_of(settings)
+    plan = make_plan(request, checked, organization, source, attempt=1)
+    return len(checked.recipients), estimate(plan, catalog, source)
+
+
+def _print(recipients: int, found: Estimate, *, as_json: bool) -> None:
+    facts = {
+        "rows": found.rows,
+        "bytes": found.bytes,
+        "files": found.files,
+        "seconds": round(found.seconds, 1),
+        "recipients": recipients,
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"rows        {found.rows:,}")
+    click.echo(f"bytes       about {found.bytes:,}")
+    click.echo(f"files       about {found.files:,}")
+    click.echo(f"seconds     about {found.seconds:,.1f} to read and write on this machine")
+    click.echo(f"recipients  {recipients:,}")
+    click.echo("Nothing was inserted.")

@@ -1,0 +1,43 @@
+"""``export-pipeline links``: fresh download links of a finished export.
+
+What belongs here: minting when asked, and printing. What does not: signing (delivery).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from export_pipeline.cli.common import open_database, state_of
+from export_pipeline.delivery.manifest import read_manifest
+from export_pipeline.delivery.store import open_store
+from export_pipeline.delivery.upload import describe
+from export_pipeline.requests.tables import RequestStatus
+from export_pipeline.settings import Settings
+
+DEFAULT_MINUTES = 15
+"""Counted from the moment they are asked for (Cometly, Get Contact Export)."""
+
+
+@click.command()
+@click.argument("uid")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), default=DEFAULT_MINUTES, show_default=True,
+    help="How long the links live; never longer than the files.",
+)  # fmt: skip
+def links(uid: str, *, minutes: float) -> None:
+    r"""Print a fresh link a file, one a line, in the order of the rows. They need no password: mind who sees them.
+
+    \b
+    Example:
+      export-pipeline links 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --minutes 60
+    """
+    settings = Settings.from_environment()
+    state = state_of(open_database(settings), uid)
+    if state.status is not RequestStatus.COMPLETED or state.manifest_key is None or state.expires_at is None:
+        raise click.ClickException(f"the request is {state.status}: there are no files to link to")
+    store = open_store(settings)
+    lifetime = min(timedelta(minutes=minutes), state.expires_at - datetime.now(UTC))
+    for file in read_manifest(store, state.manifest_key).files:
+        click.echo(store.link(describe(file), lifetime).url)

@@ -1,0 +1,186 @@
+"""Conditions to SQL: the tree of filters and segments as SQLAlchemy expressions of one database.
+
+What belongs here: how each node is said on each database. What does not: the statement around it (``query``),
+reading conditions from a request (requests.filters, requests.segment_query).
+
+Every value is bound; none is ever formatted into SQL by us.
+"""
+
+from __future__ import annotations
+
+import operator as python
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from export_pipeline.catalog.model import Column, CustomField, Dataset, FilterOperator
+from export_pipeline.engine import arrays, sqlite_text
+from export_pipeline.engine.operands import Operands
+from export_pipeline.requests.conditions import (
+    AllOf,
+    AnyOf,
+    Arithmetic,
+    ArrayContains,
+    Comparison,
+    Condition,
+    HasDomain,
+    Like,
+    Negation,
+    OnList,
+    Operand,
+    Scalar,
+)
+
+_COMPARE: dict[FilterOperator, Callable[[Any, Any], Any]] = {
+    FilterOperator.EQ: python.eq,
+    FilterOperator.GT: python.gt,
+    FilterOperator.GTE: python.ge,
+    FilterOperator.LT: python.lt,
+    FilterOperator.LTE: python.le,
+}
+
+
+_ORDERING = (*[operator for operator in _COMPARE if operator is not FilterOperator.EQ], FilterOperator.BETWEEN)
+
+
+class ConditionCompiler:
+    """Compiles conditions on the rows of one tenant, for one database."""
+
+    def __init__(self, table: sa.TableClause, dataset: Dataset, organization_id: str, backend: str) -> None:
+        self._table = table
+        self._dataset = dataset
+        self._organization_id = organization_id
+        self._sqlite = backend == "sqlite"
+        self._operands = Operands(table, backend)
+
+    def bound(self, value: Scalar) -> sa.BindParameter[Any]:
+        """A bound value without a type: the database gives it the type of the column it is compared to."""
+        return self._operands.bound(value)
+
+    def of_tenant(self, table: sa.TableClause, tenant: str) -> sa.ColumnElement[bool]:
+        """The tenant's rows alone."""
+        return table.c[tenant] == self.bound(self._organization_id)
+
+    def condition(self, condition: Condition) -> sa.ColumnElement[bool]:
+        """One condition, true, false or null for a row."""
+        match condition:
+            case AllOf(conditions):
+                return sa.and_(sa.true(), *[self.condition(one) for one in conditions])
+            case AnyOf(conditions):
+                return sa.or_(sa.false(), *[self.condition(one) for one in conditions])
+            case Negation(inner):
+                return _does_not_hold(self.condition(inner))
+            case _:
+                return self._leaf(condition)
+
+    def _leaf(self, condition: Comparison | Like | ArrayContains | HasDomain | OnList) -> sa.ColumnElement[bool]:
+        match condition:
+            case Comparison():
+                return self._comparison(condition)
+            case Like():
+                return self._like(condition)
+            case ArrayContains(column, value):
+                self._operands.require_own_sql()
+                return arrays.contains(self._table.c[column.source], value, sqlite=self._sqlite)
+            case HasDomain():
+                return self._has_domain(condition)
+            case OnList(list_ids):
+                return self._on_list(list_ids)
+
+    def custom_field(self, field: CustomField) -> sa.ColumnElement[Any]:
+        """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
+        return self._operands.custom_text(field)
+
+    def _like(self, condition: Like) -> sa.ColumnElement[bool]:
+        self._operands.require_own_sql()
+        source = self._operands.comparable(condition.operand, ordered=True)
+        if self._sqlite:
+            return sqlite_text.like(source, condition.pattern)
+        # No escape character at all: a backslash is a backslash.
+        return source.like(sa.bindparam(None, condition.pattern, type_=sa.Text(), unique=True), escape="")
+
+    def _has_domain(self, condition: HasDomain) -> sa.ColumnElement[bool]:
+        self._operands.require_own_sql()
+        address = self._table.c[condition.address.source]
+        of_address: sa.ColumnElement[bool] = sa.func.coalesce(
+            arrays.ends_with_domain(address, condition.domain, sqlite=self._sqlite), sa.false()
+        )
+        if condition.addresses is not None:
+            addresses = self._table.c[condition.addresses.source]
+            return sa.or_(of_address, arrays.any_of_domain(addresses, condition.domain, sqlite=self._sqlite))
+        return of_address
+
+    def _on_list(self, list_ids: Sequence[str | int]) -> sa.ColumnElement[bool]:
+        membership = self._dataset.lists
+        if membership is None:
+            return sa.false()
+        names = {membership.member, membership.list_id} | ({membership.tenant} if membership.tenant else set())
+        members = table_clause(membership.table, names)
+        where: list[sa.ColumnElement[bool]] = [
+            members.c[membership.list_id].in_([self.bound(list_id) for list_id in list_ids])
+        ]
+        if membership.tenant:
+            where.append(self.of_tenant(members, membership.tenant))
+        key = self._table.c[self._dataset.key_column.source]
+        return key.in_(sa.select(members.c[membership.member]).where(*where))
+
+    def _comparison(self, comparison: Comparison) -> sa.ColumnElement[bool]:
+        operand, operator, value = comparison.operand, comparison.operator, comparison.value
+        if operator is FilterOperator.IS_NULL:
+            source = self._operands.read(operand)
+            return source.is_(None) if value else source.is_not(None)
+        if isinstance(value, Column | CustomField | Arithmetic):
+            return self._with_operand(operand, operator, value)
+        source = self._operands.comparable(operand, ordered=operator in _ORDERING)
+        if isinstance(value, tuple):
+            return self._with_values(source, operator, [self.bound(item) for item in value])
+        return self._with_value(source, operator, value)
+
+    def _with_operand(self, left: Operand, operator: FilterOperator, right: Operand) -> sa.ColumnElement[bool]:
+        # Two texts need one collation for equality as well: PostgreSQL refuses to choose between columns'.
+        one, other = (self._operands.comparable(operand, ordered=True) for operand in (left, right))
+        if operator is FilterOperator.NE:
+            return _does_not_hold(one == other)
+        compared: sa.ColumnElement[bool] = _COMPARE[operator](one, other)
+        return compared
+
+    def _with_values(
+        self, source: sa.ColumnElement[Any], operator: FilterOperator, values: list[sa.BindParameter[Any]]
+    ) -> sa.ColumnElement[bool]:
+        if operator is FilterOperator.BETWEEN:
+            return sa.and_(source >= values[0], source <= values[1])
+        any_of: sa.ColumnElement[bool] = source.in_(values) if values else sa.false()
+        if operator is FilterOperator.NIN:
+            return _does_not_hold(any_of)
+        return any_of
+
+    def _with_value(
+        self, source: sa.ColumnElement[Any], operator: FilterOperator, value: Scalar
+    ) -> sa.ColumnElement[bool]:
+        if operator is FilterOperator.CONTAINS:
+            return self._place(source, value) > 0
+        if operator is FilterOperator.STARTS_WITH:
+            return self._place(source, value) == 1
+        if operator is FilterOperator.NE:
+            return source.is_distinct_from(self.bound(value))
+        compared: sa.ColumnElement[bool] = _COMPARE[operator](source, self.bound(value))
+        return compared
+
+    def _place(self, source: sa.ColumnElement[Any], value: Scalar) -> sa.ColumnElement[int]:
+        """The place, from 1, at which a text holds another; 0 = it does not. No pattern, so nothing to escape."""
+        if self._sqlite:
+            return sa.func.instr(source, self.bound(value), type_=sa.Integer())
+        text = sa.bindparam(None, value, type_=sa.Text(), unique=True)
+        return sa.func.strpos(sa.cast(source, sa.Text), text, type_=sa.Integer())
+
+
+def _does_not_hold(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """It is false or null."""
+    return sa.not_(sa.func.coalesce(condition, sa.false()))
+
+
+def table_clause(name: str, columns: Iterable[str]) -> sa.TableClause:
+    """A table or view by its name, ``schema.name`` or ``name``, with these columns."""
+    schema, _, table = name.rpartition(".")
+    return sa.table(table, *[sa.column(column) for column in sorted(set(columns))], schema=schema or None)

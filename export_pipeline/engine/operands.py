@@ -1,0 +1,192 @@
+"""What conditions compare: columns, custom fields and arithmetic as expressions of one database.
+
+What belongs here: reading an operand, in a form whose order is the order of its values on every database.
+What does not: comparing it (``conditions``), how SQLite reads text (``sqlite_text``).
+
+A custom field's value that is not of the field's type counts as null: applications store what people typed, and
+one odd value must not end an export. PostgreSQL casts only what a regular expression has let through.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from export_pipeline.catalog.model import Column, ColumnType, CustomField
+from export_pipeline.engine import sqlite_text
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar
+
+_NUMBER = "^-?[0-9]+([.][0-9]+)?$"
+_NUMBER_LENGTH = 400
+# Every day that there is and no other: PostgreSQL ends the statement at a 31 February.
+_DAY = (
+    "([1-9][0-9]{3}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    "|02-(0[1-9]|1[0-9]|2[0-8]))"
+    "|([1-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)-02-29)"
+)
+_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,6})?"
+_INSTANT = f"^{_DAY}([T ]{_TIME}(Z|[+-](0[0-9]|1[0-4])(:[0-5][0-9])?)?)?$"
+_LARGEST = 1.7e308
+
+
+class Operands:
+    """Reads operands of one table, for one database."""
+
+    def __init__(self, table: sa.TableClause, backend: str) -> None:
+        self._table = table
+        self._backend = backend
+        self._sqlite = backend == "sqlite"
+
+    def read(self, operand: Operand) -> sa.ColumnElement[Any]:
+        """The operand as the database has it; null where there is none."""
+        match operand:
+            case Column():
+                return self._table.c[operand.source]
+            case CustomField():
+                return self._typed(operand)
+            case Arithmetic():
+                self.require_own_sql()
+                return self._arithmetic(operand)
+
+    def comparable(self, operand: Operand, *, ordered: bool) -> sa.ColumnElement[Any]:
+        """The operand in a form that compares as its values do.
+
+        Args:
+            operand: what to read.
+            ordered: it is compared by order or with another operand, so that a text needs a collation.
+        """
+        source, kind = self.read(operand), kind_of(operand)
+        if kind is ColumnType.TEXT and ordered:
+            # By code point, whatever the database's collation: a filter must not depend on a locale.
+            return sa.collate(sa.cast(source, sa.Text), "BINARY" if self._sqlite else "C")
+        if self._sqlite and isinstance(operand, Column):
+            if kind is ColumnType.TIMESTAMP:
+                return sqlite_text.StoredInstant(source)
+            if kind is ColumnType.DECIMAL:
+                return sa.cast(source, sa.Float)  # SQLite keeps exact decimals as text
+        return source
+
+    def bound(self, value: Scalar) -> sa.BindParameter[Any]:
+        """A bound value without a type: the database gives it the type of what it is compared to."""
+        return sa.bindparam(None, self._database_value(value), type_=sa.types.NullType(), unique=True)
+
+    def custom_text(self, field: CustomField) -> sa.ColumnElement[Any]:
+        """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
+        source = self._table.c[field.column.source]
+        if not self._sqlite:
+            text: sa.ColumnElement[Any] = sa.cast(source, postgresql.JSONB)[field.key].astext
+            return text
+        path = _path(field)
+        kind, value = sa.func.json_type(source, path), sa.func.json_extract(source, path)
+        # json_extract gives 1 for true and reads numbers as floats; the JSON text keeps both as they are.
+        raw = source.op("->")(path)
+        return sa.case((kind == "null", sa.null()), (kind == "text", value), else_=raw)
+
+    def require_own_sql(self) -> None:
+        """Refuse what only PostgreSQL and SQLite are spoken to in.
+
+        Raises:
+            ExportFailure: ``not_supported`` on any other database.
+        """
+        if self._backend not in ("postgresql", "sqlite"):
+            message = f"Custom fields, arrays, LIKE and arithmetic cannot be filtered by on {self._backend} yet."
+            raise ExportFailure(FailureCode.NOT_SUPPORTED, message)
+
+    def _database_value(self, value: Scalar) -> Scalar:
+        if self._sqlite and isinstance(value, datetime):
+            return value.replace(tzinfo=None).isoformat(" ", "microseconds")
+        if self._sqlite and isinstance(value, date):
+            return value.isoformat()
+        if self._sqlite and isinstance(value, Decimal):
+            return float(value)
+        return value
+
+    def _typed(self, field: CustomField) -> sa.ColumnElement[Any]:
+        self.require_own_sql()
+        if field.value_type is ColumnType.TEXT:
+            return self.custom_text(field)
+        number = field.value_type is ColumnType.DECIMAL
+        if self._sqlite:
+            return self._typed_sqlite(field, number=number)
+        text = self.custom_text(field)
+        if number:
+            valid = sa.and_(sa.func.length(text) <= _NUMBER_LENGTH, _matches(text, _NUMBER))
+            return sa.case((valid, sa.cast(text, sa.Numeric)))
+        return sa.case((_matches(text, _INSTANT), sa.cast(text, sa.DateTime(timezone=True))))
+
+    def _typed_sqlite(self, field: CustomField, *, number: bool) -> sa.ColumnElement[Any]:
+        source = self._table.c[field.column.source]
+        sound = sa.case((sa.func.json_valid(source) == 1, source))
+        # A row of its own for the value, so that it is looked up once however often the expression names it.
+        found = sa.func.json_each(sa.func.json_array(sound.op("->")(_path(field)))).table_valued("type", "value")
+        if number:
+            numeric = sa.or_(found.c.type == "integer", found.c.type == "real")
+            typed = sa.case(
+                (numeric, sa.cast(found.c.value, sa.Float)),
+                (found.c.type == "text", sqlite_text.Number(found.c.value)),
+            )
+        else:
+            typed = sa.case((found.c.type == "text", sqlite_text.CustomInstant(found.c.value)))
+        return sa.select(typed).select_from(found).correlate(self._table).scalar_subquery()
+
+    def _arithmetic(self, arithmetic: Arithmetic) -> sa.ColumnElement[Any]:
+        """In decimals on PostgreSQL, in doubles on SQLite, which has no decimals: the last digits may differ.
+
+        ``/`` keeps the fraction of integers too; ``%`` has the sign of what is divided.
+        """
+        left, right = self._number(arithmetic.left), self._number(arithmetic.right)
+        divisor = sa.func.nullif(right, self._number(0), type_=self._numeric)
+        match arithmetic.operator:
+            case "+":
+                return left + right
+            case "-":
+                return left - right
+            case "*":
+                return left * right
+            case "/":
+                return left / divisor
+        if not self._sqlite:
+            return left % divisor
+        # SQLite's % cuts both to integers first.
+        return left - right * sa.cast(left / divisor, sa.BigInteger)
+
+    def _number(self, operand: Operand | int | float | Decimal) -> sa.ColumnElement[Any]:
+        if isinstance(operand, Arithmetic):
+            return self._arithmetic(operand)
+        if not isinstance(operand, Column | CustomField):
+            return sa.cast(self.bound(Decimal(str(operand))), self._numeric)
+        source = self.read(operand)
+        if self._sqlite:
+            source = sa.cast(source, self._numeric)
+        if isinstance(operand, CustomField) or operand.type is ColumnType.INTEGER:
+            return sa.cast(source, self._numeric)
+        # PostgreSQL before 14 has no decimal for infinity and ends the statement; a NaN is above every number.
+        return sa.case((source.between(-_LARGEST, _LARGEST), sa.cast(source, self._numeric)))
+
+    @property
+    def _numeric(self) -> sa.types.TypeEngine[Any]:
+        return sa.Float() if self._sqlite else sa.Numeric()
+
+
+def kind_of(operand: Operand) -> ColumnType:
+    """What the operand's values are compared as."""
+    match operand:
+        case Column():
+            return operand.type
+        case CustomField():
+            return operand.value_type
+        case Arithmetic():
+            return ColumnType.DECIMAL
+
+
+def _path(field: CustomField) -> sa.BindParameter[str]:
+    return sa.bindparam(None, f'$."{field.key}"', type_=sa.Text(), unique=True)
+
+
+def _matches(text: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]:
+    return text.op("~", is_comparison=True)(sa.bindparam(None, pattern, type_=sa.Text(), unique=True))

@@ -1,0 +1,161 @@
+"""Who pays for mails: one e-mail execution a recipient, taken from the organization's balance.
+
+What belongs here: the ledger of charges and the balance it is taken from, always moved together in one transaction.
+What does not: who is mailed (``recipients``), what became of a mail (``ledger``), when anything is charged (``states``,
+``ledger`` and the ops call it).
+
+gu1: each deduplicated recipient costs one execution, and the balance is checked for all of them before anything starts
+(messaging overview). So they are reserved first, charged when the mail was handed over, and released if the export ends
+without it. At every moment balance + reserved + charged is what the application put in.
+
+An organization without a row, or whose ``email_balance`` is NULL, is not billed and leaves no charges. Billing may be
+switched on or off at any time: what is charged or given back is what the rows say, never more.
+The balance is written, so it is always read from the table ``organizations`` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.tables import ChargeStatus, email_charges, organizations
+
+_charges = email_charges.c
+_balance = organizations.c.email_balance
+
+
+def reserve(connection: sa.Connection, organization_id: str, request_uid: str, recipients: Iterable[str]) -> int:
+    """Take one execution for every recipient who has none reserved or charged yet: for all of them or for nobody.
+
+    Called again for the same request it takes nothing twice; what was released meanwhile is paid again.
+
+    Returns:
+        How many executions were taken now.
+
+    Raises:
+        ExportFailure: ``insufficient_balance``.
+    """
+    if _locked_balance(connection, organization_id) is None:
+        return 0
+    new, released = _unpaid(connection, request_uid, recipients)
+    cost = len(new) + len(released)
+    if not cost:
+        return 0
+    taken = connection.execute(
+        organizations.update()
+        .where(organizations.c.id == organization_id, _balance >= cost)
+        .values(email_balance=_balance - cost)
+    )
+    if taken.rowcount != 1:
+        raise _insufficient(cost)
+    if released:
+        connection.execute(
+            email_charges.update()
+            .where(_charges.request_uid == request_uid, _charges.recipient.in_(released))
+            .values(status=ChargeStatus.RESERVED, organization_id=organization_id, updated_at=utc_now())
+        )
+    if new:
+        connection.execute(
+            email_charges.insert(),
+            [{"organization_id": organization_id, "request_uid": request_uid, "recipient": one} for one in new],
+        )
+    return cost
+
+
+def check_balance(connection: sa.Connection, organization_id: str, request_uid: str, recipients: Iterable[str]) -> None:
+    """Would ``reserve`` succeed now? Nothing is taken.
+
+    Raises:
+        ExportFailure: ``insufficient_balance``.
+    """
+    balance = connection.execute(sa.select(_balance).where(organizations.c.id == organization_id)).scalar()
+    if balance is None:
+        return
+    cost = sum(map(len, _unpaid(connection, request_uid, recipients)))
+    if balance < cost:
+        raise _insufficient(cost)
+
+
+def charge(connection: sa.Connection, request_uid: str, recipient: str) -> bool:
+    """The mail was handed over, or may have been: what was reserved for it is spent; False if nothing was."""
+    charged = connection.execute(
+        email_charges.update().where(_reserved(request_uid, recipient)).values(_moved_to(ChargeStatus.CHARGED))
+    )
+    return charged.rowcount == 1
+
+
+def release(connection: sa.Connection, request_uid: str, recipient: str | None = None) -> int:
+    """Give back what is still reserved for a recipient, or for all of a request; returns how many executions."""
+    reserved = _reserved(request_uid, recipient)
+    holders = connection.execute(sa.select(_charges.organization_id).where(reserved).distinct()).scalars()
+    given_back = 0
+    for organization_id in list(holders):
+        _locked_balance(connection, organization_id)
+        released = connection.execute(
+            email_charges.update()
+            .where(reserved, _charges.organization_id == organization_id)
+            .values(_moved_to(ChargeStatus.RELEASED))
+        ).rowcount
+        connection.execute(
+            organizations.update()
+            .where(organizations.c.id == organization_id)
+            .values(email_balance=_balance + released)  # stays NULL once billing was switched off
+        )
+        given_back += released
+    return given_back
+
+
+def charges(
+    connection: sa.Connection, *, organization_id: str | None = None, request_uid: str | None = None
+) -> dict[ChargeStatus, int]:
+    """How many executions of an organization, of a request, or of everybody are in each state; none are left out."""
+    asked = {"organization_id": organization_id, "request_uid": request_uid}
+    given = [_charges[name] == value for name, value in asked.items() if value is not None]
+    found = connection.execute(sa.select(_charges.status, sa.func.count()).where(*given).group_by(_charges.status))
+    return dict.fromkeys(ChargeStatus, 0) | {ChargeStatus(status): count for status, count in found}
+
+
+def _locked_balance(connection: sa.Connection, organization_id: str) -> int | None:
+    """The balance, held until the transaction ends; None if the organization is not billed.
+
+    Whoever moves balance and charges together takes this lock first: the same order everywhere, so that no two
+    wait for each other. (SQLite ignores it: its write transactions exclude one another.)
+    """
+    return connection.execute(
+        sa.select(_balance).where(organizations.c.id == organization_id).with_for_update()
+    ).scalar()
+
+
+def _unpaid(connection: sa.Connection, request_uid: str, recipients: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The recipients without a charge, and those whose charge was released."""
+    found = connection.execute(
+        sa.select(_charges.recipient, _charges.status).where(_charges.request_uid == request_uid)
+    )
+    known = {row.recipient: row.status for row in found}
+    wanted = list(dict.fromkeys(recipients))
+    return (
+        [one for one in wanted if one not in known],
+        [one for one in wanted if known.get(one) == ChargeStatus.RELEASED],
+    )
+
+
+def _reserved(request_uid: str, recipient: str | None) -> sa.ColumnElement[bool]:
+    reserved = sa.and_(_charges.request_uid == request_uid, _charges.status == ChargeStatus.RESERVED)
+    return reserved if recipient is None else sa.and_(reserved, _charges.recipient == recipient)
+
+
+def _moved_to(status: ChargeStatus) -> dict[str, object]:
+    return {"status": status, "updated_at": utc_now()}
+
+
+def _insufficient(cost: int) -> ExportFailure:
+    # gu1, send-email: the sentence is cut off after "Add tokens" in what could be read.
+    return ExportFailure(
+        FailureCode.INSUFFICIENT_BALANCE,
+        f"Insufficient balance for this send (cost {cost} credits). Add tokens to the organization's e-mail balance, "
+        "or name fewer recipients, and ask again.",
+        field="recipient_emails",
+    )

@@ -1,0 +1,187 @@
+"""The rules of a request's rows: dataset, columns, child lists, lists and segments, creation time.
+
+What belongs here: which rows and columns are meant. What does not: filters (``filters``), what stands in the
+source (engine.lookups), how rows are written (``file_rules``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from export_pipeline.catalog.model import (
+    DEFAULT_LAYOUT,
+    ChildList,
+    ColumnType,
+    Dataset,
+    IdentityType,
+    Layout,
+    OutputColumn,
+)
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.file_rules import TABLES, Format
+from export_pipeline.requests.model import ExportRequest
+from export_pipeline.requests.wall_clock import beginning, end_of_second
+from export_pipeline.requests.wording import shown
+
+Identity = str | int
+"""An id of a list or segment, in the type that the catalog declares."""
+MAX_IDENTITIES = 1000
+_INT64 = range(-(2**63), 2**63)
+
+
+def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Dataset:
+    """The dataset.
+
+    Raises:
+        ExportFailure: ``unknown_dataset``.
+    """
+    dataset = catalog.get(request.dataset)
+    if dataset is None:
+        known = ", ".join(sorted(catalog))
+        raise ExportFailure(
+            FailureCode.UNKNOWN_DATASET, f"dataset: {shown(request.dataset)} is not one of {known}.", field="dataset"
+        )
+    return dataset
+
+
+def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
+    """Wall clock to instants, both ends inclusive to the second (Cometly, Create Contact Export).
+
+    What becomes of times that happen twice or never: ``wall_clock``.
+
+    Raises:
+        ExportFailure: ``invalid_date_range``.
+    """
+    start, end = request.start_date, request.end_date
+    if (start or end) and dataset.created_at is None:
+        raise _invalid_range("start_date", f"dataset {dataset.name} has no creation time to filter by; leave it NULL")
+    if start and end and end <= start:
+        raise _invalid_range("end_date", "must be after start_date")
+    try:
+        return beginning(start, zone) if start else None, end_of_second(end, zone) if end else None
+    except OverflowError:
+        raise _invalid_range("end_date" if end else "start_date", "is out of range") from None
+
+
+def _invalid_range(field: str, what: str) -> ExportFailure:
+    return ExportFailure(FailureCode.INVALID_DATE_RANGE, f"{field}: {what}.", field=field)
+
+
+def columns_of(request: ExportRequest, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
+    """The columns, in the order asked for, with the headers of the layout; child lists come last.
+
+    Raises:
+        ExportFailure: ``unknown_layout``, ``unknown_column``, ``unknown_include``.
+    """
+    layout = dataset.layout(request.layout, table=file_format in TABLES)
+    if layout is None:
+        known = ", ".join([DEFAULT_LAYOUT, *dataset.layouts])
+        raise ExportFailure(
+            FailureCode.UNKNOWN_LAYOUT, f"layout: {shown(request.layout)} is not one of {known}.", field="layout"
+        )
+    headers = {item.column.name: item.header for item in layout}
+    names = _asked_columns(request, dataset, tuple(headers))
+    types = {column.name: column.type for column in dataset.columns}
+    columns = [OutputColumn(name, headers[name], types[name]) for name in names]
+    children = [OutputColumn(child.name, child.header, child.type, "child") for child in _children(request, dataset)]
+    return (*columns, *children)
+
+
+def layout_of(dataset: Dataset, name: str) -> Layout | None:
+    """How a layout writes; None for the default layout."""
+    return dataset.layouts.get(name)
+
+
+def _asked_columns(request: ExportRequest, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
+    if not request.columns:
+        return allowed
+    names: list[str] = []
+    for asked in request.columns:
+        column = dataset.column(asked)
+        if column is None or column.name not in allowed:
+            raise ExportFailure(
+                FailureCode.UNKNOWN_COLUMN,
+                f"columns: {shown(asked)} is not one of {', '.join(allowed)}.",
+                field="columns",
+            )
+        if column.name in names:
+            raise ExportFailure(
+                FailureCode.UNKNOWN_COLUMN, f"columns: {column.name} is named twice; name it once.", field="columns"
+            )
+        names.append(column.name)
+    return names
+
+
+def _children(request: ExportRequest, dataset: Dataset) -> Sequence[ChildList]:
+    asked: list[ChildList] = []
+    for index, name in enumerate(request.include or ()):
+        child = dataset.child(name)
+        if child is None:
+            known = ", ".join(child.name for child in dataset.children) or "none"
+            message = f"include[{index}]: {shown(name)} is no child list of {dataset.name}; those are: {known}."
+            raise ExportFailure(FailureCode.UNKNOWN_INCLUDE, message, field="include")
+        asked.append(child)
+    # In the order of the declaration: a file's keys do not depend on how they were asked for.
+    return [child for child in dataset.children if child in asked]
+
+
+def list_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
+    """The lists asked for, each once, in the type of the catalog.
+
+    Raises:
+        ExportFailure: ``unknown_list`` for an id that no list can have.
+    """
+    if not request.list_ids:
+        return ()
+    if dataset.lists is None:
+        message = f"list_ids: dataset {dataset.name} has no lists; leave it NULL."
+        raise ExportFailure(FailureCode.UNKNOWN_LIST, message, field="list_ids")
+    kind = dataset.lists.lists.id_type
+    return _identities(request.list_ids, kind, "list_ids", FailureCode.UNKNOWN_LIST)
+
+
+def segment_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
+    """The segments asked for, each once, in the type of the catalog.
+
+    Raises:
+        ExportFailure: ``unknown_segment`` for an id that no segment can have.
+    """
+    if not request.segment_ids:
+        return ()
+    if dataset.segments is None:
+        message = f"segment_ids: dataset {dataset.name} has no segments; leave it NULL."
+        raise ExportFailure(FailureCode.UNKNOWN_SEGMENT, message, field="segment_ids")
+    return _identities(request.segment_ids, dataset.segments.id_type, "segment_ids", FailureCode.UNKNOWN_SEGMENT)
+
+
+def _identities(texts: Sequence[str], kind: IdentityType, field: str, code: FailureCode) -> tuple[Identity, ...]:
+    if len(texts) > MAX_IDENTITIES:
+        raise ExportFailure(
+            code, f"{field}: holds {len(texts)} ids; at most {MAX_IDENTITIES} are allowed.", field=field
+        )
+    found: dict[Identity, None] = {}
+    for index, text in enumerate(texts):
+        try:
+            found[_identity(text, kind)] = None
+        except ValueError:
+            expected = {ColumnType.UUID: "a UUID", ColumnType.INTEGER: "a whole number"}.get(kind, "a text")
+            message = f"{field}[{index}]: {shown(text)} is not {expected}, so no such id can exist."
+            raise ExportFailure(code, message, field=field) from None
+    return tuple(found)
+
+
+def _identity(text: str, kind: IdentityType) -> Identity:
+    if kind is ColumnType.UUID:
+        return str(UUID(text))
+    if kind is ColumnType.INTEGER:
+        number = int(text)
+        if number not in _INT64:
+            raise ValueError
+        return number
+    if not text or "\x00" in text:
+        raise ValueError
+    text.encode()
+    return text

@@ -1,0 +1,54 @@
+"""Wall-clock times of a zone as instants: what a date that somebody typed means where clocks are moved.
+
+What belongs here: the two readings of a wall time, as the beginning and as the end of a range.
+What does not: which zone, and which columns hold such times.
+
+A time that happens twice begins at its first occurrence and ends at its second. One that never happens
+stands for the instant at which the clock jumps over it: the rows whose wall clock is at or after 00:30 are
+the rows from the jump on, and those at or before it are the rows until the jump.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+_SECOND = timedelta(seconds=1)
+
+
+def beginning(wall: datetime, zone: ZoneInfo) -> datetime:
+    """The first instant (UTC) of a naive wall time.
+
+    Raises:
+        OverflowError: it is outside the years 1 to 9999 in UTC.
+    """
+    earlier, later = _readings(wall, zone)
+    return _jump(later, earlier, zone) if later < earlier else earlier
+
+
+def end_of_second(wall: datetime, zone: ZoneInfo) -> datetime:
+    """The instant (UTC) right after the second of a naive wall time has passed, for the last time.
+
+    Raises:
+        OverflowError: it is outside the years 1 to 9999 in UTC.
+    """
+    earlier, later = _readings(wall.replace(microsecond=0), zone)
+    return _jump(later, earlier, zone) if later < earlier else later + _SECOND
+
+
+def _readings(wall: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """With the offset before and after a change of the clock; the second is the smaller where the clock jumps on."""
+    before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    return before, after
+
+
+def _jump(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
+    """The instant between two, of different offsets, from which on the second one's offset holds."""
+    offset = low.astimezone(zone).utcoffset()
+    while high - low > _SECOND:
+        middle = (low + (high - low) / 2).replace(microsecond=0)
+        if middle.astimezone(zone).utcoffset() == offset:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,265 @@
+"""Telling recipients that their files are ready: attached or linked, from whom, and never twice."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from export_pipeline.delivery.handover import MailPostponed
+from export_pipeline.delivery.local import LocalStore
+from export_pipeline.delivery.mail import MailProvider
+from export_pipeline.delivery.manifest import Manifest, ManifestFile
+from export_pipeline.delivery.notify import Announcement, notify, sender_for
+from export_pipeline.delivery.sendgrid_mail import SendGridMail
+from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
+from export_pipeline.delivery.texts import CATALOG
+from export_pipeline.delivery.upload import describe
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests import ledger
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.model import load_request
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.tables import export_notifications, organization_email_domains
+from export_pipeline.settings import Settings
+from export_pipeline_tests.engine.people import DATASET
+from export_pipeline_tests.requests.test_states import ask
+from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink
+from export_pipeline_tests.servers.smtp import Received, SmtpSink
+
+ON_ONE_DATABASE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+NOW = datetime.now(UTC)
+CONTENTS = (b"id,name\n1,Ana\n", b"id,name\n2,Bob\n")
+TOTAL = sum(map(len, CONTENTS))
+RECIPIENTS = ("ana@example.com", "bob@example.com")
+
+
+class CountingStore(LocalStore):
+    """A directory that counts how often an object is opened."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.opened: Counter[str] = Counter()
+
+    def open(self, key: str) -> BinaryIO:
+        self.opened[key] += 1
+        return super().open(key)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CountingStore:
+    return CountingStore(tmp_path / "store")
+
+
+def published(store: LocalStore, contents: Sequence[bytes] = CONTENTS, *, rows: int = 2, **file: Any) -> Manifest:
+    files = tuple(
+        ManifestFile(
+            ordinal=ordinal,
+            key=f"x/{ordinal}.csv",
+            name=f"people-{ordinal}.csv",
+            rows=1,
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            media_type="text/csv; charset=utf-8",
+            **file,
+        )
+        for ordinal, content in enumerate(contents, start=1)
+    )
+    for placed, content in zip(files, contents, strict=True):
+        store.put(
+            io.BytesIO(content), describe(placed), size=len(content), sha256=placed.sha256, progress=lambda _: None
+        )
+    return Manifest(
+        uid=uuid4(),
+        organization_id="acme",
+        attempt=1,
+        dataset="people",
+        catalog_version="0" * 64,
+        format="csv",
+        compression="none",
+        columns=("id", "name"),
+        rows=rows,
+        bytes=sum(map(len, contents)),
+        files=files,
+        snapshot_at=NOW,
+        created_at=NOW,
+        time_zone="UTC",
+        guard_formulas=True,
+    )
+
+
+def announce(manifest: Manifest, request_id: int, recipients: Sequence[str] = RECIPIENTS) -> Announcement:
+    return Announcement(
+        request_id=request_id,
+        manifest=manifest,
+        dataset=DATASET,
+        recipients=recipients,
+        locale="en",
+        time_zone="UTC",
+        files_expire_at=NOW + timedelta(days=7),
+    )
+
+
+def tell(
+    database: sa.Engine, store: LocalStore, provider: MailProvider, announcement: Announcement, attach: int = 0
+) -> dict[str, int]:
+    settings = Settings(mail_from="Exports <exports@example.org>", mail_attachment_max_bytes=attach)
+    counts = notify(database, store, provider, settings, announcement, check=lambda: None)
+    return {status.value: number for status, number in counts.items()}
+
+
+def statuses(database: sa.Engine) -> dict[str, tuple[str, int]]:
+    columns = export_notifications.c
+    with database.connect() as connection:
+        rows = connection.execute(sa.select(columns.recipient, columns.status, columns.tries))
+        return {row.recipient: (row.status, row.tries) for row in rows}
+
+
+def text_of(received: Received) -> str:
+    body = received.message.get_body(("plain",))
+    assert body is not None
+    return str(body.get_content())
+
+
+def attached(received: Received) -> dict[str | None, Any]:
+    return {part.get_filename(): part.get_payload(decode=True) for part in received.message.iter_attachments()}
+
+
+def smtp(sink: SmtpSink) -> SmtpMail:
+    return SmtpMail(SmtpServer.from_url(sink.url))
+
+
+@ON_ONE_DATABASE
+@pytest.mark.parametrize(("longest", "attaches"), [(0, False), (TOTAL - 1, False), (TOTAL, True), (20_000_000, True)])
+def test_files_are_attached_up_to_the_limit_for_all_of_them_together(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink, longest: int, attaches: bool
+) -> None:
+    manifest = published(store)
+    tell(database, store, smtp(smtp_sink), announce(manifest, ask(database)), longest)
+    assert sorted(received.recipients[0] for received in smtp_sink.received) == sorted(RECIPIENTS)
+    for received in smtp_sink.received:
+        text = text_of(received)
+        if attaches:
+            assert attached(received) == {"people-1.csv": CONTENTS[0], "people-2.csv": CONTENTS[1]}
+            assert "people-1.csv (14 B, attached)" in text
+            assert "://" not in text
+        else:
+            assert attached(received) == {}
+            assert text.count("file://") == len(CONTENTS)
+            assert "B, attached)" not in text
+    # Read once, not once a recipient.
+    assert store.opened == (Counter({file.key: 1 for file in manifest.files}) if attaches else Counter())
+
+
+@ON_ONE_DATABASE
+@pytest.mark.parametrize(
+    ("contents", "file"), [((b"", b"x"), {}), (CONTENTS, {"content_encoding": "gzip"})], ids=["no bytes", "encoded"]
+)
+def test_what_mail_cannot_carry_is_linked_however_small(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink, contents: Sequence[bytes], file: dict[str, str]
+) -> None:
+    manifest = published(store, contents, **file)
+    tell(database, store, smtp(smtp_sink), announce(manifest, ask(database)), attach=1000)
+    assert [attached(received) for received in smtp_sink.received] == [{}, {}]
+    assert "B, attached)" not in text_of(smtp_sink.received[0])
+
+
+@ON_ONE_DATABASE
+@pytest.mark.parametrize("content", [CONTENTS[0].replace(b"Ana", b"Eve"), CONTENTS[0] + b"more", CONTENTS[0][:-1]])
+def test_a_file_that_is_not_the_manifests_is_attached_to_nobodys_mail(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink, tmp_path: Path, content: bytes
+) -> None:
+    manifest = published(store)
+    (tmp_path / "store" / manifest.files[0].key).write_bytes(content)
+    with pytest.raises(ExportFailure) as refused:
+        tell(database, store, smtp(smtp_sink), announce(manifest, ask(database)), attach=TOTAL)
+    assert refused.value.code is FailureCode.CHECKSUM_MISMATCH
+    assert smtp_sink.received == []
+    assert statuses(database) == dict.fromkeys(RECIPIENTS, ("pending", 0))
+
+
+@ON_ONE_DATABASE
+@pytest.mark.parametrize("locale", list(CATALOG))
+@pytest.mark.parametrize("attach", [0, 1000])
+def test_an_empty_result_is_mailed_with_its_empty_file(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink, locale: str, attach: int
+) -> None:
+    announcement = announce(published(store, (b"id,name\n",), rows=0), ask(database), RECIPIENTS[:1])
+    tell(database, store, smtp(smtp_sink), replace(announcement, locale=locale), attach)
+    (received,) = smtp_sink.received
+    assert CATALOG[locale]["empty"] in text_of(received)
+    assert attached(received) == ({"people-1.csv": b"id,name\n"} if attach else {})
+
+
+def test_a_refused_recipient_does_not_keep_the_others_from_theirs(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink
+) -> None:
+    smtp_sink.replies["ana@example.com"] = "550 no such user"
+    announcement = announce(published(store), ask(database))
+    assert tell(database, store, smtp(smtp_sink), announcement) == {"refused": 1, "sent": 1}
+    assert [received.recipients for received in smtp_sink.received] == [["bob@example.com"]]
+
+
+def test_a_provider_that_asks_to_wait_is_left_alone_and_the_rest_gets_theirs_later(
+    database: sa.Engine, store: CountingStore, sendgrid_sink: SendGridSink
+) -> None:
+    people = [f"{name}@example.com" for name in ("ana", "bob", "eve")]
+    announcement = announce(published(store), ask(database), people)
+    provider = SendGridMail(API_KEY, sendgrid_sink.url, timeout=5)
+    # The second mail is answered with 429; a third would be taken.
+    original, calls = provider.send, iter([(), (Answer(429, {"Retry-After": "17"}),), (), (), ()])
+
+    class Busy:
+        def send(self, message: Any) -> None:
+            sendgrid_sink.next_answers(*next(calls))
+            original(message)
+
+    with pytest.raises(MailPostponed) as postponed:
+        tell(database, store, Busy(), announcement)
+    assert (postponed.value.code, postponed.value.retry_after) == (FailureCode.MAIL_UNAVAILABLE, 17)
+    assert "@" not in str(postponed.value)
+    assert sendgrid_sink.recipients == people[:1]
+    assert statuses(database) == dict(zip(people, [("sent", 1), ("pending", 1), ("pending", 0)], strict=True))
+    assert tell(database, store, Busy(), announcement) == {"sent": 3}
+    assert sendgrid_sink.recipients == people
+
+
+def test_mails_are_from_the_organizations_sender_while_it_may_be_used(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink
+) -> None:
+    request_id = ask(database, from_email="news@acme.example.com", recipient_emails=list(RECIPIENTS[:1]))
+    domains = organization_email_domains
+
+    def sender() -> tuple[Any, str | None]:
+        with database.connect() as connection:
+            return sender_for(connection, Organizations(), load_request(connection, request_id))
+
+    with database.begin() as connection:
+        ledger.enlist(connection, request_id, RECIPIENTS[:1])
+        connection.execute(
+            domains.insert().values(organization_id="acme", domain="acme.example.com", verified_at=utc_now())
+        )
+    asked_for, note = sender()
+    assert note is None
+    with database.begin() as connection:
+        connection.execute(domains.update().values(verified_at=None))
+    platform, lost = sender()
+    assert platform is None
+    assert lost is not None
+    assert "sender_domain_unverified" in lost
+    assert "@" not in lost
+    manifest = published(store)
+    for address, recipient in ((asked_for, "ana@example.com"), (platform, "bob@example.com")):
+        tell(database, store, smtp(smtp_sink), replace(announce(manifest, request_id, [recipient]), sender=address))
+    assert [received.sender for received in smtp_sink.received] == ["news@acme.example.com", "exports@example.org"]
+    # Everybody has their mail: the row has nothing to say of who it was from.
+    assert sender() == (None, None)

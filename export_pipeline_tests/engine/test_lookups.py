@@ -1,0 +1,95 @@
+"""What a request names in the source is found there, or refused by its id; another tenant's is never found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.catalog.model import ColumnType
+from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.demo.lists import LIST_NAMES, SEGMENTS, list_id, segment_id
+from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
+from export_pipeline.engine.readers import Source
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline_tests.servers.postgres import PostgresServer
+
+OURS, THEIRS = ORGANIZATIONS[0], ORGANIZATIONS[1]
+CONTACTS = load_catalog("")["contacts"]
+NOBODYS = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+def source(
+    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Source]:
+    if request.param == "postgresql":
+        with postgres_server.fresh_database() as url:
+            load_demo_data(url, contacts=200, entities=1)
+            yield Source(url.replace("postgresql://", "postgresql+psycopg://"))
+        return
+    path: Path = tmp_path_factory.mktemp("lookups") / "application.db"
+    load_demo_data(f"sqlite:///{path}", contacts=200, entities=1)
+    yield Source(f"sqlite:///{path}")
+
+
+def test_the_organizations_own_lists_are_known(source: Source) -> None:
+    check_lists(source, CONTACTS, OURS.id, [list_id(OURS, at) for at in range(len(LIST_NAMES))])
+
+
+@pytest.mark.parametrize("unknown", [NOBODYS, list_id(THEIRS, 0)])
+def test_a_list_of_nobody_or_of_another_organization_is_refused_alike(source: Source, unknown: str) -> None:
+    with pytest.raises(ExportFailure, match=f"list_ids: the organization has no list {unknown}") as failure:
+        check_lists(source, CONTACTS, OURS.id, [list_id(OURS, 0), unknown])
+    assert failure.value.code is FailureCode.UNKNOWN_LIST
+
+
+def test_segments_come_in_the_order_asked_with_what_they_store(source: Source) -> None:
+    asked = [segment_id(OURS, at) for at in reversed(range(len(SEGMENTS)))]
+    found = find_segments(source, CONTACTS, OURS.id, asked)
+    assert [segment.id for segment in found] == asked
+    assert [segment.query_dsl for segment in found] == [dsl for _, _, dsl in reversed(SEGMENTS)]
+    assert all(segment.filter for segment in found)
+
+
+@pytest.mark.parametrize("unknown", [NOBODYS, segment_id(THEIRS, 0)])
+def test_a_segment_of_nobody_or_of_another_organization_is_refused_alike(source: Source, unknown: str) -> None:
+    with pytest.raises(ExportFailure, match=f"segment_ids: the organization has no segment {unknown}") as failure:
+        find_segments(source, CONTACTS, OURS.id, [unknown])
+    assert failure.value.code is FailureCode.UNKNOWN_SEGMENT
+
+
+def test_custom_fields_are_those_of_the_organization_by_name(source: Source) -> None:
+    fields = find_custom_fields(source, CONTACTS, OURS.id)
+    keys = [field.key for field in fields]
+    assert keys == sorted(set(keys))
+    assert {field.value_type for field in fields} == {ColumnType.TEXT, ColumnType.DECIMAL, ColumnType.TIMESTAMP}
+    assert find_custom_fields(source, CONTACTS, NOBODYS) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "problem"),
+    [('say "hi"', "Text", "holds a quote"), ("", "Text", "is empty"), ("colour", "Shade", "none of Text, Number")],
+)
+def test_a_definition_that_cannot_be_used_is_told_to_the_operator(
+    source: Source, name: str, kind: str, problem: str
+) -> None:
+    engine = sa.create_engine(source.url, poolclass=sa.NullPool)
+    insert = sa.text(
+        "INSERT INTO contact_field_definitions (id, organization_id, name, field_type, created_at) "
+        "VALUES (:id, :id, :name, :kind, '2024-01-01 00:00:00')"
+    )
+    with engine.begin() as connection:
+        connection.execute(insert, {"id": NOBODYS, "name": name, "kind": kind})
+    try:
+        with pytest.raises(ExportFailure, match=problem) as failure:
+            find_custom_fields(source, CONTACTS, NOBODYS)
+        assert failure.value.code is FailureCode.SOURCE_DATA_INVALID
+    finally:
+        with engine.begin() as connection:
+            connection.execute(
+                sa.text("DELETE FROM contact_field_definitions WHERE organization_id = :id"), {"id": NOBODYS}
+            )
