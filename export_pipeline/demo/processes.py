@@ -27,6 +27,7 @@ class Processes(ExitStack):
         self._logs = logs
         self._environment = {**os.environ, **environment}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self.callback(_end_workers, Path(self._environment["DAGSTER_HOME"]))  # last: nobody is left to launch more
 
     def code_server(self, port: int) -> None:
         """Start the code location's gRPC server."""
@@ -87,6 +88,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _end_workers(dagster_home: Path) -> None:
+    """End what the daemon's run launcher started; it outlives the daemon, so that a restart ends no run."""
+    from export_pipeline.orchestration.launcher.client import stop_servers
+
+    stop_servers(dagster_home)
 
 
 def free_port() -> int:

@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
 import psycopg
 import pytest
@@ -28,6 +29,7 @@ from psycopg.rows import dict_row
 from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
 from export_pipeline.demo.home import Home
 from export_pipeline.demo.processes import Processes, free_port
+from export_pipeline.orchestration.launcher.identity import WORKER_TAG, Worker
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import upgrade
 from export_pipeline.settings import Settings
@@ -265,13 +267,9 @@ def test_nothing_personal_and_no_credential_is_in_dagsters_storage(stack: Stack)
 
 
 def _worker(stack: Stack) -> psutil.Process:
-    """The process that executes the only run: the code server's child (Dagster's launcher spawns one a run)."""
-    workers = [
-        child
-        for process in psutil.process_iter(["cmdline"])
-        if {"api", "grpc"} <= set(process.info["cmdline"] or []) and stack.database_url in process.environ().values()
-        for child in process.children()
-        if "spawn_main" in " ".join(child.cmdline())
-    ]
-    assert len(workers) == 1, [one.cmdline() for one in workers]
-    return workers[0]
+    """The process that executes the only run, as the warm run launcher noted it on the run."""
+    with dg.DagsterInstance.from_config(str(stack.home.dagster_home)) as instance:
+        (run,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    worker = Worker.of_tag(run.run_id, run.tags.get(WORKER_TAG))
+    assert worker is not None
+    return psutil.Process(worker.pid)

@@ -10,6 +10,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from export_pipeline.orchestration.launcher.protocol import private_directory
+
 MAX_BYTES = 10_000_000
 NAME = "warm-launcher.log"
 
@@ -21,7 +23,8 @@ class Log:
     """
 
     def __init__(self, home: Path) -> None:
-        self.path = home / NAME
+        directory = home if os.access(home, os.W_OK) else private_directory()  # a container may mount it read-only
+        self.path = directory / NAME
         self._redirect()
 
     def _redirect(self) -> None:

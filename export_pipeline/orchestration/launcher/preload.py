@@ -34,6 +34,9 @@ WARM_MODULES = (
     "boto3.s3.transfer",
     "dagster._cli.api",
     "dagster_aws.s3",
+    "export_pipeline.engine.formats.csv_format",
+    "export_pipeline.engine.formats.json_format",
+    "export_pipeline.engine.formats.parquet_format",
     "isal.igzip_lib",
     "isal.isal_zlib",
     "jinja2",
@@ -41,14 +44,17 @@ WARM_MODULES = (
     "openpyxl",
     "pandas",
     "psycopg",
+    "pyarrow.dataset",
     "pyarrow.ipc",
+    "pyarrow.pandas_compat",
     "pyarrow.parquet",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite.pysqlite",
+    "upath.implementations.local",
 )
 """What runs import inside their functions. One that is not installed is skipped.
 
-Not ``adbc_driver_manager.dbapi``: it needs polars to be imported.
+Not ``adbc_driver_manager.dbapi`` nor the xlsx format: they use polars while they are imported.
 """
 
 THREADED_MODULES = ("polars",)
