@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 
 from export_pipeline.orchestration.launcher import client
-from export_pipeline.orchestration.launcher.client import ServerUnavailable
+from export_pipeline.orchestration.launcher.client import LaunchLost, ServerUnavailable
 from export_pipeline.orchestration.launcher.identity import Life, Worker
 from export_pipeline.orchestration.launcher.preload import unsafe_to_fork
-from export_pipeline.orchestration.launcher.protocol import ProtocolError, private_directory
+from export_pipeline.orchestration.launcher.protocol import ProtocolError, Reply, private_directory, send
 from export_pipeline_tests.launcher.conftest import TOY, Installation, install, wait_for
 
 pytestmark = pytest.mark.timeout(120)
@@ -64,8 +66,8 @@ def test_a_server_that_got_a_thread_forks_no_more_and_dagster_launches_the_run(m
     with install(tmp_path / "home", module.__name__, definitions=module.defs) as installation:
         forked = installation.start("good")
         assert installation.finished(forked) == "SUCCESS"
-        (socket,) = private_directory().glob(f"{installation.worker(forked).server}.sock")
-        connection = client._connect(socket)
+        (path,) = private_directory().glob(f"{installation.worker(forked).server}.sock")
+        connection = client._connect(path)
         assert connection is not None
         with connection:
             server = client.check_peer(connection)
@@ -186,6 +188,27 @@ def test_the_pipelines_own_code_location_is_safe_to_fork_and_runs(
     with install(tmp_path / "home", "export_pipeline.definitions", definitions=build_definitions()) as installation:
         run = installation.start("janitor")
         assert installation.finished(run) == "SUCCESS", installation.log()
+
+
+@pytest.mark.parametrize(
+    ("reply", "raised"),
+    [
+        (Reply(kind="running"), None),
+        (Reply(kind="refused", reason="it cannot fork"), ServerUnavailable),
+        (Reply(kind="failed", reason="not in the storage"), LaunchLost),
+        (None, LaunchLost),
+    ],
+)
+def test_only_a_launch_that_surely_did_not_happen_is_left_to_dagster(
+    reply: Reply | None, raised: type[Exception] | None
+) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        if reply is not None:
+            send(there, reply)
+        there.shutdown(socket.SHUT_WR)
+        with pytest.raises(raised) if raised is not None else nullcontext():
+            client._wait_until_running(here)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o750])

@@ -175,10 +175,11 @@ def test_a_server_ends_at_once_when_stopped_and_by_itself_when_its_home_is_gone(
     assert start_ticks(server) is None
 
     with install(tmp_path / "other", "export_pipeline_tests.launcher.toy") as installation:
-        run, _ = sleeping(installation, tmp_path / "pid2")
+        run, pid = sleeping(installation, tmp_path / "pid2")
         server = installation.server_of(run)
         installation.launcher.terminate(run)
         installation.finished(run)
+        wait_for(lambda: start_ticks(pid) is None)  # else it writes its last events, and with them the home anew
         installation.home.rename(tmp_path / "gone")
         wait_for(lambda: start_ticks(server) is None)
         (tmp_path / "gone").rename(installation.home)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.orchestration.launcher.identity import start_ticks
 from export_pipeline.orchestration.launcher.protocol import (
+    ProtocolError,
     Reply,
     Request,
     check_peer,
@@ -129,13 +130,18 @@ def _wait_until_running(connection: socket.socket) -> None:
         reply = receive(connection, Reply)
     except OSError:
         raise LaunchLost("the worker did not say that it runs; the log of the warm launcher may say why") from None
+    if reply.kind == "refused":
+        raise ServerUnavailable(reply.reason)
     if reply.kind != "running":
         raise LaunchLost(reply.reason)
 
 
 def exit_code(server: str, run_id: str) -> int | None:
     """How a run's process ended; None if the server does not know or is no more."""
-    connection = _connect(socket_of(server))
+    try:
+        connection = _connect(socket_of(server))
+    except ProtocolError:
+        return None
     if connection is None:
         return None
     with closing(connection):
@@ -145,6 +151,8 @@ def exit_code(server: str, run_id: str) -> int | None:
 
 def stop_servers(home: Path) -> None:
     """End every server of an instance, and kill the runs that they serve."""
+    if not supported():
+        return
     for path in private_directory().glob(f"{_digest(str(home))}-*.sock"):
         connection = _connect(path)
         if connection is None:

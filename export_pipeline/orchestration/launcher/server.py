@@ -129,7 +129,11 @@ class ForkServer:
         send(connection, Reply(kind="accepted"))
         kept = connection.dup()  # for the child: the caller closes the other
         kept.settimeout(REQUEST_SECONDS)
-        job = self._fork(Child(request), partial(worker.execute, request, kept, self.name))
+        job = None
+        try:
+            job = self._fork(Child(request), partial(worker.execute, request, kept, self.name))
+        except OSError as error:  # no memory, too many processes
+            send(connection, Reply(kind="refused", reason=f"it cannot fork ({type(error).__name__})"))
         if job is None:
             kept.close()
         return job
@@ -137,7 +141,11 @@ class ForkServer:
     def _fork(self, child: Child, job: worker.Job) -> worker.Job | None:
         """Returns the job in the child."""
         signal.pthread_sigmask(signal.SIG_BLOCK, worker.INTERRUPTS)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.INTERRUPTS)
+            raise
         if pid == 0:
             os.setsid()
             signal.set_wakeup_fd(-1)
@@ -165,8 +173,9 @@ class ForkServer:
             self.log.write(f"child {pid} of run {child.request.run_id} ended with {exit_code}")
             if not child.reports and unsafe_to_fork(own_sockets=3) is None:
                 report = partial(worker.report_death, child.request, exit_code)
-                if (job := self._fork(Child(child.request, reports=True), report)) is not None:
-                    return job
+                with suppress(OSError):  # then run monitoring finds it
+                    if (job := self._fork(Child(child.request, reports=True), report)) is not None:
+                        return job
         return None
 
     def _remember(self, run_id: str, exit_code: int) -> None:
