@@ -93,8 +93,8 @@ def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
         return ExportRequest(
             **{name: _value(name, value) for name, value in zip(export_requests.c.keys(), row, strict=True)}
         )
-    except (ValueError, TypeError):
-        # SQLite stores anything anywhere, and the failure has to name the column.
+    except (ValueError, TypeError, RecursionError):
+        # SQLite stores anything anywhere, JSON may be nested for ever, and the failure has to name the column.
         raise _unreadable(connection, by_id) from None
 
 
@@ -102,7 +102,7 @@ def _unreadable(connection: sa.Connection, by_id: sa.ColumnElement[bool]) -> Exp
     for column in export_requests.c:
         try:
             _value(column.name, connection.execute(sa.select(_as_stored(column)).where(by_id)).scalar_one())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             break
     return ExportFailure(
         FailureCode.INVALID_REQUEST,

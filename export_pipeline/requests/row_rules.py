@@ -47,6 +47,26 @@ def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Datase
     return dataset
 
 
+def check_organization(request: ExportRequest, dataset: Dataset) -> None:
+    """The organization is spelled in the one way that its own tables have it.
+
+    PostgreSQL takes several spellings of a UUID for the same rows, and only under one of them would the organization's
+    permissions, integration and balance be found.
+
+    Raises:
+        ExportFailure: ``invalid_request``.
+    """
+    try:
+        canonical = str(_identity(request.organization_id, dataset.tenant_type))
+    except ValueError:
+        canonical = None
+    if request.organization_id != canonical:
+        expected = {ColumnType.UUID: "a UUID in lower case with hyphens", ColumnType.INTEGER: "a whole number"}
+        what = expected.get(dataset.tenant_type, "a text")
+        message = f"organization_id: must be {what}, as it stands in {dataset.table}.{dataset.tenant}."
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="organization_id")
+
+
 def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
     """Wall clock to instants, both ends inclusive to the second (Cometly, Create Contact Export).
 
