@@ -11,6 +11,7 @@ from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.delivery.mail import default_sender, open_mail_provider
 from export_pipeline.orchestration.janitor import janitor, janitor_schedule
 from export_pipeline.orchestration.job import export_job, notify_job
+from export_pipeline.orchestration.recurring import recurring_exports
 from export_pipeline.orchestration.resources import ExportResource, s3_resource
 from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
 from export_pipeline.settings import Settings
@@ -31,7 +32,7 @@ def build_definitions() -> dg.Definitions:
     return dg.Definitions(
         jobs=[export_job, notify_job, janitor],
         schedules=[janitor_schedule],
-        sensors=[export_requests, export_cancellations, export_reconciler],
+        sensors=[export_requests, export_cancellations, export_reconciler, recurring_exports],
         resources={"exports": ExportResource(s3=s3_resource(settings))},
     )
 

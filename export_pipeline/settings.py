@@ -22,6 +22,7 @@ HOME = Path.home() / ".export-pipeline"
 """Where the embedded default keeps everything: readable by its user alone, the same for every process."""
 
 HEARTBEATS_IN_TIMEOUT = 10
+SHORTEST_SIGNING_KEY = 32
 NO_MAIL = "none:"
 """``mail_url`` of an installation that sends no mail."""
 
@@ -114,6 +115,17 @@ class Settings(BaseSettings):
         description="Rows of one shard, once an export is too large for one file.",
     )
 
+    public_url: str = Field(
+        default="",
+        description="Where the gateway is reached from outside, `https://host/path`. With `EXPORT_SIGNING_KEY`, mails "
+        "of recurring exports carry a link to unsubscribe.",
+    )
+    signing_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Secret of at least 32 characters that signs links to the gateway; the same for every process. "
+        "Changing it ends the links that were mailed.",
+    )
+
     sendgrid_api_key: SecretStr = Field(
         default=SecretStr(""),
         validation_alias="SENDGRID_API_KEY",
@@ -153,12 +165,19 @@ class Settings(BaseSettings):
             return value.rstrip("/")
         raise ValueError("expected s3://bucket/prefix or file:///absolute/directory")
 
-    @field_validator("s3_endpoint_url", "sendgrid_host")
+    @field_validator("s3_endpoint_url", "sendgrid_host", "public_url")
     @classmethod
     def _http(cls, value: str) -> str:
         if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc):
             raise ValueError("expected http://host:port or https://host")
         return value.rstrip("/")
+
+    @field_validator("signing_key")
+    @classmethod
+    def _signing_key(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < SHORTEST_SIGNING_KEY:
+            raise ValueError(f"needs at least {SHORTEST_SIGNING_KEY} characters, such as openssl rand -hex 32 makes")
+        return value
 
     @field_validator("mail_url")
     @classmethod

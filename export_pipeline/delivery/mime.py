@@ -36,6 +36,8 @@ def to_mime(message: Message) -> EmailMessage:
     mime["Message-ID"] = message_id_header(message)
     # RFC 3834: keeps vacation replies away.
     mime["Auto-Submitted"] = "auto-generated"
+    for name, value in message.list_headers.items():
+        mime[name] = value
     mime.set_content(message.text)
     mime.add_alternative(message.html, subtype="html")
     for attachment in message.attachments:

@@ -37,8 +37,10 @@ from export_pipeline.requests.mail_rules import check_mail
 from export_pipeline.requests.model import ExportRequest, load_request
 from export_pipeline.requests.permissions import check_permission
 from export_pipeline.requests.preflight import preflight
-from export_pipeline.requests.recipients import recipients_of
+from export_pipeline.requests.recipients import is_silent, recipients_of_files
 from export_pipeline.requests.tables import NotificationStatus, Stage
+
+NOTHING_TO_SAY = "Nothing matched, and the request asks for no mail then (empty_result)."
 
 
 class PlanConfig(dg.Config):
@@ -221,8 +223,10 @@ def _complete(
             expires_at=datetime.now(UTC) + timedelta(days=exports.settings.retention_days),
         )
         request = load_request(connection, planned.request_id)
-        recipients = recipients_of(request)
+        recipients = recipients_of_files(request)
         ledger.enlist(connection, request.id, recipients)
+        if is_silent(request):
+            billing.release(connection, request.uid)
         # Re-executed from a failure: what the plan op reserved was given back when the request failed.
         billing.reserve(connection, request.organization_id, request.uid, recipients)
 
@@ -258,19 +262,21 @@ def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work)
         request_id=request.id,
         manifest=read_manifest(exports.store, request.manifest_key or ""),
         dataset=exports.catalog[request.dataset],
-        recipients=recipients_of(request),
+        recipients=recipients_of_files(request),
         locale=request.email_locale,
         time_zone=organization.time_zone,
         files_expire_at=request.expires_at or datetime.now(UTC),
         organization_name=organization.name,
         sender=sender,
+        recurring_export_id=request.recurring_export_id,
     )
     counts: Mapping[NotificationStatus, int] = {}
     if announcement.recipients:  # else there may be no provider to open
         counts = notify(
             exports.database, exports.store, exports.mail, exports.settings, announcement, check=work.pulse.check
         )
-    notes = [note for note in (undelivered(counts), sender_lost) if note]
+    silent = NOTHING_TO_SAY if is_silent(request) else None
+    notes = [note for note in (undelivered(counts), sender_lost, silent) if note]
     with exports.database.begin() as connection:
         states.notified(connection, request.id, counts)
         states.note(connection, request.id, " ".join(notes) or None, run_id=context.run_id)

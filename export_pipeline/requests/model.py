@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.tables import RequestStatus, Stage, export_requests
+from export_pipeline.requests.tables import EmptyResult, RequestStatus, Stage, export_requests
 
 
 class RequestState(BaseModel):
@@ -62,11 +62,14 @@ class ExportRequest(RequestState):
     segment_ids: list[str] | None
     start_date: datetime | None
     end_date: datetime | None
+    window_from: datetime | None
+    window_before: datetime | None
     include: list[str] | None
     options: dict[str, Any]
     max_file_size_mb: int
     notify_email: bool
     recipient_emails: list[str]
+    empty_result: Annotated[EmptyResult, Field(strict=False)]
     email_locale: str | None
     from_email: str | None
     from_sender_id: str | None
