@@ -9,6 +9,7 @@ start when a value is wrong. What does not: anything that a request can ask for.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -170,6 +171,8 @@ class Settings(BaseSettings):
     def _http(cls, value: str) -> str:
         if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc):
             raise ValueError("expected http://host:port or https://host")
+        if not re.fullmatch(r"[!-~]*", value):
+            raise ValueError("expected a URL in ASCII without spaces; it stands in headers of mails and requests")
         return value.rstrip("/")
 
     @field_validator("signing_key")

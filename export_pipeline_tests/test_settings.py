@@ -33,6 +33,9 @@ WRONG = [
     ("EXPORT_MAX_ATTEMPTS", "0"),
     ("EXPORT_HEARTBEAT_SECONDS", "often"),
     ("SENDGRID_HOST", "api.sendgrid.com"),
+    ("EXPORT_PUBLIC_URL", "exports.example.com"),
+    ("EXPORT_PUBLIC_URL", "https://exports.example.com/a\r\nb"),
+    ("EXPORT_SIGNING_KEY", "short-and-secret"),
 ]
 
 

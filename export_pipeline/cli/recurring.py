@@ -13,8 +13,6 @@ from itertools import islice
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from export_pipeline.cli.common import open_database
 from export_pipeline.cli.requests import JsonText
@@ -26,9 +24,9 @@ from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.recurrence import Coverage
 from export_pipeline.requests.recurring import run_now as make_now
 from export_pipeline.requests.recurring import window_of
-from export_pipeline.requests.recurring_rows import LONGEST_LAG_SECONDS, RecurringExport, list_recurring, load_recurring
+from export_pipeline.requests.recurring_rows import RecurringExport, list_recurring, load_recurring
 from export_pipeline.requests.recurring_template import parse_template
-from export_pipeline.requests.tables import CatchUpPolicy, OverlapPolicy, Window, recurring_exports
+from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, CatchUpPolicy, OverlapPolicy, Window, recurring_exports
 from export_pipeline.settings import Settings
 
 
@@ -114,12 +112,12 @@ def list_(*, organization_id: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    shown = ("id", "organization_id", "owner", "cron", "time_zone", "window_kind", "high_water_mark", "next")
-    table = Table(*shown, "state", box=None)
     for row in rows:
-        state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"{row['failures_in_a_row']} failures"
-        table.add_row(*[str(row[name] if row[name] is not None else "") for name in shown], state)
-    Console(soft_wrap=True).print(table)
+        failures = f"{row['failures_in_a_row']} failures in a row"
+        state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"next {row['next']}, {failures}"
+        click.echo(
+            f"{row['id']}  {row['organization_id']}  {row['cron']}  {row['time_zone']}  {row['window_kind']}  {state}"
+        )
 
 
 def _next_of(one: RecurringExport) -> str | None:

@@ -302,6 +302,8 @@ export_events = sa.Table(
     one_of("kind", EventKind),
 )
 
+LONGEST_LAG_SECONDS = 7 * 24 * 3600
+
 recurring_exports = sa.Table(
     "recurring_exports",
     metadata,
@@ -339,7 +341,7 @@ recurring_exports = sa.Table(
     one_of("window_kind", Window),
     one_of("overlap_policy", OverlapPolicy),
     one_of("catch_up_policy", CatchUpPolicy),
-    sa.CheckConstraint("lag_seconds >= 0", name="lag_seconds_not_negative"),
+    sa.CheckConstraint(f"lag_seconds BETWEEN 0 AND {LONGEST_LAG_SECONDS}", name="lag_seconds_in_range"),
     sa.CheckConstraint("max_failures >= 1", name="max_failures_positive"),
     valid_json("request"),
 )

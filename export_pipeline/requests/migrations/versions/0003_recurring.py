@@ -56,7 +56,7 @@ def upgrade() -> None:
         sa.Column(
             "lag_seconds",
             sa.Integer(),
-            _checked("lag_seconds >= 0", "ck_recurring_exports_lag_seconds_not_negative"),
+            _checked("lag_seconds BETWEEN 0 AND 604800", "ck_recurring_exports_lag_seconds_in_range"),
             server_default=sa.text("60"),
             nullable=False,
             comment="how long after its fire time a request with a window is made, for rows that commit late",
