@@ -52,6 +52,7 @@ class Schedule:
         return ZoneInfo(self.time_zone)
 
 
+@lru_cache(maxsize=_CACHED)
 def checked_schedule(cron: str, time_zone: str) -> Schedule:
     """A schedule that fires at all.
 

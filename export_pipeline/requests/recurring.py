@@ -106,6 +106,7 @@ def _look(
         recurring = load_recurring(connection, recurring_id)
         rules = recurring.rules()
         decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring_id))
+        covered = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
     except ExportFailure as failure:
         # Nothing can be made of it until somebody corrects it: a request that failed says so, and pauses it.
         tick.made.append(_insert_failed(connection, held, failure, {}))
@@ -115,7 +116,6 @@ def _look(
     if decision.act is Act.DROP:
         tick.passed_over += 1
         return
-    covered = coverage(rules, decision.fire_time, recurring.high_water_mark)
     key = f"recurring:{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
     if not _exists(connection, recurring.organization_id, key):
         made_for = {"scheduled_for": decision.fire_time, "idempotency_key": key}

@@ -314,7 +314,7 @@ def test_a_row_too_large_in_one_shard_is_what_the_requester_is_told(
 
 
 def test_a_fault_found_after_completion_deletes_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ops.recipients_of
+    original = ops.recipients_of_files
     calls = iter([False, True])
 
     def broken_at_the_mail(request: Any) -> Any:
@@ -324,7 +324,7 @@ def test_a_fault_found_after_completion_deletes_nothing(pipeline: Pipeline, monk
             )
         return original(request)
 
-    monkeypatch.setattr(ops, "recipients_of", broken_at_the_mail)
+    monkeypatch.setattr(ops, "recipients_of_files", broken_at_the_mail)
     result, state = pipeline.export()
     assert not result.success
     assert state.status == "completed"
