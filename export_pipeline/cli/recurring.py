@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, NoReturn
 
 import click
+import sqlalchemy as sa
 
 from export_pipeline.cli.common import open_database
 from export_pipeline.cli.requests import JsonText
@@ -24,9 +25,10 @@ from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.recurrence import Coverage
 from export_pipeline.requests.recurring import run_now as make_now
 from export_pipeline.requests.recurring import window_of
-from export_pipeline.requests.recurring_rows import RecurringExport, list_recurring, load_recurring
+from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
 from export_pipeline.requests.recurring_template import parse_template
 from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, CatchUpPolicy, OverlapPolicy, Window, recurring_exports
+from export_pipeline.requests.wall_clock import beginning
 from export_pipeline.settings import Settings
 
 
@@ -106,18 +108,30 @@ def list_(*, organization_id: str | None, as_json: bool) -> None:
       export-pipeline recurring list --organization 6f0c
     """
     engine = open_database(Settings.from_environment())
-    with _told(), reading(engine) as connection:
-        found = list_recurring(connection, organization_id)
-    rows = [one.model_dump(mode="json") | {"next": _next_of(one)} for one in found]
+    with reading(engine) as connection:
+        rows = [_row_of(connection, one) for one in recurring_rows.recurring_ids(connection, organization_id)]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        failures = f"{row['failures_in_a_row']} failures in a row"
-        state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"next {row['next']}, {failures}"
-        click.echo(
-            f"{row['id']}  {row['organization_id']}  {row['cron']}  {row['time_zone']}  {row['window_kind']}  {state}"
-        )
+        click.echo("  ".join(_cells(row)))
+
+
+def _row_of(connection: sa.Connection, recurring_id: int) -> dict[str, Any]:
+    """A row and when it fires next; what is wrong, if it cannot be read."""
+    try:
+        one = load_recurring(connection, recurring_id)
+    except ExportFailure as failure:
+        return {"id": recurring_id, "unreadable": failure.message}
+    return one.model_dump(mode="json") | {"next": _next_of(one)}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "unreadable" in row:
+        return [str(row["id"]), row["unreadable"]]
+    failures = f"{row['failures_in_a_row']} failures in a row"
+    state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"next {row['next']}, {failures}"
+    return [*(str(row[name]) for name in ("id", "organization_id", "cron", "time_zone", "window_kind")), state]
 
 
 def _next_of(one: RecurringExport) -> str | None:
@@ -191,9 +205,9 @@ def run_now(recurring_id: int, *, again: str | None, begin: datetime | None, end
 @click.argument("recurring_id", type=int, required=False)
 @click.option("--cron", help="Five fields, instead of a recurring export's id.")
 @click.option("--timezone", "time_zone", default="UTC", show_default=True, help="IANA zone of the cron's clock.")
-@click.option("--from", "start", type=Instant(), help="Fire times after this instant; default now.")
+@click.option("--from", "start", help="After this instant, or time of that clock if it has no offset; default now.")
 @click.option("--count", type=click.IntRange(1, 10_000), default=5, show_default=True)
-def next_(recurring_id: int | None, *, cron: str | None, time_zone: str, start: datetime | None, count: int) -> None:
+def next_(recurring_id: int | None, *, cron: str | None, time_zone: str, start: str | None, count: int) -> None:
     r"""Print the next fire times, one a line: local time with its offset, and UTC.
 
     \b
@@ -205,8 +219,17 @@ def next_(recurring_id: int | None, *, cron: str | None, time_zone: str, start: 
         raise click.UsageError("name a recurring export by its id, or a schedule by --cron")
     with _told():
         schedule = checked_schedule(cron, time_zone) if cron is not None else _schedule_of(recurring_id or 0)
-        for instant in islice(fire_times(schedule, start or utc_now()), count):
+        after = utc_now() if start is None else _instant_of(start, schedule)
+        for instant in islice(fire_times(schedule, after), count):
             click.echo(_printed(instant, schedule))
+
+
+def _instant_of(text: str, schedule: Schedule) -> datetime:
+    try:
+        named = datetime.fromisoformat(text)
+        return named.astimezone(UTC) if named.tzinfo else beginning(named, schedule.zone)
+    except (ValueError, OverflowError):
+        raise click.BadParameter("is no time such as 2026-03-29T00:00:00Z", param_hint="--from") from None
 
 
 def _schedule_of(recurring_id: int) -> Schedule:

@@ -87,16 +87,12 @@ def load_recurring(connection: sa.Connection, recurring_id: int) -> RecurringExp
     )
 
 
-def list_recurring(connection: sa.Connection, organization_id: str | None = None) -> list[RecurringExport]:
-    """All recurring exports, or those of one organization, in the order of their ids.
-
-    Raises:
-        ExportFailure: as ``load_recurring``.
-    """
+def recurring_ids(connection: sa.Connection, organization_id: str | None = None) -> list[int]:
+    """All recurring exports, or those of one organization, in the order of their ids."""
     chosen = sa.select(_rows.id).order_by(_rows.id)
     if organization_id is not None:
         chosen = chosen.where(_rows.organization_id == organization_id)
-    return [load_recurring(connection, found) for found in list(connection.execute(chosen).scalars())]
+    return list(connection.execute(chosen).scalars())
 
 
 def pause(connection: sa.Connection, recurring_id: int, reason: str) -> bool:

@@ -29,6 +29,7 @@ NEXT = [
             "2026-10-25T02:30:00+01:00  2026-10-25T01:30:00Z",
         ],
     ),
+    (("30 2 * * *", "Europe/Berlin", "2026-03-29T02:15", "1"), ["2026-03-30T02:30:00+02:00  2026-03-30T00:30:00Z"]),
     (("0 0 29 2 *", "UTC", "2026-01-01T00:00:00Z", "1"), ["2028-02-29T00:00:00+00:00  2028-02-29T00:00:00Z"]),
 ]
 
@@ -43,7 +44,8 @@ def test_next_prints_local_time_with_its_offset_and_utc(asked: tuple[str, str, s
 WRONG = [
     (("next", "--cron", "0 0 * *"), 1, "invalid_schedule: cron: '0 0 * *' needs five fields"),
     (("next", "--cron", "0 0 * * *", "--timezone", "Mars"), 1, "time_zone: 'Mars' is not an IANA time zone"),
-    (("next", "--cron", "0 0 * * *", "--from", "2026-03-01"), 2, "is not an instant with its offset"),
+    (("next", "--cron", "0 0 * * *", "--from", "tomorrow"), 2, "--from: is no time such as"),
+    (("run-now", "7", "--from", "2026-03-01"), 2, "is not an instant with its offset"),
     (("next",), 2, "name a recurring export by its id, or a schedule by --cron"),
     (("next", "7"), 1, "no row 7 in recurring_exports"),
     (("pause", "7"), 1, "there is no recurring export 7"),
@@ -92,6 +94,10 @@ def test_add_list_pause_and_resume(pipeline: Pipeline) -> None:
     assert run("recurring", "pause", str(second)).exit_code == 1
     assert [(row["pause_reason"], row["next"]) for row in listed()] == [(None, one["next"]), ("migration", None)]
     assert "paused: migration" in run("recurring", "list").output
+    pipeline.execute(f"UPDATE recurring_exports SET created_at = 'soon' WHERE id = {second}")
+    assert [sorted(row)[:2] for row in listed()][1] == ["id", "unreadable"]
+    assert "cannot be read" in run("recurring", "list").output.splitlines()[1]
+    pipeline.execute(f"UPDATE recurring_exports SET created_at = updated_at WHERE id = {second}")
     assert run("recurring", "resume", str(second)).output == "Resumed.\n"
     assert row(pipeline.database, second).paused_at is None
     shown = run("recurring", "next", str(first), "--from", "2026-03-28T00:00:00Z", "--count", "1")

@@ -17,7 +17,7 @@ from export_pipeline.requests import recurring, recurring_rows
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.model import ExportRequest, insert_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.recurrence import Coverage
+from export_pipeline.requests.recurrence import Act, Coverage, Decision
 from export_pipeline.requests.recurring_template import MANAGED, RequestTemplate
 from export_pipeline.requests.tables import export_requests
 from export_pipeline_tests.recurring.rows import (
@@ -100,6 +100,16 @@ def test_many_daemons_at_once_make_each_fire_time_once(database: sa.Engine) -> N
     assert failures == []
     fired = Counter((request.recurring_export_id, request.scheduled_for) for request in made(database))
     assert fired == {(one, at(f"2 {hour}:00")): 1 for one in ids for hour in range(10, 10 + ROUNDS)}
+
+
+def test_whoever_saw_an_older_row_moves_nothing(database: sa.Engine) -> None:
+    """The conditional UPDATE by itself, without the lock and the key that protect as well."""
+    seen = row(database, add(database))
+    look(database, "2 10:00")
+    with database.begin() as connection:
+        assert not recurring._move(connection, seen, Decision(Act.MAKE, at("2 11:00")))
+        fresh = recurring_rows.load_recurring(connection, seen.id)
+        assert recurring._move(connection, fresh, Decision(Act.MAKE, at("2 11:00")))
 
 
 KILLED = """
