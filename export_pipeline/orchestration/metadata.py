@@ -12,6 +12,9 @@ import dagster as dg
 
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
 from export_pipeline.delivery.store import Store
+from export_pipeline.failures import FailureCode
+from export_pipeline.orchestration.assets import asset_key
+from export_pipeline.orchestration.runbook import RUNBOOK
 
 MAX_LINKS = 50
 """Parts of one export that are linked by name; an event with thousands of links would only slow the UI."""
@@ -52,10 +55,24 @@ def object_links(store: Store, files: Sequence[ManifestFile]) -> Metadata:
     return {f"object_{file.name}": dg.MetadataValue.url(store.object_url(file.key)) for file in files[:MAX_LINKS]}
 
 
+def failure_metadata(code: FailureCode, uid: str | None) -> Metadata:
+    """What the failed step says beside its message: whose turn it is, what to press, and where the row is read."""
+    advice = RUNBOOK[code]
+    metadata: Metadata = {
+        "error_code": dg.MetadataValue.text(code.value),
+        "fault": dg.MetadataValue.text(code.fault.value),
+        "turn": dg.MetadataValue.text(advice.turn.value),
+        "what_to_press": dg.MetadataValue.md(advice.press),
+    }
+    if uid is not None:
+        metadata["row"] = dg.MetadataValue.md(f"`export-pipeline status {uid}`")
+    return metadata
+
+
 def materialization(manifest: Manifest, seconds: float) -> dg.AssetMaterialization:
     """One export as a materialization of its dataset, so that the UI plots rows, bytes and seconds over time."""
     return dg.AssetMaterialization(
-        asset_key=dg.AssetKey(["exports", manifest.dataset]),
+        asset_key=asset_key(manifest.dataset),
         description=f"{manifest.format} export {manifest.uid}",
         metadata={
             "rows": dg.MetadataValue.int(manifest.rows),

@@ -20,6 +20,7 @@ from export_pipeline.engine.extract import Sharding, stage_rows
 from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_plan, selection
 from export_pipeline.engine.serialize import serialize_shard
 from export_pipeline.failures import ExportFailure
+from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.metadata import Stopwatch, materialization, object_links, stage_metadata
 from export_pipeline.orchestration.references import (
     PlanReference,
@@ -49,7 +50,7 @@ class PlanConfig(dg.Config):
     request_id: int
 
 
-@dg.op(description="Reads the request, checks it, and writes the plan. **Fails with the requester's fault named.**")
+@dg.op(description=descriptions.PLAN)
 def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> PlanReference:
     """Preflight and plan."""
     with stage(context, exports, config.request_id, Stage.PLAN) as work:
@@ -93,7 +94,7 @@ def _secure_mail(
 
 
 @dg.op(
-    description="Reads the organization's rows in **one database snapshot** and stages them as Arrow.",
+    description=descriptions.FILTER_ENTITIES,
     out={"shards": dg.DynamicOut(ShardReference), "snapshot": dg.Out(SnapshotReference)},
 )
 def filter_entities(
@@ -132,7 +133,7 @@ def filter_entities(
     yield dg.Output(snapshot, output_name="snapshot", metadata=metadata)
 
 
-@dg.op(description="Writes a shard's files in the requested format, none larger than `max_file_size_mb`.")
+@dg.op(description=descriptions.SERIALIZE)
 def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: ExportResource) -> SerializedShard:
     """Rows to files."""
     with stage(context, exports, shard.plan.request_id, Stage.SERIALIZE) as work:
@@ -152,7 +153,7 @@ def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: Ex
         return SerializedShard(shard=shard, output=output)
 
 
-@dg.op(description="Uploads a shard's files to the store, with checksums; aborts cleanly when stopped.")
+@dg.op(description=descriptions.UPLOAD)
 def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports: ExportResource) -> UploadedShard:
     """Files to the store."""
     shard = serialized.shard
@@ -174,7 +175,7 @@ def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports:
         return UploadedShard(plan=shard.plan, ordinal=shard.ordinal, files=files, counters=output.counters)
 
 
-@dg.op(description="Proves that everything arrived, writes the **manifest last**, and marks the request completed.")
+@dg.op(description=descriptions.PUBLISH)
 def publish(
     context: dg.OpExecutionContext,
     snapshot: SnapshotReference,
@@ -231,17 +232,14 @@ def _complete(
         billing.reserve(connection, request.organization_id, request.uid, recipients)
 
 
-@dg.op(description="Mails every recipient links or the files, **once**; re-execution mails only who has none yet.")
+@dg.op(description=descriptions.NOTIFY_RECIPIENTS)
 def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport, exports: ExportResource) -> None:
     """The mails."""
     with stage(context, exports, published.plan.request_id, Stage.NOTIFY_RECIPIENTS) as work:
         _notify(context, exports, work)
 
 
-@dg.op(
-    description="Goes on with the mails of a request whose own run ended before they were all sent: those of its "
-    "recipients if it completed, that of its requester if it failed."
-)
+@dg.op(description=descriptions.RESUME_NOTIFICATION)
 def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> None:
     """The mails that a dead run left."""
     with aside(context, exports, config.request_id):
