@@ -13,6 +13,7 @@ from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
 from export_pipeline.cli.links import links
+from export_pipeline.cli.queue import queue
 from export_pipeline.cli.recurring import recurring
 from export_pipeline.cli.requests import cancel, request
 from export_pipeline.cli.status import status
@@ -35,6 +36,7 @@ cli.add_command(db)
 cli.add_command(request)
 cli.add_command(status)
 cli.add_command(cancel)
+cli.add_command(queue)
 cli.add_command(verify)
 cli.add_command(links)
 cli.add_command(recurring)

@@ -69,7 +69,7 @@ def alerts_sensor(*, running: bool) -> dg.SensorDefinition:
         channels = open_channels(exports.settings)
         memories = _read(context.cursor)
         told = [
-            _Teller(context.instance, exports, name, channel, memories.setdefault(name, Memory(time.time()))).tell()
+            _Teller(context.instance, exports, name, channel, memories.setdefault(name, _now_on())).tell()
             for name, channel in channels.items()
         ]
         cursor = json.dumps({name: asdict(memory) for name, memory in memories.items() if name in channels})
@@ -78,8 +78,12 @@ def alerts_sensor(*, running: bool) -> dg.SensorDefinition:
     return export_alerts
 
 
+def _now_on() -> Memory:
+    """The memory of a channel that is new, or was away: the past is not told."""
+    return Memory(since=time.time() + OVERLAP_SECONDS)
+
+
 def _read(cursor: str | None) -> dict[str, Memory]:
-    """The memory of each channel; a channel that is new, or was away, begins now: the past is not told."""
     if not cursor:
         return {}
     return {name: Memory(**memory) for name, memory in json.loads(cursor).items()}

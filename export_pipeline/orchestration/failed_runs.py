@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
@@ -60,8 +59,8 @@ def judge(
     if code is None and run.job_name == janitor.name:
         code = FailureCode.INTERNAL_ERROR
     if code is None and run.job_name == JOB_NAME:
-        code = _code_of_row(database, run)
-        if code is None and _is_open(database, run) and time.time() - (record.end_time or 0.0) < patience:
+        code, is_open = _of_row(database, run)
+        if is_open and time.time() - (record.end_time or 0.0) < patience:
             return Verdict.OPEN
     if code is None or code.fault not in faults:
         return Verdict.NOBODYS
@@ -86,8 +85,11 @@ def _known(code: object) -> FailureCode:
     return next((known for known in FailureCode if known == code), FailureCode.INTERNAL_ERROR)
 
 
-def _row(database: sa.Engine, run: dg.DagsterRun) -> sa.Row[Any] | None:
-    """The row of the run's request, if it still counts the run's attempt and no other run has it."""
+def _of_row(database: sa.Engine, run: dg.DagsterRun) -> tuple[FailureCode | None, bool]:
+    """What the row of the run's request says of it: why it failed, and whether it may yet become something.
+
+    It says nothing of this run if it counts another attempt by now, or belongs to another run.
+    """
     rows = export_requests.c
     own = sa.and_(
         has_uid(run.tags.get(tags.REQUEST_UID, "")),
@@ -95,17 +97,12 @@ def _row(database: sa.Engine, run: dg.DagsterRun) -> sa.Row[Any] | None:
         sa.or_(rows.run_id == run.run_id, rows.run_id.is_(None)),
     )
     with reading(database) as connection:
-        return connection.execute(sa.select(rows.status, rows.error_code).where(own)).first()
-
-
-def _code_of_row(database: sa.Engine, run: dg.DagsterRun) -> FailureCode | None:
-    row = _row(database, run)
-    return _known(row.error_code) if row is not None and row.status == RequestStatus.FAILED else None
-
-
-def _is_open(database: sa.Engine, run: dg.DagsterRun) -> bool:
-    row = _row(database, run)
-    return row is not None and row.status in (RequestStatus.QUEUED, RequestStatus.RUNNING)
+        row = connection.execute(sa.select(rows.status, rows.error_code).where(own)).first()
+    if row is None:
+        return None, False
+    if row.status == RequestStatus.FAILED:
+        return _known(row.error_code), False
+    return None, row.status in (RequestStatus.QUEUED, RequestStatus.RUNNING)
 
 
 def described(failed: Sequence[FailedRun], dagster_url: str) -> tuple[str, str]:
@@ -115,8 +112,7 @@ def described(failed: Sequence[FailedRun], dagster_url: str) -> tuple[str, str]:
     lines: list[str] = []
     for code in codes:
         advice = RUNBOOK[code]
-        press = advice.press.replace("**", "").replace("`", "")
-        lines += ["", f"{code.value} (fault: {code.fault.value}; turn: {advice.turn.value}). {press}"]
+        lines += ["", f"{code.value} (fault: {code.fault.value}; turn: {advice.turn.value}). {advice.plain}"]
         lines += [_line(one, dagster_url) for one in failed if one.code is code]
     return f"Export pipeline: {many} failed ({', '.join(code.value for code in codes)})", "\n".join(lines).strip()
 

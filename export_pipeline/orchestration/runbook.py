@@ -33,6 +33,11 @@ class Advice:
     turn: Turn
     press: str
 
+    @property
+    def plain(self) -> str:
+        """``press`` without its Markdown."""
+        return self.press.replace("**", "").replace("`", "")
+
 
 def _correct(what: str) -> Advice:
     return Advice(Turn.REQUESTER, f"Nothing to press: {what}, in a new request.")
