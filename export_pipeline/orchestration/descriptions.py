@@ -77,29 +77,28 @@ completed, that of its requester if it failed.
 
 CLEAN = "Expires exports past retention, clears leftovers of ended attempts, aborts orphan uploads."
 
-EXPORT_REQUESTS = """
-Claims queued rows of `export_requests`, at most 50 a tick, in fair turns across organizations, and asks for their runs.
+# The UI shows those of sensors as plain text.
 
-**Turn it off** to stop new exports; rows wait, and `export-pipeline queue` shows them. **If ticks are skipped** with
-*could not be read*, look at the request database.
-"""
+EXPORT_REQUESTS = (
+    "Claims queued rows of export_requests, at most 50 a tick, in fair turns across organizations, and asks for "
+    "their runs. Turn it off to stop new exports; rows wait, and 'export-pipeline queue' shows them. If ticks are "
+    "skipped with 'could not be read', look at the request database."
+)
 
-EXPORT_CANCELLATIONS = """
-Cancels what `cancel_requested_at` asks to be canceled: the row, and its run if it has one. Leave it on.
-"""
+EXPORT_CANCELLATIONS = (
+    "Cancels what cancel_requested_at asks to be canceled: the row, and its run if it has one. Leave it on."
+)
 
-EXPORT_RECONCILER = """
-Compares rows with their runs and heartbeats, and mends what lost its run (a killed process costs one attempt); asks for
-the mails that a dead run left. Leave it on: without it a killed export stays `running` for ever.
+EXPORT_RECONCILER = (
+    "Compares rows with their runs and heartbeats, and mends what lost its run (a killed process costs one "
+    "attempt); asks for the mails that a dead run left. Leave it on: without it a killed export stays 'running' for "
+    "ever. If a tick lists uids, those could not be mended now and are tried again at the next."
+)
 
-**If a tick lists uids**, those could not be mended now and are tried again at the next.
-"""
-
-EXPORT_ALERTS = """
-Tells operators of failed runs: a Slack-compatible webhook (`EXPORT_ALERT_WEBHOOK_URL`), a mail (`EXPORT_ALERT_EMAIL`),
-or both. Off unless one of them is set. Faults of requesters are theirs and alert nobody (`EXPORT_ALERT_FAULTS`).
-
-One alert a failed run, at most. The run's tags `export/alert_webhook` and `export/alert_mail` say what became of it.
-**If ticks are skipped** with *not delivered*, look at the webhook or the mail provider; it is tried again by itself for
-a day.
-"""
+EXPORT_ALERTS = (
+    "Tells operators of failed runs by a Slack-compatible webhook (EXPORT_ALERT_WEBHOOK_URL), a mail "
+    "(EXPORT_ALERT_EMAIL), or both; off unless one of them is set. Faults of requesters alert nobody "
+    "(EXPORT_ALERT_FAULTS). At most one alert a failed run: its tags export/alert_webhook and export/alert_mail say "
+    "what became of it. If ticks are skipped with 'not delivered', look at the webhook or the mail provider; it is "
+    "tried again by itself for a day."
+)

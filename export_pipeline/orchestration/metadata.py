@@ -62,10 +62,11 @@ def failure_metadata(code: FailureCode, uid: str | None) -> Metadata:
         "error_code": dg.MetadataValue.text(code.value),
         "fault": dg.MetadataValue.text(code.fault.value),
         "turn": dg.MetadataValue.text(advice.turn.value),
-        "what_to_press": dg.MetadataValue.md(advice.press),
+        # Text: the event log hides Markdown behind a button.
+        "what_to_press": dg.MetadataValue.text(advice.plain),
     }
     if uid is not None:
-        metadata["row"] = dg.MetadataValue.md(f"`export-pipeline status {uid}`")
+        metadata["row"] = dg.MetadataValue.text(f"export-pipeline status {uid}")
     return metadata
 
 

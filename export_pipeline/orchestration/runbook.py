@@ -44,7 +44,8 @@ def _correct(what: str) -> Advice:
 
 
 def _provide(what: str) -> Advice:
-    return Advice(Turn.ORGANIZATION, f"{what}, then {FROM_FAILURE}, or insert the request again.")
+    # From the start: whatever the failed attempt left is cleared away, and its plan holds what was stored then.
+    return Advice(Turn.ORGANIZATION, f"{what}, then {FROM_THE_START}, or insert the request again.")
 
 
 def _mend(what: str, then: str = FROM_FAILURE) -> Advice:
@@ -70,7 +71,9 @@ RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.UNKNOWN_INCLUDE: _correct("name child lists that the dataset has"),
     FailureCode.PERMISSION_DENIED: _provide("Grant the member `requested_by` the permission `<dataset>:export`"),
     FailureCode.EMAIL_INTEGRATION_OFF: _provide("Turn the organization's e-mail integration on"),
-    FailureCode.EMAIL_PROVIDER_NOT_CONFIGURED: _mend("Set `EXPORT_MAIL_URL` and restart the code server"),
+    FailureCode.EMAIL_PROVIDER_NOT_CONFIGURED: _mend(
+        "Set `EXPORT_MAIL_URL` and restart the code server", FROM_THE_START
+    ),
     FailureCode.INSUFFICIENT_BALANCE: _provide("Raise the organization's e-mail balance"),
     FailureCode.SENDER_CONFLICT: _correct("give `from_email` or `from_sender_id`, not both"),
     FailureCode.INVALID_SENDER: _correct("give a `from_email` that is an address"),
@@ -81,15 +84,13 @@ RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.ROW_TOO_LARGE: _correct("raise `max_file_size_mb`, or leave out the widest columns"),
     FailureCode.FILE_SIZE_TOO_SMALL: _correct("raise `max_file_size_mb`"),
     FailureCode.DATABASE_UNAVAILABLE: _mend(
-        "Bring the request database back (`EXPORT_DATABASE_URL`); a row that is not `failed` goes on by itself",
-        f"for one that is, {FROM_FAILURE}",
+        "Bring the request database back (`EXPORT_DATABASE_URL`): requests go on by themselves; if a row says `failed`"
     ),
     FailureCode.SOURCE_UNAVAILABLE: _mend("Bring the source database back (`EXPORT_SOURCE_URL`)"),
     FailureCode.STORE_UNAVAILABLE: _mend("Bring the store back (`EXPORT_STORE_URL`: service, network, free space)"),
     FailureCode.STAGING_UNAVAILABLE: _mend("Bring staging back (`EXPORT_STAGING_URL`: service, network, free space)"),
     FailureCode.MAIL_UNAVAILABLE: _mend(
-        "Bring the mail provider back (`EXPORT_MAIL_URL`); `notify` runs try six times by themselves",
-        f"after the sixth {FROM_FAILURE}",
+        "Bring the mail provider back (`EXPORT_MAIL_URL`): `notify` runs try six times by themselves; after the sixth"
     ),
     FailureCode.SOURCE_REFUSED: _mend(
         "Mend what the source refused (grants, a renamed column, `EXPORT_STATEMENT_TIMEOUT_SECONDS`)"
