@@ -15,6 +15,7 @@ from export_pipeline.delivery.store import Store
 from export_pipeline.failures import FailureCode
 from export_pipeline.orchestration.assets import asset_key
 from export_pipeline.orchestration.runbook import RUNBOOK
+from export_pipeline.orchestration.tags import tag_value
 
 MAX_LINKS = 50
 """Parts of one export that are linked by name; an event with thousands of links would only slow the UI."""
@@ -66,8 +67,13 @@ def failure_metadata(code: FailureCode, uid: str | None) -> Metadata:
         "what_to_press": dg.MetadataValue.text(advice.plain),
     }
     if uid is not None:
-        metadata["row"] = dg.MetadataValue.text(f"export-pipeline status {uid}")
+        metadata["row"] = row_metadata(uid)
     return metadata
+
+
+def row_metadata(uid: str) -> dg.MetadataValue:
+    """The command that shows the row of a run's request."""
+    return dg.MetadataValue.text(f"export-pipeline status {tag_value(uid)}")
 
 
 def materialization(manifest: Manifest, seconds: float) -> dg.AssetMaterialization:

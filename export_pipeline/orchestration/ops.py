@@ -21,7 +21,13 @@ from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_p
 from export_pipeline.engine.serialize import serialize_shard
 from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration import descriptions
-from export_pipeline.orchestration.metadata import Stopwatch, materialization, object_links, stage_metadata
+from export_pipeline.orchestration.metadata import (
+    Stopwatch,
+    materialization,
+    object_links,
+    row_metadata,
+    stage_metadata,
+)
 from export_pipeline.orchestration.references import (
     PlanReference,
     PublishedExport,
@@ -70,6 +76,7 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
                 "columns": len(made.columns),
                 "recipients": len(checked.recipients),
                 "max_file_bytes": made.max_bytes,
+                "row": row_metadata(made.uid),
             }
         )
         return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt, key=key)

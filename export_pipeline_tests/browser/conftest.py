@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from export_pipeline.demo.data import load_demo_data
 from export_pipeline.demo.home import Home
@@ -26,6 +26,8 @@ from export_pipeline_tests.servers.webhook import WebhookSink, serve_webhook
 
 SCREENSHOTS = "EXPORT_PIPELINE_SCREENSHOTS"
 """Directory for the screenshots; the test's own temporary one without it. Those of the docs: ``docs/images``."""
+SLOWEST_MILLISECONDS = 30_000
+"""What a page may take on two busy cores."""
 WINDOW = {"width": 1360, "height": 800}
 
 
@@ -82,7 +84,8 @@ def page() -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
         try:
             page = browser.new_page(viewport=WINDOW)
-            page.set_default_timeout(30_000)
+            page.set_default_timeout(SLOWEST_MILLISECONDS)
+            expect.set_options(timeout=SLOWEST_MILLISECONDS)
             yield page
         finally:
             browser.close()

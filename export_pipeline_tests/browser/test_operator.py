@@ -19,6 +19,7 @@ from playwright.sync_api import FloatRect, Locator, Page, expect
 from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline_tests.browser.conftest import WINDOW, Installation
 from export_pipeline_tests.e2e.test_daemon import Stack, finished, mailed
+from export_pipeline_tests.servers.webhook import SECRET_PATH
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -129,6 +130,15 @@ def test_an_operator_finds_a_failed_export_mends_the_cause_and_re_executes_it_fr
     desk.filter_runs("export/request_uid", uid)
     expect(desk.row_of(row["run_id"]).get_by_text("export/error_code: none")).to_be_visible()
     assert len(installation.chat.texts) == len(stack.mails(RECIPIENT)) == 1
+    assert_not_kept_by_dagster(stack, SECRET_PATH, RECIPIENT)
+
+
+def assert_not_kept_by_dagster(stack: Stack, *secrets: str) -> None:
+    files = [path for path in Path(stack.home.dagster_home).rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        content = path.read_bytes()
+        assert not [secret for secret in secrets if secret.encode() in content], path
 
 
 def test_the_page_of_a_dataset_plots_rows_bytes_and_seconds_of_its_exports(

@@ -93,6 +93,7 @@ def test_run_config_is_the_request_id_alone_and_tags_hold_ids(pipeline: Pipeline
     run = result.dagster_run
     assert run.run_config == {"ops": {"plan": {"config": {"request_id": claim.id}}}}
     assert run.tags[tags.REQUEST_UID] == uid
+    assert metadata_of(result, "plan")["row"] == f"export-pipeline status {uid}"
     assert run.tags[tags.ORGANIZATION].startswith("sha256:")
     assert all(len(value) <= 80 for value in run.tags.values())
 
