@@ -48,6 +48,11 @@ def _provide(what: str) -> Advice:
     return Advice(Turn.ORGANIZATION, f"{what}, then {FROM_THE_START}, or insert the request again.")
 
 
+def _provide_recurring(what: str) -> Advice:
+    # Its request never had a run to press at.
+    return Advice(Turn.ORGANIZATION, f"{what}, then `export-pipeline recurring resume` and `run-now`.")
+
+
 def _mend(what: str, then: str = FROM_FAILURE) -> Advice:
     return Advice(Turn.OPERATOR, f"{what}, then {then}.")
 
@@ -80,6 +85,9 @@ RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.SENDER_DOMAIN_UNKNOWN: _provide("Register the domain of `from_email`"),
     FailureCode.SENDER_DOMAIN_UNVERIFIED: _provide("Verify the domain of `from_email`"),
     FailureCode.SENDER_UNKNOWN: _provide("Add the sender of `from_sender_id`"),
+    FailureCode.INVALID_SCHEDULE: _provide_recurring("Correct its `cron` or `time_zone`"),
+    FailureCode.RECIPIENT_OUTSIDE: _provide_recurring("Name recipients of the organization in its template"),
+    FailureCode.NO_RECIPIENT_LEFT: _provide_recurring("Name recipients who have not unsubscribed in its template"),
     FailureCode.NOT_SUPPORTED: _correct("leave out what the row's message names"),
     FailureCode.ROW_TOO_LARGE: _correct("raise `max_file_size_mb`, or leave out the widest columns"),
     FailureCode.FILE_SIZE_TOO_SMALL: _correct("raise `max_file_size_mb`"),
