@@ -42,6 +42,17 @@ cli.add_command(links)
 cli.add_command(recurring)
 
 
+def _keep_examples(command: click.Command) -> None:
+    """Let examples keep their lines: docstrings are raw, so click's mark for it stands in them as backslash and b."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n").replace("\\\\\n", "\\\n")
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            _keep_examples(one)
+
+
+_keep_examples(cli)
+
+
 def main() -> None:
     """Run the command; what the user can mend is said in one line, with exit code 2."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +36,9 @@ def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> Non
     shown = run(*command, "--help")
     assert shown.exit_code == 0
     assert "Example" in shown.output
-    assert "export-pipeline" in shown.output.split("Example", 1)[1]
+    example = shown.output.split("Example", 1)[1]
+    assert re.search(r"^ +(\S+ )?export-pipeline ", example, re.MULTILINE), "an example keeps its lines"
+    assert "\\b" not in shown.output
 
 
 def test_upgrade_makes_the_tables_and_may_be_run_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
