@@ -12,6 +12,7 @@ import click
 from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
+from export_pipeline.cli.gateway import api_key, gateway
 from export_pipeline.cli.links import links
 from export_pipeline.cli.queue import queue
 from export_pipeline.cli.recurring import recurring
@@ -40,6 +41,8 @@ cli.add_command(queue)
 cli.add_command(verify)
 cli.add_command(links)
 cli.add_command(recurring)
+cli.add_command(gateway)
+cli.add_command(api_key, "api-key")
 
 
 def _keep_examples(command: click.Command) -> None:
