@@ -5,20 +5,29 @@ What belongs here: which path is whose, start and stop, health. What does not: a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from export_pipeline.gateway import ours
+from export_pipeline.gateway import cometly, cometly_shapes, gu1, gu1_shapes, ours, sendgrid
 from export_pipeline.gateway.logs import RequestLog
 from export_pipeline.gateway.services import THREADS, Services, open_services
 from export_pipeline.settings import Settings
 
-_BUILDERS: Mapping[str, Callable[[Services], FastAPI]] = {}
-_PREFIXES: Mapping[str, str] = {}
+_BUILDERS: Mapping[str, Callable[[Services], FastAPI]] = {
+    "sendgrid": sendgrid.build,
+    "cometly": cometly.build,
+    "gu1": gu1.build,
+}
+_PREFIXES: Mapping[str, Sequence[str]] = {
+    "sendgrid": ("/v3", "/sendgrid"),
+    "cometly": (cometly_shapes.BASE, "/cometly"),
+    "gu1": (gu1_shapes.BASE, "/gu1"),
+}
+"""Where each dialect's paths begin; its documents are below its own name."""
 
 
 class _ByPath:
@@ -44,9 +53,8 @@ def build(services: Services) -> ASGIApp:
         yield
         services.close()
 
-    dialects: dict[str, ASGIApp] = {}
-    for prefix, name in _PREFIXES.items():
-        dialects[prefix] = dialects.get(name) or _BUILDERS[name](services)
+    apps = {name: make(services) for name, make in _BUILDERS.items()}
+    dialects: dict[str, ASGIApp] = {prefix: apps[name] for name in apps for prefix in _PREFIXES[name]}
     return RequestLog(_ByPath(ours.build(services, lifespan=lifespan), dialects))
 
 

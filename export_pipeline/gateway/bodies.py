@@ -16,6 +16,8 @@ from export_pipeline.gateway.dialect import Refusal, dialect_of, first_problem
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+MAX_INTEGER = 2**31 - 1
+"""Of a column of `export_requests`."""
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from export_pipeline.gateway.auth import caller, may_export
-from export_pipeline.gateway.bodies import Body, described, parsed
+from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed
 from export_pipeline.gateway.dialect import Dialect, Refusal
 from export_pipeline.gateway.downloads import downloads, visible
 from export_pipeline.gateway.services import Serves, Services
@@ -25,7 +25,6 @@ from export_pipeline.requests.progress import eta_seconds, overall_progress
 from export_pipeline.requests.sealed_links import revoke_links
 from export_pipeline.requests.tables import RequestStatus, Stage
 
-MAX_INTEGER = 2**31 - 1
 Caller = Annotated[ApiKey, Depends(caller())]
 
 

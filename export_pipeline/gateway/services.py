@@ -6,14 +6,17 @@ What belongs here: opening it from the settings. What does not: using it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated
 
 import sqlalchemy as sa
 from fastapi import Depends, Request
 
 from export_pipeline.catalog.loader import Catalog, load_catalog
+from export_pipeline.catalog.model import Dataset
 from export_pipeline.delivery.store import Store, open_store
 from export_pipeline.engine.readers import Source, source_of
+from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.gateway.rate_limits import Limiter
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.organizations import Organizations
@@ -39,6 +42,22 @@ class Services:
     def serves_files(self) -> bool:
         """The store is a directory, whose files nobody but the gateway can serve."""
         return local_path(self.settings.store_url) is not None
+
+    @property
+    def retention(self) -> timedelta:
+        """How long files are kept."""
+        return timedelta(days=self.settings.retention_days)
+
+    def dataset(self, name: str) -> Dataset:
+        """A dataset that a dialect is about.
+
+        Raises:
+            ExportFailure: ``unknown_dataset`` if this installation's catalog has none of that name.
+        """
+        if name not in self.catalog:
+            message = f"dataset: this installation has none called {name}."
+            raise ExportFailure(FailureCode.UNKNOWN_DATASET, message, field="dataset")
+        return self.catalog[name]
 
     def close(self) -> None:
         """Let the database go."""

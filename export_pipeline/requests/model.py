@@ -81,6 +81,21 @@ class ExportRequest(RequestState):
     claimed_at: datetime | None
 
 
+def draft_request(**asked: Any) -> ExportRequest:
+    """A request that is no row and never will be: to ask the rules what a list endpoint would select."""
+    nothing = dict.fromkeys(ExportRequest.model_fields)
+    defaults: dict[str, Any] = {
+        "uid": str(UUID(int=0)),
+        "layout": "default",
+        "filters": {},
+        "options": {},
+        "max_file_size_mb": 5000,
+        "recipient_emails": [],
+        "notify_email": False,
+    }
+    return ExportRequest.model_construct(**{**nothing, **defaults, **asked})
+
+
 def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
     """Read a whole row.
 

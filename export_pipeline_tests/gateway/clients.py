@@ -6,9 +6,11 @@ The requests run in this process as the daemon would run them; ``test_daemon`` h
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -90,7 +92,28 @@ def settings_of(pipeline: Pipeline, **changed: str) -> Iterator[Settings]:
 def open_gateway(pipeline: Pipeline, **settings: str) -> Iterator[Gateway]:
     """A gateway in front of an installation; rates are high unless ``settings`` say otherwise."""
     changed = {"EXPORT_RATE_LIMIT_PER_MINUTE": "100000", **settings}
+    # What an earlier test asked and nobody ran is none of this one's.
+    pipeline.database.execute("UPDATE export_requests SET status = 'canceled' WHERE status = 'queued'")
     with settings_of(pipeline, **changed) as read:
         services = open_services(read)
         with TestClient(build(services), base_url="http://gateway.test", follow_redirects=False) as client:
             yield Gateway(pipeline, services, client)
+
+
+@contextmanager
+def served(gateway: Gateway) -> Iterator[str]:
+    """The gateway on a real socket; gives its URL."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(build(gateway.services), host="127.0.0.1", port=0, log_config=None))
+    thread = Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
