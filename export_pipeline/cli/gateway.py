@@ -1,4 +1,4 @@
-"""``export-pipeline gateway`` and ``api-key``: serving HTTP, and the keys that it knows.
+"""``export-pipeline gateway``, ``api-key`` and ``webhook-secret``: serving HTTP, and who is known by what.
 
 What belongs here: arguments, and words for people. What does not: endpoints (gateway), keys (requests.api_keys).
 """
@@ -11,6 +11,7 @@ from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.cli.common import open_database
 from export_pipeline.requests.api_keys import create_key, list_keys, revoke_key
 from export_pipeline.requests.permissions import permission_for
+from export_pipeline.requests.webhooks import renew_secret, secret_of
 from export_pipeline.settings import Settings
 
 
@@ -98,3 +99,20 @@ def list_(*, organization: str) -> None:
     with open_database(Settings.from_environment()).connect() as connection:
         for key_id, name, scopes, valid in list_keys(connection, organization):
             click.echo(f"{key_id}  {'valid' if valid else 'revoked'}  {','.join(scopes)}  {name or ''}".rstrip())
+
+
+@click.command()
+@click.option("--organization", required=True, help="Whose webhooks are signed with it.")
+@click.option("--renew", is_flag=True, help="Make another; the old one signs nothing more.")
+def webhook_secret(*, organization: str, renew: bool) -> None:
+    r"""Print the secret that an organization's webhooks are signed with, as the last word.
+
+    \b
+    Examples:
+      export-pipeline webhook-secret --organization 6f0c
+      export-pipeline webhook-secret --organization 6f0c --renew
+    """
+    with open_database(Settings.from_environment()).begin() as connection:
+        if renew:
+            renew_secret(connection, organization)
+        click.echo(secret_of(connection, organization))

@@ -86,7 +86,10 @@ def take_due(connection: sa.Connection, *, limit: int, lease: timedelta) -> list
         .where(_hooks.id.in_(list(taken)))
         .order_by(_hooks.id)
     )
-    return [Webhook(row.id, str(row.uid), WebhookEvent(row.event), *row[3:5], str(row[5]), *row[6:]) for row in found]
+    return [
+        Webhook(row.id, str(row.uid), WebhookEvent(row.event), *row[3:5], str(row[5]), row[6], str(row[7]))
+        for row in found
+    ]
 
 
 def any_due(connection: sa.Connection) -> bool:

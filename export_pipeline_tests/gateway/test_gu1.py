@@ -91,8 +91,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (
         {**ASKED, "fromEmail": "example@my-domain.com"},
         (
-            'Domain "my-domain.com" is not registered in Gu1. Add and verify it under Settings → Email → Domains before '
-            'using sender "example@my-domain.com".'
+            'Domain "my-domain.com" is not registered in Gu1. Add and verify it under Settings → Email → Domains '
+            'before using sender "example@my-domain.com".'
         ),
         "sender_domain_unknown",
     ),

@@ -1,7 +1,7 @@
 """What the HTTP gateway keeps: sealed links, webhooks and their secrets, rate windows, facts of API keys.
 
 Revision ID: 0004
-Revises: 0002 (to be chained on 0003 where both are merged)
+Revises: 0003 (to be chained on 0003 where both are merged)
 Create Date: 2026-11-21
 """
 
@@ -13,7 +13,7 @@ from alembic import op
 from export_pipeline.requests.database import UtcDateTime, UuidText, big_integer, current_instant, generated_uuid
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
