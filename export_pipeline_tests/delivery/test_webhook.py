@@ -205,9 +205,9 @@ def test_a_receiver_that_trickles_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
     def trickle(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):
-            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            connection.sendall(b"HTTP/1.1 ")
             while not over.wait(0.05):
-                connection.sendall(b"x")
+                connection.sendall(b"2")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=trickle, args=[listener])
