@@ -78,7 +78,10 @@ def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
         "X-Export-Delivery": webhook.uid,
         SIGNATURE_HEADER: signature(secret, body, int(time.time())),
     }
-    call = post(webhook.url, body, headers, allow_insecure=settings.webhook_allow_insecure)
+    try:
+        call = post(webhook.url, body, headers, allow_insecure=settings.webhook_allow_insecure)
+    except Exception as error:  # noqa: BLE001 - one URL that breaks something must not keep the others from their calls
+        call = Call(taken=False, answer=f"failed: {type(error).__name__}")
     retry_seconds = None if call.final else settings.webhook_retry_seconds
     with database.begin() as connection:
         webhooks.settle(connection, webhook, taken=call.taken, answer=call.answer, retry_seconds=retry_seconds)

@@ -91,7 +91,7 @@ class Dialect:
 
     def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
         """The errors that an endpoint may answer with, for its OpenAPI document."""
-        listed = sorted({*statuses, 401, 429, 503})
+        listed = sorted({*statuses, 401, 429, 500, 503})
         return {status: {"model": self.error, "description": HTTPStatus(status).phrase} for status in listed}
 
 

@@ -196,7 +196,7 @@ def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> Co
     PATH,
     response_model=ExportList,
     response_model_exclude_none=True,
-    responses=DIALECT.documented(403),
+    responses=DIALECT.documented(400, 403),
     summary="List exports",
 )
 def list_exports(request: Request, key: SendGridCaller, services: Serves) -> ExportList:

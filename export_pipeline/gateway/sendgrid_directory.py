@@ -80,7 +80,7 @@ def routes() -> APIRouter:
         responses=DIALECT.documented(400, 403),
         summary="Lists",
     )(lists)
-    router.get(SEGMENTS, response_model=Segments, responses=DIALECT.documented(403), summary="Segments")(segments)
+    router.get(SEGMENTS, response_model=Segments, responses=DIALECT.documented(400, 403), summary="Segments")(segments)
     return router
 
 

@@ -90,4 +90,9 @@ def services_of(request: Request) -> Services:
     return services
 
 
-Serves = Annotated[Services, Depends(services_of)]
+async def _services(request: Request) -> Services:
+    # Asynchronous, so that it costs no thread: there is nothing to wait for.
+    return services_of(request)
+
+
+Serves = Annotated[Services, Depends(_services)]

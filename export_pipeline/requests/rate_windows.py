@@ -45,6 +45,6 @@ def forget(connection: sa.Connection, key: str | None = None) -> int:
     return connection.execute(rate_windows.delete().where(sa.true() if key is None else _windows.key == key)).rowcount
 
 
-def forget_ended(connection: sa.Connection) -> None:
-    """Delete the windows that ended an hour ago: of organizations that come no more."""
-    connection.execute(rate_windows.delete().where(_windows.ends_at < time.time() - 3600))
+def forget_ended(connection: sa.Connection) -> int:
+    """Delete the windows that have ended; how many."""
+    return connection.execute(rate_windows.delete().where(_windows.ends_at < time.time())).rowcount

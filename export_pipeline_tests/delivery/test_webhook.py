@@ -133,6 +133,23 @@ def test_a_url_that_may_not_be_called_is_never_called(database: sa.Engine, sink:
     assert sink.received == []
 
 
+def test_a_call_that_breaks_something_keeps_no_other_from_being_made(
+    database: sa.Engine, sink: HookSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in ("http://breaks.example.com/", sink.url):
+        failed_request(database, url)
+    resolve = webhook._resolved
+
+    def breaking(host: str, port: int, *, allow_insecure: bool) -> str | None:
+        if host == "breaks.example.com":
+            raise ValueError("ana@example.com")
+        return resolve(host, port, allow_insecure=allow_insecure)
+
+    monkeypatch.setattr(webhook, "_resolved", breaking)
+    assert deliver_due(database, SETTINGS) == {"delivered": 1, "not_taken": 1}
+    assert ledger(database) == [("pending", 1, "failed: ValueError"), ("delivered", 1, "204")]
+
+
 def test_no_organization_waits_behind_the_calls_of_another(database: sa.Engine) -> None:
     for organization in ("acme", "acme", "acme", "globex"):
         failed_request(database, "https://hooks.example.com/", organization)
