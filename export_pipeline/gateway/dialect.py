@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from limits.errors import StorageError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -133,7 +134,7 @@ def build_app(dialect: Dialect, services: Services, **options: Any) -> FastAPI:
         return answer(Refusal(error.status_code, message, headers=error.headers))
 
     def unreachable(_request: Request, _error: Exception) -> JSONResponse:
-        return answer(Refusal(503, "The database of the requests cannot be reached; try again."))
+        return answer(Refusal(503, "A database that this needs cannot be reached; try again."))
 
     def crashed(_request: Request, _error: Exception) -> JSONResponse:
         return answer(Refusal(500, "This failed on our side; the operators have to look at it.", code="internal_error"))
@@ -144,6 +145,7 @@ def build_app(dialect: Dialect, services: Services, **options: Any) -> FastAPI:
     app.add_exception_handler(HTTPException, not_served)
     app.add_exception_handler(sa.exc.OperationalError, unreachable)
     app.add_exception_handler(sa.exc.TimeoutError, unreachable)
+    app.add_exception_handler(StorageError, unreachable)
     app.add_exception_handler(Exception, crashed)
     return app
 

@@ -115,11 +115,13 @@ class Limiter:
         if not settings.rate_limit_url:
             return cls(DatabaseStorage(engine=database))
         try:
-            storage = storage_from_string(settings.rate_limit_url)
+            storage = storage_from_string(settings.rate_limit_url, wrap_exceptions=True)
         except (ConfigurationError, ValueError):
             storage = None
         if not isinstance(storage, Storage):
-            raise SettingsError("EXPORT_RATE_LIMIT_URL: expected redis://host:port or memory://, or nothing at all")
+            raise SettingsError(
+                "EXPORT_RATE_LIMIT_URL: expected redis://host:port (with the package redis), memory:// or nothing at all"
+            )
         return cls(storage)
 
     def count(self, item: RateLimitItem, *names: str) -> Count:

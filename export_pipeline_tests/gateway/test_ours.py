@@ -7,12 +7,19 @@ import io
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from starlette.testclient import TestClient
 
+from export_pipeline.gateway import exports
+from export_pipeline.gateway.app import build
+from export_pipeline.gateway.logs import JsonLines
 from export_pipeline.requests.api_keys import revoke_key
+from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.tokens import digest_of
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway
 
@@ -246,3 +253,37 @@ def test_health_readiness_and_documents(gateway: Gateway) -> None:
     unknown = gateway.client.get("/nowhere")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
     assert gateway.client.get("/v1/exports").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_a_bug_is_told_by_its_type_and_its_places_alone(
+    one_gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_arguments: Any) -> None:
+        raise RuntimeError("ana@example.com")
+
+    monkeypatch.setattr(exports, "visible", broken)
+    with caplog.at_level(logging.INFO, "export_pipeline.gateway"):
+        answer = one_gateway.caller().get(f"/v1/exports/{uuid4()}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    (crash,) = [record.__dict__["facts"] for record in caplog.records if record.message == "crashed"]
+    assert crash["exception"] == "RuntimeError"
+    assert any("exports.py" in place for place in crash["raised_at"])
+    line = JsonLines().format(next(record for record in caplog.records if record.message == "crashed"))
+    assert crash["request_id"] == json.loads(line)["request_id"] == answer.headers["X-Request-ID"]
+    assert "ana@" not in line + answer.text
+
+
+def test_without_its_database_it_is_503_and_not_ready_but_alive(one_gateway: Gateway) -> None:
+    unreachable = create_engine("postgresql+psycopg://app@127.0.0.1:1/app?connect_timeout=2", connections=1)
+    services = replace(one_gateway.services, database=unreachable)
+    with TestClient(build(services)) as client:
+        answer = client.get(f"/v1/exports/{uuid4()}", headers={"Authorization": "Bearer ek_x"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_database_that_was_not_migrated_is_not_ready(one_gateway: Gateway, tmp_path: Path) -> None:
+    services = replace(one_gateway.services, database=create_engine(f"sqlite:///{tmp_path}/new.db"))
+    with TestClient(build(services)) as client:
+        assert "export-pipeline db upgrade" in client.get("/readyz").json()["status"]
