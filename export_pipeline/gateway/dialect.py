@@ -166,11 +166,21 @@ def dialect_of(request: Request) -> Dialect:
 
 def strip_default_errors(app: FastAPI) -> None:
     """Leave FastAPI's own 422 out of the document: no app here answers in that shape."""
-    for path in app.openapi()["paths"].values():
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _strip(make())
+        return make()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI has it, Extending OpenAPI
+
+
+def _strip(document: dict[str, Any]) -> None:
+    for path in document["paths"].values():
         for operation in path.values():
-            described = operation["responses"].get("422", {})
-            if "HTTPValidationError" in str(described):
+            if "HTTPValidationError" in str(operation["responses"].get("422", {})):
                 del operation["responses"]["422"]
-    schemas = app.openapi().get("components", {}).get("schemas", {})
+    schemas = document.get("components", {}).get("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

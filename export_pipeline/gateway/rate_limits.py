@@ -120,7 +120,7 @@ class Limiter:
             storage = None
         if not isinstance(storage, Storage):
             raise SettingsError(
-                "EXPORT_RATE_LIMIT_URL: expected redis://host:port (with the package redis), memory:// or nothing at all"
+                "EXPORT_RATE_LIMIT_URL: expected redis://host:port (with the package redis), memory:// or nothing"
             )
         return cls(storage)
 

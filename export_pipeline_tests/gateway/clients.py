@@ -79,6 +79,12 @@ class Caller:
         return self.client.request(method, path, headers={**self.headers, **(headers or {})}, **options)
 
 
+def forget(pipeline: Pipeline) -> None:
+    """What an earlier test asked and nobody ran, and the rates that it counted, are none of the next one's."""
+    pipeline.database.execute("UPDATE export_requests SET status = 'canceled' WHERE status = 'queued'")
+    pipeline.database.execute("DELETE FROM rate_windows")
+
+
 @contextmanager
 def settings_of(pipeline: Pipeline, **changed: str) -> Iterator[Settings]:
     """The settings of an installation, some of them changed."""
@@ -92,12 +98,10 @@ def settings_of(pipeline: Pipeline, **changed: str) -> Iterator[Settings]:
 def open_gateway(pipeline: Pipeline, **settings: str) -> Iterator[Gateway]:
     """A gateway in front of an installation; rates are high unless ``settings`` say otherwise."""
     changed = {"EXPORT_RATE_LIMIT_PER_MINUTE": "100000", **settings}
-    # What an earlier test asked and nobody ran is none of this one's.
-    pipeline.database.execute("UPDATE export_requests SET status = 'canceled' WHERE status = 'queued'")
     with settings_of(pipeline, **changed) as read:
         services = open_services(read)
-        with TestClient(build(services), base_url="http://gateway.test", follow_redirects=False) as client:
-            yield Gateway(pipeline, services, client)
+    with TestClient(build(services), base_url="http://gateway.test", follow_redirects=False) as client:
+        yield Gateway(pipeline, services, client)
 
 
 @contextmanager

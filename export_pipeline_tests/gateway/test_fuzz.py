@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 
 from export_pipeline.demo.lists import list_id, segment_id
 from export_pipeline_tests.acceptance.pipeline import Pipeline
-from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, open_gateway
+from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, forget, open_gateway
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -48,7 +48,8 @@ BOUNDED = settings(
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def fuzzed(request: pytest.FixtureRequest) -> Iterator[Gateway]:
-    installation: Pipeline = request.getfixturevalue(f"{request.param}_installation")
+    installation: Pipeline = request.getfixturevalue(f"{request.param}_demo_installation")
+    forget(installation)
     with open_gateway(installation, EXPORT_RATE_LIMIT_URL="memory://") as gateway:
         yield gateway
 
