@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from pydantic import BaseModel
 
 from export_pipeline.delivery.disposition import content_disposition
-from export_pipeline.gateway import exports
+from export_pipeline.gateway import exports, unsubscribing
 from export_pipeline.gateway.dialect import Dialect, build_app, strip_default_errors
 from export_pipeline.gateway.downloads import URL_LIFETIME, describe
 from export_pipeline.gateway.pages import STATUSES, closed_page
@@ -65,6 +65,7 @@ def build(services: Services, **options: Any) -> FastAPI:
     app = build_app(DIALECT, services, **options)
     app.include_router(exports.routes(DIALECT))
     app.include_router(_links)
+    app.include_router(unsubscribing.router)
     app.include_router(_health)
     strip_default_errors(app)
     return app
