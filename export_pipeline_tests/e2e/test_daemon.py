@@ -266,7 +266,8 @@ def test_a_recurring_row_becomes_an_export_and_its_mark_moves(stack: Stack) -> N
             "INSERT INTO recurring_exports (organization_id, cron, time_zone, window_kind, request, last_fired_for) "
             "VALUES (%s, '0 0 * * *', 'Europe/Madrid', 'since_last_success', %s, now() - interval '3 days') "
             "RETURNING id",
-            [ORGANIZATION, json.dumps(template)],
+            # Not the one that keeps members: its recipients have to be among them.
+            [ORGANIZATIONS[1].id, json.dumps(template)],
         ).fetchone()
     assert made is not None
     stack.wait_for_mail(recipient, 90)
