@@ -12,6 +12,7 @@ import dagster as dg
 
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
 from export_pipeline.delivery.store import Store
+from export_pipeline.engine.timing import StageSeconds
 
 MAX_LINKS = 50
 """Parts of one export that are linked by name; an event with thousands of links would only slow the UI."""
@@ -31,19 +32,26 @@ class Stopwatch:
         return time.perf_counter() - self._began
 
 
-def stage_metadata(watch: Stopwatch, *, rows: int, size: int | None = None, files: int | None = None) -> Metadata:
-    """Rows, bytes, files, seconds and rates of one stage."""
+def stage_metadata(watch: Stopwatch, parts: StageSeconds, *, rows: int, size: int, files: int) -> Metadata:
+    """Rows, bytes, files, seconds and rates of one stage, and the seconds of the parts of the work so far."""
     seconds = max(watch.seconds, 1e-6)
-    metadata: Metadata = {
+    return {
         "rows": dg.MetadataValue.int(rows),
         "seconds": dg.MetadataValue.float(round(seconds, 3)),
         "rows_per_second": dg.MetadataValue.float(round(rows / seconds, 1)),
+        "bytes": dg.MetadataValue.int(size),
+        "bytes_per_second": dg.MetadataValue.float(round(size / seconds, 1)),
+        "files": dg.MetadataValue.int(files),
+        **_parts(parts),
     }
-    if size is not None:
-        metadata["bytes"] = dg.MetadataValue.int(size)
-        metadata["bytes_per_second"] = dg.MetadataValue.float(round(size / seconds, 1))
-    if files is not None:
-        metadata["files"] = dg.MetadataValue.int(files)
+
+
+def _parts(seconds: StageSeconds) -> Metadata:
+    """What each part of the work took, and which one bounded it; parts that did nothing are left out."""
+    metadata: Metadata = {
+        f"{part}_seconds": dg.MetadataValue.float(round(value, 3)) for part, value in seconds if value > 0
+    }
+    metadata["bound_by"] = dg.MetadataValue.text(seconds.bound_by)
     return metadata
 
 
@@ -52,7 +60,7 @@ def object_links(store: Store, files: Sequence[ManifestFile]) -> Metadata:
     return {f"object_{file.name}": dg.MetadataValue.url(store.object_url(file.key)) for file in files[:MAX_LINKS]}
 
 
-def materialization(manifest: Manifest, seconds: float) -> dg.AssetMaterialization:
+def materialization(manifest: Manifest, seconds: float, parts: StageSeconds) -> dg.AssetMaterialization:
     """One export as a materialization of its dataset, so that the UI plots rows, bytes and seconds over time."""
     return dg.AssetMaterialization(
         asset_key=dg.AssetKey(["exports", manifest.dataset]),
@@ -64,5 +72,6 @@ def materialization(manifest: Manifest, seconds: float) -> dg.AssetMaterializati
             "seconds": dg.MetadataValue.float(round(seconds, 3)),
             "request_uid": dg.MetadataValue.text(str(manifest.uid)),
             "format": dg.MetadataValue.text(manifest.format),
+            **_parts(parts),
         },
     )

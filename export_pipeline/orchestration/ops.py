@@ -19,6 +19,7 @@ from export_pipeline.delivery.upload import upload_files
 from export_pipeline.engine.extract import Sharding, stage_rows
 from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_plan, selection
 from export_pipeline.engine.serialize import serialize_shard
+from export_pipeline.engine.timing import StageSeconds
 from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration.metadata import Stopwatch, materialization, object_links, stage_metadata
 from export_pipeline.orchestration.references import (
@@ -110,7 +111,7 @@ def filter_entities(
             snapshot_taken=work.pulse.snapshot_taken,
             progress=work.pulse.report,
         )
-        metadata = stage_metadata(watch, rows=staged.rows, size=staged.bytes, files=len(staged.shards))
+        metadata = stage_metadata(watch, staged.seconds, rows=staged.rows, size=staged.bytes, files=len(staged.shards))
     rows_before = 0
     for shard in staged.shards:
         reference = ShardReference(
@@ -126,7 +127,7 @@ def filter_entities(
         yield dg.DynamicOutput(
             reference, mapping_key=f"{shard.ordinal:05d}", output_name="shards", metadata={"rows": shard.rows}
         )
-    snapshot = SnapshotReference(plan=planned, rows=staged.rows, snapshot_at=staged.snapshot_at)
+    snapshot = SnapshotReference(plan=planned, rows=staged.rows, snapshot_at=staged.snapshot_at, seconds=staged.seconds)
     yield dg.Output(snapshot, output_name="snapshot", metadata=metadata)
 
 
@@ -145,7 +146,7 @@ def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: Ex
             rows=shard.rows,
             progress=lambda rows: work.pulse.report(shard.rows_before + rows),
         )
-        metadata = stage_metadata(watch, rows=output.rows, size=output.bytes, files=len(output.files))
+        metadata = stage_metadata(watch, output.seconds, rows=output.rows, size=output.bytes, files=len(output.files))
         context.add_output_metadata(metadata | {name: dg.MetadataValue.int(n) for name, n in output.counters.items()})
         return SerializedShard(shard=shard, output=output)
 
@@ -166,10 +167,13 @@ def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports:
             snapshot_at=shard.snapshot_at,
             progress=lambda rows: work.pulse.report(shard.rows_before + rows),
         )
-        output = serialized.output
-        metadata = stage_metadata(watch, rows=output.rows, size=output.bytes, files=len(files))
+        output, seconds = serialized.output, StageSeconds(upload=watch.seconds)
+        metadata = stage_metadata(watch, seconds, rows=output.rows, size=output.bytes, files=len(files))
         context.add_output_metadata(metadata | object_links(exports.store, files))
-        return UploadedShard(plan=shard.plan, ordinal=shard.ordinal, files=files, counters=output.counters)
+        seconds += output.seconds
+        return UploadedShard(
+            plan=shard.plan, ordinal=shard.ordinal, files=files, counters=output.counters, seconds=seconds
+        )
 
 
 @dg.op(description="Proves that everything arrived, writes the **manifest last**, and marks the request completed.")
@@ -200,10 +204,12 @@ def publish(
         _complete(context, exports, planned, manifest, key)
         with suppress(ExportFailure):
             exports.staging.delete_tree(made.prefix)  # else the janitor does: the export is complete
-        metadata = stage_metadata(watch, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
+        parts = sum((shard.seconds for shard in uploaded), snapshot.seconds)
+        metadata = stage_metadata(watch, parts, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
         metadata["manifest"] = dg.MetadataValue.url(exports.store.object_url(key))
         context.add_output_metadata(metadata)
-        context.log_event(materialization(manifest, (datetime.now(UTC) - snapshot.snapshot_at).total_seconds()))
+        whole = (datetime.now(UTC) - snapshot.snapshot_at).total_seconds()
+        context.log_event(materialization(manifest, whole, parts))
         return PublishedExport(plan=planned, manifest_key=key)
 
 

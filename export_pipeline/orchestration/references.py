@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.delivery.manifest import ManifestFile
 from export_pipeline.engine.serialize import SerializedFiles
+from export_pipeline.engine.timing import StageSeconds
 
 
 class _Reference(BaseModel):
@@ -34,6 +35,7 @@ class SnapshotReference(_Reference):
     plan: PlanReference
     rows: int
     snapshot_at: datetime
+    seconds: StageSeconds = StageSeconds()
 
 
 class ShardReference(_Reference):
@@ -62,6 +64,8 @@ class UploadedShard(_Reference):
     ordinal: int
     files: tuple[ManifestFile, ...]
     counters: dict[str, int]
+    seconds: StageSeconds = StageSeconds()
+    """Of serializing and uploading."""
 
 
 class PublishedExport(_Reference):
