@@ -10,6 +10,7 @@ import sys
 import click
 
 from export_pipeline.catalog.loader import CatalogError
+from export_pipeline.cli.bench import bench
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
 from export_pipeline.cli.links import links
@@ -36,6 +37,7 @@ cli.add_command(status)
 cli.add_command(cancel)
 cli.add_command(verify)
 cli.add_command(links)
+cli.add_command(bench)
 
 
 def main() -> None:
