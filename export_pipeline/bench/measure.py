@@ -53,7 +53,7 @@ def measure(command: Command, *, server_pid: int | None) -> Sample:
     """Run a command to its end.
 
     Raises:
-        BenchFailure: it fails, or takes longer than an hour; holds the last line that it printed.
+        BenchFailure: it fails, or takes longer than an hour; holds the line that says why.
     """
     server_before = _server_cpu(server_pid)
     with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as asked:
@@ -67,7 +67,7 @@ def measure(command: Command, *, server_pid: int | None) -> Sample:
         peak, usage = _watch(process, began)
         seconds = time.perf_counter() - began
         if process.returncode:
-            raise BenchFailure(f"ended with {process.returncode}: {_last_line(errors)}")
+            raise BenchFailure(f"ended with {process.returncode}: {_reason(errors)}")
         told.seek(0)
         own = Told.model_validate_json(told.read()) if command.job is not None else None
     delivered = command.delivered()
@@ -138,7 +138,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _last_line(stream: IO[bytes]) -> str:
+def _reason(stream: IO[bytes]) -> str:
     stream.seek(0)
     lines = stream.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "no message"
+    # After its error psql repeats the statement.
+    return next((line for line in lines if "ERROR:" in line), lines[-1])[:300] if lines else "no message"

@@ -204,7 +204,7 @@ def _as_text(job: Job, *, instants: bool = True) -> str:
 
 
 def _since_1900(statement: str) -> str:
-    """The statement with no instant before those that rustpy-xlsxwriter can write: it ends at the first that it sees."""
+    """The statement without instants before 1900: rustpy-xlsxwriter ends at the first that it sees."""
     for name in ("created_at", "updated_at"):
         statement = statement.replace(f"{name}::timestamp", f"greatest({name}, '1900-03-01')::timestamp")
     return statement
