@@ -92,29 +92,41 @@ class Pair:
 
 
 def median_of(
-    samples: Sequence[Sample], *, work: str, contestant: str, rows: int, columns: int, requests: int
+    samples: Sequence[Sample],
+    *,
+    work: str,
+    contestant: str,
+    rows: int,
+    columns: int,
+    requests: int,
+    failure: str | None = None,
 ) -> Median:
-    """The medians of at least one sample."""
-    wall, rss = median(one.wall_seconds for one in samples), _median(one.peak_rss_bytes for one in samples)
-    last = samples[-1]
-    parts = {part: fmean(one.parts[part] for one in samples) for part in last.parts}
-    return Median(
+    """The medians of at least one sample; none if the contestant failed."""
+    known = Median(
         work=work,
         contestant=contestant,
         rows=rows,
         columns=columns,
         requests=requests,
         runs=len(samples),
-        wall_seconds=wall,
-        cpu_seconds=_median(one.cpu_seconds for one in samples),
-        process_seconds=_median(one.process_seconds for one in samples),
-        server_cpu_seconds=_median(one.server_cpu_seconds for one in samples),
-        peak_rss_mb=None if rss is None else rss / 1e6,
-        rows_per_second=rows / wall if rows else None,
-        bytes=last.bytes,
-        files=last.files,
-        parts=parts,
+        failure=failure,
     )
+    if failure is not None:
+        return known.model_copy(update={"runs": 0})
+    wall, rss = median(one.wall_seconds for one in samples), _median(one.peak_rss_bytes for one in samples)
+    last = samples[-1]
+    found = {
+        "wall_seconds": wall,
+        "cpu_seconds": _median(one.cpu_seconds for one in samples),
+        "process_seconds": _median(one.process_seconds for one in samples),
+        "server_cpu_seconds": _median(one.server_cpu_seconds for one in samples),
+        "peak_rss_mb": None if rss is None else rss / 1e6,
+        "rows_per_second": rows / wall if rows else None,
+        "bytes": last.bytes,
+        "files": last.files,
+        "parts": {part: fmean(one.parts[part] for one in samples) for part in last.parts},
+    }
+    return known.model_copy(update=found)
 
 
 def compare(work: str, pair: Pair, medians: Mapping[str, Median]) -> Comparison:

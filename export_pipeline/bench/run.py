@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,20 +54,16 @@ def run(names: Sequence[str], sizes: Sizes, parent: Path | None, progress: Progr
         parent: where the databases and files go for as long as it takes; None: the system's place for such.
         progress: told what is being done.
     """
-    medians, comparisons = [], []
     with tempfile.TemporaryDirectory(prefix="export-pipeline-bench-", dir=parent) as name:
         directory = Path(name)
+        outcomes: list[Outcome] = []
         works = [WORKS[one](sizes.rows) for one in names if one != LAUNCHER]
-        with _arena(directory, progress) if works else nullcontext() as arena:
-            for work in works if arena else ():
-                found = run_work(arena, work, sizes.rounds, progress)
-                medians += found[0]
-                comparisons += found[1]
+        if works:
+            with _arena(directory, progress) as arena:
+                outcomes += [run_work(arena, work, sizes.rounds, progress) for work in works]
         if LAUNCHER in names:  # after the servers of the others have ended
-            found = run_launchers(directory, sizes.launcher, sizes.rounds, progress)
-            medians += found[0]
-            comparisons += found[1]
-    return medians, comparisons
+            outcomes.append(run_launchers(directory, sizes.launcher, sizes.rounds, progress))
+    return [one for medians, _ in outcomes for one in medians], [one for _, found in outcomes for one in found]
 
 
 def run_work(arena: Arena, work: Work, rounds: int, progress: Progress) -> Outcome:
@@ -124,15 +120,6 @@ def check(contestant: Contestant, command: Command) -> None:
 
 
 def _median(work: Work, contestant: Contestant, samples: Sequence[Sample], failure: str | None) -> Median:
-    if failure is not None:
-        return Median(
-            work=work.title,
-            contestant=contestant.name,
-            rows=contestant.rows,
-            columns=contestant.columns,
-            requests=contestant.requests,
-            failure=failure,
-        )
     return median_of(
         samples,
         work=work.title,
@@ -140,6 +127,7 @@ def _median(work: Work, contestant: Contestant, samples: Sequence[Sample], failu
         rows=contestant.rows,
         columns=contestant.columns,
         requests=contestant.requests,
+        failure=failure,
     )
 
 
