@@ -62,7 +62,7 @@ def measure(command: Command, *, server_pid: int | None) -> Sample:
             asked.seek(0)
         began = time.perf_counter()
         process = subprocess.Popen(
-            command.arguments, env={**os.environ, **command.environment}, stdin=asked, stdout=told, stderr=errors
+            command.arguments, env={**_environment(), **command.environment}, stdin=asked, stdout=told, stderr=errors
         )
         peak, usage = _watch(process, began)
         seconds = time.perf_counter() - began
@@ -81,6 +81,11 @@ def measure(command: Command, *, server_pid: int | None) -> Sample:
         files=len(delivered),
         parts=own.parts if own else {},
     )
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without the settings of an installation that is none of the benchmark's."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("EXPORT_")}
 
 
 def _watch(process: subprocess.Popen[bytes], began: float) -> tuple[int, float]:
