@@ -9,8 +9,11 @@ import dagster as dg
 
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.delivery.mail import default_sender, open_mail_provider
+from export_pipeline.orchestration.alerts import alerts_sensor
+from export_pipeline.orchestration.assets import dataset_assets
 from export_pipeline.orchestration.janitor import janitor, janitor_schedule
 from export_pipeline.orchestration.job import export_job, notify_job
+from export_pipeline.orchestration.recurring import recurring_exports
 from export_pipeline.orchestration.resources import ExportResource, s3_resource
 from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
 from export_pipeline.settings import Settings
@@ -27,11 +30,18 @@ def build_definitions() -> dg.Definitions:
     default_sender(settings)
     if settings.sends_mail:
         open_mail_provider(settings)
-    load_catalog(settings.catalog)
+    catalog = load_catalog(settings.catalog)
     return dg.Definitions(
+        assets=dataset_assets(catalog),
         jobs=[export_job, notify_job, janitor],
         schedules=[janitor_schedule],
-        sensors=[export_requests, export_cancellations, export_reconciler],
+        sensors=[
+            export_requests,
+            export_cancellations,
+            export_reconciler,
+            recurring_exports,
+            alerts_sensor(running=settings.alerts),
+        ],
         resources={"exports": ExportResource(s3=s3_resource(settings))},
     )
 

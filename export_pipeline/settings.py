@@ -9,10 +9,12 @@ start when a value is wrong. What does not: anything that a request can ask for.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from email_validator import EmailNotValidError, validate_email
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
@@ -22,6 +24,8 @@ HOME = Path.home() / ".export-pipeline"
 """Where the embedded default keeps everything: readable by its user alone, the same for every process."""
 
 HEARTBEATS_IN_TIMEOUT = 10
+SHORTEST_SIGNING_KEY = 32
+FAULTS = ("requester", "transient", "ours")
 NO_MAIL = "none:"
 """``mail_url`` of an installation that sends no mail."""
 
@@ -114,6 +118,33 @@ class Settings(BaseSettings):
         description="Rows of one shard, once an export is too large for one file.",
     )
 
+    public_url: str = Field(
+        default="",
+        description="Where the gateway is reached from outside, `https://host/path`. With `EXPORT_SIGNING_KEY`, mails "
+        "of recurring exports carry a link to unsubscribe.",
+    )
+    signing_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Secret of at least 32 characters that signs links to the gateway; the same for every process. "
+        "Changing it ends the links that were mailed.",
+    )
+    alert_webhook_url: SecretStr = Field(
+        default=SecretStr(""),
+        description='Where operators are told of failed runs: a Slack-compatible webhook (JSON `{"text": …}`). '
+        "Default: nowhere.",
+    )
+    alert_email: str = Field(
+        default="",
+        description="Address that is mailed of failed runs, from `EXPORT_MAIL_FROM`. Default: nobody.",
+    )
+    alert_faults: str = Field(
+        default="transient,ours",
+        description="Whose faults alert: some of `requester`, `transient`, `ours`, with commas.",
+    )
+    dagster_url: str = Field(
+        default="", description="Where operators open the Dagster UI, for links in alerts. Default: no links."
+    )
+
     sendgrid_api_key: SecretStr = Field(
         default=SecretStr(""),
         validation_alias="SENDGRID_API_KEY",
@@ -153,12 +184,43 @@ class Settings(BaseSettings):
             return value.rstrip("/")
         raise ValueError("expected s3://bucket/prefix or file:///absolute/directory")
 
-    @field_validator("s3_endpoint_url", "sendgrid_host")
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _webhook(cls, value: SecretStr) -> SecretStr:
+        cls._http(value.get_secret_value())
+        return value
+
+    @field_validator("alert_email")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        try:
+            return validate_email(value, check_deliverability=False).normalized if value else ""
+        except EmailNotValidError:
+            raise ValueError("expected name@domain") from None
+
+    @field_validator("alert_faults")
+    @classmethod
+    def _faults(cls, value: str) -> str:
+        named = [name.strip() for name in value.split(",")]
+        if not set(named) <= set(FAULTS):
+            raise ValueError(f"expected some of {', '.join(FAULTS)}, with commas")
+        return ",".join(named)
+
+    @field_validator("s3_endpoint_url", "sendgrid_host", "public_url", "dagster_url")
     @classmethod
     def _http(cls, value: str) -> str:
         if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc):
             raise ValueError("expected http://host:port or https://host")
+        if not re.fullmatch(r"[!-~]*", value):
+            raise ValueError("expected a URL in ASCII without spaces; it stands in headers of mails and requests")
         return value.rstrip("/")
+
+    @field_validator("signing_key")
+    @classmethod
+    def _signing_key(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < SHORTEST_SIGNING_KEY:
+            raise ValueError(f"needs at least {SHORTEST_SIGNING_KEY} characters, such as openssl rand -hex 32 makes")
+        return value
 
     @field_validator("mail_url")
     @classmethod
@@ -190,6 +252,8 @@ class Settings(BaseSettings):
                 f"EXPORT_HEARTBEAT_TIMEOUT_SECONDS must be at least {HEARTBEATS_IN_TIMEOUT} times "
                 "EXPORT_HEARTBEAT_SECONDS, or healthy exports are taken for dead"
             )
+        if self.alert_email and not self.sends_mail:
+            raise ValueError(f"EXPORT_ALERT_EMAIL needs a provider in EXPORT_MAIL_URL, which is {NO_MAIL}")
         if self.s3_kms_key_id and self.s3_server_side_encryption != "aws:kms":
             raise ValueError("EXPORT_S3_KMS_KEY_ID needs EXPORT_S3_SERVER_SIDE_ENCRYPTION=aws:kms")
         one, other = f"{self.store_url}/", f"{self.staging_url}/"
@@ -206,6 +270,16 @@ class Settings(BaseSettings):
     def sends_mail(self) -> bool:
         """Whether a mail provider is configured at all."""
         return self.mail_url != NO_MAIL
+
+    @property
+    def alerts(self) -> bool:
+        """Whether operators are told of failed runs at all."""
+        return bool(self.alert_webhook_url.get_secret_value() or self.alert_email)
+
+    @property
+    def alerting_faults(self) -> frozenset[str]:
+        """Whose faults (``failures.Fault``) operators are told of."""
+        return frozenset(self.alert_faults.split(","))
 
     @classmethod
     def from_environment(cls) -> Settings:

@@ -33,6 +33,13 @@ WRONG = [
     ("EXPORT_MAX_ATTEMPTS", "0"),
     ("EXPORT_HEARTBEAT_SECONDS", "often"),
     ("SENDGRID_HOST", "api.sendgrid.com"),
+    ("EXPORT_PUBLIC_URL", "exports.example.com"),
+    ("EXPORT_PUBLIC_URL", "https://exports.example.com/a\r\nb"),
+    ("EXPORT_SIGNING_KEY", "short-and-secret"),
+    ("EXPORT_ALERT_WEBHOOK_URL", "hooks.example.com/T0/s3cret"),
+    ("EXPORT_ALERT_EMAIL", "nobody-at-all"),
+    ("EXPORT_ALERT_FAULTS", "everybody"),
+    ("EXPORT_DAGSTER_URL", "dagster.internal"),
 ]
 
 
@@ -53,6 +60,7 @@ TOGETHER = [
     {"EXPORT_STAGING_URL": "file:///srv/exports/staging", "EXPORT_STORE_URL": "file:///srv/exports"},
     {"EXPORT_HEARTBEAT_SECONDS": "600"},
     {"EXPORT_S3_KMS_KEY_ID": "key"},
+    {"EXPORT_ALERT_EMAIL": "ops@example.com", "EXPORT_MAIL_URL": "none:"},
 ]
 
 

@@ -14,6 +14,8 @@ from export_pipeline.cli.bench import bench
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
 from export_pipeline.cli.links import links
+from export_pipeline.cli.queue import queue
+from export_pipeline.cli.recurring import recurring
 from export_pipeline.cli.requests import cancel, request
 from export_pipeline.cli.status import status
 from export_pipeline.cli.verify import verify
@@ -35,9 +37,22 @@ cli.add_command(db)
 cli.add_command(request)
 cli.add_command(status)
 cli.add_command(cancel)
+cli.add_command(queue)
 cli.add_command(verify)
 cli.add_command(links)
+cli.add_command(recurring)
 cli.add_command(bench)
+
+
+def _keep_examples(command: click.Command) -> None:
+    """Let examples keep their lines: docstrings are raw, so click's mark for it stands in them as backslash and b."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n").replace("\\\\\n", "\\\n")
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            _keep_examples(one)
+
+
+_keep_examples(cli)
 
 
 def main() -> None:

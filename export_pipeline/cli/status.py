@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from export_pipeline.cli.common import open_database, state_of
+from export_pipeline.failures import FailureCode
+from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.progress import FINISHED, overall_progress
 from export_pipeline.requests.tables import RequestStatus
@@ -87,6 +89,9 @@ def _show(state: RequestState, runs: list[dict[str, Any]]) -> None:
         if value is not None:
             table.add_row(name, str(value))
     console.print(table)
+    if state.error_code in RUNBOOK:
+        advice = RUNBOOK[FailureCode(state.error_code)]
+        console.print(f"\nturn: {advice.turn}. {advice.plain}", markup=False, highlight=False)
     for run in runs:
         console.print(f"\nrun {run['run_id']}  {run['status']}  attempt {run['attempt']}")
         stages = Table("step", "rows", "bytes", "files", "seconds", "rows/s", box=None)

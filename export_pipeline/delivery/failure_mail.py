@@ -21,7 +21,13 @@ from export_pipeline.failures import FailureCode, Fault
 from export_pipeline.requests import ledger
 from export_pipeline.requests.database import reading
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.tables import NotificationKind, NotificationStatus, RequestStatus, export_requests
+from export_pipeline.requests.tables import (
+    NotificationKind,
+    NotificationStatus,
+    RequestStatus,
+    export_requests,
+    recurring_exports,
+)
 from export_pipeline.settings import Settings
 
 _rows = export_requests.c
@@ -39,6 +45,8 @@ class _Failed:
     message: str
     locale: str | None
     asked_at: datetime | None
+    paused_recurring: int | None
+    """The recurring export that is paused over it."""
 
     @property
     def fault(self) -> Fault:
@@ -130,7 +138,13 @@ def _read_failed(connection: sa.Connection, request_id: int) -> _Failed | None:
         message=str(row.message),
         locale=None if row.email_locale is None else str(row.email_locale),
         asked_at=asked_at,
+        paused_recurring=connection.execute(_paused_over(request_id)).scalar(),
     )
+
+
+def _paused_over(request_id: int) -> sa.Select[int]:
+    columns = recurring_exports.c
+    return sa.select(columns.id).where(columns.paused_over == request_id, columns.paused_at.is_not(None))
 
 
 def _mail(
@@ -149,6 +163,7 @@ def _mail(
         time_zone=organization.time_zone,
         dataset_titles=titles_of(dataset) if dataset is not None else {},
         organization_name=organization.name,
+        paused_recurring=failed.paused_recurring,
     )
     return mail, (member.locale if member is not None else None) or failed.locale
 

@@ -40,6 +40,18 @@ class Message:
     html: str
     message_id: str
     attachments: tuple[Attachment, ...] = ()
+    unsubscribe_url: str | None = None
+    """Where the recipient leaves with one POST (RFC 8058); None for a mail that was asked for by itself."""
+
+    @property
+    def list_headers(self) -> dict[str, str]:
+        """The headers that let a mail client show a way out (RFC 2369, RFC 8058)."""
+        if self.unsubscribe_url is None:
+            return {}
+        return {
+            "List-Unsubscribe": f"<{self.unsubscribe_url}>",
+            "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
+        }
 
 
 class MailNotAccepted(Exception):

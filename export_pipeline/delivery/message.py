@@ -54,6 +54,8 @@ class ReadyMail:
     """The organization's IANA zone, in which instants are told; an unknown one is UTC."""
     organization_name: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
+    unsubscribe_url: str | None = None
+    """Where the recipient leaves a recurring export."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class FailureMail:
     dataset_titles: Mapping[str, str] = field(default_factory=dict)
     """The dataset's title by language; empty if the request names no dataset that is known."""
     organization_name: str | None = None
+    paused_recurring: int | None = None
+    """The recurring export that was paused over this failure."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
             for name in _NOTED_COUNTERS
             if mail.counters.get(name)
         ],
+        "unsubscribe_url": mail.unsubscribe_url,
     }
     return texts["subject"].format(title=title), *_render("ready", writing, context)
 
@@ -161,10 +166,11 @@ def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, st
     writing = _Writing.of(locale, mail.time_zone)
     texts = writing.texts
     title = _title(mail.dataset_titles, writing.language)
-    heading = texts[f"failed_heading_{mail.fault.value}"]
+    about = f"failed_{{}}_{mail.fault.value}" if mail.paused_recurring is None else "paused_{}"
+    heading = texts[about.format("heading")]
     context: dict[str, Any] = {
         "heading": heading,
-        "intro": texts[f"failed_intro_{mail.fault.value}"],
+        "intro": texts[about.format("intro")],
         "facts": _failure_facts(mail, writing, title),
         "details": one_line(mail.details, longest=_LONGEST_DETAILS),
     }
@@ -205,6 +211,7 @@ def _failure_facts(mail: FailureMail, writing: _Writing, title: str) -> list[tup
     facts = [
         (texts["title"], title),
         (texts["organization"], one_line(mail.organization_name or "")),
+        (texts["recurring"], "" if mail.paused_recurring is None else str(mail.paused_recurring)),
         (texts["asked"], "" if mail.asked_at is None else writing.instant(mail.asked_at)),
         (texts["error_code"], one_line(mail.error_code)),
         (texts["reference"], one_line(mail.reference)),

@@ -10,13 +10,30 @@ import re
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP, SMTPUTF8
+from email.policy import EmailPolicy
 from email.utils import format_datetime
 
 from export_pipeline.delivery.mail import MailNotAccepted, Message, parse_address
 
+
+class _Policy(EmailPolicy):
+    """How messages are written: URLs of headers as they are.
+
+    The email package writes what does not fit its line as encoded words, and nobody decodes those in a URL.
+    """
+
+    def fold(self, name: str, value: str) -> str:
+        """Write a header as text."""
+        return f"{name}: {value}{self.linesep}" if name.startswith("List-") else super().fold(name, value)
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        """Write a header as bytes."""
+        return self.fold(name, value).encode() if name.startswith("List-") else super().fold_binary(name, value)
+
+
 # 7bit: quoted-printable or base64 bodies pass servers that do not announce 8BITMIME.
-_POLICY = SMTP.clone(cte_type="7bit")
+_POLICY = _Policy(linesep="\r\n", cte_type="7bit")
+_INTERNATIONAL = _Policy(linesep="\r\n", utf8=True)
 _LONGEST_SUBJECT = 200
 
 
@@ -28,7 +45,7 @@ def to_mime(message: Message) -> EmailMessage:
     """
     recipient = recipient_address(message.recipient)
     international = not (recipient.addr_spec.isascii() and message.sender.addr_spec.isascii())
-    mime = EmailMessage(policy=SMTPUTF8 if international else _POLICY)
+    mime = EmailMessage(policy=_INTERNATIONAL if international else _POLICY)
     mime["From"] = message.sender
     mime["To"] = recipient
     mime["Subject"] = one_line(message.subject)
@@ -36,6 +53,8 @@ def to_mime(message: Message) -> EmailMessage:
     mime["Message-ID"] = message_id_header(message)
     # RFC 3834: keeps vacation replies away.
     mime["Auto-Submitted"] = "auto-generated"
+    for name, value in message.list_headers.items():
+        mime[name] = value
     mime.set_content(message.text)
     mime.add_alternative(message.html, subtype="html")
     for attachment in message.attachments:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.headerregistry import Address
 
@@ -30,6 +30,7 @@ from export_pipeline.requests.model import ExportRequest
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.senders import sender_of
 from export_pipeline.requests.tables import NotificationStatus
+from export_pipeline.requests.unsubscribe import make_token
 from export_pipeline.settings import Settings
 
 
@@ -48,6 +49,8 @@ class Announcement:
     organization_name: str | None = None
     sender: Address | None = None
     """Who the mails are from; None = the platform."""
+    recurring_export_id: int | None = None
+    """The recurring export that it is of: its recipients are told how to leave."""
 
 
 def notify(
@@ -123,15 +126,24 @@ def _messages(
 ) -> list[tuple[int, Message]]:
     attachments = attachments_of(store, announcement.manifest, settings.mail_attachment_max_bytes)
     mail = _mail(store, settings, announcement, attachments)
-    subject, text, html = ready_message(mail, announcement.locale)
     sender = announcement.sender or default_sender(settings)
-    return [
-        (
-            notification_id,
-            Message(sender, recipient, subject, text, html, _message_id(announcement.manifest, recipient), attachments),
+    messages: list[tuple[int, Message]] = []
+    for notification_id, recipient in waiting:
+        leave = unsubscribe_url(settings, announcement.recurring_export_id, recipient)
+        subject, text, html = ready_message(replace(mail, unsubscribe_url=leave), announcement.locale)
+        message_id = _message_id(announcement.manifest, recipient)
+        messages.append(
+            (notification_id, Message(sender, recipient, subject, text, html, message_id, attachments, leave))
         )
-        for notification_id, recipient in waiting
-    ]
+    return messages
+
+
+def unsubscribe_url(settings: Settings, recurring_export_id: int | None, recipient: str) -> str | None:
+    """Where a recipient leaves a recurring export; None for other mails, and where no gateway serves the link."""
+    key = settings.signing_key.get_secret_value()
+    if recurring_export_id is None or not key or not settings.public_url:
+        return None
+    return f"{settings.public_url}/unsubscribe/{make_token(key, recurring_export_id, recipient)}"
 
 
 def _mail(store: Store, settings: Settings, announcement: Announcement, attachments: Sequence[Attachment]) -> ReadyMail:

@@ -75,6 +75,8 @@ def _request(message: Message) -> helpers.Mail:
     mail.add_custom_arg(helpers.CustomArg("message_id", message.message_id))
     # RFC 3834: keeps vacation replies away.
     mail.add_header(helpers.Header("Auto-Submitted", "auto-generated"))
+    for name, value in message.list_headers.items():
+        mail.add_header(helpers.Header(name, value))
     # Tracking would send every signed link through SendGrid's redirector.
     tracking = helpers.TrackingSettings()
     tracking.click_tracking = helpers.ClickTracking(enable=False, enable_text=False)

@@ -40,6 +40,10 @@ CATALOG: Mapping[str, Texts] = {
         "failed_heading_ours": "Your export failed on our side",
         "failed_intro_ours": "Nothing is wrong with your request, and you need not change it. Our operators have to "
         "look at this first; if you write to them, give the reference below.",
+        "paused_heading": "Your recurring export was paused",
+        "paused_intro": "It makes no more exports until what the details below name is put right and it is resumed.",
+        "recurring": "Recurring export",
+        "unsubscribe": "Unsubscribe from this recurring export",
         "asked": "Asked for on",
         "error_code": "Error code",
         "reference": "Reference",
@@ -75,6 +79,11 @@ CATALOG: Mapping[str, Texts] = {
         "failed_heading_ours": "Tu exportación falló por un problema nuestro",
         "failed_intro_ours": "Tu solicitud está bien y no hace falta cambiarla. Nuestros operadores tienen que "
         "revisar primero el problema; si les escribes, indica la referencia de abajo.",
+        "paused_heading": "Tu exportación periódica se ha pausado",
+        "paused_intro": "No se harán más exportaciones hasta que se corrija lo que indican los detalles (en inglés) y "
+        "se reanude.",
+        "recurring": "Exportación periódica",
+        "unsubscribe": "Dejar de recibir esta exportación periódica",
         "asked": "Pedida el",
         "error_code": "Código de error",
         "reference": "Referencia",
@@ -110,6 +119,11 @@ CATALOG: Mapping[str, Texts] = {
         "failed_heading_ours": "Sua exportação falhou por um problema nosso",
         "failed_intro_ours": "Seu pedido está correto e não precisa ser mudado. Nossos operadores precisam examinar o "
         "problema primeiro; se escrever para eles, informe a referência abaixo.",
+        "paused_heading": "Sua exportação recorrente foi pausada",
+        "paused_intro": "Nenhuma outra exportação será feita até que se corrija o que os detalhes (em inglês) indicam "
+        "e ela seja retomada.",
+        "recurring": "Exportação recorrente",
+        "unsubscribe": "Deixar de receber esta exportação recorrente",
         "asked": "Pedida em",
         "error_code": "Código do erro",
         "reference": "Referência",

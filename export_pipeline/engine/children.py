@@ -28,7 +28,7 @@ def child_values(
         child: the child list.
         compiler: for the tenant's predicate.
         backend: of the database, as SQLAlchemy names it.
-        parents: the keys that are exported; None = all of the tenant.
+        parents: the keys that are exported; None = all that the child table has of the tenant.
 
     Raises:
         ExportFailure: ``not_supported`` on a database that this was not written for.
@@ -62,7 +62,8 @@ def _ranked(child: ChildList, compiler: ConditionCompiler, backend: str, parents
     text = sa.cast(value, sa.Text)
     # The value breaks ties by code point, so that two exports of one snapshot are the same.
     by_value = sa.collate(text, "C") if backend == "postgresql" else text
-    place = sa.func.row_number().over(partition_by=parent, order_by=(directed, by_value))
+    # Databases disagree on where nulls are: here they come last, for they are neither the newest nor the oldest.
+    place = sa.func.row_number().over(partition_by=parent, order_by=(order.is_(None), directed, by_value))
     where: list[sa.ColumnElement[bool]] = [value.is_not(None)]
     if child.tenant:
         where.append(compiler.of_tenant(table, child.tenant))

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
-from export_pipeline.catalog.model import Column, CustomField, Dataset, FilterOperator
+from export_pipeline.catalog.model import Column, ColumnType, CustomField, Dataset, FilterOperator
 from export_pipeline.engine import arrays, sqlite_text
 from export_pipeline.engine.operands import Operands
 from export_pipeline.requests.conditions import (
@@ -41,6 +43,7 @@ _COMPARE: dict[FilterOperator, Callable[[Any, Any], Any]] = {
 }
 
 
+_GROUP = 30
 _ORDERING = (*[operator for operator in _COMPARE if operator is not FilterOperator.EQ], FilterOperator.BETWEEN)
 
 
@@ -59,16 +62,25 @@ class ConditionCompiler:
         return self._operands.bound(value)
 
     def of_tenant(self, table: sa.TableClause, tenant: str) -> sa.ColumnElement[bool]:
-        """The tenant's rows alone."""
-        return table.c[tenant] == self.bound(self._organization_id)
+        """The tenant's rows alone.
+
+        A column that the catalog does not declare as uuid or integer is compared as text too: a database may take
+        several spellings for one id, and only one of them is the organization that was asked who may export.
+        """
+        column = table.c[tenant]
+        same = column == self.bound(self._organization_id)
+        if self._dataset.tenant_type is not ColumnType.TEXT:
+            return same
+        spelled = sa.bindparam(None, self._organization_id, type_=sa.Text(), unique=True)
+        return sa.and_(same, sa.cast(column, sa.Text) == spelled)
 
     def condition(self, condition: Condition) -> sa.ColumnElement[bool]:
         """One condition, true, false or null for a row."""
         match condition:
             case AllOf(conditions):
-                return sa.and_(sa.true(), *[self.condition(one) for one in conditions])
+                return _joined(sa.and_, sa.true(), [self.condition(one) for one in conditions])
             case AnyOf(conditions):
-                return sa.or_(sa.false(), *[self.condition(one) for one in conditions])
+                return _joined(sa.or_, sa.false(), [self.condition(one) for one in conditions])
             case Negation(inner):
                 return _does_not_hold(self.condition(inner))
             case _:
@@ -173,6 +185,30 @@ class ConditionCompiler:
             return sa.func.instr(source, self.bound(value), type_=sa.Integer())
         text = sa.bindparam(None, value, type_=sa.Text(), unique=True)
         return sa.func.strpos(sa.cast(source, sa.Text), text, type_=sa.Integer())
+
+
+class _Group(sa.sql.functions.FunctionElement[bool]):
+    """An expression in parentheses, which SQLAlchemy leaves out where it takes them for needless."""
+
+    inherit_cache = True
+    type = sa.Boolean()
+
+
+@compiles(_Group)
+def _written(element: _Group, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({compiler.process(element.clauses, **kw)})"
+
+
+def _joined(
+    operator: Callable[..., sa.ColumnElement[bool]],
+    neutral: sa.ColumnElement[bool],
+    conditions: Sequence[sa.ColumnElement[bool]],
+) -> sa.ColumnElement[bool]:
+    """AND or OR of any number: in groups of groups, for SQLite takes a chain of them for a tree of that depth."""
+    while len(conditions) > _GROUP:
+        groups = [conditions[at : at + _GROUP] for at in range(0, len(conditions), _GROUP)]
+        conditions = [_Group(operator(neutral, *group)) for group in groups]
+    return operator(neutral, *conditions)
 
 
 def _does_not_hold(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:

@@ -81,10 +81,10 @@ class Operands:
         if not self._sqlite:
             text: sa.ColumnElement[Any] = sa.cast(source, postgresql.JSONB)[field.key].astext
             return text
-        path = _path(field)
-        kind, value = sa.func.json_type(source, path), sa.func.json_extract(source, path)
+        path, sound = _path(field), _sound(source)
+        kind, value = sa.func.json_type(sound, path), sa.func.json_extract(sound, path)
         # json_extract gives 1 for true and reads numbers as floats; the JSON text keeps both as they are.
-        raw = source.op("->")(path)
+        raw = sound.op("->")(path)
         return sa.case((kind == "null", sa.null()), (kind == "text", value), else_=raw)
 
     def require_own_sql(self) -> None:
@@ -121,7 +121,7 @@ class Operands:
 
     def _typed_sqlite(self, field: CustomField, *, number: bool) -> sa.ColumnElement[Any]:
         source = self._table.c[field.column.source]
-        sound = sa.case((sa.func.json_valid(source) == 1, source))
+        sound = _sound(source)
         # A row of its own for the value, so that it is looked up once however often the expression names it.
         found = sa.func.json_each(sa.func.json_array(sound.op("->")(_path(field)))).table_valued("type", "value")
         if number:
@@ -182,6 +182,11 @@ def kind_of(operand: Operand) -> ColumnType:
             return operand.value_type
         case Arithmetic():
             return ColumnType.DECIMAL
+
+
+def _sound(source: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """On SQLite: the column's text where it is JSON; its functions end the statement at any other."""
+    return sa.case((sa.func.json_valid(source) == 1, source))
 
 
 def _path(field: CustomField) -> sa.BindParameter[str]:

@@ -23,7 +23,7 @@ from export_pipeline.engine.query import Selection
 from export_pipeline.engine.readers import Source
 from export_pipeline.engine.staging import Staging, unique
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.conditions import AnyOf, OnList
+from export_pipeline.requests.conditions import AnyOf, Condition, OnList, size_of
 from export_pipeline.requests.file_rules import TABLES, Compression, Format, Options
 from export_pipeline.requests.filters import parse_filters
 from export_pipeline.requests.model import ExportRequest
@@ -31,6 +31,10 @@ from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.preflight import Preflight
 from export_pipeline.requests.row_rules import Identity, layout_of
 from export_pipeline.requests.segments import StoredSegment, segment_condition
+
+MOST_CONDITIONS = 2_000
+MOST_VALUES = 30_000
+"""Of filters and segments together. SQLite binds 32,766 values to a statement."""
 
 
 class FieldDefinition(BaseModel):
@@ -97,8 +101,8 @@ def make_plan(
     segments = find_segments(source, dataset, organization.id, checked.segment_ids)
     expanded = _expands(checked, request.layout)
     fields = find_custom_fields(source, dataset, organization.id) if segments or expanded else ()
-    for segment in segments:
-        segment_condition(segment, dataset, fields, organization.time_zone)
+    conditions = [segment_condition(segment, dataset, fields, organization.time_zone) for segment in segments]
+    _check_size([checked.filters, *conditions])
     return ExportPlan(
         request_id=request.id,
         uid=request.uid,
@@ -125,6 +129,17 @@ def make_plan(
         max_bytes=checked.max_bytes,
         key_secret=secrets.token_hex(16),
     )
+
+
+def _check_size(conditions: Sequence[Condition]) -> None:
+    sizes = [size_of(condition) for condition in conditions]
+    for total, most, what in (
+        (sum(size[0] for size in sizes), MOST_CONDITIONS, "conditions"),
+        (sum(size[1] for size in sizes), MOST_VALUES, "values"),
+    ):
+        if total > most:
+            message = f"filters: together with the segments they hold {total} {what}; at most {most} are allowed."
+            raise ExportFailure(FailureCode.INVALID_FILTER, message, field="filters")
 
 
 def _expands(checked: Preflight, layout_name: str) -> bool:

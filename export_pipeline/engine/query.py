@@ -80,14 +80,15 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
     chosen = _chosen(selection, compiler)
     where = [compiler.of_tenant(table, dataset.tenant), *chosen]
     key = table.c[dataset.key_column.source]
-    # A narrow export must not gather the children of every row of the tenant.
-    parents = sa.select(key).where(*where) if chosen else None
+    parents = sa.select(key).where(*where)
     columns = selection.read_columns
     source: sa.FromClause = table
     read: list[sa.ColumnElement[Any]] = []
     for column in columns:
         if isinstance(column, ChildList):
-            children = child_values(column, compiler, backend, parents)
+            # A narrow export must not gather the children of every row of the tenant, nor those of every tenant.
+            narrow = chosen or column.tenant is None
+            children = child_values(column, compiler, backend, parents if narrow else None)
             source = source.outerjoin(children, children.c.parent == key)
             read.append(sa.func.coalesce(children.c.listed, "[]").label(column.name))
         else:

@@ -6,10 +6,11 @@ What belongs here: the schedule and its op. What does not: what is deleted and w
 import dagster as dg
 
 from export_pipeline.delivery.retention import KEEP_UPLOADS, clear_leftovers, expire_exports
+from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.resources import ExportResource
 
 
-@dg.op(description="Expires exports past retention, clears leftovers of ended attempts, aborts orphan uploads.")
+@dg.op(description=descriptions.CLEAN)
 def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     """Everything that is due."""
     expired, not_expired = expire_exports(exports.database, exports.store)
@@ -24,10 +25,7 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     )
 
 
-@dg.job(
-    description="Deletes files past `EXPORT_RETENTION_DAYS` and what crashed attempts left. Safe to run at any time.",
-    executor_def=dg.in_process_executor,
-)
+@dg.job(description=descriptions.JANITOR, executor_def=dg.in_process_executor)
 def janitor() -> None:
     """One op."""
     clean()

@@ -5,6 +5,7 @@ What belongs here: the order of the ops. What does not: the ops.
 
 import dagster as dg
 
+from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.ops import (
     filter_entities,
     notify_recipients,
@@ -20,8 +21,7 @@ JOB_NAME = "export"
 
 @dg.job(
     name=JOB_NAME,
-    description="One row of `export_requests`: its files in the store, its recipients mailed. "
-    "**Re-execute from failure** resumes at the step that failed; nothing is read or mailed twice.",
+    description=descriptions.EXPORT,
     executor_def=dg.in_process_executor,
 )
 def export_job() -> None:
@@ -36,8 +36,7 @@ NOTIFY_JOB_NAME = "notify"
 
 @dg.job(
     name=NOTIFY_JOB_NAME,
-    description="The mails of a request whose run ended before they were all sent: its recipients' if it completed, "
-    "its requester's if it failed. The reconciler asks for it.",
+    description=descriptions.NOTIFY,
     executor_def=dg.in_process_executor,
 )
 def notify_job() -> None:

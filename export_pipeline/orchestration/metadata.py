@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
 from export_pipeline.delivery.store import Store
 from export_pipeline.engine.timing import StageSeconds
+from export_pipeline.failures import FailureCode
+from export_pipeline.orchestration.assets import asset_key
+from export_pipeline.orchestration.runbook import RUNBOOK
+from export_pipeline.orchestration.tags import tag_value
 
 MAX_LINKS = 50
 """Parts of one export that are linked by name; an event with thousands of links would only slow the UI."""
@@ -60,10 +65,31 @@ def object_links(store: Store, files: Sequence[ManifestFile]) -> Metadata:
     return {f"object_{file.name}": dg.MetadataValue.url(store.object_url(file.key)) for file in files[:MAX_LINKS]}
 
 
-def materialization(manifest: Manifest, seconds: float, parts: StageSeconds) -> dg.AssetMaterialization:
+def failure_metadata(code: FailureCode, uid: str | None) -> Metadata:
+    """What the failed step says beside its message: whose turn it is, what to press, and where the row is read."""
+    advice = RUNBOOK[code]
+    metadata: Metadata = {
+        "error_code": dg.MetadataValue.text(code.value),
+        "fault": dg.MetadataValue.text(code.fault.value),
+        "turn": dg.MetadataValue.text(advice.turn.value),
+        # Text: the event log hides Markdown behind a button.
+        "what_to_press": dg.MetadataValue.text(advice.plain),
+    }
+    if uid is not None:
+        metadata["row"] = row_metadata(uid)
+    return metadata
+
+
+def row_metadata(uid: str) -> dg.MetadataValue:
+    """The command that shows the row of a run's request."""
+    return dg.MetadataValue.text(f"export-pipeline status {tag_value(uid)}")
+
+
+def materialization(manifest: Manifest, parts: StageSeconds) -> dg.AssetMaterialization:
     """One export as a materialization of its dataset, so that the UI plots rows, bytes and seconds over time."""
+    seconds = (datetime.now(UTC) - manifest.snapshot_at).total_seconds()
     return dg.AssetMaterialization(
-        asset_key=dg.AssetKey(["exports", manifest.dataset]),
+        asset_key=asset_key(manifest.dataset),
         description=f"{manifest.format} export {manifest.uid}",
         metadata={
             "rows": dg.MetadataValue.int(manifest.rows),

@@ -21,7 +21,14 @@ from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_p
 from export_pipeline.engine.serialize import serialize_shard
 from export_pipeline.engine.timing import StageSeconds
 from export_pipeline.failures import ExportFailure
-from export_pipeline.orchestration.metadata import Stopwatch, materialization, object_links, stage_metadata
+from export_pipeline.orchestration import descriptions
+from export_pipeline.orchestration.metadata import (
+    Stopwatch,
+    materialization,
+    object_links,
+    row_metadata,
+    stage_metadata,
+)
 from export_pipeline.orchestration.references import (
     PlanReference,
     PublishedExport,
@@ -38,8 +45,10 @@ from export_pipeline.requests.mail_rules import check_mail
 from export_pipeline.requests.model import ExportRequest, load_request
 from export_pipeline.requests.permissions import check_permission
 from export_pipeline.requests.preflight import preflight
-from export_pipeline.requests.recipients import recipients_of
+from export_pipeline.requests.recipients import is_silent, recipients_of_files
 from export_pipeline.requests.tables import NotificationStatus, Stage
+
+NOTHING_TO_SAY = "Nothing matched, and the request asks for no mail then (empty_result)."
 
 
 class PlanConfig(dg.Config):
@@ -48,7 +57,7 @@ class PlanConfig(dg.Config):
     request_id: int
 
 
-@dg.op(description="Reads the request, checks it, and writes the plan. **Fails with the requester's fault named.**")
+@dg.op(description=descriptions.PLAN)
 def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> PlanReference:
     """Preflight and plan."""
     with stage(context, exports, config.request_id, Stage.PLAN) as work:
@@ -68,6 +77,7 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
                 "columns": len(made.columns),
                 "recipients": len(checked.recipients),
                 "max_file_bytes": made.max_bytes,
+                "row": row_metadata(made.uid),
             }
         )
         return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt, key=key)
@@ -92,7 +102,7 @@ def _secure_mail(
 
 
 @dg.op(
-    description="Reads the organization's rows in **one database snapshot** and stages them as Arrow.",
+    description=descriptions.FILTER_ENTITIES,
     out={"shards": dg.DynamicOut(ShardReference), "snapshot": dg.Out(SnapshotReference)},
 )
 def filter_entities(
@@ -127,11 +137,10 @@ def filter_entities(
         yield dg.DynamicOutput(
             reference, mapping_key=f"{shard.ordinal:05d}", output_name="shards", metadata={"rows": shard.rows}
         )
-    snapshot = SnapshotReference(plan=planned, rows=staged.rows, snapshot_at=staged.snapshot_at, seconds=staged.seconds)
-    yield dg.Output(snapshot, output_name="snapshot", metadata=metadata)
+    yield dg.Output(SnapshotReference.of(planned, staged), output_name="snapshot", metadata=metadata)
 
 
-@dg.op(description="Writes a shard's files in the requested format, none larger than `max_file_size_mb`.")
+@dg.op(description=descriptions.SERIALIZE)
 def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: ExportResource) -> SerializedShard:
     """Rows to files."""
     with stage(context, exports, shard.plan.request_id, Stage.SERIALIZE) as work:
@@ -151,7 +160,7 @@ def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: Ex
         return SerializedShard(shard=shard, output=output)
 
 
-@dg.op(description="Uploads a shard's files to the store, with checksums; aborts cleanly when stopped.")
+@dg.op(description=descriptions.UPLOAD)
 def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports: ExportResource) -> UploadedShard:
     """Files to the store."""
     shard = serialized.shard
@@ -170,13 +179,10 @@ def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports:
         output, seconds = serialized.output, StageSeconds(upload=watch.seconds)
         metadata = stage_metadata(watch, seconds, rows=output.rows, size=output.bytes, files=len(files))
         context.add_output_metadata(metadata | object_links(exports.store, files))
-        seconds += output.seconds
-        return UploadedShard(
-            plan=shard.plan, ordinal=shard.ordinal, files=files, counters=output.counters, seconds=seconds
-        )
+        return serialized.uploaded(files, seconds)
 
 
-@dg.op(description="Proves that everything arrived, writes the **manifest last**, and marks the request completed.")
+@dg.op(description=descriptions.PUBLISH)
 def publish(
     context: dg.OpExecutionContext,
     snapshot: SnapshotReference,
@@ -206,10 +212,8 @@ def publish(
             exports.staging.delete_tree(made.prefix)  # else the janitor does: the export is complete
         parts = sum((shard.seconds for shard in uploaded), snapshot.seconds)
         metadata = stage_metadata(watch, parts, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
-        metadata["manifest"] = dg.MetadataValue.url(exports.store.object_url(key))
-        context.add_output_metadata(metadata)
-        whole = (datetime.now(UTC) - snapshot.snapshot_at).total_seconds()
-        context.log_event(materialization(manifest, whole, parts))
+        context.add_output_metadata(metadata | {"manifest": dg.MetadataValue.url(exports.store.object_url(key))})
+        context.log_event(materialization(manifest, parts))
         return PublishedExport(plan=planned, manifest_key=key)
 
 
@@ -227,23 +231,22 @@ def _complete(
             expires_at=datetime.now(UTC) + timedelta(days=exports.settings.retention_days),
         )
         request = load_request(connection, planned.request_id)
-        recipients = recipients_of(request)
+        recipients = recipients_of_files(request)
         ledger.enlist(connection, request.id, recipients)
+        if is_silent(request):
+            billing.release(connection, request.uid)
         # Re-executed from a failure: what the plan op reserved was given back when the request failed.
         billing.reserve(connection, request.organization_id, request.uid, recipients)
 
 
-@dg.op(description="Mails every recipient links or the files, **once**; re-execution mails only who has none yet.")
+@dg.op(description=descriptions.NOTIFY_RECIPIENTS)
 def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport, exports: ExportResource) -> None:
     """The mails."""
     with stage(context, exports, published.plan.request_id, Stage.NOTIFY_RECIPIENTS) as work:
         _notify(context, exports, work)
 
 
-@dg.op(
-    description="Goes on with the mails of a request whose own run ended before they were all sent: those of its "
-    "recipients if it completed, that of its requester if it failed."
-)
+@dg.op(description=descriptions.RESUME_NOTIFICATION)
 def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> None:
     """The mails that a dead run left."""
     with aside(context, exports, config.request_id):
@@ -264,19 +267,21 @@ def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work)
         request_id=request.id,
         manifest=read_manifest(exports.store, request.manifest_key or ""),
         dataset=exports.catalog[request.dataset],
-        recipients=recipients_of(request),
+        recipients=recipients_of_files(request),
         locale=request.email_locale,
         time_zone=organization.time_zone,
         files_expire_at=request.expires_at or datetime.now(UTC),
         organization_name=organization.name,
         sender=sender,
+        recurring_export_id=request.recurring_export_id,
     )
     counts: Mapping[NotificationStatus, int] = {}
     if announcement.recipients:  # else there may be no provider to open
         counts = notify(
             exports.database, exports.store, exports.mail, exports.settings, announcement, check=work.pulse.check
         )
-    notes = [note for note in (undelivered(counts), sender_lost) if note]
+    silent = NOTHING_TO_SAY if is_silent(request) else None
+    notes = [note for note in (undelivered(counts), sender_lost, silent) if note]
     with exports.database.begin() as connection:
         states.notified(connection, request.id, counts)
         states.note(connection, request.id, " ".join(notes) or None, run_id=context.run_id)

@@ -7,6 +7,8 @@ What does not: what the row may become (requests.states).
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -16,6 +18,10 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportCanceled, OwnershipLost
 from export_pipeline.requests import ownership
 
+LOG_SECONDS = 15.0
+"""The event log is for people: it hears of progress so often at most; the row hears of it with every heartbeat."""
+Log = Callable[[str], None]
+
 
 class Pulse:
     """While this context is open, the row gets a heartbeat every ``seconds``.
@@ -24,11 +30,23 @@ class Pulse:
     and every loop of an op calls one of them at each batch and part.
     """
 
-    def __init__(self, database: sa.Engine, request_id: int, run_id: str, seconds: float) -> None:
+    def __init__(
+        self,
+        database: sa.Engine,
+        request_id: int,
+        run_id: str,
+        seconds: float,
+        *,
+        log: Log = lambda _: None,
+        rows_total: int | None = None,
+    ) -> None:
         self._database = database
         self._request_id = request_id
         self._run_id = run_id
         self._seconds = seconds
+        self._log = log
+        self._logged_at = time.monotonic()
+        self._rows_total = rows_total
         self._values: dict[str, Any] = {}
         self._stop: Exception | None = None
         self._ended = threading.Event()
@@ -53,11 +71,17 @@ class Pulse:
         with self._lock:
             self._values["rows_done"] = rows_done
         self.check()
+        if time.monotonic() - self._logged_at >= LOG_SECONDS:
+            self._logged_at = time.monotonic()
+            total = "" if self._rows_total is None else f" of {self._rows_total:,}"
+            self._log(f"{rows_done:,}{total} rows done.")
 
     def snapshot_taken(self, rows_total: int, snapshot_at: datetime) -> None:
         """The snapshot is open: its rows are counted."""
         with self._lock:
             self._values |= {"rows_total": rows_total, "snapshot_at": snapshot_at}
+        self._rows_total = rows_total
+        self._log(f"The snapshot is open: {rows_total:,} rows to export.")
         self._write()
         self.check()
 

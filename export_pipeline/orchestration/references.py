@@ -12,6 +12,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.delivery.manifest import ManifestFile
+from export_pipeline.engine.extract import StagedRows
 from export_pipeline.engine.serialize import SerializedFiles
 from export_pipeline.engine.timing import StageSeconds
 
@@ -37,6 +38,11 @@ class SnapshotReference(_Reference):
     snapshot_at: datetime
     seconds: StageSeconds = StageSeconds()
 
+    @classmethod
+    def of(cls, plan: PlanReference, staged: StagedRows) -> SnapshotReference:
+        """The snapshot that was staged for a plan."""
+        return cls(plan=plan, rows=staged.rows, snapshot_at=staged.snapshot_at, seconds=staged.seconds)
+
 
 class ShardReference(_Reference):
     """A staged shard: its place from 1 among ``shards``, its staging key, its rows, and those of the shards before."""
@@ -55,6 +61,16 @@ class SerializedShard(_Reference):
 
     shard: ShardReference
     output: SerializedFiles
+
+    def uploaded(self, files: tuple[ManifestFile, ...], seconds: StageSeconds) -> UploadedShard:
+        """The same shard once its files are in the store; ``seconds`` are those of the upload."""
+        return UploadedShard(
+            plan=self.shard.plan,
+            ordinal=self.shard.ordinal,
+            files=files,
+            counters=self.output.counters,
+            seconds=self.output.seconds + seconds,
+        )
 
 
 class UploadedShard(_Reference):

@@ -15,7 +15,7 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster import DagsterInstance, RunsFilter
 
-from export_pipeline.orchestration import tags
+from export_pipeline.orchestration import descriptions, tags
 from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate, write
@@ -46,7 +46,7 @@ UNREACHABLE = (
     job_name=JOB_NAME,
     minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Claims queued rows of `export_requests`, in fair turns across organizations, and asks for their runs.",
+    description=descriptions.EXPORT_REQUESTS,
 )
 def export_requests(_context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
     """Requests to runs. No cursor: the table's state is the cursor."""
@@ -73,7 +73,7 @@ def run_request(claim: claims.Claim) -> dg.RunRequest:
     minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     job_name=JOB_NAME,
-    description="Cancels what `cancel_requested_at` asks to be canceled: the row, and its run if it has one.",
+    description=descriptions.EXPORT_CANCELLATIONS,
 )
 def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
     """Cancels, as fast as the sensor ticks."""
@@ -99,8 +99,7 @@ def _cancel(instance: DagsterInstance, exports: ExportResource, request_id: int,
     minimum_interval_seconds=RECONCILE_INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     job_name=NOTIFY_JOB_NAME,
-    description="Compares rows with their runs and heartbeats, and mends what lost its run; "
-    "asks for the mails that a dead run left, and for those that tell requesters of a failure.",
+    description=descriptions.EXPORT_RECONCILER,
 )
 def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
     """What status sensors and crashed workers leave behind."""
@@ -167,7 +166,11 @@ def _resume(instance: DagsterInstance, orphan: claims.Orphan, asked: list[dg.Run
             job_name=NOTIFY_JOB_NAME,
             run_key=f"{orphan.uid}:notify:{len(tried) + 1}",
             run_config={"ops": {"resume_notification": {"config": {"request_id": orphan.id}}}},
-            tags={tags.REQUEST_ID: str(orphan.id), tags.REQUEST_UID: orphan.uid},
+            tags={
+                tags.REQUEST_ID: str(orphan.id),
+                tags.REQUEST_UID: orphan.uid,
+                **tags.found_by(orphan.organization_id, orphan.dataset, orphan.format),
+            },
         )
     )
 

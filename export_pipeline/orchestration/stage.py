@@ -26,6 +26,7 @@ from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
+from export_pipeline.orchestration.metadata import failure_metadata
 from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, states
@@ -59,7 +60,14 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
     frame = _Frame(context, exports, request_id)
     with _clean_end(frame):
         owned = frame.enter(which)
-        with Pulse(exports.database, request_id, context.run_id, exports.settings.heartbeat_seconds) as pulse:
+        with Pulse(
+            exports.database,
+            request_id,
+            context.run_id,
+            exports.settings.heartbeat_seconds,
+            log=context.log.info,
+            rows_total=owned.rows_total,
+        ) as pulse:
             yield Work(request_id, owned.attempt, pulse, owned.manifest_key)
 
 
@@ -122,11 +130,14 @@ class _Frame:
                     connection, self._request_id, which, run_id=run.run_id, lineage=lineage, attempt=attempt
                 )
         self._owned = owned
+        missing: dict[str, str] = {}
         if tags.REQUEST_UID not in run.tags:
             # Launched by hand: without its tags neither a cancel nor the reconciler would find the run.
-            instance.add_run_tags(
-                run.run_id, {tags.REQUEST_UID: tags.tag_value(owned.uid), tags.ATTEMPT: str(owned.attempt)}
-            )
+            missing = {tags.REQUEST_UID: tags.tag_value(owned.uid), tags.ATTEMPT: str(owned.attempt)}
+        if tags.inherited_failure(instance, run):
+            missing |= {tags.ERROR_CODE: tags.NO_FAILURE, tags.FAULT: tags.NO_FAILURE}
+        if missing:
+            instance.add_run_tags(run.run_id, missing)
         return owned
 
     def interrupted(self) -> None:
@@ -178,14 +189,19 @@ class _Frame:
             return dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait)
         if self._writes and self._write_failure(failure):
             self._after_failure(failure)
-        metadata: dict[str, dg.MetadataValue] = {
-            "error_code": dg.MetadataValue.text(failure.code.value),
-            "fault": dg.MetadataValue.text(failure.fault.value),
-        }
+        self._tag(failure)
+        metadata = failure_metadata(failure.code, None if self._owned is None else self._owned.uid)
         if places:
             metadata["exception"] = dg.MetadataValue.text(kind)
             metadata["raised_at"] = dg.MetadataValue.md(f"```\n{places}\n```")
         return dg.Failure(_told(failure), metadata=metadata, allow_retries=False)
+
+    def _tag(self, failure: ExportFailure) -> None:
+        """The list of runs shows and filters by what failed and whose fault it is."""
+        with suppress(Exception):  # the step's own metadata says the same
+            self._context.instance.add_run_tags(
+                self._context.run_id, {tags.ERROR_CODE: failure.code.value, tags.FAULT: failure.fault.value}
+            )
 
     def _wait(self, failure: ExportFailure) -> float | None:
         """Seconds until this op is tried again; None if it is not."""

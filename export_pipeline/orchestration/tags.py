@@ -20,6 +20,10 @@ ATTEMPT = "export/attempt"
 ORGANIZATION = "export/organization"
 DATASET = "export/dataset"
 FORMAT = "export/format"
+ERROR_CODE = "export/error_code"
+FAULT = "export/fault"
+NO_FAILURE = "none"
+"""A re-execution gets the tags of the run that failed, and Dagster removes none: its own say that it did not fail."""
 
 MAX_LINEAGE = 50
 
@@ -32,9 +36,16 @@ def run_tags(claim: Claim) -> dict[str, str]:
         REQUEST_ID: str(claim.id),
         REQUEST_UID: tag_value(claim.uid),
         ATTEMPT: str(claim.attempt),
-        ORGANIZATION: tag_value(claim.organization_id),
-        DATASET: tag_value(claim.dataset),
-        FORMAT: tag_value(claim.format),
+        **found_by(claim.organization_id, claim.dataset, claim.format),
+    }
+
+
+def found_by(organization_id: object, dataset: object, file_format: object) -> dict[str, str]:
+    """The tags that operators filter runs by."""
+    return {
+        ORGANIZATION: tag_value(organization_id),
+        DATASET: tag_value(dataset),
+        FORMAT: tag_value(file_format),
     }
 
 
@@ -53,6 +64,14 @@ def attempt_of(tags: Mapping[str, str]) -> int | None:
     """The attempt that a run was launched for; None if an operator launched it by hand."""
     value = tags.get(ATTEMPT, "")
     return int(value) if value.isdigit() else None
+
+
+def inherited_failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether the run's failure tags are those of the run that it re-executes: no step of its own has failed."""
+    if run.parent_run_id is None or run.tags.get(ERROR_CODE, NO_FAILURE) == NO_FAILURE:
+        return False
+    failed = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=1)
+    return not failed.records
 
 
 def lineage_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:

@@ -113,6 +113,9 @@ class Orphan:
     run_id: str | None
     timed_out: bool
     """So long that a run which still claims to work on it is taken for dead."""
+    organization_id: str = ""
+    dataset: str = ""
+    format: str = ""
 
 
 def quiet(
@@ -135,6 +138,9 @@ def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldes
             _rows.attempt,
             _rows.status,
             _rows.run_id,
+            _rows.organization_id,
+            _rows.dataset,
+            _rows.format,
             # A request that was given up before it began never had a heartbeat.
             sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at).label("last_heard"),
         )
@@ -149,6 +155,9 @@ def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldes
             running=row.status != RequestStatus.QUEUED,
             run_id=row.run_id,
             timed_out=row.status != RequestStatus.QUEUED and row.last_heard < oldest_heartbeat,
+            organization_id=row.organization_id,
+            dataset=row.dataset,
+            format=row.format,
         )
         for row in found
     ]

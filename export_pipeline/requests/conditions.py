@@ -98,4 +98,20 @@ class Negation:
     condition: Condition
 
 
+def size_of(condition: Condition) -> tuple[int, int]:
+    """How many conditions and how many values there are in a tree."""
+    match condition:
+        case AllOf(inner) | AnyOf(inner):
+            sizes = [size_of(one) for one in inner]
+            return sum(size[0] for size in sizes), sum(size[1] for size in sizes)
+        case Negation(one):
+            return size_of(one)
+        case Comparison(value=tuple() as values):
+            return 1, len(values)
+        case OnList(list_ids):
+            return 1, len(list_ids)
+        case _:
+            return 1, 1
+
+
 Condition = Comparison | Like | ArrayContains | HasDomain | OnList | AllOf | AnyOf | Negation

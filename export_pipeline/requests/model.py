@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.tables import RequestStatus, Stage, export_requests
+from export_pipeline.requests.tables import EmptyResult, RequestStatus, Stage, export_requests
 
 
 class RequestState(BaseModel):
@@ -62,11 +62,14 @@ class ExportRequest(RequestState):
     segment_ids: list[str] | None
     start_date: datetime | None
     end_date: datetime | None
+    window_from: datetime | None
+    window_before: datetime | None
     include: list[str] | None
     options: dict[str, Any]
     max_file_size_mb: int
     notify_email: bool
     recipient_emails: list[str]
+    empty_result: Annotated[EmptyResult, Field(strict=False)]
     email_locale: str | None
     from_email: str | None
     from_sender_id: str | None
@@ -93,8 +96,8 @@ def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
         return ExportRequest(
             **{name: _value(name, value) for name, value in zip(export_requests.c.keys(), row, strict=True)}
         )
-    except (ValueError, TypeError):
-        # SQLite stores anything anywhere, and the failure has to name the column.
+    except (ValueError, TypeError, RecursionError):
+        # SQLite stores anything anywhere, JSON may be nested for ever, and the failure has to name the column.
         raise _unreadable(connection, by_id) from None
 
 
@@ -102,7 +105,7 @@ def _unreadable(connection: sa.Connection, by_id: sa.ColumnElement[bool]) -> Exp
     for column in export_requests.c:
         try:
             _value(column.name, connection.execute(sa.select(_as_stored(column)).where(by_id)).scalar_one())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             break
     return ExportFailure(
         FailureCode.INVALID_REQUEST,

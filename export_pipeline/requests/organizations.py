@@ -142,3 +142,11 @@ class Organizations:
         # Only a list holds permissions: in a bare text any part of a permission would be found.
         listed = row.permissions if isinstance(row.permissions, list) else []
         return Member(member_id, row.email, row.locale, frozenset(entry for entry in listed if isinstance(entry, str)))
+
+    def member_addresses(self, connection: sa.Connection, organization_id: str) -> frozenset[str]:
+        """The addresses of the organization's members, casefolded."""
+        columns = self._members.c
+        found = connection.execute(
+            sa.select(columns.email).where(columns.organization_id == organization_id, columns.email.is_not(None))
+        ).scalars()
+        return frozenset(str(address).strip().casefold() for address in found)

@@ -30,6 +30,8 @@ class Ownership:
     attempt: int
     manifest_key: str | None = None
     """Of a request that is completed already."""
+    rows_total: int | None = None
+    """Rows of its snapshot, once there is one."""
 
 
 def begin(
@@ -161,7 +163,7 @@ def _take(
             started_at=sa.func.coalesce(_rows.started_at, sa.bindparam("started", now, _rows.started_at.type)),
             updated_at=now,
         )
-        .returning(_rows.uid, _rows.organization_id, _rows.attempt)
+        .returning(_rows.uid, _rows.organization_id, _rows.attempt, _rows.rows_total)
     ).first()
     if taken is None:
         raise why_not(connection, request_id)
@@ -173,7 +175,7 @@ def _take(
             EventKind.STARTED,
             {"run_id": run_id, "attempt": taken.attempt},
         )
-    return Ownership(taken.uid, taken.attempt)
+    return Ownership(taken.uid, taken.attempt, rows_total=taken.rows_total)
 
 
 def why_not(connection: sa.Connection, request_id: int) -> Exception:

@@ -30,6 +30,7 @@ from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.recipients import recipients_of
 from export_pipeline.requests.row_rules import (
     Identity,
+    check_organization,
     columns_of,
     dataset_of,
     date_range_of,
@@ -70,6 +71,7 @@ def preflight(request: ExportRequest, catalog: Mapping[str, Dataset], organizati
     _check_uid(request)
     _refuse_unsupported(request)
     dataset = dataset_of(request, catalog)
+    check_organization(request, dataset)
     file_format = format_of(request)
     compression = compression_of(request, file_format)
     options = options_of(request)

@@ -10,6 +10,7 @@ from email_validator import EmailNotValidError, validate_email
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.model import ExportRequest
+from export_pipeline.requests.tables import EmptyResult
 
 MAX_RECIPIENTS = 26
 """After deduplication (gu1, bulk entity export by e-mail)."""
@@ -40,3 +41,17 @@ def recipients_of(request: ExportRequest) -> tuple[str, ...]:
             field="recipient_emails",
         )
     return tuple(unique) if request.notify_email else ()
+
+
+def recipients_of_files(request: ExportRequest) -> tuple[str, ...]:
+    """Who is to be mailed of a completed request: nobody, if no row matched and it asked to be silent then.
+
+    Raises:
+        ExportFailure: as ``recipients_of``.
+    """
+    return () if is_silent(request) else recipients_of(request)
+
+
+def is_silent(request: ExportRequest) -> bool:
+    """Whether nobody is mailed of a completed request because no row matched."""
+    return request.empty_result is EmptyResult.SKIP and request.row_count == 0

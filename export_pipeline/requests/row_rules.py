@@ -47,14 +47,37 @@ def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Datase
     return dataset
 
 
-def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
-    """Wall clock to instants, both ends inclusive to the second (Cometly, Create Contact Export).
+def check_organization(request: ExportRequest, dataset: Dataset) -> None:
+    """The organization is spelled in the one way that its own tables have it.
 
-    What becomes of times that happen twice or never: ``wall_clock``.
+    PostgreSQL takes several spellings of a UUID for the same rows, and only under one of them would the organization's
+    permissions, integration and balance be found.
+
+    Raises:
+        ExportFailure: ``invalid_request``.
+    """
+    try:
+        canonical = str(_identity(request.organization_id, dataset.tenant_type))
+    except ValueError:
+        canonical = None
+    if request.organization_id != canonical:
+        expected = {ColumnType.UUID: "a UUID in lower case with hyphens", ColumnType.INTEGER: "a whole number"}
+        what = expected.get(dataset.tenant_type, "a text")
+        message = f"organization_id: must be {what}, as it stands in {dataset.table}.{dataset.tenant}."
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="organization_id")
+
+
+def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
+    """The creation times that are meant, as instants: from the first one on, and before the second.
+
+    Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export); what becomes of times that
+    happen twice or never: ``wall_clock``. A window is instants already, so that windows meet exactly.
 
     Raises:
         ExportFailure: ``invalid_date_range``.
     """
+    if request.window_from or request.window_before:
+        return _window_of(request, dataset)
     start, end = request.start_date, request.end_date
     if (start or end) and dataset.created_at is None:
         raise _invalid_range("start_date", f"dataset {dataset.name} has no creation time to filter by; leave it NULL")
@@ -64,6 +87,17 @@ def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> t
         return beginning(start, zone) if start else None, end_of_second(end, zone) if end else None
     except OverflowError:
         raise _invalid_range("end_date" if end else "start_date", "is out of range") from None
+
+
+def _window_of(request: ExportRequest, dataset: Dataset) -> tuple[datetime | None, datetime | None]:
+    begin, end = request.window_from, request.window_before
+    if request.start_date or request.end_date:
+        raise _invalid_range("window_from", "cannot be given together with start_date or end_date; leave those NULL")
+    if dataset.created_at is None:
+        raise _invalid_range("window_from", f"dataset {dataset.name} has no creation time to filter by; leave it NULL")
+    if begin and end and end <= begin:
+        raise _invalid_range("window_before", "must be after window_from")
+    return begin, end
 
 
 def _invalid_range(field: str, what: str) -> ExportFailure:

@@ -51,8 +51,8 @@ def segment_condition(
 def _json(text: str | None) -> dict[str, object]:
     try:
         stored = json.loads(text or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):
-        raise ExportFailure(FailureCode.INVALID_SEGMENT, "its filter is not a JSON object.")
+        raise ExportFailure(FailureCode.INVALID_SEGMENT, "its filter is not a JSON object, or nested too deep.")
     return stored

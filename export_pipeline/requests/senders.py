@@ -60,7 +60,7 @@ def _from_domain(
     verified = [
         one.verified
         for one in organizations.domains(connection, organization_id)
-        if _ascii_domain(one.domain) == address.ascii_domain
+        if ascii_domain(one.domain) == address.ascii_domain
     ]
     if not verified:
         raise ExportFailure(
@@ -111,7 +111,7 @@ def _address(text: str) -> ValidatedEmail | None:
         return None
 
 
-def _ascii_domain(domain: str) -> str | None:
+def ascii_domain(domain: str) -> str | None:
     """The domain as DNS knows it, by the same rules as a sender's; None if it is none."""
     address = _address(f"postmaster@{domain.strip().removesuffix('.')}")
     return address.ascii_domain if address else None

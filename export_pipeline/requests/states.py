@@ -3,7 +3,7 @@
 ``queued -> running -> completed | failed | canceled -> expired``
 
 What belongs here: who may end a request and how, the audit event of it, and in the same transaction what follows from
-it: e-mail executions that are given back, and the mail to the requester.
+it: e-mail executions that are given back, the mail to the requester, and what its recurring export makes of it.
 What does not: how a run takes the row (``ownership``), why (orchestration decides), and how the work is done.
 """
 
@@ -21,6 +21,7 @@ from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.events import record
 from export_pipeline.requests.model import has_uid
 from export_pipeline.requests.ownership import why_not
+from export_pipeline.requests.recurring_outcomes import note_completed, note_failed
 from export_pipeline.requests.tables import (
     EventKind,
     NotificationStatus,
@@ -89,6 +90,7 @@ def complete(
         raise why_not(connection, request_id)
     connection.execute(export_files.delete().where(export_files.c.request_id == request_id))
     connection.execute(export_files.insert(), [{"request_id": request_id, **vars(file)} for file in files])
+    note_completed(connection, request_id)
     record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
 
 
@@ -125,6 +127,7 @@ def _fail(
         .returning(_rows.uid, _rows.organization_id)
     ).first()
     if failed is not None:
+        note_failed(connection, request_id, failure)
         billing.release(connection, failed.uid)
         ledger.enlist_failure(connection, request_id)
         record(connection, failed.uid, failed.organization_id, EventKind.FAILED, {"error_code": failure.code.value})

@@ -117,6 +117,13 @@ class CatchUpPolicy(StrEnum):
     NONE = "none"
 
 
+class EmptyResult(StrEnum):
+    """``export_requests.empty_result``: what becomes of the mail if nothing matched."""
+
+    SEND = "send"
+    SKIP = "skip"
+
+
 class Window(StrEnum):
     """``recurring_exports.window_kind``: which rows each export covers."""
 
@@ -163,6 +170,8 @@ export_requests = sa.Table(
     sa.Column("segment_ids", json_type()),
     sa.Column("start_date", sa.DateTime, comment="wall clock in the organization's time zone, inclusive"),
     sa.Column("end_date", sa.DateTime, comment="wall clock in the organization's time zone, inclusive to the second"),
+    sa.Column("window_from", UtcDateTime, comment="instant, inclusive; instead of start_date and end_date"),
+    sa.Column("window_before", UtcDateTime, comment="instant, exclusive"),
     sa.Column("include", json_type(), comment="child lists to add"),
     sa.Column(
         "options",
@@ -176,6 +185,13 @@ export_requests = sa.Table(
     ),
     sa.Column("notify_email", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("recipient_emails", json_type(), nullable=False, comment="JSON array of addresses"),
+    sa.Column(
+        "empty_result",
+        sa.Text,
+        nullable=False,
+        server_default=EmptyResult.SEND.value,
+        comment="skip: nobody is mailed if nothing matched",
+    ),
     sa.Column("email_locale", sa.Text, comment="en, es, pt; anything else = en"),
     sa.Column("from_email", sa.Text),
     sa.Column("from_sender_id", sa.Text),
@@ -216,8 +232,10 @@ export_requests = sa.Table(
     sa.UniqueConstraint("organization_id", "idempotency_key"),
     one_of("status", RequestStatus),
     one_of("stage", Stage),
+    one_of("empty_result", EmptyResult),
     *[valid_json(name) for name in JSON_COLUMNS],
     sa.Index(None, "status", "organization_id", "id"),
+    sa.Index(None, "recurring_export_id"),
 )
 
 export_files = sa.Table(
@@ -284,6 +302,8 @@ export_events = sa.Table(
     one_of("kind", EventKind),
 )
 
+LONGEST_LAG_SECONDS = 7 * 24 * 3600
+
 recurring_exports = sa.Table(
     "recurring_exports",
     metadata,
@@ -294,10 +314,26 @@ recurring_exports = sa.Table(
     sa.Column("time_zone", sa.Text, nullable=False, server_default="UTC"),
     sa.Column("request", json_type(), nullable=False, comment="the asked columns of each request"),
     sa.Column("window_kind", sa.Text, nullable=False, server_default=Window.ALL.value),
+    sa.Column(
+        "lag_seconds",
+        sa.Integer,
+        nullable=False,
+        server_default=sa.text("60"),
+        comment="how long after its fire time a request with a window is made, for rows that commit late",
+    ),
     sa.Column("overlap_policy", sa.Text, nullable=False, server_default=OverlapPolicy.SKIP.value),
     sa.Column("catch_up_policy", sa.Text, nullable=False, server_default=CatchUpPolicy.LATEST.value),
+    sa.Column(
+        "max_failures",
+        sa.Integer,
+        nullable=False,
+        server_default=sa.text("5"),
+        comment="failures in a row that pause it",
+    ),
+    sa.Column("failures_in_a_row", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("paused_at", UtcDateTime),
     sa.Column("pause_reason", sa.Text),
+    sa.Column("paused_over", big_integer(), comment="the failed request that paused it; its mail tells the owner"),
     sa.Column("last_fired_for", UtcDateTime),
     sa.Column("high_water_mark", UtcDateTime),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
@@ -305,7 +341,18 @@ recurring_exports = sa.Table(
     one_of("window_kind", Window),
     one_of("overlap_policy", OverlapPolicy),
     one_of("catch_up_policy", CatchUpPolicy),
+    sa.CheckConstraint(f"lag_seconds BETWEEN 0 AND {LONGEST_LAG_SECONDS}", name="lag_seconds_in_range"),
+    sa.CheckConstraint("max_failures >= 1", name="max_failures_positive"),
     valid_json("request"),
+)
+
+export_unsubscriptions = sa.Table(
+    "export_unsubscriptions",
+    metadata,
+    sa.Column("recurring_export_id", big_integer(), primary_key=True, autoincrement=False),
+    sa.Column("recipient", sa.Text, primary_key=True, comment="an address that wants no more of its mails"),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.ForeignKeyConstraint(["recurring_export_id"], ["recurring_exports.id"], ondelete="CASCADE"),
 )
 
 organizations = sa.Table(

@@ -45,10 +45,11 @@ def _readings(wall: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
 def _jump(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
     """The instant between two, of different offsets, from which on the second one's offset holds."""
     offset = low.astimezone(zone).utcoffset()
-    while high - low > _SECOND:
-        middle = (low + (high - low) / 2).replace(microsecond=0)
-        if middle.astimezone(zone).utcoffset() == offset:
-            low = middle
+    before, after = int(low.timestamp()), int(high.timestamp()) + 1  # clocks are moved on whole seconds
+    while after - before > 1:
+        middle = (before + after) // 2
+        if datetime.fromtimestamp(middle, zone).utcoffset() == offset:
+            before = middle
         else:
-            high = middle
-    return high
+            after = middle
+    return datetime.fromtimestamp(after, UTC)

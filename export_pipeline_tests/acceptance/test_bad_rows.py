@@ -70,6 +70,7 @@ FILTERS: Sequence[Bad] = [
     ({"filters": {"id": list(range(10_001))}}, "invalid_filter", "filters.id: "),
     ({"filters": {"or": [{"id": 1}] * 501}}, "invalid_filter", "filters: "),
     ({"filters": '{"not":' * 12 + '{"id":1}' + "}" * 12}, "invalid_filter", "filters.not.not"),
+    ({"filters": '{"not":' * 900 + "{}" + "}" * 900}, "invalid_filter", "filters.not.not"),
     ({"filters": [{"id": 1}]}, "invalid_request", "filters: "),
     ({"filters": '"id = 1"'}, "invalid_request", "filters: "),
 ]
@@ -105,7 +106,10 @@ LIMITS: Sequence[Bad] = [
     ({"options": []}, "invalid_request", "options: "),
 ]
 NOBODYS = "00000000-0000-4000-8000-000000000000"
+SPELLINGS = (ORGANIZATIONS[0].id.upper(), "{" + ORGANIZATIONS[0].id + "}", ORGANIZATIONS[0].id.replace("-", ""))
 GROUPS: Sequence[Bad] = [
+    *[({"organization_id": spelled}, "invalid_request", "organization_id: must be a UUID") for spelled in SPELLINGS],
+    ({"organization_id": ""}, "invalid_request", "organization_id: "),
     ({"list_ids": ["1"]}, "unknown_list", "list_ids[0]: '1' is not a UUID"),
     ({"list_ids": [NOBODYS]}, "unknown_list", f"list_ids: the organization has no list {NOBODYS}"),
     ({"list_ids": [list_id(ORGANIZATIONS[1], 0)]}, "unknown_list", "list_ids: the organization has no list "),
@@ -155,6 +159,10 @@ MALFORMED: Sequence[Bad] = [
 @pytest.mark.parametrize("batch", BATCHES)
 def test_bad_rows_fail_with_their_reason_and_the_good_row_behind_them_is_served(pipeline: Pipeline, batch: str) -> None:
     check(pipeline, BATCHES[batch])
+
+
+def test_json_that_only_postgresql_nests_so_deep_is_refused(postgresql_pipeline: Pipeline) -> None:
+    check(postgresql_pipeline, [({"filters": '{"not":' * 5000 + "{}" + "}" * 5000}, "invalid_request", "filters: ")])
 
 
 def test_what_only_sqlite_stores_is_refused_by_the_name_of_its_column(sqlite_pipeline: Pipeline) -> None:

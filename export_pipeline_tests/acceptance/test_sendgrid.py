@@ -181,6 +181,34 @@ def test_a_line_of_ndjson_has_lower_case_keys_and_the_custom_fields_nested(pipel
         assert got["created_at"] == row["created_at"].replace(microsecond=0).isoformat().replace("+00:00", "Z")
 
 
+def test_one_contact_with_unreadable_custom_fields_keeps_nobody_from_theirs(sqlite_pipeline: Pipeline) -> None:
+    database = sqlite_pipeline.database
+    ((key, stored),) = database.query("SELECT id, custom_fields FROM contacts WHERE id = 7")
+    database.execute("UPDATE contacts SET custom_fields = 'not json' WHERE id = ?", [key])
+    try:
+        segment = next(segment_id(OURS, at) for at, (_, _, query) in enumerate(SEGMENTS) if query and "plan" in query)
+        for asked in ({"layout": "sendgrid"}, {"segment_ids": [segment], "columns": ["id"]}):
+            state = sqlite_pipeline.export(format="csv", **asked).state
+            assert (state.status, state.message) == ("completed", None)
+    finally:
+        database.execute("UPDATE contacts SET custom_fields = ? WHERE id = ?", [stored, key])
+
+
+def test_segments_that_are_too_much_together_are_refused_before_anything_is_read(pipeline: Pipeline) -> None:
+    many = [f"10000000-0000-4000-8000-{number:012d}" for number in range(5)]
+    query = "SELECT contact_id, updated_at FROM contact_data WHERE " + " OR ".join(["first_name = 'x'"] * 500)
+    row = {"organization_id": OURS.id, "name": "large", "filter": {}, "query_dsl": query}
+    for one in many:
+        pipeline.database.insert_only("contact_segments", {"id": one, **row, "created_at": "2024-01-01 00:00:00"})
+    try:
+        assert pipeline.export(format="csv", segment_ids=many[:4]).state.status == "completed"
+        state = pipeline.export(format="csv", segment_ids=many).state
+    finally:
+        pipeline.database.execute("DELETE FROM contact_segments WHERE name = 'large'")
+    assert (state.status, state.error_code) == ("failed", "invalid_filter")
+    assert (state.message or "").startswith("filters: together with the segments they hold 2500 conditions; at most")
+
+
 def test_no_mail_is_sent_where_none_is_asked_for(pipeline: Pipeline) -> None:
     result = pipeline.export(format="csv", layout="sendgrid", notify_email=False, recipient_emails=[])
     assert (result.state.status, result.mails) == ("completed", [])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export_pipeline.cli import cli, main
+from export_pipeline.requests.database import utc_now
 from export_pipeline_tests.orchestration.conftest import Pipeline, pipeline
 
 __all__ = ["pipeline"]
@@ -33,7 +36,9 @@ def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> Non
     shown = run(*command, "--help")
     assert shown.exit_code == 0
     assert "Example" in shown.output
-    assert "export-pipeline" in shown.output.split("Example", 1)[1]
+    example = shown.output.split("Example", 1)[1]
+    assert re.search(r"^ +(\S+ )?export-pipeline ", example, re.MULTILINE), "an example keeps its lines"
+    assert "\\b" not in shown.output
 
 
 def test_upgrade_makes_the_tables_and_may_be_run_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -103,6 +108,8 @@ def test_status_of_a_failed_request_exits_with_1(pipeline: Pipeline) -> None:
     shown = run("status", uid)
     assert shown.exit_code == 1
     assert "unknown_column" in shown.output
+    assert "turn: requester" in shown.output
+    assert "Nothing to press" in shown.output
 
 
 def test_cancel(pipeline: Pipeline) -> None:
@@ -113,6 +120,21 @@ def test_cancel(pipeline: Pipeline) -> None:
     pipeline.execute("UPDATE export_requests SET status = 'canceled'")
     again = run("cancel", uid)
     assert (again.exit_code, "cannot be canceled any more" in again.output) == (1, True)
+
+
+def test_queue_shows_who_waits_and_for_how_long(pipeline: Pipeline) -> None:
+    assert "all" in run("queue").output
+    ask()
+    pipeline.ask(organization_id="[b]eta", created_at=utc_now() - timedelta(hours=2))
+    shown = run("queue").output.splitlines()
+    assert [line[: line.rindex(":")].split() for line in shown[1:]] == [
+        ["[b]eta", "1", "0", "2:00"],
+        ["acme", "1", "0", "0:00"],
+        ["all", "2", "0", "2:00"],
+    ]
+    document = json.loads(run("queue", "--json", "--organization", "acme").output)
+    assert [line["organization_id"] for line in document["organizations"]] == ["acme"]
+    assert (document["total"]["waiting"], document["total"]["running"]) == (1, 0)
 
 
 @pytest.mark.parametrize("command", ["status", "cancel", "verify", "links"])

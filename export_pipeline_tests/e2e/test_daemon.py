@@ -248,6 +248,30 @@ def test_cancel_ends_within_seconds_and_leaves_no_mail_and_no_object(stack: Stac
     assert not (stack.home.directory / "staging" / uid / "1").exists()
 
 
+def test_a_recurring_row_becomes_an_export_and_its_mark_moves(stack: Stack) -> None:
+    recipient = "every-day@example.com"
+    template = {"dataset": "contacts", "format": "csv", "recipient_emails": [recipient], "columns": ["id"]}
+    with psycopg.connect(stack.database_url, row_factory=dict_row) as connection:
+        made = connection.execute(
+            "INSERT INTO recurring_exports (organization_id, cron, time_zone, window_kind, request, last_fired_for) "
+            "VALUES (%s, '0 0 * * *', 'Europe/Madrid', 'since_last_success', %s, now() - interval '3 days') "
+            "RETURNING id",
+            [ORGANIZATION, json.dumps(template)],
+        ).fetchone()
+    assert made is not None
+    stack.wait_for_mail(recipient, 90)
+    with psycopg.connect(stack.database_url, row_factory=dict_row) as connection:
+        (asked,) = connection.execute(
+            "SELECT * FROM export_requests WHERE recurring_export_id = %(id)s", made
+        ).fetchall()
+        recurring = connection.execute("SELECT * FROM recurring_exports WHERE id = %(id)s", made).fetchone()
+    assert recurring is not None
+    assert asked["status"] == "completed"
+    assert asked["row_count"] > 0
+    marks = (asked["scheduled_for"], asked["window_before"], recurring["last_fired_for"], recurring["high_water_mark"])
+    assert len(set(marks)) == 1
+
+
 def test_nothing_personal_and_no_credential_is_in_dagsters_storage(stack: Stack) -> None:
     """Reads every file of the instance after the runs above, failed ones among them."""
     secrets = [

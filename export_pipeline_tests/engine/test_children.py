@@ -54,7 +54,7 @@ def thing(number: int) -> dict[str, Any]:
         "owner_id": owner,
         "organization_id": "other" if owner == 6 else "acme",
         "label": LABELS[number % len(LABELS)],
-        "made": number // 20,  # ties
+        "made": None if number % 13 == 0 else number // 20,  # ties
     }
 
 
@@ -101,7 +101,7 @@ def expected(owner: int, tenant: str | None, *, newest: int | None = None) -> li
     present = [one for one in mine if one["label"] is not None]
     sign = -1 if newest else 1
     # Databases order ties by the value's text; by code point here, as all of them are in the "C" locale.
-    ordered = sorted(present, key=lambda one: (sign * one["made"], one["label"].encode()))
+    ordered = sorted(present, key=lambda one: (one["made"] is None, sign * (one["made"] or 0), one["label"].encode()))
     return [one["label"] for one in ordered[:newest]]
 
 

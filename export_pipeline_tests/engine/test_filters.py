@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from export_pipeline.catalog.model import FilterOperator
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison, Negation
 from export_pipeline.requests.filters import parse_filters
 from export_pipeline_tests.engine.people import ACME, DATASET, NAMES
 
@@ -206,6 +208,18 @@ def test_no_input_reaches_another_tenant_or_the_statement(source: Source, value:
     assert select(source, {"name": value}) == expected
     if value not in ("acme", "other"):
         assert select(source, {}, organization=value) == []
+
+
+def test_more_conditions_than_a_database_nests(source: Source) -> None:
+    ids = [Comparison(DATASET.key_column, FilterOperator.EQ, number) for number in range(1, 2001)]
+    others = [Negation(AllOf((condition,))) for condition in ids[:500]]
+    every = parse_filters({}, DATASET, "UTC")
+    query = build_query(Selection(DATASET, "acme", DATASET.columns, every, AnyOf((*ids,))), source.backend)
+    with open_snapshot(source, query) as snapshot:
+        assert snapshot.row_count == len(ACME)
+    query = build_query(Selection(DATASET, "acme", DATASET.columns, AllOf((*others,))), source.backend)
+    with open_snapshot(source, query) as snapshot:
+        assert snapshot.row_count == 0
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_run_config_is_the_request_id_alone_and_tags_hold_ids(pipeline: Pipeline
     run = result.dagster_run
     assert run.run_config == {"ops": {"plan": {"config": {"request_id": claim.id}}}}
     assert run.tags[tags.REQUEST_UID] == uid
+    assert metadata_of(result, "plan")["row"] == f"export-pipeline status {uid}"
     assert run.tags[tags.ORGANIZATION].startswith("sha256:")
     assert all(len(value) <= 80 for value in run.tags.values())
 
@@ -327,7 +328,7 @@ def test_a_row_too_large_in_one_shard_is_what_the_requester_is_told(
 
 
 def test_a_fault_found_after_completion_deletes_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ops.recipients_of
+    original = ops.recipients_of_files
     calls = iter([False, True])
 
     def broken_at_the_mail(request: Any) -> Any:
@@ -337,7 +338,7 @@ def test_a_fault_found_after_completion_deletes_nothing(pipeline: Pipeline, monk
             )
         return original(request)
 
-    monkeypatch.setattr(ops, "recipients_of", broken_at_the_mail)
+    monkeypatch.setattr(ops, "recipients_of_files", broken_at_the_mail)
     result, state = pipeline.export()
     assert not result.success
     assert state.status == "completed"

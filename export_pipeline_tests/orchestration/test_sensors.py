@@ -217,6 +217,7 @@ def test_mails_that_a_dead_run_left_are_sent_by_another(pipeline: Pipeline) -> N
     update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
     (asked,) = evaluate(pipeline, export_reconciler).run_requests
     assert (asked.job_name, asked.run_key) == ("notify", f"{state.uid}:notify:1")
+    assert (asked.tags[tags.ORGANIZATION], asked.tags[tags.DATASET]) == ("acme", "people")
     job = pipeline.definitions.resolve_job_def("notify")
     assert job.execute_in_process(run_config=asked.run_config, tags=asked.tags, instance=pipeline.instance).success
     assert notified(pipeline) == ["sent"]

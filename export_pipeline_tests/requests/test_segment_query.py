@@ -266,6 +266,8 @@ REFUSED = [(f"{FORM} WHERE {where}", message) for where, message in REFUSED_WHER
     (f"{FORM}, contact_data AS d", "reads from 2 tables"),
     (f"SELECT contact_id, updated_at FROM ({FORM})", "reads from a subquery"),
     (f"WITH x AS ({FORM}) {FORM}", "uses WITH"),
+    (f"WITH x AS (GRANT y TO b) {FORM} WHERE email = 'secretvalue@x.org'", "uses WITH"),
+    (f"{FORM} WHERE email IN (WITH a AS (SHOW x) SELECT 1) AND email = 'secretvalue@x.org'", "uses WITH"),
     (f"({FORM})", "is a subquery"),
     (f"{FORM} TABLESAMPLE (5)", "has more than an alias after contact_data"),
     ("SELECT contact_id, updated_at", "reads from 0 tables"),

@@ -31,6 +31,9 @@ JUMPS = [
         # Never: 02:30 of 10 March 2024 in New York; the clock jumped at 07:00 UTC.
         ("America/New_York", "2024-03-10T02:30:00", "2024-03-10T07:00:00", "2024-03-10T07:00:00"),
         ("America/New_York", "2024-03-10T02:00:00", "2024-03-10T07:00:00", "2024-03-10T07:00:00"),
+        ("America/New_York", "2024-03-10T02:00:00.5", "2024-03-10T07:00:00", "2024-03-10T07:00:00"),
+        ("America/New_York", "2024-03-10T02:59:59.999999", "2024-03-10T07:00:00", "2024-03-10T07:00:00"),
+        ("America/New_York", "2024-03-10T03:00:00.25", "2024-03-10T07:00:00.25", "2024-03-10T07:00:01"),
         ("America/New_York", "2024-03-10T01:59:59", "2024-03-10T06:59:59", "2024-03-10T07:00:00"),
         ("America/New_York", "2024-03-10T03:00:00", "2024-03-10T07:00:00", "2024-03-10T07:00:01"),
         # Midnight itself never was.
@@ -63,15 +66,19 @@ ZONES = [
     instant=st.tuples(st.sampled_from(JUMPS), st.integers(-7200, 7200)).map(lambda at: at[0] + at[1] * SECOND)
     | st.datetimes(datetime(2005, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
     seconds=st.integers(-5400, 5400),
+    fraction=st.integers(0, 999_999),
 )
-def test_an_instant_is_in_a_range_exactly_if_its_wall_clock_is(zone: str, instant: datetime, seconds: int) -> None:
+def test_an_instant_is_in_a_range_exactly_if_its_wall_clock_is(
+    zone: str, instant: datetime, seconds: int, fraction: int
+) -> None:
     place = ZoneInfo(zone)
     shown = instant.astimezone(place).replace(tzinfo=None)
     typed = shown.replace(microsecond=0) + timedelta(seconds=seconds)
     hours = [(instant + timedelta(hours=hour)).astimezone(place).utcoffset() or timedelta() for hour in range(-3, 4)]
     # Where the clock goes back, wall times are not in the order of the instants: no range could follow them.
     assume(hours == sorted(hours))
-    assert (instant >= beginning(typed, place)) == (shown >= typed)
+    exact = typed.replace(microsecond=fraction)
+    assert (instant >= beginning(exact, place)) == (shown >= exact)
     assert (instant < end_of_second(typed, place)) == (shown.replace(microsecond=0) <= typed)
 
 

@@ -23,7 +23,8 @@ _SQLITE_MAY_PASS = ("is locked", "unable to open database", "disk I/O error")
 """SQLite has no SQLSTATE; these are the messages of SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CANTOPEN and SQLITE_IOERR."""
 _SNAPSHOT_GONE = "22023"
 """Invalid snapshot identifier: the backend that kept the exported snapshot was terminated."""
-_WRONG_VALUE = ("22", "42883", "42804")
+_WRONG_VALUE = ("22",)
+_WRONG_TYPES = ("42883", "42804")
 _MAY_PASS = ("08", "40", "53", "55", "57", "58")
 
 
@@ -135,6 +136,12 @@ def failure_of(error: Exception) -> ExportFailure:
             FailureCode.INVALID_REQUEST,
             f"The source database cannot compare a value of organization_id or filters ({shown}). "
             "Check that their types are those of the columns.",
+        )
+    if sqlstate in _WRONG_TYPES:
+        return ExportFailure(
+            FailureCode.SOURCE_REFUSED,
+            f"The source database cannot compare two columns that the catalog has compared ({shown}). Check the types "
+            "of key, tenant, lists.member and children.foreign_key.",
         )
     if _may_pass(original, sqlstate):
         return ExportFailure(

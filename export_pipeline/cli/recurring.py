@@ -1,0 +1,253 @@
+"""``export-pipeline recurring``: what an application does by SQL, from the shell, and when a cron fires.
+
+What belongs here: arguments to a row, words for people. What does not: any decision (requests.recurring).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, NoReturn
+
+import click
+import sqlalchemy as sa
+
+from export_pipeline.cli.common import open_database
+from export_pipeline.cli.requests import JsonText
+from export_pipeline.failures import ExportFailure
+from export_pipeline.requests import recurring_rows
+from export_pipeline.requests.database import reading, utc_now
+from export_pipeline.requests.fire_times import Schedule, checked_schedule, fire_times, next_fire
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.recurrence import Coverage
+from export_pipeline.requests.recurring import run_now as make_now
+from export_pipeline.requests.recurring import window_of
+from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
+from export_pipeline.requests.recurring_template import parse_template
+from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, CatchUpPolicy, OverlapPolicy, Window, recurring_exports
+from export_pipeline.requests.wall_clock import beginning
+from export_pipeline.settings import Settings
+
+
+class Instant(click.ParamType[datetime]):
+    """An instant: ISO 8601 with an offset or Z."""
+
+    name = "instant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Parse it."""
+        try:
+            instant = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            # Without an offset it would be the clock of whoever runs the command.
+            return instant.astimezone(UTC) if instant.tzinfo else self._refuse(param, ctx)
+        except (ValueError, OverflowError):
+            return self._refuse(param, ctx)
+
+    def _refuse(self, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
+        self.fail("is not an instant with its offset, such as 2026-03-29T00:00:00Z", param, ctx)
+
+
+@click.group()
+def recurring() -> None:
+    """Exports that are asked for again and again, on a cron."""
+
+
+@recurring.command()
+@click.option("--organization", "organization_id", required=True, help="The tenant whose rows are exported.")
+@click.option("--cron", required=True, help="Five fields: minute, hour, day of month, month, day of week.")
+@click.option("--timezone", "time_zone", default="UTC", show_default=True, help="IANA zone of the cron's clock.")
+@click.option(
+    "--request", "template", type=JsonText(), required=True,
+    help="JSON: the columns of export_requests that every request repeats.",
+)  # fmt: skip
+@click.option("--window", "window_kind", type=click.Choice([w.value for w in Window]), default="all", show_default=True)
+@click.option("--lag", "lag_seconds", type=click.IntRange(0, LONGEST_LAG_SECONDS), help="Seconds; default 60.")
+@click.option("--overlap", "overlap_policy", type=click.Choice([p.value for p in OverlapPolicy]), help="Default skip.")
+@click.option(
+    "--catch-up", "catch_up_policy", type=click.Choice([p.value for p in CatchUpPolicy]), help="Default latest."
+)
+@click.option("--owner", help="The member whose permission counts and who is told of failures.")
+@click.option("--max-failures", type=click.IntRange(1), help="Failures in a row that pause it; default 5.")
+@click.option(
+    "--since", "high_water_mark", type=Instant(), help="since_last_success: begin here, not at the first row."
+)
+def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
+    r"""Insert a recurring export and print its id.
+
+    \b
+    Example:
+      export-pipeline recurring add --organization 6f0c --cron '0 6 * * MON' --timezone Europe/Madrid \\
+          --window previous_period --owner u-17 \\
+          --request '{"dataset": "contacts", "format": "csv", "recipient_emails": ["ana@example.com"]}'
+    """
+    engine = open_database(Settings.from_environment())
+    with _told():
+        schedule = checked_schedule(cron, time_zone)
+        asked = parse_template(template).asked()
+    given = {name: value for name, value in columns.items() if value is not None}
+    with engine.begin() as connection:
+        inserted = connection.execute(
+            recurring_exports.insert()
+            .values(cron=schedule.cron, time_zone=time_zone, request=asked, **given)
+            .returning(recurring_exports.c.id)
+        )
+        click.echo(inserted.scalar_one())
+
+
+@recurring.command("list")
+@click.option("--organization", "organization_id", help="Only those of one organization.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array for programs.")
+def list_(*, organization_id: str | None, as_json: bool) -> None:
+    r"""Show recurring exports, when each fires next, and why one is paused.
+
+    \b
+    Example:
+      export-pipeline recurring list --organization 6f0c
+    """
+    engine = open_database(Settings.from_environment())
+    with reading(engine) as connection:
+        rows = [_row_of(connection, one) for one in recurring_rows.recurring_ids(connection, organization_id)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo("  ".join(_cells(row)))
+
+
+def _row_of(connection: sa.Connection, recurring_id: int) -> dict[str, Any]:
+    """A row and when it fires next; what is wrong, if it cannot be read."""
+    try:
+        one = load_recurring(connection, recurring_id)
+    except ExportFailure as failure:
+        return {"id": recurring_id, "unreadable": failure.message}
+    return one.model_dump(mode="json") | {"next": _next_of(one)}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "unreadable" in row:
+        return [str(row["id"]), row["unreadable"]]
+    failures = f"{row['failures_in_a_row']} failures in a row"
+    state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"next {row['next']}, {failures}"
+    return [*(str(row[name]) for name in ("id", "organization_id", "cron", "time_zone", "window_kind")), state]
+
+
+def _next_of(one: RecurringExport) -> str | None:
+    if one.paused_at is not None:
+        return None
+    try:
+        return _printed(next_fire(one.rules().schedule, utc_now()), one.rules().schedule)
+    except ExportFailure as failure:
+        return failure.message
+
+
+@recurring.command()
+@click.argument("recurring_id", type=int)
+@click.option("--reason", default="paused from the command line", show_default=True)
+def pause(recurring_id: int, *, reason: str) -> None:
+    r"""Make no more requests until it is resumed. Those that were made go on.
+
+    \b
+    Example:
+      export-pipeline recurring pause 12 --reason 'migration until Monday'
+    """
+    with open_database(Settings.from_environment()).begin() as connection:
+        if not recurring_rows.pause(connection, recurring_id, reason):
+            raise click.ClickException(f"there is no recurring export {recurring_id}, or it is paused already")
+    click.echo("Paused.")
+
+
+@recurring.command()
+@click.argument("recurring_id", type=int)
+def resume(recurring_id: int) -> None:
+    r"""Make requests again; what fired in between is made up for as its catch-up policy says.
+
+    \b
+    Example:
+      export-pipeline recurring resume 12
+    """
+    with open_database(Settings.from_environment()).begin() as connection:
+        if not recurring_rows.resume(connection, recurring_id):
+            raise click.ClickException(f"there is no recurring export {recurring_id}, or it is not paused")
+    click.echo("Resumed.")
+
+
+@recurring.command("run-now")
+@click.argument("recurring_id", type=int)
+@click.option("--again", metavar="UID", help="Cover the window of this earlier request once more.")
+@click.option("--from", "begin", type=Instant(), help="Cover rows created from this instant on.")
+@click.option("--before", "end", type=Instant(), help="Cover rows created before this instant.")
+def run_now(recurring_id: int, *, again: str | None, begin: datetime | None, end: datetime | None) -> None:
+    r"""Make a request out of turn and print its uid; with --again or an explicit window, any past window once more.
+
+    \b
+    Examples:
+      export-pipeline recurring run-now 12
+      export-pipeline recurring run-now 12 --again 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
+      export-pipeline recurring run-now 12 --from 2026-03-01T00:00:00+01:00 --before 2026-04-01T00:00:00+02:00
+    """
+    if again is not None and (begin or end):
+        raise click.UsageError("name the window by --again or by --from and --before, not both")
+    if begin and end and end <= begin:
+        raise click.UsageError("--before must be after --from")
+    engine = open_database(Settings.from_environment())
+    with _told(), engine.begin() as connection:
+        window = Coverage(begin, end) if begin or end else None
+        if again is not None:
+            window = window_of(connection, recurring_id, again)
+        uid = make_now(connection, Organizations(), recurring_id, window=window)
+    click.echo(uid)
+
+
+@recurring.command("next")
+@click.argument("recurring_id", type=int, required=False)
+@click.option("--cron", help="Five fields, instead of a recurring export's id.")
+@click.option("--timezone", "time_zone", default="UTC", show_default=True, help="IANA zone of the cron's clock.")
+@click.option("--from", "start", help="After this instant, or time of that clock if it has no offset; default now.")
+@click.option("--count", type=click.IntRange(1, 10_000), default=5, show_default=True)
+def next_(recurring_id: int | None, *, cron: str | None, time_zone: str, start: str | None, count: int) -> None:
+    r"""Print the next fire times, one a line: local time with its offset, and UTC.
+
+    \b
+    Examples:
+      export-pipeline recurring next 12
+      export-pipeline recurring next --cron '30 2 * * *' --timezone Europe/Madrid --from 2026-03-28T12:00:00Z --count 3
+    """
+    if (recurring_id is None) == (cron is None):
+        raise click.UsageError("name a recurring export by its id, or a schedule by --cron")
+    with _told():
+        schedule = checked_schedule(cron, time_zone) if cron is not None else _schedule_of(recurring_id or 0)
+        after = utc_now() if start is None else _instant_of(start, schedule)
+        for instant in islice(fire_times(schedule, after), count):
+            click.echo(_printed(instant, schedule))
+
+
+def _instant_of(text: str, schedule: Schedule) -> datetime:
+    try:
+        named = datetime.fromisoformat(text)
+        return named.astimezone(UTC) if named.tzinfo else beginning(named, schedule.zone)
+    except (ValueError, OverflowError):
+        raise click.BadParameter("is no time such as 2026-03-29T00:00:00Z", param_hint="--from") from None
+
+
+def _schedule_of(recurring_id: int) -> Schedule:
+    with reading(open_database(Settings.from_environment())) as connection:
+        return load_recurring(connection, recurring_id).rules().schedule
+
+
+def _printed(instant: datetime, schedule: Schedule) -> str:
+    return f"{instant.astimezone(schedule.zone).isoformat()}  {instant:%Y-%m-%dT%H:%M:%SZ}"
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the user can mend is said in one line."""
+    try:
+        yield
+    except (ExportFailure, LookupError) as error:
+        message = str(error)
+    else:
+        return
+    raise click.ClickException(message)

@@ -1,0 +1,187 @@
+"""The sensor that tells operators of failed runs, each at most once a channel, however often delivery has to be tried.
+
+What belongs here: which failed runs are still to be told of, and the memory of it. What does not: what a failed run
+means and how it is described (``failed_runs``), how a notice travels (delivery.alerts).
+
+Dagster's own run failure sensor calls its function once a run and, if that raises, never again for it: a webhook that
+is down for a minute would swallow the alert. So this one looks the failed runs up. What became of a run's alert stands
+on the run as a tag, written before and after handing it over; the cursor only says since when to look.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster import DagsterInstance, RunsFilter
+
+from export_pipeline.delivery.alerts import AlertNotAccepted, AlertOutcomeUnknown, Channel, Notice, open_channels
+from export_pipeline.orchestration import descriptions
+from export_pipeline.orchestration.failed_runs import FailedRun, Verdict, described, judge
+from export_pipeline.orchestration.job import JOB_NAME
+from export_pipeline.orchestration.resources import ExportResource
+
+INTERVAL_SECONDS = 14
+RUNS_PER_NOTICE = 20
+RECORDS_PER_TICK = 500
+OVERLAP_SECONDS = 30.0
+"""A run's last change may be committed after a later one's: so far behind the newest is looked again."""
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 1800.0
+"""A channel that takes nothing is tried again after 60, 120, 240, ... s."""
+GIVE_UP_SECONDS = 86_400.0
+RECONCILED_SECONDS = 600.0
+"""So long after its heartbeat's time-out the reconciler is waited for to decide what a silent end means."""
+
+TAG = "export/alert_"
+SENDING, SENT, WAITING, UNKNOWN, GIVEN_UP = "sending", "sent", "waiting", "unknown", "given-up"
+
+NOT_CONFIGURED = (
+    "Nobody is to be alerted: set EXPORT_ALERT_WEBHOOK_URL or EXPORT_ALERT_EMAIL and restart the code server."
+)
+
+
+@dataclass
+class Memory:
+    """What the sensor's cursor keeps of one channel; instants in Unix seconds."""
+
+    since: float
+    """Failed runs that changed before have been dealt with."""
+    failures: int = 0
+    """Deliveries in a row that were not accepted."""
+    not_before: float = 0.0
+
+
+def alerts_sensor(*, running: bool) -> dg.SensorDefinition:
+    """The sensor; ``running``: on from the start, because the settings name somebody to tell."""
+    status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
+
+    @dg.sensor(
+        job_name=JOB_NAME,
+        minimum_interval_seconds=INTERVAL_SECONDS,
+        default_status=status,
+        description=descriptions.EXPORT_ALERTS,
+    )
+    def export_alerts(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult:
+        """Failed runs to operators."""
+        channels = open_channels(exports.settings)
+        memories = _read(context.cursor)
+        told = [
+            _Teller(context.instance, exports, name, channel, memories.setdefault(name, _now_on())).tell()
+            for name, channel in channels.items()
+        ]
+        cursor = json.dumps({name: asdict(memory) for name, memory in memories.items() if name in channels})
+        return dg.SensorResult(cursor=cursor, skip_reason=dg.SkipReason(" ".join(told) or NOT_CONFIGURED))
+
+    return export_alerts
+
+
+def _now_on() -> Memory:
+    """The memory of a channel that is new, or was away: the past is not told."""
+    return Memory(since=time.time() + OVERLAP_SECONDS)
+
+
+def _read(cursor: str | None) -> dict[str, Memory]:
+    if not cursor:
+        return {}
+    return {name: Memory(**memory) for name, memory in json.loads(cursor).items()}
+
+
+class _Teller:
+    """One channel's turn in one tick."""
+
+    def __init__(
+        self, instance: DagsterInstance, exports: ExportResource, name: str, channel: Channel, memory: Memory
+    ) -> None:
+        self._instance = instance
+        self._exports = exports
+        self._name = name
+        self._channel = channel
+        self._memory = memory
+        self._unsettled: list[float] = []
+
+    def tell(self) -> str:
+        """Tell of what is due; returns what the tick says of it."""
+        now, memory = time.time(), self._memory
+        if now < memory.not_before:
+            return (
+                f"{self._name}: not delivered {memory.failures} times, tried again in {memory.not_before - now:.0f} s."
+            )
+        seen = memory.since
+        due: list[FailedRun] = []
+        records = self._records()
+        for record in records:
+            if len(due) == RUNS_PER_NOTICE:
+                break
+            changed = record.update_timestamp.timestamp()
+            found = self._judged(record)
+            if isinstance(found, FailedRun):
+                due.append(found)
+            if found is not Verdict.NOBODYS:
+                self._unsettled.append(changed)
+            seen = max(seen, changed)
+        else:
+            if len(records) < RECORDS_PER_TICK:
+                seen = max(seen, now - OVERLAP_SECONDS)
+        said = self._hand_over(due) if due else f"{self._name}: nothing to tell."
+        memory.since = min([seen, *self._unsettled])
+        return said
+
+    def _records(self) -> Sequence[dg.RunRecord]:
+        since = datetime.fromtimestamp(self._memory.since - OVERLAP_SECONDS, UTC)
+        return self._instance.get_run_records(
+            RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since),
+            limit=RECORDS_PER_TICK,
+            order_by="update_timestamp",
+            ascending=True,
+        )
+
+    def _judged(self, record: dg.RunRecord) -> FailedRun | Verdict:
+        """What is to be told of a run on this channel now."""
+        run, settings = record.dagster_run, self._exports.settings
+        # A re-execution has the tags of the run that it re-executes: the value says whose it is.
+        state, _, of_run = run.tags.get(TAG + self._name, "").partition(" ")
+        state = state if of_run == _short(run.run_id) else ""
+        if state in (SENT, UNKNOWN, GIVEN_UP):
+            return Verdict.NOBODYS
+        if state == SENDING:  # the process died while it was handed over
+            self._mark([run.run_id], UNKNOWN)
+            return Verdict.NOBODYS
+        patience = settings.heartbeat_timeout_seconds + RECONCILED_SECONDS
+        try:
+            found = judge(self._instance, self._exports.database, record, settings.alerting_faults, patience=patience)
+        except sa.exc.OperationalError:
+            return Verdict.OPEN
+        ended_at = record.end_time or record.update_timestamp.timestamp()
+        if isinstance(found, FailedRun) and time.time() - ended_at > GIVE_UP_SECONDS:
+            self._mark([run.run_id], GIVEN_UP)
+            return Verdict.NOBODYS
+        return found
+
+    def _hand_over(self, due: Sequence[FailedRun]) -> str:
+        runs = [one.run_id for one in due]
+        self._mark(runs, SENDING)
+        try:
+            self._channel.send(Notice(*described(due, self._exports.settings.dagster_url)))
+        except AlertNotAccepted as refusal:
+            self._mark(runs, WAITING)
+            self._memory.failures += 1
+            pause = min(PAUSE_SECONDS * 2**self._memory.failures, LONGEST_PAUSE_SECONDS)
+            self._memory.not_before = time.time() + pause
+            return f"{self._name}: not delivered ({refusal}), {len(runs)} wait; tried again in {pause:.0f} s."
+        except AlertOutcomeUnknown as unknown:
+            self._mark(runs, UNKNOWN)
+            return f"{self._name}: the answer was lost ({unknown}); not sent again."
+        self._mark(runs, SENT)
+        self._memory.failures = 0
+        return f"{self._name}: told of {len(runs)}."
+
+    def _mark(self, run_ids: Sequence[str], state: str) -> None:
+        for run_id in run_ids:
+            self._instance.add_run_tags(run_id, {TAG + self._name: f"{state} {_short(run_id)}"})
+
+
+def _short(run_id: str) -> str:
+    return run_id[:8]

@@ -1,0 +1,34 @@
+"""The sensor of recurring exports: fire times that are due become rows of ``export_requests``.
+
+What belongs here: calling, and telling the tick. What does not: what is due and what becomes of it
+(requests.recurring), the runs of what was made (``sensors``: they are requests like any other).
+"""
+
+import dagster as dg
+import sqlalchemy as sa
+
+from export_pipeline.orchestration.job import JOB_NAME
+from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, UNREACHABLE
+from export_pipeline.requests.recurring import make_due
+
+MADE_PER_TICK = 50
+"""Each is a transaction of its own; the next tick takes the next 50."""
+
+
+@dg.sensor(
+    job_name=JOB_NAME,
+    minimum_interval_seconds=INTERVAL_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Turns fire times of `recurring_exports` that are due into rows of `export_requests`, each once.",
+)
+def recurring_exports(_context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
+    """Fire times to requests. No cursor: `last_fired_for` of each row is the cursor."""
+    try:
+        tick = make_due(exports.database, exports.organizations, limit=MADE_PER_TICK)
+    except sa.exc.OperationalError:
+        return dg.SkipReason(UNREACHABLE)
+    told = f"{len(tick.made)} requests made, {tick.passed_over} recurring exports with fire times passed over."
+    if tick.not_done:
+        told += f" Not done, to be tried again: {', '.join(map(str, tick.not_done))}"
+    return dg.SkipReason(told)

@@ -1,0 +1,261 @@
+"""Recurring exports become requests: each fire time once, whatever crashes and however many daemons there are.
+
+What belongs here: finding what is due, and the transaction that moves ``last_fired_for`` and inserts the request.
+What does not: the decision itself (``recurrence``), who may (``recurring_authorization``), Dagster (orchestration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests import states
+from export_pipeline.requests.database import reading, utc_now
+from export_pipeline.requests.fire_times import checked_schedule
+from export_pipeline.requests.model import has_uid, load_request
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.recurrence import Act, Coverage, Decision, Rules, coverage, coverage_now, decide, is_due
+from export_pipeline.requests.recurring_authorization import check_recurring
+from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
+from export_pipeline.requests.recurring_template import parse_template
+from export_pipeline.requests.tables import RequestStatus, Window, export_requests, recurring_exports
+from export_pipeline.requests.unsubscribe import without_unsubscribed
+
+_rows = recurring_exports.c
+_asked = export_requests.c
+
+
+@dataclass
+class Tick:
+    """What one look at the recurring exports came to."""
+
+    made: list[str] = field(default_factory=list)
+    """The requests that were inserted, by ``uid``, those that failed at once among them."""
+    passed_over: int = 0
+    """Fire times that overlapped or were missed."""
+    not_done: list[int] = field(default_factory=list)
+    """Recurring exports with which something went wrong; the next look tries again."""
+
+
+def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, now: datetime | None = None) -> Tick:
+    """Turn fire times that are due into requests, of ``limit`` recurring exports at most, one of each.
+
+    What goes wrong with one keeps none of the others from theirs.
+
+    Raises:
+        sqlalchemy.exc.OperationalError: the database cannot be read.
+    """
+    now = now or utc_now()
+    tick = Tick()
+    with reading(database) as connection:
+        due = _due(connection, now)
+    for recurring_id in due[:limit]:
+        try:
+            with database.begin() as connection:
+                _look(connection, organizations, recurring_id, now, tick)
+        except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
+            tick.not_done.append(recurring_id)
+    return tick
+
+
+def _due(connection: sa.Connection, now: datetime) -> list[int]:
+    """What has to be looked at, without locking anything: fire times are remembered, so this is cheap."""
+    live = sa.select(
+        _rows.id,
+        _rows.cron,
+        _rows.time_zone,
+        _rows.window_kind,
+        _rows.lag_seconds,
+        _rows.last_fired_for,
+        _rows.created_at,
+    ).where(_rows.paused_at.is_(None))
+    try:
+        rows: Sequence[Any] = connection.execute(live.order_by(_rows.id)).all()
+    except (ValueError, TypeError):
+        # One value that SQLite should not hold: each row is looked at by itself, and says so.
+        return list(connection.execute(live.with_only_columns(_rows.id).order_by(_rows.id)).scalars())
+    return [row.id for row in rows if _may_be_due(row, now)]
+
+
+def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
+    try:
+        lag = timedelta() if row.window_kind == Window.ALL else timedelta(seconds=row.lag_seconds)
+        rules = Rules(checked_schedule(row.cron, row.time_zone), Window(row.window_kind), lag)
+        return is_due(rules, row.last_fired_for or row.created_at, now)
+    except (ExportFailure, ValueError, TypeError, OverflowError):
+        return True  # it is looked at, and says what is wrong
+
+
+def _look(
+    connection: sa.Connection, organizations: Organizations, recurring_id: int, now: datetime, tick: Tick
+) -> None:
+    """Decide and carry out, with the row held: another daemon passes by, or finds it done."""
+    held = connection.execute(
+        sa.select(_rows.id, _rows.organization_id, _rows.owner)
+        .where(_rows.id == recurring_id, _rows.paused_at.is_(None))
+        .with_for_update(skip_locked=True)
+    ).first()
+    if held is None:
+        return
+    try:
+        recurring = load_recurring(connection, recurring_id)
+        rules = recurring.rules()
+        decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring_id))
+        covered = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
+    except ExportFailure as failure:
+        # Nothing can be made of it until somebody corrects it: a request that failed says so, and pauses it.
+        tick.made.append(_insert_failed(connection, held, failure, {}))
+        return
+    if decision.fire_time is None or decision.act is Act.WAIT or not _move(connection, recurring, decision):
+        return
+    if decision.act is Act.DROP:
+        tick.passed_over += 1
+        return
+    key = f"recurring:{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
+    if not _exists(connection, recurring.organization_id, key):
+        made_for = {"scheduled_for": decision.fire_time, "idempotency_key": key}
+        tick.made.append(_make(connection, organizations, recurring, covered, made_for))
+
+
+def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decision) -> bool:
+    """The fire time is done with, unless somebody else was first."""
+    moved = connection.execute(
+        recurring_exports.update()
+        .where(
+            _rows.id == recurring.id,
+            _rows.paused_at.is_(None),
+            _rows.last_fired_for.is_not_distinct_from(recurring.last_fired_for),
+        )
+        .values(last_fired_for=decision.fire_time, updated_at=utc_now())
+    )
+    return moved.rowcount == 1
+
+
+def _unfinished_since(connection: sa.Connection, recurring_id: int) -> datetime | None:
+    """When the newest of its requests that has not ended was made."""
+    unfinished = _asked.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
+    return connection.execute(
+        sa.select(sa.func.max(_asked.created_at)).where(_asked.recurring_export_id == recurring_id, unfinished)
+    ).scalar()
+
+
+def _exists(connection: sa.Connection, organization_id: str, key: str) -> bool:
+    same = sa.exists().where(_asked.organization_id == organization_id, _asked.idempotency_key == key)
+    return bool(connection.execute(sa.select(same)).scalar_one())
+
+
+def _make(
+    connection: sa.Connection,
+    organizations: Organizations,
+    recurring: RecurringExport,
+    covered: Coverage,
+    made_for: dict[str, Any],
+) -> str:
+    """Insert the request; one that may not be made is there as well, and failed."""
+    try:
+        asked = parse_template(recurring.request).asked()
+    except ExportFailure as failure:
+        return _insert_failed(connection, recurring, failure, made_for)
+    everybody = asked["recipient_emails"]
+    asked["recipient_emails"] = without_unsubscribed(connection, recurring.id, everybody)
+    window = {"window_from": covered.begin, "window_before": covered.end}
+    request_id, uid = _insert(connection, recurring, asked | window | made_for)
+    try:
+        _check_recipients(everybody, asked["recipient_emails"])
+        check_recurring(connection, organizations, load_request(connection, request_id))
+    except ExportFailure as failure:
+        states.give_up(connection, request_id, failure, attempt=0, run_id=None)
+    return uid
+
+
+def _check_recipients(named: Sequence[str], left: Sequence[str]) -> None:
+    if named and not left:
+        raise ExportFailure(
+            FailureCode.NO_RECIPIENT_LEFT,
+            "recipient_emails: every recipient has unsubscribed. Name others, or delete the recurring export.",
+            field="recipient_emails",
+        )
+
+
+def _insert(connection: sa.Connection, recurring: RecurringExport | Any, asked: dict[str, Any]) -> tuple[int, str]:
+    inserted = connection.execute(
+        export_requests.insert()
+        .values(
+            **asked,
+            organization_id=recurring.organization_id,
+            requested_by=recurring.owner,
+            recurring_export_id=recurring.id,
+        )
+        .returning(_asked.id, _asked.uid)
+    ).one()
+    return inserted.id, str(inserted.uid)
+
+
+def _insert_failed(
+    connection: sa.Connection,
+    recurring: RecurringExport | Any,
+    failure: ExportFailure,
+    made_for: dict[str, Any],
+) -> str:
+    """A request that cannot even be asked: it is there for whoever polls, failed, and its mail tells the owner."""
+    request_id, uid = _insert(connection, recurring, {"dataset": "", "format": "", "recipient_emails": [], **made_for})
+    states.give_up(connection, request_id, failure, attempt=0, run_id=None)
+    return uid
+
+
+def run_now(
+    connection: sa.Connection,
+    organizations: Organizations,
+    recurring_id: int,
+    *,
+    now: datetime | None = None,
+    window: Coverage | None = None,
+) -> str:
+    """Make a request out of turn, of a paused one too; returns its ``uid``. No fire time is used up.
+
+    Args:
+        connection: an open transaction.
+        organizations: where organizations are read from.
+        recurring_id: the row.
+        now: this instant.
+        window: the rows to cover, such as those of an earlier request; None: those that are its turn.
+
+    Raises:
+        LookupError: there is no such row.
+        ExportFailure: what is wrong with the row; ``invalid_request`` if rows would be delivered twice because an
+            earlier request has not ended.
+    """
+    connection.execute(sa.select(_rows.id).where(_rows.id == recurring_id).with_for_update())
+    recurring = load_recurring(connection, recurring_id)
+    parse_template(recurring.request)
+    if window is None:
+        rules = recurring.rules()
+        if rules.window is Window.SINCE_LAST_SUCCESS and _unfinished_since(connection, recurring_id):
+            raise ExportFailure(
+                FailureCode.INVALID_REQUEST,
+                "An earlier request of this recurring export has not ended, and the next window begins where it ends. "
+                "Wait for it or cancel it.",
+            )
+        window = coverage_now(rules, now or utc_now(), recurring.high_water_mark)
+    return _make(connection, organizations, recurring, window, {})
+
+
+def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Coverage:
+    """The rows that an earlier request of a recurring export covered.
+
+    Raises:
+        LookupError: it has no such request.
+    """
+    row = connection.execute(
+        sa.select(_asked.window_from, _asked.window_before).where(
+            has_uid(uid), _asked.recurring_export_id == recurring_id
+        )
+    ).first()
+    if row is None:
+        raise LookupError(f"recurring export {recurring_id} has no request {uid}")
+    return Coverage(row.window_from, row.window_before)

@@ -1,0 +1,111 @@
+"""Leaving a recurring export: the signed token of a mail's link, and who has left.
+
+What belongs here: tokens, and the rows of ``export_unsubscriptions``. What does not: serving the link (gateway), the
+mail that carries it (delivery).
+
+A token names no address, so that logs and proxies learn none: it holds the recurring export's id and a keyed digest of
+the recipient, and is signed. It does not expire: a mail of last year must still be a way out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from email_validator import EmailNotValidError, validate_email
+
+from export_pipeline.requests.tables import export_unsubscriptions, recurring_exports
+
+_rows = export_unsubscriptions.c
+_DIGEST_BYTES = 12
+_TAG_BYTES = 16
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Leave:
+    """What a token is good for: one recipient leaves one recurring export."""
+
+    recurring_export_id: int
+    digest: bytes
+    """Of the recipient's address."""
+
+
+def make_token(key: str, recurring_export_id: int, recipient: str) -> str:
+    """The token of one recipient's link, fit for a URL."""
+    payload = recurring_export_id.to_bytes(8, "big") + _digest(key, recurring_export_id, recipient)
+    return base64.urlsafe_b64encode(payload + _tag(key, payload)).decode().rstrip("=")
+
+
+def verify_token(key: str, token: str) -> Leave | None:
+    """What a token is good for; None if it was not made with this key."""
+    if not _TOKEN.fullmatch(token):
+        return None
+    try:
+        signed = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    except ValueError:
+        return None
+    payload, tag = signed[:-_TAG_BYTES], signed[-_TAG_BYTES:]
+    if len(payload) != 8 + _DIGEST_BYTES or not hmac.compare_digest(tag, _tag(key, payload)):
+        return None
+    return Leave(int.from_bytes(payload[:8], "big"), payload[8:])
+
+
+def leave(connection: sa.Connection, key: str, token: str) -> bool:
+    """The holder of a token gets no more mails of its recurring export; False if the token is not genuine.
+
+    Whoever left already, or is no longer a recipient, has left: True.
+    """
+    asked = verify_token(key, token)
+    if asked is None:
+        return False
+    template = connection.execute(
+        sa.select(recurring_exports.c.request).where(recurring_exports.c.id == asked.recurring_export_id)
+    ).scalar()
+    addresses = template.get("recipient_emails") if isinstance(template, dict) else None
+    for address in addresses if isinstance(addresses, list) else ():
+        digest = _digest(key, asked.recurring_export_id, str(address))
+        if hmac.compare_digest(digest, asked.digest):
+            unsubscribe(connection, asked.recurring_export_id, str(address))
+    return True
+
+
+def unsubscribe(connection: sa.Connection, recurring_export_id: int, recipient: str) -> None:
+    """A recipient gets no more mails of a recurring export; a second time changes nothing."""
+    address = _canonical(recipient)
+    known = sa.exists().where(_rows.recurring_export_id == recurring_export_id, _rows.recipient == address)
+    if not connection.execute(sa.select(known)).scalar_one():
+        connection.execute(
+            export_unsubscriptions.insert().values(recurring_export_id=recurring_export_id, recipient=address)
+        )
+
+
+def without_unsubscribed(connection: sa.Connection, recurring_export_id: int, recipients: Sequence[str]) -> list[str]:
+    """The recipients who have not left."""
+    left = connection.execute(sa.select(_rows.recipient).where(_rows.recurring_export_id == recurring_export_id))
+    gone = {_canonical(address) for address in left.scalars()}
+    return [address for address in recipients if _canonical(address) not in gone]
+
+
+def _canonical(address: str) -> str:
+    """Leaving is generous: an address in another case, or its domain in the other spelling, is the same person."""
+    try:
+        return validate_email(address.strip(), check_deliverability=False).normalized.casefold()
+    except EmailNotValidError:
+        return address.strip().casefold()
+
+
+def _digest(key: str, recurring_export_id: int, recipient: str) -> bytes:
+    return _mac(key, f"recipient:{recurring_export_id}:{_canonical(recipient)}".encode())[:_DIGEST_BYTES]
+
+
+def _tag(key: str, payload: bytes) -> bytes:
+    return _mac(key, b"unsubscribe:" + payload)[:_TAG_BYTES]
+
+
+def _mac(key: str, message: bytes) -> bytes:
+    return hmac.digest(key.encode(), message, "sha256")

@@ -1,0 +1,315 @@
+"""Fire times become requests: once each, whatever crashes; windows follow deliveries; bad rows harm no others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from export_pipeline.failures import ExportFailure
+from export_pipeline.requests import recurring, recurring_rows
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.model import ExportRequest, insert_request
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.recurrence import Act, Coverage, Decision
+from export_pipeline.requests.recurring_template import MANAGED, RequestTemplate
+from export_pipeline.requests.tables import export_requests
+from export_pipeline_tests.recurring.rows import (
+    TEMPLATE,
+    add,
+    at,
+    cancel,
+    complete,
+    fail,
+    look,
+    made,
+    row,
+    update,
+)
+
+
+def test_a_fire_time_becomes_one_request_with_the_templates_columns(database: sa.Engine) -> None:
+    template = TEMPLATE | {"filters": {"id": {"gt": 1}}, "columns": ["id"], "email_locale": "es", "priority": 3}
+    recurring_id = add(database, request=template, owner="u-17")
+    assert look(database, "2 09:59").made == []
+    (uid,) = look(database, "2 10:00").made
+    assert look(database, "2 10:30").made == []
+    (request,) = made(database)
+    assert (request.uid, request.recurring_export_id, request.requested_by) == (uid, recurring_id, "u-17")
+    assert (request.scheduled_for, request.idempotency_key) == (
+        at("2 10:00"),
+        f"recurring:{recurring_id}:2026-03-02T10:00:00+00:00",
+    )
+    assert (request.filters, request.columns, request.email_locale) == ({"id": {"gt": 1}}, ["id"], "es")
+    assert (request.priority, request.window_from, request.window_before) == (3, None, None)
+    assert row(database, recurring_id).last_fired_for == at("2 10:00")
+
+
+def test_the_first_fire_time_is_after_the_row_was_made(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO recurring_exports (organization_id, cron, request) VALUES ('acme', '* * * * *', "
+            """'{"dataset": "people", "format": "csv", "recipient_emails": []}')"""
+        )
+    recurring.make_due(database, Organizations(), limit=50)
+    recurring.make_due(database, Organizations(), limit=50, now=utc_now() + timedelta(minutes=1))
+    assert 1 <= len(made(database)) <= 2
+
+
+def test_every_column_that_may_be_asked_is_the_templates_or_the_recurring_exports_own() -> None:
+    told = {
+        "status", "stage", "attempt", "claimed_at", "run_id", "rows_done", "rows_total", "row_count", "byte_count",
+        "file_count", "snapshot_at", "manifest_key", "error_code", "message", "heartbeat_at", "started_at",
+        "completed_at", "expires_at", "updated_at",
+    }  # fmt: skip
+    assert set(RequestTemplate.model_fields) | MANAGED | told == set(ExportRequest.model_fields)
+    assert not set(RequestTemplate.model_fields) & (MANAGED | told)
+
+
+DAEMONS, ROUNDS = 4, 5
+
+
+def test_many_daemons_at_once_make_each_fire_time_once(database: sa.Engine) -> None:
+    ids = [add(database, overlap_policy="queue", catch_up_policy="all", organization_id=f"o{n}") for n in range(4)]
+    failures: list[BaseException] = []
+    for hour in range(10, 10 + ROUNDS):
+        barrier = threading.Barrier(DAEMONS)
+
+        def daemon(now: str = f"2 {hour}:00", barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                tick = look(database, now)
+                assert tick.not_done == []
+            except BaseException as error:  # noqa: BLE001 - of another thread
+                failures.append(error)
+
+        threads = [threading.Thread(target=daemon) for _ in range(DAEMONS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for request in made(database):
+            if request.status == "queued":
+                complete(database, request.id)
+    assert failures == []
+    fired = Counter((request.recurring_export_id, request.scheduled_for) for request in made(database))
+    assert fired == {(one, at(f"2 {hour}:00")): 1 for one in ids for hour in range(10, 10 + ROUNDS)}
+
+
+def test_whoever_saw_an_older_row_moves_nothing(database: sa.Engine) -> None:
+    """The conditional UPDATE by itself, without the lock and the key that protect as well."""
+    seen = row(database, add(database))
+    look(database, "2 10:00")
+    with database.begin() as connection:
+        assert not recurring._move(connection, seen, Decision(Act.MAKE, at("2 11:00")))
+        fresh = recurring_rows.load_recurring(connection, seen.id)
+        assert recurring._move(connection, fresh, Decision(Act.MAKE, at("2 11:00")))
+
+
+KILLED = """
+import os, sys
+from export_pipeline.requests import recurring
+from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline_tests.recurring.rows import at
+url, moment = sys.argv[1:]
+original = getattr(recurring, moment)
+def die(*arguments):
+    original(*arguments)
+    os._exit(9)
+setattr(recurring, moment, die)
+recurring.make_due(create_engine(url), Organizations(), limit=50, now=at("2 10:00"))
+"""
+
+
+@pytest.mark.parametrize("moment", ["_move", "_insert", "_look"])
+def test_a_daemon_that_is_killed_in_between_leaves_the_fire_time_to_the_next(database: sa.Engine, moment: str) -> None:
+    """After the pointer moved, after the row was inserted, and right before the commit: nothing, or all of it."""
+    recurring_id = add(database)
+    url = database.url.render_as_string(hide_password=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, url, moment], check=False, timeout=120)
+    assert killed.returncode == 9
+    assert made(database) == []
+    assert row(database, recurring_id).last_fired_for == at("2 09:00")
+    assert len(look(database, "2 10:01").made) == 1
+    assert len(made(database)) == 1
+
+
+def test_a_pointer_that_somebody_sets_back_doubles_nothing(database: sa.Engine) -> None:
+    recurring_id = add(database)
+    look(database, "2 10:00")
+    complete(database, made(database)[0].id)
+    update(database, recurring_id, last_fired_for=at("2 08:00"))
+    assert look(database, "2 10:30").made == []
+    assert row(database, recurring_id).last_fired_for == at("2 10:00")
+    assert len(made(database)) == 1
+
+
+def test_a_paused_one_makes_nothing_and_catches_up_when_resumed(database: sa.Engine) -> None:
+    recurring_id = add(database, catch_up_policy="all", failures_in_a_row=2)
+    with database.begin() as connection:
+        assert recurring_rows.pause(connection, recurring_id, "migration")
+        assert not recurring_rows.pause(connection, recurring_id, "again")
+    assert look(database, "2 12:00").made == []
+    assert row(database, recurring_id).pause_reason == "migration"
+    with database.begin() as connection:
+        assert recurring_rows.resume(connection, recurring_id)
+        assert not recurring_rows.resume(connection, recurring_id)
+    for _ in range(5):
+        look(database, "2 12:00")
+        for request in made(database):
+            if request.status == "queued":
+                complete(database, request.id)
+    assert [request.scheduled_for for request in made(database)] == [at(f"2 {hour}:00") for hour in (10, 11, 12)]
+    found = row(database, recurring_id)
+    assert (found.paused_at, found.pause_reason, found.failures_in_a_row) == (None, None, 0)
+
+
+def test_a_fire_time_that_overlaps_is_passed_over_or_waits(database: sa.Engine) -> None:
+    skips, queues = add(database), add(database, overlap_policy="queue")
+    look(database, "2 10:00")
+    first = made(database)
+    with database.begin() as connection:  # made at their time, as the database's clock is not that of March
+        connection.execute(export_requests.update().values(created_at=at("2 10:00")))
+    assert look(database, "2 11:00").passed_over == 1
+    assert len(made(database)) == 2
+    for request in first:
+        complete(database, request.id)
+    look(database, "2 11:05")
+    assert [(one.recurring_export_id, one.scheduled_for) for one in made(database)[2:]] == [(queues, at("2 11:00"))]
+    assert row(database, skips).last_fired_for == row(database, queues).last_fired_for == at("2 11:00")
+
+
+def windows(database: sa.Engine) -> list[tuple[Any, Any]]:
+    return [(request.window_from, request.window_before) for request in made(database)]
+
+
+def test_since_last_success_begins_where_the_last_completed_window_ended(database: sa.Engine) -> None:
+    recurring_id = add(database, window_kind="since_last_success", lag_seconds=0)
+
+    def mark() -> Any:
+        return row(database, recurring_id).high_water_mark
+
+    look(database, "2 10:00")
+    assert mark() is None
+    complete(database, made(database)[-1].id)
+    assert (mark(), windows(database)[-1]) == (at("2 10:00"), (None, at("2 10:00")))
+    look(database, "2 11:00")
+    fail(database, made(database)[-1].id)
+    assert mark() == at("2 10:00")
+    look(database, "2 12:00")
+    cancel(database, made(database)[-1].id)
+    assert mark() == at("2 10:00")
+    look(database, "2 13:00")
+    assert mark() == at("2 10:00")  # not when it is asked for
+    complete(database, made(database)[-1].id)
+    assert windows(database)[1:] == [(at("2 10:00"), at(f"2 {hour}:00")) for hour in (11, 12, 13)]
+    assert mark() == at("2 13:00")
+    complete(database, made(database)[1].id)  # re-executed: behind the mark, which stays
+    assert mark() == at("2 13:00")
+
+
+def test_a_request_of_another_organization_moves_nothing(database: sa.Engine) -> None:
+    recurring_id = add(database, window_kind="since_last_success", failures_in_a_row=1)
+    asked = {
+        **TEMPLATE,
+        "organization_id": "other",
+        "recurring_export_id": recurring_id,
+        "window_before": at("9 00:00"),
+    }
+    with database.begin() as connection:
+        insert_request(connection, **asked)
+        insert_request(connection, **asked)
+    completed, failed = made(database)
+    complete(database, completed.id)
+    fail(database, failed.id)
+    found = row(database, recurring_id)
+    assert (found.high_water_mark, found.failures_in_a_row) == (None, 1)
+
+
+def test_a_row_that_nothing_can_be_made_of_is_paused_and_says_so_in_a_failed_request(database: sa.Engine) -> None:
+    bad = [
+        (add(database, cron="every day"), "invalid_schedule: cron: 'every day' needs five fields"),
+        (add(database, time_zone="Mars/Olympus"), "invalid_option: time_zone: 'Mars/Olympus'"),
+        (add(database, request={"dataset": "people"}), "invalid_request: request.format: is missing"),
+        (add(database, request=TEMPLATE | {"formt": "csv"}), "invalid_request: request.formt: is no column"),
+        (add(database, request=TEMPLATE | {"uid": "x"}), "invalid_request: request.uid: is set by the recurring"),
+        (add(database, request=TEMPLATE | {"columns": "id"}), "invalid_request: request.columns: input should be"),
+        (add(database, request=TEMPLATE | {"priority": 2**40}), "invalid_request: request.priority: input should be"),
+        (add(database, request=[1]), "invalid_request: request: input should be"),
+        (add(database, request=TEMPLATE | {"recipient_emails": ["x"]}), "invalid_recipient: recipient_emails[0]"),
+    ]
+    good = add(database)
+    tick = look(database, "2 10:00")
+    assert (len(tick.made), tick.not_done) == (len(bad) + 1, [])
+    for recurring_id, expected in bad:
+        assert reason(database, recurring_id).startswith(expected)
+    told = {one.recurring_export_id: f"{one.error_code}: {one.message}" for one in made(database) if one.error_code}
+    assert told == {recurring_id: reason(database, recurring_id) for recurring_id, _ in bad}
+    assert row(database, good).paused_at is None
+    assert look(database, "2 10:30").made == []
+
+
+@pytest.mark.parametrize("columns", [{"lag_seconds": -1}, {"lag_seconds": 604801}, {"max_failures": 0}], ids=str)
+def test_numbers_out_of_range_are_refused_at_the_insert(database: sa.Engine, columns: dict[str, int]) -> None:
+    with pytest.raises(sa.exc.IntegrityError):
+        add(database, **columns)
+
+
+def reason(database: sa.Engine, recurring_id: int) -> str:
+    columns = recurring.recurring_exports.c
+    with database.connect() as connection:
+        return str(connection.execute(sa.select(columns.pause_reason).where(columns.id == recurring_id)).scalar())
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_what_only_sqlite_would_hold_spoils_no_tick(database: sa.Engine) -> None:
+    ids = [add(database) for _ in range(5)]
+    with database.begin() as connection:
+        for recurring_id, change in zip(
+            ids,
+            ("created_at = 'soon'", "last_fired_for = 'never'", "lag_seconds = 1.5", "cron = x'00ff'"),
+            strict=False,
+        ):
+            connection.exec_driver_sql(f"UPDATE recurring_exports SET {change} WHERE id = {recurring_id}")
+    look(database, "2 10:00")
+    with database.connect() as connection:
+        paused = connection.execute(sa.text("SELECT id FROM recurring_exports WHERE paused_at IS NOT NULL")).scalars()
+        assert set(paused) == set(ids[:4])
+    (asked,) = [request for request in made(database) if request.status == "queued"]
+    assert asked.recurring_export_id == ids[4]
+
+
+def test_out_of_turn_it_covers_its_turn_or_any_window_again(database: sa.Engine) -> None:
+    recurring_id = add(database, window_kind="since_last_success", lag_seconds=60, high_water_mark=at("2 08:00"))
+
+    def run_now(**options: Any) -> str:
+        with database.begin() as connection:
+            return recurring.run_now(connection, Organizations(), recurring_id, now=at("2 09:30"), **options)
+
+    run_now()
+    assert windows(database) == [(at("2 08:00"), at("2 09:29"))]
+    with pytest.raises(ExportFailure, match="has not ended"):
+        run_now()
+    complete(database, made(database)[0].id)
+    assert row(database, recurring_id).high_water_mark == at("2 09:29")
+    uid = made(database)[0].uid
+    with database.connect() as connection:
+        again = recurring.window_of(connection, recurring_id, uid)
+        with pytest.raises(LookupError):
+            recurring.window_of(connection, recurring_id + 1, uid)
+    run_now(window=again)
+    run_now(window=Coverage(at("1 00:00"), at("2 00:00")))
+    assert windows(database)[1:] == [(at("2 08:00"), at("2 09:29")), (at("1 00:00"), at("2 00:00"))]
+    for request in made(database)[1:]:
+        complete(database, request.id)
+    found = row(database, recurring_id)
+    assert (found.high_water_mark, found.last_fired_for) == (at("2 09:29"), at("2 09:00"))
+    look(database, "2 10:01")
+    assert windows(database)[-1] == (at("2 09:29"), at("2 10:00"))
