@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from export_pipeline.bench.jobs import Job, do, read_job
 
 CHUNK_ROWS = 50_000
+_CELL_CHARACTERS = 32_767
 _LINE_END = "\r\n"
 """With only a line feed Python's csv leaves a carriage return in a cell without quotes (before 3.13)."""
 _NOT_IN_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -98,7 +99,7 @@ def rustpy_rows(job: Job) -> Callable[[], None]:
 
     def work() -> None:
         with closing(adbc.connect(_uri(job))) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute(_since_1900(_as_text(job)))
+            cursor.execute(_within_excel(_as_text(job)))
             batches = cursor.fetch_record_batch()
             rows = (row for batch in batches for row in batch.to_pylist())
             write_worksheet(rows, str(job.output))
@@ -203,11 +204,12 @@ def _as_text(job: Job, *, instants: bool = True) -> str:
     return f"SELECT {', '.join(read)} FROM {rest}"  # noqa: S608 - names of our own
 
 
-def _since_1900(statement: str) -> str:
-    """The statement without instants before 1900: rustpy-xlsxwriter ends at the first that it sees."""
+def _within_excel(statement: str) -> str:
+    """The statement with no instant before 1900 and no long text: rustpy-xlsxwriter ends at the first that it sees."""
     for name in ("created_at", "updated_at"):
         statement = statement.replace(f"{name}::timestamp", f"greatest({name}, '1900-03-01')::timestamp")
-    return statement
+    statement = statement.replace("custom_fields::text", f"left(custom_fields::text, {_CELL_CHARACTERS})")
+    return statement.replace(" location,", f" left(location, {_CELL_CHARACTERS}) AS location,")
 
 
 def _uri(job: Job) -> str:
