@@ -16,6 +16,7 @@ from export_pipeline.orchestration.job import export_job, notify_job
 from export_pipeline.orchestration.recurring import recurring_exports
 from export_pipeline.orchestration.resources import ExportResource, s3_resource
 from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
+from export_pipeline.orchestration.webhooks import export_webhooks, webhook_job
 from export_pipeline.settings import Settings
 
 
@@ -33,13 +34,14 @@ def build_definitions() -> dg.Definitions:
     catalog = load_catalog(settings.catalog)
     return dg.Definitions(
         assets=dataset_assets(catalog),
-        jobs=[export_job, notify_job, janitor],
+        jobs=[export_job, notify_job, webhook_job, janitor],
         schedules=[janitor_schedule],
         sensors=[
             export_requests,
             export_cancellations,
             export_reconciler,
             recurring_exports,
+            export_webhooks,
             alerts_sensor(running=settings.alerts),
         ],
         resources={"exports": ExportResource(s3=s3_resource(settings))},

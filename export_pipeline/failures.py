@@ -55,6 +55,7 @@ class FailureCode(StrEnum):
     INVALID_SCHEDULE = "invalid_schedule"
     RECIPIENT_OUTSIDE = "recipient_outside"
     NO_RECIPIENT_LEFT = "no_recipient_left"
+    INVALID_WEBHOOK = "invalid_webhook"
     NOT_SUPPORTED = "not_supported"
     ROW_TOO_LARGE = "row_too_large"
     FILE_SIZE_TOO_SMALL = "file_size_too_small"

@@ -120,8 +120,9 @@ class Settings(BaseSettings):
 
     public_url: str = Field(
         default="",
-        description="Where the gateway is reached from outside, `https://host/path`. With `EXPORT_SIGNING_KEY`, mails "
-        "of recurring exports carry a link to unsubscribe.",
+        description="Where the HTTP gateway is reached from outside, such as `https://exports.example.com`. Mails then "
+        "carry its sealed links, which live as long as the files and can be revoked; with `EXPORT_SIGNING_KEY`, those "
+        "of recurring exports carry a link to unsubscribe too.",
     )
     signing_key: SecretStr = Field(
         default=SecretStr(""),
@@ -143,6 +144,27 @@ class Settings(BaseSettings):
     )
     dagster_url: str = Field(
         default="", description="Where operators open the Dagster UI, for links in alerts. Default: no links."
+    )
+    rate_limit_url: str = Field(
+        default="",
+        description="Where the gateway counts requests, as the library `limits` writes it: `redis://host:6379`, or "
+        "`memory://` for a single process. Default: the database of the requests.",
+    )
+    rate_limit_per_minute: int = Field(
+        default=600,
+        ge=1,
+        description="Requests that an organization may make of each of the gateway's APIs in a minute, where that API "
+        "does not promise a number of its own.",
+    )
+    webhook_allow_insecure: bool = Field(
+        default=False,
+        description="`true`: webhooks may be sent by `http:` and to private addresses. For tests and closed networks.",
+    )
+    webhook_retry_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long after a webhook that was not taken it is tried again; each further wait is four times "
+        "as long, seven tries in all.",
     )
 
     sendgrid_api_key: SecretStr = Field(

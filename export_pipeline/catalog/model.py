@@ -295,6 +295,11 @@ class Layout(_Declaration):
     file_name: NameStyle = Field(
         default="descriptive", description="`uuid`: the request's uid alone, and the extension."
     )
+    gzip_suffix: Literal["gz", "gzip"] = Field(default="gz", description="What a gzipped file's name ends with.")
+    content_encoded: tuple[Literal["csv", "json", "ndjson"], ...] = Field(
+        default=(),
+        description="Formats whose gzip is that of the transfer (`Content-Encoding`): HTTP clients unpack it unasked.",
+    )
 
 
 class LayoutColumn(NamedTuple):

@@ -13,6 +13,7 @@ from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.cli.bench import bench
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
+from export_pipeline.cli.gateway import api_key, gateway, webhook_secret
 from export_pipeline.cli.links import links
 from export_pipeline.cli.queue import queue
 from export_pipeline.cli.recurring import recurring
@@ -42,6 +43,9 @@ cli.add_command(verify)
 cli.add_command(links)
 cli.add_command(recurring)
 cli.add_command(bench)
+cli.add_command(gateway)
+cli.add_command(api_key, "api-key")
+cli.add_command(webhook_secret, "webhook-secret")
 
 
 def _keep_examples(command: click.Command) -> None:

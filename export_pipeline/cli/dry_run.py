@@ -17,11 +17,9 @@ from export_pipeline.engine.estimate import Estimate, estimate
 from export_pipeline.engine.plan import make_plan
 from export_pipeline.engine.readers import source_of
 from export_pipeline.failures import ExportFailure
-from export_pipeline.requests.mail_rules import check_mail
+from export_pipeline.requests.admission import admit
 from export_pipeline.requests.model import insert_request, load_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.permissions import check_permission
-from export_pipeline.requests.preflight import preflight
 from export_pipeline.requests.tables import export_requests
 from export_pipeline.settings import Settings
 
@@ -49,16 +47,7 @@ def _answer(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any]) -> 
         uid = insert_request(connection, **asked)
         key = connection.execute(sa.select(export_requests.c.id).where(export_requests.c.uid == uid)).scalar_one()
         request = load_request(connection, key)
-        organization = organizations.get(connection, request.organization_id)
-        check_permission(connection, organizations, request)
-        checked = preflight(request, catalog, organization)
-        check_mail(
-            connection,
-            organizations,
-            request,
-            checked.recipients,
-            provider_configured=settings.sends_mail,
-        )
+        organization, checked = admit(connection, organizations, catalog, settings, request)
         transaction.rollback()
     source = source_of(settings)
     plan = make_plan(request, checked, organization, source, attempt=1)

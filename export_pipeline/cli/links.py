@@ -13,6 +13,7 @@ from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.delivery.manifest import read_manifest
 from export_pipeline.delivery.store import open_store
 from export_pipeline.delivery.upload import describe
+from export_pipeline.requests.sealed_links import revoke_links
 from export_pipeline.requests.tables import RequestStatus
 from export_pipeline.settings import Settings
 
@@ -26,15 +27,22 @@ DEFAULT_MINUTES = 15
     "--minutes", type=click.FloatRange(min=0, min_open=True), default=DEFAULT_MINUTES, show_default=True,
     help="How long the links live; never longer than the files.",
 )  # fmt: skip
-def links(uid: str, *, minutes: float) -> None:
+@click.option("--revoke", is_flag=True, help="Print none; end the sealed links that mails and the gateway gave out.")
+def links(uid: str, *, minutes: float, revoke: bool) -> None:
     r"""Print a fresh link a file, one a line, in the order of the rows. They need no password: mind who sees them.
 
     \b
-    Example:
+    Examples:
       export-pipeline links 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --minutes 60
+      export-pipeline links 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --revoke
     """
     settings = Settings.from_environment()
-    state = state_of(open_database(settings), uid)
+    engine = open_database(settings)
+    state = state_of(engine, uid)
+    if revoke:
+        with engine.begin() as connection:
+            click.echo(f"{revoke_links(connection, uid)} links revoked.")
+        return
     if state.status is not RequestStatus.COMPLETED or state.manifest_key is None or state.expires_at is None:
         raise click.ClickException(f"the request is {state.status}: there are no files to link to")
     store = open_store(settings)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.delivery.attachments import attachments_of
 from export_pipeline.delivery.handover import MailPostponed, hand_over
-from export_pipeline.delivery.mail import Attachment, MailProvider, Message, default_sender, parse_address
+from export_pipeline.delivery.mail import MailProvider, Message, default_sender, parse_address
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
 from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message, titles_of
 from export_pipeline.delivery.objects import Link
@@ -28,6 +28,7 @@ from export_pipeline.requests import ledger
 from export_pipeline.requests.database import reading
 from export_pipeline.requests.model import ExportRequest
 from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.sealed_links import seal, sealed_url
 from export_pipeline.requests.senders import sender_of
 from export_pipeline.requests.tables import NotificationStatus
 from export_pipeline.requests.unsubscribe import make_token
@@ -78,7 +79,7 @@ def notify(
         waiting = ledger.pending(connection, request_id)
     wait = None
     if waiting:
-        wait = hand_over(database, provider, _messages(store, settings, announcement, waiting), check=check)
+        wait = hand_over(database, provider, _messages(database, store, settings, announcement, waiting), check=check)
     with reading(database) as connection:
         counts = ledger.counts(connection, request_id)
     if counts.get(NotificationStatus.PENDING):
@@ -122,16 +123,24 @@ def undelivered(counts: Mapping[NotificationStatus, int]) -> str | None:
 
 
 def _messages(
-    store: Store, settings: Settings, announcement: Announcement, waiting: Sequence[tuple[int, str]]
+    database: sa.Engine,
+    store: Store,
+    settings: Settings,
+    announcement: Announcement,
+    waiting: Sequence[tuple[int, str]],
 ) -> list[tuple[int, Message]]:
-    attachments = attachments_of(store, announcement.manifest, settings.mail_attachment_max_bytes)
-    mail = _mail(store, settings, announcement, attachments)
+    manifest = announcement.manifest
+    attachments = attachments_of(store, manifest, settings.mail_attachment_max_bytes)
     sender = announcement.sender or default_sender(settings)
-    messages: list[tuple[int, Message]] = []
+    sealed = bool(settings.public_url) and not attachments
+    shared = None if sealed or attachments else _presigned(store, settings, announcement)
+    messages = []
     for notification_id, recipient in waiting:
+        links = _sealed(database, settings, announcement, notification_id) if sealed else shared
         leave = unsubscribe_url(settings, announcement.recurring_export_id, recipient)
-        subject, text, html = ready_message(replace(mail, unsubscribe_url=leave), announcement.locale)
-        message_id = _message_id(announcement.manifest, recipient)
+        mail = replace(_mail(announcement, links), unsubscribe_url=leave)
+        subject, text, html = ready_message(mail, announcement.locale)
+        message_id = _message_id(manifest, recipient)
         messages.append(
             (notification_id, Message(sender, recipient, subject, text, html, message_id, attachments, leave))
         )
@@ -146,12 +155,25 @@ def unsubscribe_url(settings: Settings, recurring_export_id: int | None, recipie
     return f"{settings.public_url}/unsubscribe/{make_token(key, recurring_export_id, recipient)}"
 
 
-def _mail(store: Store, settings: Settings, announcement: Announcement, attachments: Sequence[Attachment]) -> ReadyMail:
+def _presigned(store: Store, settings: Settings, announcement: Announcement) -> list[Link]:
+    return [link_to(store, settings, file, announcement.files_expire_at) for file in announcement.manifest.files]
+
+
+def _sealed(database: sa.Engine, settings: Settings, announcement: Announcement, notification_id: int) -> list[Link]:
+    """Links of this one mail, so that the audit trail can tell them apart; they live as long as the files."""
+    ends_at, ordinals = announcement.files_expire_at, [file.ordinal for file in announcement.manifest.files]
+    with database.begin() as connection:
+        tokens = seal(
+            connection, announcement.request_id, ordinals, expires_at=ends_at, notification_id=notification_id
+        )
+    return [Link(sealed_url(settings.public_url, token), ends_at) for token in tokens]
+
+
+def _mail(announcement: Announcement, links: Sequence[Link] | None) -> ReadyMail:
+    """The mail's facts; ``links`` is None if the files are attached."""
     manifest = announcement.manifest
-    linked = [
-        (file, None if attachments else link_to(store, settings, file, announcement.files_expire_at))
-        for file in manifest.files
-    ]
+    given: Sequence[Link | None] = [None] * len(manifest.files) if links is None else links
+    linked = list(zip(manifest.files, given, strict=True))
     ends = [link.expires_at for _, link in linked if link is not None and link.expires_at is not None]
     return ReadyMail(
         dataset_titles=titles_of(announcement.dataset),

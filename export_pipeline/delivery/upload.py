@@ -13,6 +13,7 @@ from export_pipeline.delivery.keys import export_prefix, file_name
 from export_pipeline.delivery.manifest import ManifestFile
 from export_pipeline.delivery.objects import ObjectDescription
 from export_pipeline.delivery.store import Store
+from export_pipeline.engine.formats.base import MEDIA_TYPES
 from export_pipeline.engine.plan import ExportPlan, staging_prefix
 from export_pipeline.engine.serialize import SerializedFiles, StagedFile
 from export_pipeline.engine.staging import Staging
@@ -37,9 +38,10 @@ def upload_files(
     day = snapshot_at.astimezone(ZoneInfo(plan.organization_time_zone)).date()
     uploaded: list[ManifestFile] = []
     rows_before = 0
+    extension, media_type, content_encoding = _served_as(plan, output)
     for file in output.files:
         part = _part(file, output, shard, shards)
-        name = file_name(plan.dataset, day, plan.uid, part, output.extension, style=plan.name_style)
+        name = file_name(plan.dataset, day, plan.uid, part, extension, style=plan.name_style)
         placed = ManifestFile(
             ordinal=file.ordinal,
             key=f"{prefix}/{name}",
@@ -47,13 +49,24 @@ def upload_files(
             rows=file.rows,
             bytes=file.bytes,
             sha256=file.sha256,
-            media_type=output.media_type,
+            media_type=media_type,
+            content_encoding=content_encoding,
         )
         _upload(store, staging, file, placed, _scaled(progress, rows_before, file))
         rows_before += file.rows
         progress(rows_before)
         uploaded.append(placed)
     return tuple(uploaded)
+
+
+def _served_as(plan: ExportPlan, output: SerializedFiles) -> tuple[str, str, str | None]:
+    """Extension, media type and content encoding, as the request's layout has them."""
+    if plan.compression != "gzip":
+        return output.extension, output.media_type, None
+    plain = output.extension.removesuffix(".gz")
+    if plan.content_encoded:
+        return plain, MEDIA_TYPES[plain], "gzip"
+    return f"{plain}.{plan.gzip_suffix}", output.media_type, None
 
 
 def _part(file: StagedFile, output: SerializedFiles, shard: int, shards: int) -> str | None:

@@ -35,7 +35,7 @@ _UNUSABLE_KEY = re.compile(r'["\\\x00-\x1f\x7f]')
 
 
 @dataclass(frozen=True)
-class _Text:
+class TextColumn:
     """A column that is read as text."""
 
     name: str
@@ -60,7 +60,7 @@ def _list_rows(
     source: Source, membership: MembershipTable, organization_id: str, list_ids: Sequence[Identity]
 ) -> list[tuple[str | None, ...]]:
     lists = membership.lists
-    return _read(source, lists.table, [lists.id], lists.tenant, organization_id, lists.id, list_ids)
+    return read_texts(source, lists.table, [lists.id], lists.tenant, organization_id, lists.id, list_ids)
 
 
 def find_segments(
@@ -82,7 +82,7 @@ def _segment_rows(
     source: Source, segments: SegmentTable, organization_id: str, segment_ids: Sequence[Identity]
 ) -> list[tuple[str | None, ...]]:
     columns = [segments.id, segments.filter, *([segments.query_dsl] if segments.query_dsl else [])]
-    return _read(source, segments.table, columns, segments.tenant, organization_id, segments.id, segment_ids)
+    return read_texts(source, segments.table, columns, segments.tenant, organization_id, segments.id, segment_ids)
 
 
 def _stored(segment_id: str, row: Sequence[str | None]) -> StoredSegment:
@@ -106,7 +106,7 @@ def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -
     if declared is None:
         return ()
     columns = [declared.name, declared.field_type]
-    rows = _read(source, declared.table, columns, declared.tenant, organization_id)
+    rows = read_texts(source, declared.table, columns, declared.tenant, organization_id)
     column = next(column for column in dataset.columns if column.name == declared.column)
     fields = {_key(declared, key): _field_type(declared, kind) for key, kind in rows}
     return tuple(CustomField(column, key, fields[key]) for key in sorted(fields))
@@ -131,7 +131,7 @@ def _bad_definition(declared: CustomFieldTable, what: str) -> ExportFailure:
     )
 
 
-def _read(
+def read_texts(
     source: Source,
     table: str,
     columns: Sequence[str],
@@ -142,9 +142,9 @@ def _read(
 ) -> list[tuple[str | None, ...]]:
     """An organization's rows of a table as text, those with these ``keys`` alone if a key is named."""
     clause = table_clause(table, [*columns, tenant])
-    where = [clause.c[tenant] == _bound(organization_id)]
+    where = [clause.c[tenant] == bound(organization_id)]
     if key is not None:
-        where.append(clause.c[key].in_([_bound(one) for one in keys]))
+        where.append(clause.c[key].in_([bound(one) for one in keys]))
     texts: list[sa.ColumnElement[Any]] = [
         sa.cast(clause.c[column], sa.Text).label(f"c{at}") for at, column in enumerate(columns)
     ]
@@ -152,11 +152,12 @@ def _read(
     query = Query(
         rows=rows,
         count=sa.select(sa.func.count()).select_from(clause).where(*where),
-        columns=tuple(_Text(f"c{at}", column) for at, column in enumerate(columns)),
+        columns=tuple(TextColumn(f"c{at}", column) for at, column in enumerate(columns)),
     )
     with open_snapshot(source, query) as snapshot:
         return [row for batch in snapshot.batches for row in zip(*[c.to_pylist() for c in batch.columns], strict=True)]
 
 
-def _bound(value: Identity) -> sa.BindParameter[Any]:
+def bound(value: Identity) -> sa.BindParameter[Any]:
+    """A value that takes the type of the column which it is compared with."""
     return sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)

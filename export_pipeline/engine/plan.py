@@ -71,6 +71,9 @@ class ExportPlan(BaseModel):
     options: Options
     time_zone: str
     name_style: NameStyle
+    gzip_suffix: str = "gz"
+    content_encoded: bool = False
+    """The gzip of the files is that of the transfer."""
     max_bytes: int
     key_secret: str
     """128 random bits in the keys of the delivered files."""
@@ -126,6 +129,10 @@ def make_plan(
         options=checked.options,
         time_zone=checked.time_zone,
         name_style=layout.file_name if layout else "descriptive",
+        gzip_suffix=layout.gzip_suffix if layout else "gz",
+        content_encoded=layout is not None
+        and checked.compression == "gzip"
+        and checked.format in layout.content_encoded,
         max_bytes=checked.max_bytes,
         key_secret=secrets.token_hex(16),
     )

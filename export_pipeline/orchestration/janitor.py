@@ -8,6 +8,7 @@ import dagster as dg
 from export_pipeline.delivery.retention import KEEP_UPLOADS, clear_leftovers, expire_exports
 from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.requests import rate_windows
 
 
 @dg.op(description=descriptions.CLEAN)
@@ -15,12 +16,15 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     """Everything that is due."""
     expired, not_expired = expire_exports(exports.database, exports.store)
     cleared, not_cleared = clear_leftovers(exports.database, exports.store, exports.staging)
+    with exports.database.begin() as connection:
+        windows = rate_windows.forget_ended(connection)
     context.add_output_metadata(
         {
             "expired_exports": expired,
             "cleared_leftovers": cleared,
             "failed": not_expired + not_cleared,
             "aborted_uploads": exports.store.abort_uploads(KEEP_UPLOADS),
+            "ended_rate_windows": windows,
         }
     )
 

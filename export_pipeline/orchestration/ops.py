@@ -65,7 +65,12 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
             request = load_request(connection, config.request_id)
             organization = exports.organizations.get(connection, request.organization_id)
             check_permission(connection, exports.organizations, request)
-        checked = preflight(request, exports.catalog, organization)
+        checked = preflight(
+            request,
+            exports.catalog,
+            organization,
+            allow_insecure_webhooks=exports.settings.webhook_allow_insecure,
+        )
         _secure_mail(context, exports, request, checked.recipients)
         made = make_plan(request, checked, organization, exports.source, work.attempt)
         key = save_plan(exports.staging, made)

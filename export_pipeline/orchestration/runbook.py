@@ -88,6 +88,7 @@ RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.INVALID_SCHEDULE: _provide_recurring("Correct its `cron` or `time_zone`"),
     FailureCode.RECIPIENT_OUTSIDE: _provide_recurring("Name recipients of the organization in its template"),
     FailureCode.NO_RECIPIENT_LEFT: _provide_recurring("Name recipients who have not unsubscribed in its template"),
+    FailureCode.INVALID_WEBHOOK: _correct("give a `webhook_url` of `https:` and a public host, or none"),
     FailureCode.NOT_SUPPORTED: _correct("leave out what the row's message names"),
     FailureCode.ROW_TOO_LARGE: _correct("raise `max_file_size_mb`, or leave out the widest columns"),
     FailureCode.FILE_SIZE_TOO_SMALL: _correct("raise `max_file_size_mb`"),

@@ -111,19 +111,24 @@ def _current_instant_sqlite(_element: current_instant, _compiler: SQLCompiler, *
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
-def create_engine(url: str) -> sa.Engine:
-    """An engine on the request database, without a pool: the code server makes one a sensor tick, and keeps none open.
+def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
+    """An engine on the request database.
+
+    Without a pool by default: the code server makes one a sensor tick, and keeps none open. A process that serves
+    asks for as many ``connections`` as it has threads.
 
     SQLite runs in WAL mode with real write transactions, so that readers never block the writer.
     """
     parsed = sa.make_url(url)
+    pool: dict[str, Any] = {"poolclass": sa.NullPool}
+    if connections:
+        pool = {"poolclass": sa.QueuePool, "pool_size": connections, "max_overflow": 0, "pool_pre_ping": True}
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True, connect_args=_POSTGRESQL)
+        return sa.create_engine(url, hide_parameters=True, connect_args=_POSTGRESQL, **pool)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = sa.create_engine(
-        url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, poolclass=sa.NullPool, hide_parameters=True
-    )
+    busy = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": not connections}
+    engine = sa.create_engine(url, connect_args=busy, hide_parameters=True, **pool)
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

@@ -17,11 +17,17 @@ PIPELINE = "pipeline"
 
 
 def record(
-    connection: sa.Connection, uid: str, organization_id: str, kind: EventKind, detail: Mapping[str, Any] | None = None
+    connection: sa.Connection,
+    uid: str,
+    organization_id: str,
+    kind: EventKind,
+    detail: Mapping[str, Any] | None = None,
+    *,
+    actor: str = PIPELINE,
 ) -> None:
     """Add one event; it outlives the request's row."""
     connection.execute(
         export_events.insert().values(
-            request_uid=uid, organization_id=organization_id, kind=kind, actor=PIPELINE, detail=detail
+            request_uid=uid, organization_id=organization_id, kind=kind, actor=actor, detail=detail
         )
     )

@@ -81,6 +81,21 @@ class ExportRequest(RequestState):
     claimed_at: datetime | None
 
 
+def draft_request(**asked: Any) -> ExportRequest:
+    """A request that is no row and never will be: to ask the rules what a list endpoint would select."""
+    nothing = dict.fromkeys(ExportRequest.model_fields)
+    defaults: dict[str, Any] = {
+        "uid": str(UUID(int=0)),
+        "layout": "default",
+        "filters": {},
+        "options": {},
+        "max_file_size_mb": 5000,
+        "recipient_emails": [],
+        "notify_email": False,
+    }
+    return ExportRequest.model_construct(**{**nothing, **defaults, **asked})
+
+
 def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
     """Read a whole row.
 
@@ -140,16 +155,27 @@ def _expected(name: str) -> str:
 
 def has_uid(uid: str) -> sa.ColumnElement[bool]:
     """The condition that finds a request by its ``uid``; text that is no UUID finds none."""
+    return export_requests.c.uid == str(UUID(uid)) if is_uuid(uid) else sa.false()
+
+
+def is_uuid(text: str) -> bool:
+    """Whether text is a UUID, in any of its spellings."""
     try:
-        return export_requests.c.uid == str(UUID(uid))
+        UUID(text)
     except ValueError:
-        return sa.false()
+        return False
+    return True
 
 
 def read_state(connection: sa.Connection, uid: str) -> RequestState | None:
     """The state of a request by its ``uid``; None if there is none or the text is no UUID."""
+    return find_state(connection, has_uid(uid))
+
+
+def find_state(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> RequestState | None:
+    """The state of the first request that a condition holds for; None if there is none."""
     columns = [export_requests.c[name] for name in RequestState.model_fields]
-    row = connection.execute(sa.select(*columns).where(has_uid(uid))).mappings().first()
+    row = connection.execute(sa.select(*columns).where(condition)).mappings().first()
     return RequestState(**row) if row else None
 
 

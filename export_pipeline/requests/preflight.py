@@ -37,6 +37,7 @@ from export_pipeline.requests.row_rules import (
     list_ids_of,
     segment_ids_of,
 )
+from export_pipeline.requests.webhook_rules import check_webhook_url
 from export_pipeline.requests.wording import checked_zone, invalid_option
 
 
@@ -62,14 +63,20 @@ class Preflight:
     recipients: tuple[str, ...]
 
 
-def preflight(request: ExportRequest, catalog: Mapping[str, Dataset], organization: Organization) -> Preflight:
+def preflight(
+    request: ExportRequest,
+    catalog: Mapping[str, Dataset],
+    organization: Organization,
+    *,
+    allow_insecure_webhooks: bool = False,
+) -> Preflight:
     """Check a request against the catalog and its organization.
 
     Raises:
         ExportFailure: the first rule that the request breaks; its fault is always the requester's.
     """
     _check_uid(request)
-    _refuse_unsupported(request)
+    check_webhook_url(request.webhook_url, allow_insecure=allow_insecure_webhooks)
     dataset = dataset_of(request, catalog)
     check_organization(request, dataset)
     file_format = format_of(request)
@@ -107,12 +114,3 @@ def _check_uid(request: ExportRequest) -> None:
     if not valid:
         message = "uid: is not a UUID in lower case with hyphens; leave it out, the database makes one."
         raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="uid")
-
-
-def _refuse_unsupported(request: ExportRequest) -> None:
-    # Refused by name: silently ignoring one of these would deliver a file that was not asked for.
-    for field in ("webhook_url",):
-        if getattr(request, field):
-            raise ExportFailure(
-                FailureCode.NOT_SUPPORTED, f"{field}: not supported by this version; leave it NULL.", field=field
-            )

@@ -1,9 +1,12 @@
 """How far a request is, over all its stages.
 
-What belongs here: one number of rows done and one of rows to do. What does not: drawing a bar.
+What belongs here: one number of rows done and one of rows to do, and the time that is left. What does not: drawing a
+bar.
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.tables import RequestStatus, Stage
@@ -25,3 +28,12 @@ def overall_progress(state: RequestState) -> tuple[int, int | None]:
     if state.stage in _COUNTED_STAGES:
         return _COUNTED_STAGES.index(state.stage) * state.rows_total + min(state.rows_done, state.rows_total), total
     return (total, total + 1) if state.stage is Stage.PUBLISH else (0, total)
+
+
+def eta_seconds(state: RequestState, now: datetime) -> float | None:
+    """About how long a running request still takes, if it goes on as so far; None before that can be told."""
+    done, total = overall_progress(state)
+    if state.status is not RequestStatus.RUNNING or state.started_at is None or not done or total is None:
+        return None
+    elapsed = (now - state.started_at).total_seconds()
+    return max(0.0, elapsed * (total - done) / done)

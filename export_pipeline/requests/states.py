@@ -3,7 +3,8 @@
 ``queued -> running -> completed | failed | canceled -> expired``
 
 What belongs here: who may end a request and how, the audit event of it, and in the same transaction what follows from
-it: e-mail executions that are given back, the mail to the requester, and what its recurring export makes of it.
+it: e-mail executions that are given back, the mail to the requester, the webhook, and what its recurring export makes
+of it.
 What does not: how a run takes the row (``ownership``), why (orchestration decides), and how the work is done.
 """
 
@@ -16,7 +17,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests import billing, ledger
+from export_pipeline.requests import billing, ledger, webhooks
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.events import record
 from export_pipeline.requests.model import has_uid
@@ -26,6 +27,7 @@ from export_pipeline.requests.tables import (
     EventKind,
     NotificationStatus,
     RequestStatus,
+    WebhookEvent,
     export_files,
     export_requests,
 )
@@ -91,6 +93,7 @@ def complete(
     connection.execute(export_files.delete().where(export_files.c.request_id == request_id))
     connection.execute(export_files.insert(), [{"request_id": request_id, **vars(file)} for file in files])
     note_completed(connection, request_id)
+    webhooks.enlist(connection, request_id, WebhookEvent.COMPLETED)
     record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
 
 
@@ -130,6 +133,7 @@ def _fail(
         note_failed(connection, request_id, failure)
         billing.release(connection, failed.uid)
         ledger.enlist_failure(connection, request_id)
+        webhooks.enlist(connection, request_id, WebhookEvent.FAILED)
         record(connection, failed.uid, failed.organization_id, EventKind.FAILED, {"error_code": failure.code.value})
     return failed is not None
 
@@ -181,6 +185,7 @@ def cancel(
     ).first()
     if canceled is not None:
         billing.release(connection, canceled.uid)
+        webhooks.enlist(connection, request_id, WebhookEvent.CANCELED)
         record(connection, canceled.uid, canceled.organization_id, EventKind.CANCELED)
     return canceled is not None
 

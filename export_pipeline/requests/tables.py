@@ -102,6 +102,25 @@ class EventKind(StrEnum):
     EXPIRED = "expired"
 
 
+class WebhookEvent(StrEnum):
+    """``export_webhooks.event``: what a webhook tells."""
+
+    COMPLETED = "export.completed"
+    FAILED = "export.failed"
+    CANCELED = "export.canceled"
+
+
+class WebhookStatus(StrEnum):
+    """``export_webhooks.status``."""
+
+    PENDING = "pending"
+    """Not taken yet; tried again at ``next_try_at``."""
+    DELIVERED = "delivered"
+    """Answered with 2xx."""
+    ABANDONED = "abandoned"
+    """Tried as often as it is worth, or its URL is refused."""
+
+
 class OverlapPolicy(StrEnum):
     """``recurring_exports.overlap_policy``: what to do while the previous export still runs."""
 
@@ -405,7 +424,65 @@ api_keys = sa.Table(
     sa.Column("name", sa.Text),
     sa.Column("key_hash", sa.Text, nullable=False, unique=True),
     sa.Column("scopes", json_type(), nullable=False, server_default=sa.text("'[]'")),
+    sa.Column("member_id", sa.Text, comment="whom the key acts for: what requested_by will hold"),
+    sa.Column("requests_per_hour", sa.Integer, comment="NULL = as every key; gu1's sandbox: 100"),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.Column("revoked_at", UtcDateTime),
     valid_json("scopes"),
+)
+
+export_links = sa.Table(
+    "export_links",
+    metadata,
+    sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
+    sa.Column("token_hash", sa.Text, nullable=False, unique=True, comment="SHA-256 of the token, hex"),
+    sa.Column("request_id", big_integer(), sa.ForeignKey("export_requests.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("ordinal", sa.Integer, nullable=False, comment="which of the request's files"),
+    sa.Column(
+        "notification_id",
+        big_integer(),
+        sa.ForeignKey("export_notifications.id", ondelete="CASCADE"),
+        comment="whose mail it stands in; NULL = handed out by the gateway",
+    ),
+    sa.Column("opened_count", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("last_opened_at", UtcDateTime),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("revoked_at", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Index(None, "request_id"),
+)
+
+export_webhooks = sa.Table(
+    "export_webhooks",
+    metadata,
+    sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
+    sa.Column("uid", UuidText, nullable=False, server_default=generated_uuid(), unique=True),
+    sa.Column("request_id", big_integer(), sa.ForeignKey("export_requests.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default=WebhookStatus.PENDING.value),
+    sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("next_try_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Column("answer", sa.Text, comment="of the last try: the status code, or what went wrong"),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
+    sa.UniqueConstraint("request_id", "event"),
+    sa.Index(None, "status", "next_try_at"),
+    one_of("event", WebhookEvent),
+    one_of("status", WebhookStatus),
+)
+
+webhook_secrets = sa.Table(
+    "webhook_secrets",
+    metadata,
+    sa.Column("organization_id", sa.Text, primary_key=True),
+    sa.Column("secret", sa.Text, nullable=False, comment="signs the organization's webhooks"),
+    sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
+)
+
+rate_windows = sa.Table(
+    "rate_windows",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("hits", sa.Integer, nullable=False),
+    sa.Column("ends_at", sa.Double, nullable=False, comment="Unix seconds"),
 )

@@ -124,7 +124,7 @@ GROUPS: Sequence[Bad] = [
     ({"include": '"all_emails"'}, "invalid_request", "include: "),
     ({"dataset": "entities", "filters": {"type": "robot"}}, "invalid_filter", "filters.type: must be one of person, "),
     ({"dataset": "entities", "filters": {"type": ["person", ""]}}, "invalid_filter", "filters.type[1]: must be one "),
-    ({"webhook_url": "http://127.0.0.1/"}, "not_supported", "webhook_url: "),
+    ({"webhook_url": "http://127.0.0.1/"}, "invalid_webhook", "webhook_url: "),
 ]
 BATCHES = {
     "names": NAMES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +30,8 @@ from export_pipeline.requests import ledger
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.model import load_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.tables import export_notifications, organization_email_domains
+from export_pipeline.requests.tables import export_links, export_notifications, organization_email_domains
+from export_pipeline.requests.tokens import digest_of
 from export_pipeline.settings import Settings
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.requests.test_states import ask
@@ -263,3 +265,29 @@ def test_mails_are_from_the_organizations_sender_while_it_may_be_used(
     assert [received.sender for received in smtp_sink.received] == ["news@acme.example.com", "exports@example.org"]
     # Everybody has their mail: the row has nothing to say of who it was from.
     assert sender() == (None, None)
+
+
+@ON_ONE_DATABASE
+def test_with_a_gateway_every_mail_has_sealed_links_of_its_own_that_live_as_long_as_the_files(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink
+) -> None:
+    manifest = published(store)
+    request_id = ask(database)
+    settings = Settings(mail_from="Exports <exports@example.org>", public_url="https://exports.example.org")
+    notify(database, store, smtp(smtp_sink), settings, announce(manifest, request_id), check=lambda: None)
+    tokens: list[str] = []
+    for received in smtp_sink.received:
+        text = text_of(received)
+        found = re.findall(r"https://exports\.example\.org/d/([\w-]+)", text)
+        assert len(found) == len(CONTENTS)
+        assert "file:" not in text
+        day = (NOW + timedelta(days=7)).strftime("%B ") + str((NOW + timedelta(days=7)).day)
+        assert day in text
+        tokens += found
+    assert len(set(tokens)) == len(RECIPIENTS) * len(CONTENTS)
+    with database.connect() as connection:
+        stored = connection.execute(sa.select(export_links)).all()
+        owners = connection.execute(sa.select(export_notifications.c.id)).scalars().all()
+    assert {row.token_hash for row in stored} == {digest_of(token) for token in tokens}
+    assert {row.notification_id for row in stored} == set(owners)
+    assert {row.expires_at for row in stored} == {NOW + timedelta(days=7)}

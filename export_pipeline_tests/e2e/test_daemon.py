@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -114,7 +114,16 @@ class Stack:
 def stack(
     postgres_server: PostgresServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    home = Home(tmp_path_factory.mktemp("e2e") / "home")
+    with open_stack(postgres_server, s3_server, tmp_path_factory.mktemp("e2e")) as stack:
+        yield stack
+
+
+@contextmanager
+def open_stack(
+    postgres_server: PostgresServer, s3_server: S3Server, directory: Path, **settings: str
+) -> Iterator[Stack]:
+    """An installation with its real daemon; ``settings`` are further variables."""
+    home = Home(directory / "home")
     home.create()
     catalog = home.directory / "catalog"
     catalog.mkdir()
@@ -139,6 +148,7 @@ def stack(
             "EXPORT_MAIL_URL": smtp.url,
             "EXPORT_CATALOG": str(catalog),
             "EXPORT_HEARTBEAT_SECONDS": "0.5",
+            **settings,
         }
         port = free_port()
         home.write_workspace(port)

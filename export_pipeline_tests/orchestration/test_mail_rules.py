@@ -136,11 +136,11 @@ def test_a_cancel_while_the_request_is_planned_leaves_nothing_reserved(
     organization(pipeline, email_balance=5)
     original = ops.preflight
 
-    def canceled_meanwhile(request: Any, *arguments: Any) -> Any:
+    def canceled_meanwhile(request: Any, *arguments: Any, **options: Any) -> Any:
         with pipeline.database.begin() as connection:
             assert states.request_cancel(connection, request.uid)
             assert states.cancel(connection, request.id, by_requester="asked", by_operator="operator")
-        return original(request, *arguments)
+        return original(request, *arguments, **options)
 
     monkeypatch.setattr(ops, "preflight", canceled_meanwhile)
     result, state = pipeline.export(recipient_emails=TWO)

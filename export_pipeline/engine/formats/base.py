@@ -31,6 +31,8 @@ ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
 }
 """How each catalog type stands in a staged batch. Decimals stay text, so that no digit is lost."""
 
+MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json", "ndjson": "application/x-ndjson"}
+"""Of what is not gzipped, or gzipped for the transfer alone."""
 
 TimestampPrecision = Literal["microseconds", "seconds"]
 CsvQuoting = Literal["necessary", "non_empty"]

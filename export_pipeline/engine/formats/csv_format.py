@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.engine.formats import deflate
-from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
 from export_pipeline.engine.formats.columns import ISO_DATE, TEXT_LIKE, Block, Clock, check_time_zone
 from export_pipeline.engine.formats.formula_guard import guarded
 from export_pipeline.engine.formats.rows import EncodedRows, RowEnds
@@ -52,7 +52,7 @@ class CsvFormat:
     @property
     def media_type(self) -> str:
         """The Content-Type of a file as stored."""
-        return GZIP_MEDIA_TYPE if self._gzip else "text/csv; charset=utf-8"
+        return GZIP_MEDIA_TYPE if self._gzip else MEDIA_TYPES["csv"]
 
     @property
     def counters(self) -> Mapping[str, int]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from export_pipeline.catalog.model import ColumnType
 from export_pipeline.engine.formats import deflate
-from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
 from export_pipeline.engine.formats.columns import Block, Clock, byte_table, check_time_zone
 from export_pipeline.engine.formats.rows import EncodedRows
 from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
@@ -57,9 +57,7 @@ class JsonFormat:
     @property
     def media_type(self) -> str:
         """The Content-Type of a file as stored."""
-        if self._gzip:
-            return GZIP_MEDIA_TYPE
-        return "application/x-ndjson" if self._lines else "application/json"
+        return GZIP_MEDIA_TYPE if self._gzip else MEDIA_TYPES[self._name]
 
     @property
     def counters(self) -> Mapping[str, int]:

@@ -1,0 +1,146 @@
+"""The lists and segments that an organization has, as a directory: ids, names, how many rows.
+
+What belongs here: reading them. What does not: whether a request may name them (``lookups``), envelopes (gateway).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from export_pipeline.catalog.model import ColumnType, Dataset, IdentityType
+from export_pipeline.engine.conditions import table_clause
+from export_pipeline.engine.lookups import TextColumn, bound, find_custom_fields, read_texts
+from export_pipeline.engine.query import Query, Selection, build_query
+from export_pipeline.engine.readers import Source, open_snapshot
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.conditions import AllOf, AnyOf
+from export_pipeline.requests.row_rules import Identity
+from export_pipeline.requests.segments import StoredSegment, segment_condition
+
+
+@dataclass(frozen=True)
+class ListEntry:
+    """A list, and how many rows are on it."""
+
+    id: str
+    name: str | None
+    rows: int
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """A segment; ``rows`` is None, and ``problem`` says why, if its filter cannot be used."""
+
+    id: str
+    name: str | None
+    rows: int | None
+    problem: str | None
+    query_dsl: str | None
+
+
+def lists_page(
+    source: Source, dataset: Dataset, organization_id: str, *, after: str | None, limit: int
+) -> list[ListEntry]:
+    """The organization's lists in the order of their ids, those behind ``after``.
+
+    Raises:
+        ExportFailure: ``unknown_list`` if ``after`` cannot be the id of a list; whatever reading raises.
+    """
+    if dataset.lists is None:
+        return []
+    lists, membership = dataset.lists.lists, dataset.lists
+    table = table_clause(lists.table, [lists.id, lists.name, lists.tenant])
+    where = [table.c[lists.tenant] == bound(organization_id)]
+    if after is not None:
+        where.append(table.c[lists.id] > bound(_identity(after, lists.id_type)))
+    columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
+    members = table_clause(membership.table, columns)
+    on_list = [members.c[membership.list_id] == table.c[lists.id]]
+    if membership.tenant:
+        on_list.append(members.c[membership.tenant] == bound(organization_id))
+    rows = sa.select(sa.func.count()).select_from(members).where(*on_list).correlate(table).scalar_subquery()
+    names = ("id", "name", "rows")
+    values: tuple[sa.ColumnElement[Any], ...] = (table.c[lists.id], table.c[lists.name], rows)
+    texts: list[sa.ColumnElement[Any]] = [
+        sa.cast(value, sa.Text).label(name) for name, value in zip(names, values, strict=True)
+    ]
+    select: sa.Select[Any] = sa.select(*texts).where(*where).order_by(table.c[lists.id]).limit(limit)
+    query = Query(
+        rows=select,
+        count=sa.select(sa.func.count()).select_from(select.subquery()),
+        columns=tuple(TextColumn(name, name) for name in names),
+    )
+    with open_snapshot(source, query) as snapshot:
+        found = [row for batch in snapshot.batches for row in zip(*[c.to_pylist() for c in batch.columns], strict=True)]
+    return [ListEntry(key, name, int(count)) for key, name, count in found]
+
+
+def _identity(text: str, kind: IdentityType) -> Identity:
+    try:
+        if kind is ColumnType.UUID:
+            return str(UUID(text))
+        return int(text) if kind is ColumnType.INTEGER else text
+    except ValueError:
+        raise ExportFailure(FailureCode.UNKNOWN_LIST, "page_token: is none of ours.", field="page_token") from None
+
+
+def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zone: str) -> list[SegmentEntry]:
+    """Every segment of the organization, in the order of their ids, each counted.
+
+    Raises:
+        ExportFailure: whatever reading raises.
+    """
+    declared = dataset.segments
+    if declared is None:
+        return []
+    columns = [declared.id, declared.name, declared.filter, *([declared.query_dsl] if declared.query_dsl else [])]
+    rows = read_texts(source, declared.table, columns, declared.tenant, organization_id)
+    fields = find_custom_fields(source, dataset, organization_id)
+    entries = []
+    for key, name, stored, *query in sorted(rows, key=lambda row: row[0] or ""):
+        segment = StoredSegment(id=key or "", filter=stored, query_dsl=query[0] if query else None)
+        try:
+            condition = segment_condition(segment, dataset, fields, time_zone)
+        except ExportFailure as failure:
+            entries.append(SegmentEntry(segment.id, name, None, failure.message, segment.query_dsl))
+            continue
+        selected = Selection(dataset, organization_id, (dataset.key_column,), AllOf(()), AnyOf((condition,)))
+        entries.append(SegmentEntry(segment.id, name, count_rows(source, selected), None, segment.query_dsl))
+    return entries
+
+
+def count_rows(source: Source, selection: Selection) -> int:
+    """How many rows a selection has."""
+    with open_snapshot(source, build_query(selection, source.backend, limit=1)) as snapshot:
+        return snapshot.row_count
+
+
+def names_of(
+    source: Source, dataset: Dataset, organization_id: str, *, list_ids: Sequence[str], segment_ids: Sequence[str]
+) -> dict[str, str]:
+    """The names of lists and segments by their ids; those that are gone have none."""
+    names: dict[str, str] = {}
+    if dataset.lists is not None and list_ids:
+        lists = dataset.lists.lists
+        found = read_texts(
+            source, lists.table, [lists.id, lists.name], lists.tenant, organization_id, lists.id, list_ids
+        )
+        names |= {key: name or "" for key, name in found if key is not None}
+    if dataset.segments is not None and segment_ids:
+        segments = dataset.segments
+        found = read_texts(
+            source,
+            segments.table,
+            [segments.id, segments.name],
+            segments.tenant,
+            organization_id,
+            segments.id,
+            segment_ids,
+        )
+        names |= {key: name or "" for key, name in found if key is not None}
+    return names

@@ -1,0 +1,67 @@
+"""The gateway's one ASGI app: each dialect is an app of its own, with its own errors and its own OpenAPI document.
+
+What belongs here: which path is whose, start and stop, health. What does not: any endpoint of a dialect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from export_pipeline.gateway import cometly, cometly_shapes, gu1, gu1_shapes, ours, sendgrid
+from export_pipeline.gateway.logs import RequestLog
+from export_pipeline.gateway.services import THREADS, Services, open_services
+from export_pipeline.settings import Settings
+
+_BUILDERS: Mapping[str, Callable[[Services], FastAPI]] = {
+    "sendgrid": sendgrid.build,
+    "cometly": cometly.build,
+    "gu1": gu1.build,
+}
+_PREFIXES: Mapping[str, Sequence[str]] = {
+    "sendgrid": ("/v3", "/sendgrid"),
+    "cometly": (cometly_shapes.BASE, "/cometly"),
+    "gu1": (gu1_shapes.BASE, "/gu1"),
+}
+"""Where each dialect's paths begin; its documents are below its own name."""
+
+
+class _ByPath:
+    """Hands a request to the dialect that its path is of, the path left as it is; every other one is ours."""
+
+    def __init__(self, ours_app: ASGIApp, dialects: Mapping[str, ASGIApp]) -> None:
+        self._ours = ours_app
+        self._dialects = dialects
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path = f"{scope.get('path', '')}/"
+        found = (app for prefix, app in self._dialects.items() if path.startswith(f"{prefix}/"))
+        await next(found, self._ours)(scope, receive, send)
+
+
+def build(services: Services) -> ASGIApp:
+    """The whole gateway on these services, which it closes when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        yield
+        services.close()
+
+    apps = {name: make(services) for name, make in _BUILDERS.items()}
+    dialects: dict[str, ASGIApp] = {prefix: apps[name] for name in apps for prefix in _PREFIXES[name]}
+    return RequestLog(_ByPath(ours.build(services, lifespan=lifespan), dialects))
+
+
+def create() -> ASGIApp:
+    """The gateway for the settings in the environment; what a server process calls.
+
+    Raises:
+        SettingsError, CatalogError, ExportFailure: as ``open_services``.
+    """
+    return build(open_services(Settings.from_environment()))

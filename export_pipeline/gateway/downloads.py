@@ -1,0 +1,84 @@
+"""Fresh download URLs of finished exports, and which requests a caller may see at all.
+
+What belongs here: minting when asked. What does not: signing (delivery), sealed links' rows (requests.sealed_links).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fastapi import Request
+
+from export_pipeline.delivery.objects import ObjectDescription
+from export_pipeline.gateway.auth import may_export
+from export_pipeline.gateway.services import Services
+from export_pipeline.requests.api_keys import ApiKey
+from export_pipeline.requests.database import reading, utc_now
+from export_pipeline.requests.model import RequestState, read_state
+from export_pipeline.requests.sealed_links import StoredFile, files_of, seal, sealed_url
+from export_pipeline.requests.tables import RequestStatus
+
+URL_LIFETIME = timedelta(minutes=15)
+"""Counted from the moment it is asked for (Cometly, Get Contact Export)."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file, and a URL that needs no credentials."""
+
+    file: StoredFile
+    url: str
+    expires_at: datetime
+
+
+def visible(services: Services, caller: ApiKey, uid: str) -> RequestState | None:
+    """A request of the caller's organization that they may export; every other one is as unknown as none."""
+    with reading(services.database) as connection:
+        return seen_by(caller, read_state(connection, uid))
+
+
+def seen_by(caller: ApiKey, state: RequestState | None) -> RequestState | None:
+    """The request, if the caller may see it."""
+    if state is None or state.organization_id != caller.organization_id or not may_export(caller, state.dataset):
+        return None
+    return state
+
+
+def has_files(state: RequestState) -> bool:
+    """Whether the request's files can be downloaded now."""
+    return state.status is RequestStatus.COMPLETED and state.expires_at is not None and state.expires_at > utc_now()
+
+
+def downloads(services: Services, request: Request, state: RequestState) -> list[Download]:
+    """A fresh URL for each file of a request, in their order; none if there are no files (any more)."""
+    if not has_files(state) or state.expires_at is None:
+        return []
+    ends_at = min(utc_now() + URL_LIFETIME, state.expires_at)
+    if services.serves_files:
+        return _sealed(services, request, state, ends_at)
+    with reading(services.database) as connection:
+        files = files_of(connection, state.id)
+    lifetime = ends_at - utc_now()
+    linked = [(file, services.store.link(describe(file), lifetime)) for file in files]
+    return [Download(file, link.url, link.expires_at or ends_at) for file, link in linked]
+
+
+def _sealed(services: Services, request: Request, state: RequestState, ends_at: datetime) -> list[Download]:
+    base = base_url(services, request)
+    with services.database.begin() as connection:
+        files = files_of(connection, state.id)
+        tokens = seal(connection, state.id, [file.ordinal for file in files], expires_at=ends_at)
+    return [Download(file, sealed_url(base, token), ends_at) for file, token in zip(files, tokens, strict=True)]
+
+
+def base_url(services: Services, request: Request) -> str:
+    """Where this gateway is reached: as the settings say, or as the caller reached it."""
+    return services.settings.public_url or str(request.base_url).rstrip("/")
+
+
+def describe(file: StoredFile) -> ObjectDescription:
+    """How a delivered file is called and served."""
+    return ObjectDescription(
+        key=file.key, download_name=file.name, media_type=file.media_type, content_encoding=file.content_encoding
+    )

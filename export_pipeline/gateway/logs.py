@@ -1,0 +1,107 @@
+"""One line of JSON a request, without anything personal, and the end of whatever nobody caught.
+
+What belongs here: the log, the headers that every answer has. What does not: deciding an answer.
+
+A line has the route's template, never the path: a path may hold a token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+import uuid
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOGGER = logging.getLogger("export_pipeline.gateway")
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON; an exception is told by its type alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the record."""
+        line = {
+            "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = record.exc_info[0].__qualname__
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class RequestLog:
+    """Wraps the gateway: counts the time, adds headers, logs, and lets no exception out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(scope, send)
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception as error:  # noqa: BLE001 - its text may hold anything: it ends here
+            LOGGER.error("crashed", extra={"facts": {"request_id": answer.id, **_told(error)}})  # noqa: TRY400
+            if answer.status is None:
+                await JSONResponse({"message": "Internal server error."}, 500)(scope, receive, answer.send)
+        finally:
+            LOGGER.info("request", extra={"facts": answer.facts()})
+
+
+class _Answer:
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._began = time.perf_counter()
+        self.id = uuid.uuid4().hex
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; headers get what the request came to."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            added = {
+                "X-Request-ID": self.id,
+                "X-Content-Type-Options": "nosniff",
+                "Cache-Control": "no-store",
+                **self._scope.get("gateway.headers", {}),
+            }
+            present = {name.lower() for name, _ in message["headers"]}
+            message["headers"] = [
+                *message["headers"],
+                *((n.lower().encode(), v.encode()) for n, v in added.items() if n.lower().encode() not in present),
+            ]
+        await self._send(message)
+
+    def facts(self) -> dict[str, Any]:
+        """What the log says of it."""
+        route, caller = self._scope.get("route"), self._scope.get("gateway.caller")
+        return {
+            "request_id": self.id,
+            "method": self._scope["method"],
+            "route": getattr(route, "path", None),
+            "status": self.status,
+            "milliseconds": round((time.perf_counter() - self._began) * 1000, 1),
+            "organization": getattr(caller, "organization_id", None),
+            "key": getattr(caller, "id", None),
+        }
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    """An exception by its type and its places in the code, without its message or any value."""
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    return {
+        "exception": type(error).__qualname__,
+        "raised_at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+    }

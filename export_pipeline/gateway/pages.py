@@ -1,0 +1,119 @@
+"""The pages that a person sees who clicks a link of a mail: kind, in their language, no script.
+
+What belongs here: their words and their markup. What does not: whether a link opens (requests.sealed_links), who
+leaves a recurring export (requests.unsubscribe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Literal
+
+from export_pipeline.delivery.texts import language_of
+from export_pipeline.requests.sealed_links import Closed
+
+_TEXTS: Mapping[str, Mapping[Closed, tuple[str, str]]] = {
+    "en": {
+        Closed.EXPIRED: (
+            "These files are no longer here",
+            (
+                "The link worked for as long as the mail said, and the files are deleted now. "
+                "Ask for a new export to get fresh ones."
+            ),
+        ),
+        Closed.REVOKED: (
+            "This link was switched off",
+            "Somebody of the organization that made this export has revoked its links. Ask them for a new one.",
+        ),
+        Closed.UNKNOWN: (
+            "This link leads nowhere",
+            "Perhaps a part of it was lost on the way. Copy the whole link from the mail and try again.",
+        ),
+    },
+    "es": {
+        Closed.EXPIRED: (
+            "Estos archivos ya no están aquí",
+            (
+                "El enlace funcionó hasta la fecha que indicaba el correo y los archivos ya se borraron. "
+                "Pide una nueva exportación para obtenerlos de nuevo."
+            ),
+        ),
+        Closed.REVOKED: (
+            "Este enlace fue desactivado",
+            "Alguien de la organización que hizo esta exportación revocó sus enlaces. Pídele uno nuevo.",
+        ),
+        Closed.UNKNOWN: (
+            "Este enlace no lleva a ninguna parte",
+            "Quizá se perdió una parte en el camino. Copia el enlace completo del correo e inténtalo de nuevo.",
+        ),
+    },
+    "pt": {
+        Closed.EXPIRED: (
+            "Estes arquivos não estão mais aqui",
+            (
+                "O link funcionou até a data indicada no e-mail e os arquivos já foram apagados. "
+                "Peça uma nova exportação para obtê-los de novo."
+            ),
+        ),
+        Closed.REVOKED: (
+            "Este link foi desativado",
+            "Alguém da organização que fez esta exportação revogou os links. Peça um novo a essa pessoa.",
+        ),
+        Closed.UNKNOWN: (
+            "Este link não leva a lugar nenhum",
+            "Talvez uma parte tenha se perdido no caminho. Copie o link inteiro do e-mail e tente de novo.",
+        ),
+    },
+}
+STATUSES: Mapping[Closed, int] = {Closed.UNKNOWN: 404, Closed.REVOKED: 410, Closed.EXPIRED: 410}
+
+
+def closed_page(why: Closed, locale: str | None) -> str:
+    """The page, in the language of the mail, or of the reader's browser."""
+    language = _language(locale)
+    title, text = _TEXTS[language][why]
+    return _page(language, title, text)
+
+
+LEAVING: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "en": {
+        "ask": ("Stop these mails?", "You will get no more mails of this recurring export."),
+        "left": ("You are unsubscribed", "There will be no more mails of this recurring export."),
+        "button": ("Unsubscribe", ""),
+    },
+    "es": {
+        "ask": ("¿Dejar de recibir estos correos?", "No recibirás más correos de esta exportación periódica."),
+        "left": ("Te has dado de baja", "No habrá más correos de esta exportación periódica."),
+        "button": ("Darme de baja", ""),
+    },
+    "pt": {
+        "ask": ("Parar de receber estes e-mails?", "Você não receberá mais e-mails desta exportação periódica."),
+        "left": ("Você cancelou a inscrição", "Não haverá mais e-mails desta exportação periódica."),
+        "button": ("Cancelar inscrição", ""),
+    },
+}
+
+
+def leaving_page(step: Literal["ask", "left"], locale: str | None) -> str:
+    """Asks whether to leave a recurring export, or says that it is done."""
+    language = _language(locale)
+    title, text = LEAVING[language][step]
+    button = escape(LEAVING[language]["button"][0])
+    form = f'<form method="post"><button>{button}</button></form>' if step == "ask" else ""
+    return _page(language, title, text, form)
+
+
+def _language(locale: str | None) -> str:
+    return language_of((locale or "").split(",")[0].split(";")[0])
+
+
+def _page(language: str, heading: str, told: str, form: str = "") -> str:
+    title, text = escape(heading), escape(told)
+    return (
+        f'<!DOCTYPE html>\n<html lang="{language}"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="robots" content="noindex">'
+        f"<title>{title}</title><style>:root{{color-scheme:light dark}}body{{font:1rem/1.5 system-ui,sans-serif;"
+        "max-width:34rem;margin:15vh auto;padding:0 1.5rem}h1{font-size:1.5rem;line-height:1.25}</style></head>"
+        f"<body><main><h1>{title}</h1><p>{text}</p>{form}</main></body></html>\n"
+    )

@@ -1,0 +1,262 @@
+"""SendGrid's dialect: Export Contacts.
+
+What belongs here: its fields and statuses. What does not: lists and segments (``sendgrid_directory``), how its files
+are written (the catalog's layout ``sendgrid``). Sources: twilio/sendgrid-oai, and what public clients send.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from export_pipeline.engine.directory import names_of
+from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed
+from export_pipeline.gateway.dialect import Refusal, build_app, strip_default_errors
+from export_pipeline.gateway.downloads import base_url, downloads, has_files, visible
+from export_pipeline.gateway.sendgrid_directory import routes as directory_routes
+from export_pipeline.gateway.sendgrid_shapes import DATASET, DIALECT, Metadata, SendGridCaller, instant
+from export_pipeline.gateway.services import Serves, Services
+from export_pipeline.gateway.submit import IdempotencyKey, submit
+from export_pipeline.requests.api_keys import ApiKey
+from export_pipeline.requests.database import reading
+from export_pipeline.requests.model import RequestState
+from export_pipeline.requests.recent import RecentRequest, recent_requests
+from export_pipeline.requests.tables import RequestStatus
+
+PATH = "/v3/marketing/contacts/exports"
+LISTED = 100
+"""Exports that the list shows at most."""
+LAYOUT = "sendgrid"
+
+
+class Notifications(BaseModel):
+    """Whether the key's member is mailed a link."""
+
+    email: bool | None = None
+
+
+class ExportAsked(BaseModel):
+    """All of it optional; unknown keys are ignored, as clients send some (`field_selections`)."""
+
+    list_ids: list[str] | None = None
+    segment_ids: list[str] | None = None
+    notifications: Notifications | None = None
+    file_type: Literal["csv", "json"] | None = None
+    max_file_size: int | None = Field(default=None, ge=1, le=MAX_INTEGER, description="MB; 5000 by default.")
+
+
+class ExportCreated(BaseModel):
+    """The job."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    metadata: Metadata = Field(alias="_metadata")
+    id: str
+
+
+class ContactExport(BaseModel):
+    """A job's status; `urls` once it is ready, `message` if it failed."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    id: str
+    status: Literal["pending", "ready", "failure"]
+    created_at: str
+    updated_at: str
+    completed_at: str | None = None
+    expires_at: str
+    urls: list[str] | None = None
+    message: str | None = None
+    contact_count: int | None = None
+    metadata: Metadata = Field(alias="_metadata")
+
+
+class Named(BaseModel):
+    """A list or segment; SendGrid writes these keys so."""
+
+    ID: str
+    Name: str
+
+
+class ListedExport(BaseModel):
+    """A job in the list."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    id: str
+    status: Literal["pending", "ready", "failure"]
+    created_at: str
+    completed_at: str | None = None
+    expires_at: str
+    urls: list[str] | None = None
+    user_id: str | None = None
+    export_type: Literal["contacts_export", "list_export", "segment_export"]
+    segments: list[Named]
+    lists: list[Named]
+    metadata: Metadata = Field(alias="_metadata")
+
+
+class ExportList(BaseModel):
+    """In flight or recently completed; the newest is the last."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    result: list[ListedExport]
+    metadata: Metadata = Field(alias="_metadata")
+
+
+def build(services: Services) -> FastAPI:
+    """The app."""
+    app = build_app(DIALECT, services)
+    app.include_router(_exports)
+    app.include_router(directory_routes())
+    strip_default_errors(app)
+    return app
+
+
+_exports = APIRouter(tags=["exports"])
+
+
+@_exports.post(
+    PATH,
+    status_code=202,
+    response_model=ExportCreated,
+    response_model_exclude_none=True,
+    responses=DIALECT.documented(400, 403, 413),
+    openapi_extra=described(ExportAsked, required=False),
+    summary="Export contacts",
+)
+def create(
+    request: Request, response: Response, body: Body, key: SendGridCaller, services: Serves,
+    file_type: Annotated[str | None, Query(description="csv or json, for clients that send no body.")] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> ExportCreated:  # fmt: skip
+    """Neither lists nor segments: all contacts."""
+    given = {"file_type": file_type} if file_type is not None else {}
+    asked = parsed(request, ExportAsked, {**given, **body})
+    submitted = submit(services, key, _columns(services, key, asked), idempotency_key)
+    response.headers.update(submitted.headers)
+    uid = submitted.request.uid
+    return ExportCreated(id=uid, metadata=_metadata(services, request, uid))
+
+
+def _columns(services: Services, key: ApiKey, asked: ExportAsked) -> dict[str, Any]:
+    mails = asked.notifications is not None and bool(asked.notifications.email)
+    return {
+        "dataset": DATASET,
+        "format": "ndjson" if asked.file_type == "json" else "csv",
+        "compression": "gzip",
+        "layout": LAYOUT,
+        "list_ids": asked.list_ids or None,
+        "segment_ids": asked.segment_ids or None,
+        "max_file_size_mb": asked.max_file_size or 5000,
+        "notify_email": mails,
+        "recipient_emails": [_address(services, key)] if mails else [],
+        # Programs read these files, and a value is to be what was stored.
+        "options": {"guard_formulas": False},
+    }
+
+
+def _address(services: Services, key: ApiKey) -> str:
+    """Where `notifications.email` goes: to whom the key acts for."""
+    member = None
+    if key.member_id is not None:
+        with reading(services.database) as connection:
+            member = services.organizations.member(connection, key.organization_id, key.member_id)
+    if member is None or member.email is None:
+        message = "notifications.email: this key acts for no member with an address; leave it false."
+        raise Refusal(400, message, field="notifications")
+    return member.email
+
+
+@_exports.get(
+    PATH + "/{id}",
+    response_model=ContactExport,
+    response_model_exclude_none=True,
+    responses=DIALECT.documented(403, 404),
+    summary="Export status",
+)
+def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> ContactExport:  # noqa: A002 - its name
+    """Its URLs are fresh at each read and need no credentials."""
+    state = visible(services, key, id)
+    if state is None or state.dataset != DATASET:
+        raise Refusal(404, DIALECT.not_found)
+    told = _told(services, request, state)
+    return ContactExport(
+        **told,
+        updated_at=instant(state.updated_at),
+        message=_message(state) if told["status"] == "failure" else None,
+        contact_count=state.row_count,
+    )
+
+
+@_exports.get(
+    PATH,
+    response_model=ExportList,
+    response_model_exclude_none=True,
+    responses=DIALECT.documented(400, 403),
+    summary="List exports",
+)
+def list_exports(request: Request, key: SendGridCaller, services: Serves) -> ExportList:
+    """Those in flight or recently completed."""
+    with reading(services.database) as connection:
+        found = recent_requests(connection, key.organization_id, DATASET, limit=LISTED)
+    names = names_of(
+        services.source,
+        services.dataset(DATASET),
+        key.organization_id,
+        list_ids=sorted({one for state in found for one in state.list_ids}),
+        segment_ids=sorted({one for state in found for one in state.segment_ids}),
+    )
+    result = [
+        ListedExport(
+            **_told(services, request, state),
+            user_id=state.requested_by,
+            export_type=_export_type(state),
+            lists=[Named(ID=one, Name=names.get(one, "")) for one in state.list_ids],
+            segments=[Named(ID=one, Name=names.get(one, "")) for one in state.segment_ids],
+        )
+        for state in found
+    ]
+    return ExportList(result=result, metadata=Metadata(self_=f"{base_url(services, request)}{PATH}"))
+
+
+def _told(services: Services, request: Request, state: RequestState) -> dict[str, Any]:
+    """What both answers say."""
+    status = _status(state)
+    # The document demands it of pending jobs too: the files will live at least so long.
+    expires_at = state.expires_at or state.created_at + services.retention
+    return {
+        "id": state.uid,
+        "status": status,
+        "created_at": instant(state.created_at),
+        "completed_at": instant(state.completed_at) if state.completed_at else None,
+        "expires_at": instant(expires_at),
+        "urls": [one.url for one in downloads(services, request, state)] if status == "ready" else None,
+        "metadata": _metadata(services, request, state.uid),
+    }
+
+
+def _status(state: RequestState) -> Literal["pending", "ready", "failure"]:
+    if state.status in (RequestStatus.QUEUED, RequestStatus.RUNNING):
+        return "pending"
+    # `ready` has at least one URL: what has expired is not ready any more [?].
+    return "ready" if has_files(state) else "failure"
+
+
+def _message(state: RequestState) -> str:
+    if state.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED):
+        return "The files of this export have expired; ask for a new export."
+    return state.message or "The export failed."
+
+
+def _export_type(state: RecentRequest) -> Literal["contacts_export", "list_export", "segment_export"]:
+    if state.list_ids:
+        return "list_export"
+    return "segment_export" if state.segment_ids else "contacts_export"
+
+
+def _metadata(services: Services, request: Request, uid: str) -> Metadata:
+    return Metadata(self_=f"{base_url(services, request)}{PATH}/{uid}")

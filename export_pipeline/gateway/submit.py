@@ -1,0 +1,106 @@
+"""From a dialect's request to a row: inserted, checked by the row's own rules, committed or taken back.
+
+What belongs here: one transaction, and ``Idempotency-Key``. What does not: a rule (requests.admission).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+from fastapi import Header
+
+from export_pipeline.engine.lookups import check_lists, find_segments
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.gateway.services import Services
+from export_pipeline.requests.admission import admit
+from export_pipeline.requests.api_keys import ApiKey
+from export_pipeline.requests.model import ExportRequest, insert_request, load_request, read_state
+from export_pipeline.requests.tables import export_requests
+
+MAX_KEY_LENGTH = 255
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="Any text of your own: the same request with the same key is made once, and answered the same.",
+        max_length=MAX_KEY_LENGTH,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A row, inserted now or by an earlier request with the same key."""
+
+    request: ExportRequest
+    replayed: bool
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer says of it."""
+        return {"Idempotent-Replayed": "true"} if self.replayed else {}
+
+
+def submit(services: Services, caller: ApiKey, asked: Mapping[str, Any], key: str | None = None) -> Submitted:
+    """Insert a request as an application does, if it passes every rule.
+
+    Args:
+        services: the installation.
+        caller: whose organization it is for, and who asks.
+        asked: columns of ``export_requests``; always the same ones of a dialect, so that two requests can be compared.
+        key: ``Idempotency-Key``.
+
+    Raises:
+        ExportFailure: the first rule that it breaks, and nothing is inserted.
+    """
+    row = {**asked, "organization_id": caller.organization_id, "requested_by": caller.member_id}
+    try:
+        return _submit(services, row, key)
+    except sa.exc.IntegrityError:
+        if key is None:
+            raise
+    # Another process inserted it in this very moment.
+    return _submit(services, row, key)
+
+
+def _submit(services: Services, row: Mapping[str, Any], key: str | None) -> Submitted:
+    with services.database.begin() as connection:
+        earlier = _with_key(connection, row["organization_id"], key)
+        if earlier is not None:
+            return Submitted(_same(earlier, row), replayed=True)
+        request = _insert(connection, row, key)
+        organization, checked = admit(connection, services.organizations, services.catalog, services.settings, request)
+        check_lists(services.source, checked.dataset, organization.id, checked.list_ids)
+        find_segments(services.source, checked.dataset, organization.id, checked.segment_ids)
+        return Submitted(request, replayed=False)
+
+
+def _insert(connection: sa.Connection, row: Mapping[str, Any], key: str | None) -> ExportRequest:
+    try:
+        uid = insert_request(connection, **row, idempotency_key=key)
+    except (sa.exc.DataError, OverflowError, UnicodeError):
+        message = "The request holds a value that the database cannot store."
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message) from None
+    state = read_state(connection, uid)
+    assert state is not None  # noqa: S101 - just inserted
+    return load_request(connection, state.id)
+
+
+def _with_key(connection: sa.Connection, organization_id: str, key: str | None) -> ExportRequest | None:
+    if key is None:
+        return None
+    columns = export_requests.c
+    found = connection.execute(
+        sa.select(columns.id).where(columns.organization_id == organization_id, columns.idempotency_key == key)
+    ).scalar()
+    return None if found is None else load_request(connection, found)
+
+
+def _same(earlier: ExportRequest, row: Mapping[str, Any]) -> ExportRequest:
+    if any(getattr(earlier, name) != value for name, value in row.items()):
+        message = "Idempotency-Key: was used for another request; use a new one for a new request."
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message)
+    return earlier

@@ -1,0 +1,50 @@
+"""Counters of requests in windows of time, right for any number of processes: one atomic statement a count.
+
+What belongs here: the counters. What does not: how many are allowed (gateway), what a window is called (``limits``).
+"""
+
+from __future__ import annotations
+
+import time
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from export_pipeline.requests.tables import rate_windows
+
+_windows = rate_windows.c
+
+
+def count(connection: sa.Connection, key: str, seconds: int, amount: int = 1) -> int:
+    """Add to a window and return what it holds now; one that has ended begins anew."""
+    now = time.time()
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(rate_windows)
+    ended = _windows.ends_at <= now
+    fresh = insert.excluded
+    statement = insert.values(key=key, hits=amount, ends_at=now + seconds).on_conflict_do_update(
+        index_elements=[_windows.key],
+        set_={
+            "hits": sa.case((ended, fresh.hits), else_=_windows.hits + fresh.hits),
+            "ends_at": sa.case((ended, fresh.ends_at), else_=_windows.ends_at),
+        },
+    )
+    return int(connection.execute(statement.returning(_windows.hits)).scalar_one())
+
+
+def window(connection: sa.Connection, key: str) -> tuple[int, float]:
+    """What a window holds, and when it ends (Unix seconds); none of one that ended."""
+    now = time.time()
+    row = connection.execute(
+        sa.select(_windows.hits, _windows.ends_at).where(_windows.key == key, _windows.ends_at > now)
+    ).first()
+    return (row.hits, row.ends_at) if row else (0, now)
+
+
+def forget(connection: sa.Connection, key: str | None = None) -> int:
+    """Delete a window, or all of them; how many there were."""
+    return connection.execute(rate_windows.delete().where(sa.true() if key is None else _windows.key == key)).rowcount
+
+
+def forget_ended(connection: sa.Connection) -> int:
+    """Delete the windows that have ended; how many."""
+    return connection.execute(rate_windows.delete().where(_windows.ends_at < time.time())).rowcount

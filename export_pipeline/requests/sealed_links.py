@@ -1,0 +1,164 @@
+"""Sealed links: a random token stands for one file of one request until it ends or is revoked.
+
+What belongs here: making, opening and revoking them. Only a token's digest is stored, and it holds no address and no
+key of the store. What does not: the URL of the file itself, which is minted at the click (delivery).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+import sqlalchemy as sa
+
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.events import record
+from export_pipeline.requests.model import has_uid
+from export_pipeline.requests.tables import EventKind, RequestStatus, export_files, export_links, export_requests
+from export_pipeline.requests.tokens import digest_of, new_token
+
+PATH = "/d/"
+"""Where the gateway opens them: ``{public_url}/d/{token}``."""
+
+_links = export_links.c
+_rows = export_requests.c
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A delivered file as its row tells."""
+
+    ordinal: int
+    key: str
+    name: str
+    bytes: int
+    rows: int
+    media_type: str
+    content_encoding: str | None
+
+
+class Closed(Enum):
+    """Why a link does not open."""
+
+    UNKNOWN = "unknown"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A link that was opened: its file, and when it would have ended."""
+
+    file: StoredFile
+    expires_at: datetime
+
+
+def seal(
+    connection: sa.Connection,
+    request_id: int,
+    ordinals: Sequence[int],
+    *,
+    expires_at: datetime,
+    notification_id: int | None = None,
+) -> list[str]:
+    """A token for each of a request's files, in their order.
+
+    Args:
+        connection: an open transaction.
+        request_id: the request.
+        ordinals: which of its files.
+        expires_at: when they end; the files may go sooner.
+        notification_id: whose mail they stand in; None: handed out by the gateway, which makes new ones at every
+            read, and so clears its ended ones away.
+    """
+    if notification_id is None:
+        connection.execute(
+            export_links.delete().where(
+                _links.request_id == request_id, _links.notification_id.is_(None), _links.expires_at < utc_now()
+            )
+        )
+    tokens = [new_token() for _ in ordinals]
+    rows = [
+        {
+            "token_hash": digest_of(token),
+            "request_id": request_id,
+            "ordinal": ordinal,
+            "notification_id": notification_id,
+            "expires_at": expires_at,
+        }
+        for token, ordinal in zip(tokens, ordinals, strict=True)
+    ]
+    if rows:
+        connection.execute(export_links.insert(), rows)
+    return tokens
+
+
+def sealed_url(public_url: str, token: str) -> str:
+    """The URL that a token is handed out as."""
+    return f"{public_url}{PATH}{token}"
+
+
+def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
+    """Open a link: it is counted, and the audit trail says so."""
+    row = connection.execute(
+        sa.select(
+            _links.id,
+            _links.request_id,
+            _links.ordinal,
+            _links.expires_at,
+            _links.revoked_at,
+            _rows.uid,
+            _rows.organization_id,
+            _rows.status,
+        )
+        .join(export_requests, _rows.id == _links.request_id)
+        .where(_links.token_hash == digest_of(token))
+    ).first()
+    if row is None:
+        return Closed.UNKNOWN
+    if row.revoked_at is not None:
+        return Closed.REVOKED
+    files = [file for file in files_of(connection, row.request_id) if file.ordinal == row.ordinal]
+    if row.expires_at <= utc_now() or row.status != RequestStatus.COMPLETED or not files:
+        return Closed.EXPIRED
+    connection.execute(
+        export_links.update()
+        .where(_links.id == row.id)
+        .values(opened_count=_links.opened_count + 1, last_opened_at=utc_now())
+    )
+    detail = {"link": row.id, "file": row.ordinal}
+    record(connection, row.uid, row.organization_id, EventKind.DOWNLOADED, detail, actor="link")
+    return Opened(files[0], row.expires_at)
+
+
+def language_of_link(connection: sa.Connection, token: str) -> str | None:
+    """The language that the mails of the link's request are in; None if the link is unknown or it names none."""
+    return connection.execute(
+        sa.select(_rows.email_locale)
+        .join(export_links, _rows.id == _links.request_id)
+        .where(_links.token_hash == digest_of(token))
+    ).scalar()
+
+
+def revoke_links(connection: sa.Connection, uid: str) -> int:
+    """End every link of a request at once, those in mails included; how many were still open."""
+    owner = sa.select(_rows.id).where(has_uid(uid)).scalar_subquery()
+    revoked = connection.execute(
+        export_links.update()
+        .where(_links.request_id == owner, _links.revoked_at.is_(None))
+        .values(revoked_at=utc_now())
+    )
+    return revoked.rowcount
+
+
+def files_of(connection: sa.Connection, request_id: int) -> list[StoredFile]:
+    """The files of a request that are still there, in the order of the rows."""
+    columns = export_files.c
+    found = connection.execute(
+        sa.select(*[columns[name] for name in StoredFile.__dataclass_fields__])
+        .where(columns.request_id == request_id, columns.deleted_at.is_(None))
+        .order_by(columns.ordinal)
+    )
+    return [StoredFile(*row) for row in found]

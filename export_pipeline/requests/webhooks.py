@@ -1,0 +1,136 @@
+"""The ledger of webhooks: one row a request and event, delivered at least once.
+
+What belongs here: who is owed a call, when it is tried next, how it ended, and the secret it is signed with.
+What does not: where it may go (``webhook_rules``), the call itself (delivery.webhook).
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.tables import (
+    WebhookEvent,
+    WebhookStatus,
+    export_requests,
+    export_webhooks,
+    webhook_secrets,
+)
+
+MAX_TRIES = 7
+_GROWTH = 4
+SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with
+
+_hooks = export_webhooks.c
+_rows = export_requests.c
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A call that is owed now."""
+
+    id: int
+    uid: str
+    event: WebhookEvent
+    tries: int
+    """Including this one."""
+    created_at: datetime
+    request_uid: str
+    organization_id: str
+    url: str
+
+
+def enlist(connection: sa.Connection, request_id: int, event: WebhookEvent) -> None:
+    """In the transaction that ends a request: if it names a URL, it is owed this event's call, once."""
+    owed = sa.select(_rows.id, sa.literal(event.value)).where(
+        _rows.id == request_id,
+        _rows.webhook_url.is_not(None),
+        ~sa.exists().where(_hooks.request_id == request_id, _hooks.event == event),
+    )
+    connection.execute(export_webhooks.insert().from_select(["request_id", "event"], owed))
+
+
+def take_due(connection: sa.Connection, *, limit: int, lease: timedelta) -> list[Webhook]:
+    """Webhooks that are due, fairly across organizations; each stays away for ``lease``, or until it is settled.
+
+    A process that dies with one costs it a try: the call may have arrived.
+    """
+    now = utc_now()
+    due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= now)
+    turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=_hooks.next_try_at).label("turn")
+    candidates = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(due).subquery()
+    ids = connection.execute(sa.select(candidates.c.id).order_by(candidates.c.turn).limit(limit)).scalars().all()
+    taken = connection.execute(
+        export_webhooks.update()
+        .where(_hooks.id.in_(ids), due)
+        .values(tries=_hooks.tries + 1, next_try_at=now + lease, updated_at=now)
+        .returning(_hooks.id)
+    ).scalars()
+    found = connection.execute(
+        sa.select(
+            _hooks.id,
+            _hooks.uid,
+            _hooks.event,
+            _hooks.tries,
+            _hooks.created_at,
+            _rows.uid.label("request_uid"),
+            _rows.organization_id,
+            _rows.webhook_url,
+        )
+        .join(export_requests, _rows.id == _hooks.request_id)
+        .where(_hooks.id.in_(list(taken)))
+        .order_by(_hooks.id)
+    )
+    return [
+        Webhook(row.id, str(row.uid), WebhookEvent(row.event), *row[3:5], str(row[5]), row[6], str(row[7]))
+        for row in found
+    ]
+
+
+def any_due(connection: sa.Connection) -> bool:
+    """Whether a call is owed now."""
+    due = sa.exists().where(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= utc_now())
+    return bool(connection.execute(sa.select(due)).scalar_one())
+
+
+def settle(
+    connection: sa.Connection, webhook: Webhook, *, taken: bool, answer: str, retry_seconds: float | None
+) -> None:
+    """Write how a try ended.
+
+    Args:
+        connection: an open transaction.
+        webhook: the call.
+        taken: it was answered with 2xx.
+        answer: the status code, or what went wrong.
+        retry_seconds: the first wait; each further one is four times as long, up to ``MAX_TRIES``; None: never again.
+    """
+    status, next_try_at = WebhookStatus.DELIVERED, utc_now()
+    if not taken:
+        again = retry_seconds is not None and webhook.tries < MAX_TRIES
+        status = WebhookStatus.PENDING if again else WebhookStatus.ABANDONED
+        next_try_at += timedelta(seconds=(retry_seconds or 0) * _GROWTH ** (webhook.tries - 1))
+    connection.execute(
+        export_webhooks.update()
+        .where(_hooks.id == webhook.id, _hooks.status == WebhookStatus.PENDING)
+        .values(status=status, next_try_at=next_try_at, answer=answer, updated_at=utc_now())
+    )
+
+
+def secret_of(connection: sa.Connection, organization_id: str) -> str:
+    """The secret that an organization's webhooks are signed with, made when it is first asked for."""
+    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(webhook_secrets)
+    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    connection.execute(insert.values(organization_id=organization_id, secret=secret).on_conflict_do_nothing())
+    found = sa.select(webhook_secrets.c.secret).where(webhook_secrets.c.organization_id == organization_id)
+    return str(connection.execute(found).scalar_one())
+
+
+def renew_secret(connection: sa.Connection, organization_id: str) -> None:
+    """Forget an organization's secret: the next one asked for is another."""
+    connection.execute(webhook_secrets.delete().where(webhook_secrets.c.organization_id == organization_id))
