@@ -10,6 +10,7 @@ import sys
 import click
 
 from export_pipeline.catalog.loader import CatalogError
+from export_pipeline.cli.bench import bench
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
 from export_pipeline.cli.gateway import api_key, gateway, webhook_secret
@@ -41,6 +42,7 @@ cli.add_command(queue)
 cli.add_command(verify)
 cli.add_command(links)
 cli.add_command(recurring)
+cli.add_command(bench)
 cli.add_command(gateway)
 cli.add_command(api_key, "api-key")
 cli.add_command(webhook_secret, "webhook-secret")

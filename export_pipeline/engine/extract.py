@@ -17,6 +17,7 @@ from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.readers.types import staged_schema
 from export_pipeline.engine.staging import BatchWriter, Staging, unique
+from export_pipeline.engine.timing import StageSeconds, Timer
 from export_pipeline.failures import ExportFailure, FailureCode
 
 
@@ -37,6 +38,7 @@ class StagedRows:
     bytes: int
     snapshot_at: datetime
     shards: tuple[StagedShard, ...]
+    seconds: StageSeconds
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,12 @@ def stage_rows(
     """
     query = build_query(selected, source.backend)
     schema = staged_schema(query.columns)
-    with open_snapshot(source, query) as snapshot:
+    reading = Timer()
+    with ExitStack() as held:
+        with reading:
+            snapshot = held.enter_context(open_snapshot(source, query))
         snapshot_taken(snapshot.row_count, snapshot.taken_at)
-        stager = _Stager(staging, unique(f"{prefix}/rows"), schema, snapshot, sharding)
+        stager = _Stager(staging, unique(f"{prefix}/rows"), schema, snapshot, sharding, reading)
         with stager:
             for done in stager.stage():
                 progress(done)
@@ -83,14 +88,15 @@ def stage_rows(
             f"{stager.rows} rows were read of a snapshot of {snapshot.row_count}. Retry the export; if it happens "
             "again, the key column of the dataset may not be unique.",
         )
-    return StagedRows(stager.rows, stager.bytes, snapshot.taken_at, tuple(stager.shards))
+    seconds = StageSeconds(read=reading.seconds, stage=stager.staging_seconds)
+    return StagedRows(stager.rows, stager.bytes, snapshot.taken_at, tuple(stager.shards), seconds)
 
 
 class _Stager(ExitStack):
     """Writes batches to shards; as a context, it ends the shard that is open."""
 
     def __init__(
-        self, staging: Staging, prefix: str, schema: pa.Schema, snapshot: Snapshot, sharding: Sharding
+        self, staging: Staging, prefix: str, schema: pa.Schema, snapshot: Snapshot, sharding: Sharding, reading: Timer
     ) -> None:
         super().__init__()
         self._staging = staging
@@ -98,6 +104,8 @@ class _Stager(ExitStack):
         self._schema = schema
         self._snapshot = snapshot
         self._sharding = sharding
+        self._reading = reading
+        self._writing = Timer()
         self._shard_rows: int | None = None
         self._writer: BatchWriter | None = None
         self._rows_in_shard = 0
@@ -107,13 +115,20 @@ class _Stager(ExitStack):
 
     def stage(self) -> Iterator[int]:
         """Stage everything, giving the number of rows done after each batch."""
-        for batch in self._snapshot.batches:
+        for batch in self._reading.each(self._snapshot.batches):
             if self.rows == 0 and batch.num_rows:
                 self._shard_rows = self._rows_per_shard(batch)
-            for piece in self._cut(batch):
-                self._write(piece)
+            with self._writing:
+                for piece in self._cut(batch):
+                    self._write(piece)
             yield self.rows
-        self._end_shard()
+        with self._writing:
+            self._end_shard()
+
+    @property
+    def staging_seconds(self) -> float:
+        """Spent on writing to the staging store."""
+        return self._writing.seconds
 
     def _rows_per_shard(self, first: pa.RecordBatch) -> int | None:
         estimate = first.nbytes / first.num_rows * self._snapshot.row_count

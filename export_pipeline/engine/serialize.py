@@ -6,8 +6,8 @@ What does not: formats (``formats``), cutting (``splitter``), names and uploads 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +17,7 @@ from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.plan import ExportPlan, format_options
 from export_pipeline.engine.splitter import write_files
 from export_pipeline.engine.staging import Staging, unique
+from export_pipeline.engine.timing import StageSeconds, Timer
 from export_pipeline.failures import ExportFailure, FailureCode
 
 
@@ -41,6 +42,7 @@ class SerializedFiles(BaseModel):
     extension: str
     media_type: str
     counters: dict[str, int]
+    seconds: StageSeconds = StageSeconds()
 
     @property
     def rows(self) -> int:
@@ -72,19 +74,25 @@ def serialize_shard(
     file_format = open_format(plan.format, format_options(plan, dataset))
     prefix = unique(f"{plan.prefix}/files/{shard:05d}")
 
-    def create(ordinal: int) -> AbstractContextManager[BinaryIO]:
-        return staging.create(f"{prefix}/{ordinal:05d}")
+    whole, staged = Timer(), Timer()
 
-    written = list(
-        write_files(
-            staging.read_batches(staged_key),
-            file_format,
-            create,
-            key=dataset.key,
-            max_bytes=plan.max_bytes,
-            progress=progress,
+    @contextmanager
+    def create(ordinal: int) -> Iterator[BinaryIO]:
+        with staging.create(f"{prefix}/{ordinal:05d}") as sink:
+            yield staged.sink(sink)
+
+    with whole:
+        written = list(
+            write_files(
+                staged.each(staging.read_batches(staged_key)),
+                file_format,
+                create,
+                key=dataset.key,
+                max_bytes=plan.max_bytes,
+                progress=progress,
+            )
         )
-    )
+    compressing = file_format.compress_seconds
     files = tuple(
         StagedFile(ordinal=f.ordinal, key=f"{prefix}/{f.ordinal:05d}", rows=f.rows, bytes=f.bytes, sha256=f.sha256)
         for f in written
@@ -94,6 +102,11 @@ def serialize_shard(
         extension=file_format.extension,
         media_type=file_format.media_type,
         counters=dict(file_format.counters),
+        seconds=StageSeconds(
+            stage=staged.seconds,
+            serialize=max(0.0, whole.seconds - staged.seconds - compressing),
+            compress=compressing,
+        ),
     )
     if result.rows != rows:
         raise ExportFailure(FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry.")

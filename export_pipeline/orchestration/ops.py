@@ -19,6 +19,7 @@ from export_pipeline.delivery.upload import upload_files
 from export_pipeline.engine.extract import Sharding, stage_rows
 from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_plan, selection
 from export_pipeline.engine.serialize import serialize_shard
+from export_pipeline.engine.timing import StageSeconds
 from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.metadata import (
@@ -125,7 +126,7 @@ def filter_entities(
             snapshot_taken=work.pulse.snapshot_taken,
             progress=work.pulse.report,
         )
-        metadata = stage_metadata(watch, rows=staged.rows, size=staged.bytes, files=len(staged.shards))
+        metadata = stage_metadata(watch, staged.seconds, rows=staged.rows, size=staged.bytes, files=len(staged.shards))
     rows_before = 0
     for shard in staged.shards:
         reference = ShardReference(
@@ -141,8 +142,7 @@ def filter_entities(
         yield dg.DynamicOutput(
             reference, mapping_key=f"{shard.ordinal:05d}", output_name="shards", metadata={"rows": shard.rows}
         )
-    snapshot = SnapshotReference(plan=planned, rows=staged.rows, snapshot_at=staged.snapshot_at)
-    yield dg.Output(snapshot, output_name="snapshot", metadata=metadata)
+    yield dg.Output(SnapshotReference.of(planned, staged), output_name="snapshot", metadata=metadata)
 
 
 @dg.op(description=descriptions.SERIALIZE)
@@ -160,7 +160,7 @@ def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: Ex
             rows=shard.rows,
             progress=lambda rows: work.pulse.report(shard.rows_before + rows),
         )
-        metadata = stage_metadata(watch, rows=output.rows, size=output.bytes, files=len(output.files))
+        metadata = stage_metadata(watch, output.seconds, rows=output.rows, size=output.bytes, files=len(output.files))
         context.add_output_metadata(metadata | {name: dg.MetadataValue.int(n) for name, n in output.counters.items()})
         return SerializedShard(shard=shard, output=output)
 
@@ -181,10 +181,10 @@ def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports:
             snapshot_at=shard.snapshot_at,
             progress=lambda rows: work.pulse.report(shard.rows_before + rows),
         )
-        output = serialized.output
-        metadata = stage_metadata(watch, rows=output.rows, size=output.bytes, files=len(files))
+        output, seconds = serialized.output, StageSeconds(upload=watch.seconds)
+        metadata = stage_metadata(watch, seconds, rows=output.rows, size=output.bytes, files=len(files))
         context.add_output_metadata(metadata | object_links(exports.store, files))
-        return UploadedShard(plan=shard.plan, ordinal=shard.ordinal, files=files, counters=output.counters)
+        return serialized.uploaded(files, seconds)
 
 
 @dg.op(description=descriptions.PUBLISH)
@@ -215,10 +215,10 @@ def publish(
         _complete(context, exports, planned, manifest, key)
         with suppress(ExportFailure):
             exports.staging.delete_tree(made.prefix)  # else the janitor does: the export is complete
-        metadata = stage_metadata(watch, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
-        metadata["manifest"] = dg.MetadataValue.url(exports.store.object_url(key))
-        context.add_output_metadata(metadata)
-        context.log_event(materialization(manifest, (datetime.now(UTC) - snapshot.snapshot_at).total_seconds()))
+        parts = sum((shard.seconds for shard in uploaded), snapshot.seconds)
+        metadata = stage_metadata(watch, parts, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
+        context.add_output_metadata(metadata | {"manifest": dg.MetadataValue.url(exports.store.object_url(key))})
+        context.log_event(materialization(manifest, parts))
         return PublishedExport(plan=planned, manifest_key=key)
 
 

@@ -12,7 +12,9 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.delivery.manifest import ManifestFile
+from export_pipeline.engine.extract import StagedRows
 from export_pipeline.engine.serialize import SerializedFiles
+from export_pipeline.engine.timing import StageSeconds
 
 
 class _Reference(BaseModel):
@@ -34,6 +36,12 @@ class SnapshotReference(_Reference):
     plan: PlanReference
     rows: int
     snapshot_at: datetime
+    seconds: StageSeconds = StageSeconds()
+
+    @classmethod
+    def of(cls, plan: PlanReference, staged: StagedRows) -> SnapshotReference:
+        """The snapshot that was staged for a plan."""
+        return cls(plan=plan, rows=staged.rows, snapshot_at=staged.snapshot_at, seconds=staged.seconds)
 
 
 class ShardReference(_Reference):
@@ -54,6 +62,16 @@ class SerializedShard(_Reference):
     shard: ShardReference
     output: SerializedFiles
 
+    def uploaded(self, files: tuple[ManifestFile, ...], seconds: StageSeconds) -> UploadedShard:
+        """The same shard once its files are in the store; ``seconds`` are those of the upload."""
+        return UploadedShard(
+            plan=self.shard.plan,
+            ordinal=self.shard.ordinal,
+            files=files,
+            counters=self.output.counters,
+            seconds=self.output.seconds + seconds,
+        )
+
 
 class UploadedShard(_Reference):
     """A shard whose files are in the store; ordinals count within the shard."""
@@ -62,6 +80,8 @@ class UploadedShard(_Reference):
     ordinal: int
     files: tuple[ManifestFile, ...]
     counters: dict[str, int]
+    seconds: StageSeconds = StageSeconds()
+    """Of serializing and uploading."""
 
 
 class PublishedExport(_Reference):

@@ -77,6 +77,18 @@ def test_every_stage_says_rows_bytes_files_seconds_and_rate(pipeline: Pipeline) 
         assert metadata["rows"] == len(ACME), step
         assert {"bytes", "seconds", "rows_per_second", "files"} <= set(metadata), step
         assert metadata["files"] == 1, step
+    read, written, sent, whole = (
+        metadata_of(result, step) for step in ("filter_entities", "serialize", "upload", "publish")
+    )
+    assert read["bound_by"] in {"read", "stage"}
+    assert {"read_seconds", "stage_seconds"} <= set(read)
+    assert "serialize_seconds" in written
+    assert sent["bound_by"] == "upload"
+    parts = {name: value for name, value in whole.items() if name.endswith("_seconds")}
+    assert parts["read_seconds"] == read["read_seconds"]
+    assert parts["stage_seconds"] == pytest.approx(read["stage_seconds"] + written["stage_seconds"], abs=0.002)
+    assert parts["upload_seconds"] == sent["upload_seconds"]
+    assert parts[f"{whole['bound_by']}_seconds"] == max(parts.values())
     links = [value for name, value in metadata_of(result, "upload").items() if name.startswith("object_")]
     assert len(links) == 1
     assert state.uid in links[0]
@@ -84,6 +96,7 @@ def test_every_stage_says_rows_bytes_files_seconds_and_rate(pipeline: Pipeline) 
     assert materialized.asset_key == dg.AssetKey(["exports", "people"])
     shown = {name: value.value for name, value in materialized.materialization.metadata.items()}
     assert (shown["rows"], shown["bytes"], shown["request_uid"]) == (len(ACME), state.byte_count, state.uid)
+    assert shown["bound_by"] == whole["bound_by"]
 
 
 def test_run_config_is_the_request_id_alone_and_tags_hold_ids(pipeline: Pipeline) -> None:

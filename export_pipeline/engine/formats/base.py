@@ -107,6 +107,11 @@ class FileFormat(Protocol[E]):
         """What had to be altered so far, for the manifest (cells cut, characters replaced, ...)."""
         ...
 
+    @property
+    def compress_seconds(self) -> float:
+        """Seconds spent on compressing so far; 0 where a library does it inside its own writer."""
+        ...
+
     def encode(self, batch: pa.RecordBatch) -> E:
         """Turn a staged batch into this format's representation."""
         ...

@@ -20,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.engine.formats import deflate
 from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
 from export_pipeline.engine.formats.columns import ISO_DATE, TEXT_LIKE, Block, Clock, check_time_zone
 from export_pipeline.engine.formats.formula_guard import guarded
@@ -39,6 +40,7 @@ class CsvFormat:
         self._options = options
         self._clock = Clock.of(options)
         self._gzip = gzips(options)
+        self._packer = deflate.Packer()
         self._frame = Frame(head=_head(options))
         self._counters: Counter[str] = Counter(guarded_cells=0)
 
@@ -56,6 +58,11 @@ class CsvFormat:
     def counters(self) -> Mapping[str, int]:
         """``guarded_cells``: cells that got an apostrophe."""
         return self._counters
+
+    @property
+    def compress_seconds(self) -> float:
+        """Seconds spent on deflate."""
+        return self._packer.seconds
 
     def encode(self, batch: pa.RecordBatch) -> EncodedRows:
         """Turn a staged batch into CSV rows."""
@@ -82,7 +89,8 @@ class CsvFormat:
 
     def open(self, sink: BinaryIO) -> TextFile:
         """Begin a file with its header."""
-        return TextFile(sink, self._frame, name="csv", max_bytes=self._options.max_bytes, gzip=self._gzip)
+        limit = self._options.max_bytes
+        return TextFile(sink, self._frame, name="csv", max_bytes=limit, gzip=self._gzip, pack=self._packer)
 
     def _column(self, block: Block, place: int) -> pl.Expr | pl.Series:
         name, options = str(place), self._options

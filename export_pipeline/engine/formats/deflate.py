@@ -11,6 +11,8 @@ from typing import Final
 
 from isal import isal_zlib
 
+from export_pipeline.engine.timing import Timer
+
 _RAW: Final = -15
 _LEVEL: Final = 2
 
@@ -29,6 +31,23 @@ def pack(data: bytes | memoryview) -> bytes:
     head: bytes = compressor.compress(data)
     tail: bytes = compressor.flush(isal_zlib.Z_FULL_FLUSH)
     return head + tail
+
+
+class Packer:
+    """``pack``, and the ``seconds`` that it took so far."""
+
+    def __init__(self) -> None:
+        self._timer = Timer()
+
+    def __call__(self, data: bytes | memoryview) -> bytes:
+        """One piece."""
+        with self._timer:
+            return pack(data)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all pieces."""
+        return self._timer.seconds
 
 
 class Checksum:

@@ -19,6 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from export_pipeline.catalog.model import ColumnType
+from export_pipeline.engine.formats import deflate
 from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
 from export_pipeline.engine.formats.columns import Block, Clock, byte_table, check_time_zone
 from export_pipeline.engine.formats.rows import EncodedRows
@@ -45,6 +46,7 @@ class JsonFormat:
         self._clock = Clock.of(options)
         self._lines = lines
         self._gzip = gzips(options)
+        self._packer = deflate.Packer()
         self._counters: Counter[str] = Counter(non_finite_numbers=0)
 
     @property
@@ -61,6 +63,11 @@ class JsonFormat:
     def counters(self) -> Mapping[str, int]:
         """``non_finite_numbers``: numbers that JSON cannot say, written as null."""
         return self._counters
+
+    @property
+    def compress_seconds(self) -> float:
+        """Seconds spent on deflate."""
+        return self._packer.seconds
 
     def encode(self, batch: pa.RecordBatch) -> EncodedRows:
         """Turn a staged batch into one object a row."""
@@ -81,7 +88,8 @@ class JsonFormat:
     def open(self, sink: BinaryIO) -> TextFile:
         """Begin a file."""
         frame = Frame() if self._lines else _ARRAY
-        return TextFile(sink, frame, name=self._name, max_bytes=self._options.max_bytes, gzip=self._gzip)
+        limit = self._options.max_bytes
+        return TextFile(sink, frame, name=self._name, max_bytes=limit, gzip=self._gzip, pack=self._packer)
 
     @property
     def _name(self) -> str:

@@ -44,6 +44,8 @@ class ParquetFormat:
 
     extension = "parquet"
     media_type = "application/vnd.apache.parquet"
+    compress_seconds = 0.0
+    """Arrow compresses while it writes."""
 
     def __init__(self, options: FormatOptions) -> None:
         if options.compression != "none":

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from export_pipeline.engine.formats import deflate
 from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.engine.formats.rows import EncodedRows, Filler, Piece
+from export_pipeline.engine.formats.rows import EncodedRows, Filler, Pack, Piece
 from export_pipeline.failures import ExportFailure, FailureCode
 
 GZIP_MEDIA_TYPE = "application/gzip"
@@ -49,12 +49,14 @@ def too_small(format_name: str, max_bytes: int, needed: int) -> ExportFailure:
 class TextFile:
     """Writes encoded rows between a head and a tail, never past ``max_bytes``."""
 
-    def __init__(self, sink: BinaryIO, frame: Frame, *, name: str, max_bytes: int, gzip: bool) -> None:
+    def __init__(
+        self, sink: BinaryIO, frame: Frame, *, name: str, max_bytes: int, gzip: bool, pack: Pack = deflate.pack
+    ) -> None:
         self._sink = sink
         self._frame = frame
         self._gzip = gzip
         self._checksum = deflate.Checksum()
-        self._filler = Filler(deflate.pack if gzip else memoryview, total=max_bytes, compresses=gzip)
+        self._filler = Filler(pack if gzip else memoryview, total=max_bytes, compresses=gzip)
         self._left = max_bytes - self._closing_size()
         self._begun = False
         opening = self._opening()

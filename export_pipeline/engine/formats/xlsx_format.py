@@ -20,7 +20,7 @@ import pyarrow as pa
 from export_pipeline.engine.formats import deflate, zip_stream
 from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.engine.formats.columns import Block, Clock, check_time_zone
-from export_pipeline.engine.formats.rows import EncodedRows, Filler, Piece
+from export_pipeline.engine.formats.rows import EncodedRows, Filler, Pack, Piece
 from export_pipeline.engine.formats.text_file import too_small
 from export_pipeline.engine.formats.xlsx_cells import header_xml, row_xml
 from export_pipeline.engine.formats.xlsx_parts import Parts, build_parts, sheet_name
@@ -43,6 +43,7 @@ class XlsxFormat:
     def __init__(self, options: FormatOptions) -> None:
         _check(options)
         self._options = options
+        self._packer = deflate.Packer()
         self._counters: Counter[str] = Counter(replaced_characters=0, cut_cells=0)
         self._parts = cache(lambda sheets: _Weighed(build_parts(options.dataset, sheets), sheets))
 
@@ -50,6 +51,11 @@ class XlsxFormat:
     def counters(self) -> Mapping[str, int]:
         """Cells with ``replaced_characters``, and ``cut_cells``."""
         return self._counters
+
+    @property
+    def compress_seconds(self) -> float:
+        """Seconds spent on deflate."""
+        return self._packer.seconds
 
     def encode(self, batch: pa.RecordBatch) -> EncodedRows:
         """Turn a staged batch into rows of a sheet."""
@@ -60,7 +66,7 @@ class XlsxFormat:
     def open(self, sink: BinaryIO) -> XlsxFile:
         """Begin a workbook with its first sheet."""
         headers = [column.header for column in self._options.columns]
-        return XlsxFile(sink, self._parts, headers, self._options.max_bytes)
+        return XlsxFile(sink, self._parts, headers, self._options.max_bytes, pack=self._packer)
 
 
 class _Weighed:
@@ -81,11 +87,19 @@ class _Weighed:
 class XlsxFile:
     """One workbook being written."""
 
-    def __init__(self, sink: BinaryIO, parts_of: Callable[[int], _Weighed], headers: list[str], max_bytes: int) -> None:
+    def __init__(
+        self,
+        sink: BinaryIO,
+        parts_of: Callable[[int], _Weighed],
+        headers: list[str],
+        max_bytes: int,
+        *,
+        pack: Pack = deflate.pack,
+    ) -> None:
         self._zip = ZipStream(sink)
         self._parts_of = parts_of
         self._max_bytes = max_bytes
-        self._filler = Filler(deflate.pack, total=max_bytes, compresses=True)
+        self._filler = Filler(pack, total=max_bytes, compresses=True)
         self._sheets = self._rows = self._sheet_bytes = 0
         self._begun = False
         now = parts_of(1)
