@@ -18,9 +18,8 @@ from export_pipeline.engine.plan import make_plan
 from export_pipeline.engine.readers import source_of
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.admission import admit
-from export_pipeline.requests.model import insert_request, load_request
+from export_pipeline.requests.model import insert_and_load
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.tables import export_requests
 from export_pipeline.settings import Settings
 
 
@@ -44,9 +43,7 @@ def _answer(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any]) -> 
     catalog, organizations = load_catalog(settings.catalog), Organizations()
     with engine.connect() as connection, connection.begin() as transaction:
         # Inserted and taken back, so that the database's own defaults and constraints have their say.
-        uid = insert_request(connection, **asked)
-        key = connection.execute(sa.select(export_requests.c.id).where(export_requests.c.uid == uid)).scalar_one()
-        request = load_request(connection, key)
+        request = insert_and_load(connection, **asked)
         organization, checked = admit(connection, organizations, catalog, settings, request)
         transaction.rollback()
     source = source_of(settings)

@@ -6,7 +6,6 @@ who is enlisted for it (requests.ledger), when it is tried (orchestration).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.delivery.handover import MailPostponed, hand_over
-from export_pipeline.delivery.mail import MailProvider, Message, default_sender
+from export_pipeline.delivery.mail import MailProvider, Message, default_sender, message_id
 from export_pipeline.delivery.message import FailureMail, failure_message, titles_of
 from export_pipeline.failures import FailureCode, Fault
 from export_pipeline.requests import ledger
@@ -94,7 +93,9 @@ def mail_failure(
     messages = [
         (
             notification_id,
-            Message(default_sender(settings), address, subject, text, html, _message_id(failed.uid, address)),
+            Message(
+                default_sender(settings), address, subject, text, html, message_id(f"{failed.uid}.failed", address)
+            ),
         )
         for notification_id, address in waiting
     ]
@@ -166,8 +167,3 @@ def _mail(
         paused_recurring=failed.paused_recurring,
     )
     return mail, (member.locale if member is not None else None) or failed.locale
-
-
-def _message_id(uid: str, recipient: str) -> str:
-    digest = hashlib.sha256(recipient.encode()).hexdigest()[:16]
-    return f"{uid}.failed.{digest}"

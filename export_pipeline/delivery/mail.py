@@ -9,6 +9,7 @@ returned = accepted, ``MailNotAccepted`` = certainly not sent, ``MailOutcomeUnkn
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from email.headerregistry import Address
@@ -52,6 +53,11 @@ class Message:
             "List-Unsubscribe": f"<{self.unsubscribe_url}>",
             "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
         }
+
+
+def message_id(about: str, recipient: str) -> str:
+    """The same for every try at one recipient's message about something; it holds no address."""
+    return f"{about}.{hashlib.sha256(recipient.encode()).hexdigest()[:16]}"
 
 
 class MailNotAccepted(Exception):

@@ -6,7 +6,6 @@ What belongs here: the mail's facts, and what its outcome means for the row. Wha
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,7 @@ import sqlalchemy as sa
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.delivery.attachments import attachments_of
 from export_pipeline.delivery.handover import MailPostponed, hand_over
-from export_pipeline.delivery.mail import MailProvider, Message, default_sender, parse_address
+from export_pipeline.delivery.mail import MailProvider, Message, default_sender, message_id, parse_address
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
 from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message, titles_of
 from export_pipeline.delivery.objects import Link
@@ -140,10 +139,9 @@ def _messages(
         leave = unsubscribe_url(settings, announcement.recurring_export_id, recipient)
         mail = replace(_mail(announcement, links), unsubscribe_url=leave)
         subject, text, html = ready_message(mail, announcement.locale)
-        message_id = _message_id(manifest, recipient)
-        messages.append(
-            (notification_id, Message(sender, recipient, subject, text, html, message_id, attachments, leave))
-        )
+        same_id = message_id(str(manifest.uid), recipient)
+        message = Message(sender, recipient, subject, text, html, same_id, attachments, leave)
+        messages.append((notification_id, message))
     return messages
 
 
@@ -191,8 +189,3 @@ def link_to(store: Store, settings: Settings, file: ManifestFile, files_expire_a
     """A link to a delivered file that lives as long as the settings say, and never longer than the file."""
     longest = timedelta(hours=settings.link_lifetime_hours)
     return store.link(describe(file), min(longest, files_expire_at - datetime.now(UTC)))
-
-
-def _message_id(manifest: Manifest, recipient: str) -> str:
-    digest = hashlib.sha256(recipient.encode()).hexdigest()[:16]
-    return f"{manifest.uid}.{digest}"

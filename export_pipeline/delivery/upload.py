@@ -17,6 +17,7 @@ from export_pipeline.engine.formats.base import MEDIA_TYPES
 from export_pipeline.engine.plan import ExportPlan, staging_prefix
 from export_pipeline.engine.serialize import SerializedFiles, StagedFile
 from export_pipeline.engine.staging import Staging
+from export_pipeline.requests.sealed_links import StoredFile
 
 
 def upload_files(
@@ -90,7 +91,7 @@ def _upload(
         store.put(source, describe(placed), size=file.bytes, sha256=file.sha256, progress=progress)
 
 
-def describe(file: ManifestFile) -> ObjectDescription:
+def describe(file: ManifestFile | StoredFile) -> ObjectDescription:
     """How a delivered file is called and served."""
     return ObjectDescription(
         key=file.key, download_name=file.name, media_type=file.media_type, content_encoding=file.content_encoding

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import ColumnType, Dataset, IdentityType
+from export_pipeline.catalog.model import Dataset, IdentityType
 from export_pipeline.engine.conditions import table_clause
-from export_pipeline.engine.lookups import TextColumn, bound, find_custom_fields, read_texts
-from export_pipeline.engine.query import Query, Selection, build_query
+from export_pipeline.engine.lookups import bound, find_custom_fields, read_texts, rows_of
+from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf, AnyOf
-from export_pipeline.requests.row_rules import Identity
+from export_pipeline.requests.row_rules import Identity, identity_of
 from export_pipeline.requests.segments import StoredSegment, segment_condition
 
 
@@ -70,21 +69,13 @@ def lists_page(
         sa.cast(value, sa.Text).label(name) for name, value in zip(names, values, strict=True)
     ]
     select: sa.Select[Any] = sa.select(*texts).where(*where).order_by(table.c[lists.id]).limit(limit)
-    query = Query(
-        rows=select,
-        count=sa.select(sa.func.count()).select_from(select.subquery()),
-        columns=tuple(TextColumn(name, name) for name in names),
-    )
-    with open_snapshot(source, query) as snapshot:
-        found = [row for batch in snapshot.batches for row in zip(*[c.to_pylist() for c in batch.columns], strict=True)]
-    return [ListEntry(key, name, int(count)) for key, name, count in found]
+    found = rows_of(source, select, names)
+    return [ListEntry(str(key), name, int(count or 0)) for key, name, count in found]
 
 
 def _identity(text: str, kind: IdentityType) -> Identity:
     try:
-        if kind is ColumnType.UUID:
-            return str(UUID(text))
-        return int(text) if kind is ColumnType.INTEGER else text
+        return identity_of(text, kind)
     except ValueError:
         raise ExportFailure(FailureCode.UNKNOWN_LIST, "page_token: is none of ours.", field="page_token") from None
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.engine.formats import open_format
+from export_pipeline.engine.formats.base import NO_CEILING
 from export_pipeline.engine.plan import ExportPlan, format_options, selection
 from export_pipeline.engine.query import build_query
 from export_pipeline.engine.readers import Source, open_snapshot
@@ -23,7 +24,6 @@ from export_pipeline.engine.splitter import write_files
 
 SAMPLE_ROWS = 2_000
 """Half from each end of the key: old rows and new ones seldom look alike."""
-_NO_CEILING = 2**62
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def _sample(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) ->
 
 def _written(plan: ExportPlan, dataset: Dataset, sample: pa.Table) -> int:
     """The bytes of one file with these rows."""
-    options = replace(format_options(plan, dataset), max_bytes=_NO_CEILING)
+    options = replace(format_options(plan, dataset), max_bytes=NO_CEILING)
     written = write_files(
         sample.to_batches(),
         open_format(plan.format, options),
         lambda _ordinal: io.BytesIO(),
         key=dataset.key,
-        max_bytes=_NO_CEILING,
+        max_bytes=NO_CEILING,
         progress=lambda _rows: None,
     )
     return sum(file.bytes for file in written)

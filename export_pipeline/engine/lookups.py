@@ -35,7 +35,7 @@ _UNUSABLE_KEY = re.compile(r'["\\\x00-\x1f\x7f]')
 
 
 @dataclass(frozen=True)
-class TextColumn:
+class _TextColumn:
     """A column that is read as text."""
 
     name: str
@@ -148,11 +148,15 @@ def read_texts(
     texts: list[sa.ColumnElement[Any]] = [
         sa.cast(clause.c[column], sa.Text).label(f"c{at}") for at, column in enumerate(columns)
     ]
-    rows: sa.Select[Any] = sa.select(*texts).where(*where)
+    return rows_of(source, sa.select(*texts).where(*where), columns)
+
+
+def rows_of(source: Source, select: sa.Select[Any], columns: Sequence[str]) -> list[tuple[str | None, ...]]:
+    """The rows of a statement that selects texts; ``columns`` are what to call them when the data is wrong."""
     query = Query(
-        rows=rows,
-        count=sa.select(sa.func.count()).select_from(clause).where(*where),
-        columns=tuple(TextColumn(f"c{at}", column) for at, column in enumerate(columns)),
+        rows=select,
+        count=sa.select(sa.func.count()).select_from(select.subquery()),
+        columns=tuple(_TextColumn(f"c{at}", column) for at, column in enumerate(columns)),
     )
     with open_snapshot(source, query) as snapshot:
         return [row for batch in snapshot.batches for row in zip(*[c.to_pylist() for c in batch.columns], strict=True)]

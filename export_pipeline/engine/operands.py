@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql
 from export_pipeline.catalog.model import Column, ColumnType, CustomField
 from export_pipeline.engine import sqlite_text
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar
+from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar, kind_of
 
 _NUMBER = "^-?[0-9]+([.][0-9]+)?$"
 _NUMBER_LENGTH = 400
@@ -171,17 +171,6 @@ class Operands:
     @property
     def _numeric(self) -> sa.types.TypeEngine[Any]:
         return sa.Float() if self._sqlite else sa.Numeric()
-
-
-def kind_of(operand: Operand) -> ColumnType:
-    """What the operand's values are compared as."""
-    match operand:
-        case Column():
-            return operand.type
-        case CustomField():
-            return operand.value_type
-        case Arithmetic():
-            return ColumnType.DECIMAL
 
 
 def _sound(source: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:

@@ -16,13 +16,11 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import ChildList, Column, CustomField, FilterOperator, OutputColumn, OutputOrigin
 from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import FormatOptions, TimestampPrecision
+from export_pipeline.engine.formats.base import NO_CEILING, FormatOptions, TimestampPrecision
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison
 from export_pipeline.requests.preflight import Preflight
-
-_NO_CEILING = 2**62
 
 
 def listed(checked: Preflight, organization_id: str) -> Selection:
@@ -100,7 +98,7 @@ def _read(
     names = headers or [column.name for column in selection.columns]
     options = FormatOptions(
         columns=tuple(_output(column, name) for column, name in zip(selection.columns, names, strict=True)),
-        max_bytes=_NO_CEILING,
+        max_bytes=NO_CEILING,
         timestamps=timestamps,
     )
     written = open_format("ndjson", options)

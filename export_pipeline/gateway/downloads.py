@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from fastapi import Request
 
-from export_pipeline.delivery.objects import ObjectDescription
+from export_pipeline.delivery.upload import describe
 from export_pipeline.gateway.auth import may_export
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
@@ -75,10 +75,3 @@ def _sealed(services: Services, request: Request, state: RequestState, ends_at: 
 def base_url(services: Services, request: Request) -> str:
     """Where this gateway is reached: as the settings say, or as the caller reached it."""
     return services.settings.public_url or str(request.base_url).rstrip("/")
-
-
-def describe(file: StoredFile) -> ObjectDescription:
-    """How a delivered file is called and served."""
-    return ObjectDescription(
-        key=file.key, download_name=file.name, media_type=file.media_type, content_encoding=file.content_encoding
-    )

@@ -14,9 +14,10 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from pydantic import BaseModel
 
 from export_pipeline.delivery.disposition import content_disposition
+from export_pipeline.delivery.upload import describe
 from export_pipeline.gateway import exports, unsubscribing
 from export_pipeline.gateway.dialect import Dialect, build_app, strip_default_errors
-from export_pipeline.gateway.downloads import URL_LIFETIME, describe
+from export_pipeline.gateway.downloads import URL_LIFETIME
 from export_pipeline.gateway.pages import STATUSES, closed_page
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.requests.database import utc_now

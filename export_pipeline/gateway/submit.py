@@ -17,7 +17,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.admission import admit
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.model import ExportRequest, insert_request, load_request, read_state
+from export_pipeline.requests.model import ExportRequest, insert_and_load, load_request
 from export_pipeline.requests.tables import export_requests
 
 MAX_KEY_LENGTH = 255
@@ -80,13 +80,10 @@ def _submit(services: Services, row: Mapping[str, Any], key: str | None) -> Subm
 
 def _insert(connection: sa.Connection, row: Mapping[str, Any], key: str | None) -> ExportRequest:
     try:
-        uid = insert_request(connection, **row, idempotency_key=key)
+        return insert_and_load(connection, **row, idempotency_key=key)
     except (sa.exc.DataError, OverflowError, UnicodeError):
         message = "The request holds a value that the database cannot store."
         raise ExportFailure(FailureCode.INVALID_REQUEST, message) from None
-    state = read_state(connection, uid)
-    assert state is not None  # noqa: S101 - just inserted
-    return load_request(connection, state.id)
 
 
 def _with_key(connection: sa.Connection, organization_id: str, key: str | None) -> ExportRequest | None:

@@ -13,7 +13,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Literal
 
-from export_pipeline.catalog.model import Column, CustomField, FilterOperator
+from export_pipeline.catalog.model import Column, ColumnType, CustomField, FilterOperator
 
 Scalar = str | int | float | Decimal | bool | date | datetime
 
@@ -96,6 +96,17 @@ class Negation:
     """It does not hold (a comparison with null does not hold, so its negation does)."""
 
     condition: Condition
+
+
+def kind_of(operand: Operand) -> ColumnType:
+    """What the operand's values are compared as."""
+    match operand:
+        case Column():
+            return operand.type
+        case CustomField():
+            return operand.value_type
+        case Arithmetic():
+            return ColumnType.DECIMAL
 
 
 def size_of(condition: Condition) -> tuple[int, int]:

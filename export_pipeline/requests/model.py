@@ -179,6 +179,16 @@ def find_state(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> 
     return RequestState(**row) if row else None
 
 
+def insert_and_load(connection: sa.Connection, **asked: Any) -> ExportRequest:
+    """Insert a request and read it back, with what the database made of it.
+
+    Raises:
+        ExportFailure: as ``load_request``.
+    """
+    inserted = connection.execute(export_requests.insert().values(**asked).returning(export_requests.c.id))
+    return load_request(connection, inserted.scalar_one())
+
+
 def insert_request(connection: sa.Connection, **asked: Any) -> str:
     """Insert a request as an application does, with the database's defaults for what is not given; returns its uid."""
     inserted = connection.execute(export_requests.insert().values(**asked).returning(export_requests.c.uid))

@@ -57,7 +57,7 @@ def check_organization(request: ExportRequest, dataset: Dataset) -> None:
         ExportFailure: ``invalid_request``.
     """
     try:
-        canonical = str(_identity(request.organization_id, dataset.tenant_type))
+        canonical = str(identity_of(request.organization_id, dataset.tenant_type))
     except ValueError:
         canonical = None
     if request.organization_id != canonical:
@@ -199,7 +199,7 @@ def _identities(texts: Sequence[str], kind: IdentityType, field: str, code: Fail
     found: dict[Identity, None] = {}
     for index, text in enumerate(texts):
         try:
-            found[_identity(text, kind)] = None
+            found[identity_of(text, kind)] = None
         except ValueError:
             expected = {ColumnType.UUID: "a UUID", ColumnType.INTEGER: "a whole number"}.get(kind, "a text")
             message = f"{field}[{index}]: {shown(text)} is not {expected}, so no such id can exist."
@@ -207,7 +207,12 @@ def _identities(texts: Sequence[str], kind: IdentityType, field: str, code: Fail
     return tuple(found)
 
 
-def _identity(text: str, kind: IdentityType) -> Identity:
+def identity_of(text: str, kind: IdentityType) -> Identity:
+    """An id in the type of its column.
+
+    Raises:
+        ValueError: no such id can exist.
+    """
     if kind is ColumnType.UUID:
         return str(UUID(text))
     if kind is ColumnType.INTEGER:

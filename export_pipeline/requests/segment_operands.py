@@ -17,7 +17,7 @@ from sqlglot import exp
 
 from export_pipeline.catalog.model import OPERATORS_BY_TYPE, Column, ColumnType, CustomField, FilterOperator
 from export_pipeline.failures import ExportFailure
-from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar
+from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar, kind_of
 from export_pipeline.requests.filters import parse_scalar
 from export_pipeline.requests.segment_names import ArrayName, Names, refused
 
@@ -129,7 +129,7 @@ class OperandReader:
 
     def scalar(self, operand: Operand, constant: Constant) -> Scalar:
         """A constant in the type of what it is compared with."""
-        kind, value = _kind(operand), constant.value
+        kind, value = kind_of(operand), constant.value
         if isinstance(value, Decimal):
             if kind not in _NUMBERS:
                 raise refused(f"compares {title_of(operand)}, a {kind}, with a number; put the value in single quotes")
@@ -146,14 +146,14 @@ class OperandReader:
 
     def check_operator(self, operand: Operand, operator: FilterOperator, *, shown_as: str = "") -> None:
         """Refuse an operator that the type has not, or that the catalog does not allow on the column."""
-        allowed = operand.operators if isinstance(operand, Column) else OPERATORS_BY_TYPE[_kind(operand)]
+        allowed = operand.operators if isinstance(operand, Column) else OPERATORS_BY_TYPE[kind_of(operand)]
         if operator not in allowed:
             sign = shown_as or _SIGNS.get(operator) or operator.upper().replace("_", " ")
             raise refused(f"uses {sign} on {title_of(operand)}, which cannot be compared so")
 
     def check_alike(self, one: Operand, other: Operand) -> None:
         """Refuse to compare columns of different types."""
-        kinds = _kind(one), _kind(other)
+        kinds = kind_of(one), kind_of(other)
         if kinds[0] is not kinds[1] and not all(kind in _NUMBERS for kind in kinds):
             raise refused(
                 f"compares {title_of(one)} with {title_of(other)}, but one is a {kinds[0]} and the other a {kinds[1]}"
@@ -178,7 +178,7 @@ class OperandReader:
 
     def _column(self, expression: exp.Column) -> Column | CustomField:
         found = self._find(expression)
-        if isinstance(found, str) or _kind(found) is ColumnType.JSON:
+        if isinstance(found, str) or kind_of(found) is ColumnType.JSON:
             raise refused(
                 f"compares {expression.name.upper()}, an array; use ARRAY_CONTAINS({expression.name}, 'value')"
             )
@@ -217,16 +217,6 @@ def title_of(operand: Operand) -> str:
             return "a calculation"
 
 
-def _kind(operand: Operand) -> ColumnType:
-    match operand:
-        case Column():
-            return operand.type
-        case CustomField():
-            return operand.value_type
-        case Arithmetic():
-            return ColumnType.DECIMAL
-
-
 def inner(expression: exp.Expr) -> exp.Expr:
     """What stands in the parentheses."""
     while isinstance(expression, exp.Paren):
@@ -252,8 +242,8 @@ def _as_number(operand: Operand | Constant, symbol: str) -> Operand | Decimal:
         if isinstance(operand.value, str):
             raise refused(f"uses {symbol} on a text; it is for numbers")
         return operand.value
-    if _kind(operand) not in _NUMBERS:
-        raise refused(f"uses {symbol} on {title_of(operand)}, a {_kind(operand)}; it is for numbers")
+    if kind_of(operand) not in _NUMBERS:
+        raise refused(f"uses {symbol} on {title_of(operand)}, a {kind_of(operand)}; it is for numbers")
     return operand
 
 

@@ -38,6 +38,10 @@ TimestampPrecision = Literal["microseconds", "seconds"]
 CsvQuoting = Literal["necessary", "non_empty"]
 
 
+NO_CEILING = 2**62
+"""``max_bytes`` of what is written to be weighed or read back at once."""
+
+
 @dataclass(frozen=True)
 class FormatOptions:
     """How a file is to be written. ``max_bytes`` is a ceiling on delivered (compressed) bytes."""
