@@ -18,11 +18,11 @@ from export_pipeline.demo.processes import Processes, free_port
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import upgrade
 from export_pipeline.settings import Settings
-from export_pipeline_tests.e2e.test_daemon import Stack
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server, fresh_bucket
 from export_pipeline_tests.servers.smtp import serve_smtp
 from export_pipeline_tests.servers.webhook import WebhookSink, serve_webhook
+from export_pipeline_tests.stack import Stack
 
 SCREENSHOTS = "EXPORT_PIPELINE_SCREENSHOTS"
 """Directory for the screenshots; the test's own temporary one without it. Those of the docs: ``docs/images``."""

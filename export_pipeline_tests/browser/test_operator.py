@@ -18,8 +18,8 @@ from playwright.sync_api import FloatRect, Locator, Page, expect
 
 from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline_tests.browser.conftest import WINDOW, Installation
-from export_pipeline_tests.e2e.test_daemon import Stack, finished, mailed
 from export_pipeline_tests.servers.webhook import SECRET_PATH
+from export_pipeline_tests.stack import Stack, finished, mailed
 
 pytestmark = pytest.mark.timeout(240)
 

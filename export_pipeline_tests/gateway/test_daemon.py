@@ -18,11 +18,12 @@ import pytest
 import requests
 import sendgrid
 
-from export_pipeline_tests.e2e.test_daemon import ORGANIZATION, Stack, open_stack
+from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline_tests.gateway.load import running_gateway
 from export_pipeline_tests.servers.hooks import HookSink, serve_hooks
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
+from export_pipeline_tests.stack import Stack, open_stack
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -54,7 +55,7 @@ def running(
         open_stack(postgres_server, s3_server, directory, **settings) as stack,
         running_gateway(directory, stack.environment) as (port, _),
     ):
-        command = ["api-key", "create", "--organization", ORGANIZATION, "--scope", "contacts:export"]
+        command = ["api-key", "create", "--organization", ORGANIZATIONS[0].id, "--scope", "contacts:export"]
         made = stack.command(*command)
         assert made.returncode == 0, made.stderr
         yield Running(stack, f"http://127.0.0.1:{port}", made.stdout.split()[-1], hooks)

@@ -1,0 +1,55 @@
+"""The tally of the fault suite: what was done to an installation, and what became of its requests.
+
+A test reports through ``tally``; the table is printed at the end of ``pytest export_pipeline_tests/faults`` and, with
+``--table FILE``, written for docs/reliability.md. A test still asserts for itself: the tally only counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_PROPERTY = "fault"
+_HEADER = ("fault", "tries", "survived", "lost", "doubled")
+
+Tally = Callable[..., None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--table", type=Path, help="write the table of faults as Markdown to this file")
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """``tally(fault, tries=, survived=, lost=0, doubled=0)``: adds to the row named ``fault``.
+
+    A try is one request that met the fault. It survived when it ended as documented, was lost when rows, files, a mail
+    or the request itself are missing, and doubled when a file, a mail or a charge is there twice.
+    """
+
+    def add(fault: str, *, tries: int, survived: int, lost: int = 0, doubled: int = 0) -> None:
+        request.node.user_properties.append((_PROPERTY, (fault, tries, survived, lost, doubled)))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows: dict[str, list[int]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) != "call":
+                continue
+            for name, value in report.user_properties:
+                if name == _PROPERTY:
+                    counts = rows.setdefault(value[0], [0, 0, 0, 0])
+                    rows[value[0]] = [old + new for old, new in zip(counts, value[1:], strict=True)]
+    if not rows:
+        return
+    lines = [f"| {' | '.join(_HEADER)} |", "|---|--:|--:|--:|--:|"]
+    lines += [f"| {fault} | {' | '.join(map(str, counts))} |" for fault, counts in sorted(rows.items())]
+    terminalreporter.write_sep("=", "faults")
+    terminalreporter.write_line("\n".join(lines))
+    if path := config.getoption("--table"):
+        path.write_text("\n".join(lines) + "\n")
