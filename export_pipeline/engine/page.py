@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -110,7 +111,7 @@ def _read(
     with open_snapshot(source, counted) as snapshot:
         for batch in snapshot.batches:
             if batch.num_rows:
-                file.write(written.encode(batch), 0)
+                file.write(written.encode(batch, Counter()), 0)
     file.close()
     return [json.loads(line) for line in sink.getvalue().split(b"\n") if line]
 

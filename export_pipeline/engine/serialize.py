@@ -17,7 +17,7 @@ from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.plan import ExportPlan, format_options
 from export_pipeline.engine.splitter import write_files
 from export_pipeline.engine.staging import Staging, unique
-from export_pipeline.engine.timing import StageSeconds, Timer
+from export_pipeline.engine.timing import Elsewhere, StageSeconds, Timer
 from export_pipeline.failures import ExportFailure, FailureCode
 
 
@@ -74,22 +74,23 @@ def serialize_shard(
     file_format = open_format(plan.format, format_options(plan, dataset))
     prefix = unique(f"{plan.prefix}/files/{shard:05d}")
 
-    whole, staged = Timer(), Timer()
+    whole, reading, writing, encoding = Timer(), Timer(), Timer(), Elsewhere()
 
     @contextmanager
     def create(ordinal: int) -> Iterator[BinaryIO]:
         with staging.create(f"{prefix}/{ordinal:05d}") as sink:
-            yield staged.sink(sink)
+            yield writing.sink(sink)
 
     with whole:
         written = list(
             write_files(
-                staged.each(staging.read_batches(staged_key)),
+                reading.each(staging.read_batches(staged_key)),
                 file_format,
                 create,
                 key=dataset.key,
                 max_bytes=plan.max_bytes,
                 progress=progress,
+                encoding=encoding,
             )
         )
     compressing = file_format.compress_seconds
@@ -101,10 +102,12 @@ def serialize_shard(
         files=files,
         extension=file_format.extension,
         media_type=file_format.media_type,
-        counters=dict(file_format.counters),
+        counters={name: sum(file.counters[name] for file in written) for name in file_format.counters},
         seconds=StageSeconds(
-            stage=staged.seconds,
-            serialize=max(0.0, whole.seconds - staged.seconds - compressing),
+            stage=reading.seconds + writing.seconds,
+            # Batches are read while a result is waited for.
+            serialize=encoding.seconds
+            + max(0.0, whole.seconds - encoding.waiting.seconds - writing.seconds - compressing),
             compress=compressing,
         ),
     )

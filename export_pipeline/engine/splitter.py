@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
+from export_pipeline.engine.ahead import ahead, cores
 from export_pipeline.engine.formats.base import FileFormat, FileWriter, WrittenFile
+from export_pipeline.engine.timing import Elsewhere, Timer
 from export_pipeline.failures import ExportFailure, FailureCode
 
 BLOCK_ROWS = 16_384
@@ -34,6 +37,7 @@ def write_files(
     key: str,
     max_bytes: int,
     progress: Callable[[int], None],
+    encoding: Elsewhere | None = None,
 ) -> Iterator[WrittenFile]:
     """Write all rows to as many files as the ceiling asks for, at least one; yield each when closed.
 
@@ -45,25 +49,52 @@ def write_files(
         key: The column that names a row to its owner, for the message about a row that fits no file.
         max_bytes: The ceiling on delivered bytes; ``fmt`` was opened with the same.
         progress: Told the rows written so far, after each block and each cut. May raise.
+        encoding: Gets the seconds that encoding took in its threads, and that were waited for it.
+
+    Blocks are encoded ahead on all cores; packing, hashing and writing are done by the caller's thread.
     """
-    blocks = _Blocks(batches, fmt, key)
-    ordinal = rows_before = 0
-    while ordinal == 0 or blocks.more():
-        ordinal += 1
-        with create(ordinal) as raw:
-            sink = _CountingSink(raw)
-            try:
-                writer = fmt.open(cast("BinaryIO", sink))
-                rows = _fill(writer, blocks, rows_before, progress)
-                writer.close()
-            except BaseException:
-                sink.abandon()
-                raise
-            if sink.count > max_bytes:
-                message = f"file {ordinal} has {sink.count} bytes, more than its limit of {max_bytes}"
-                raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
-        rows_before += rows
-        yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), blocks.take_counters())
+    with closing(_encoded_ahead(batches, fmt, encoding or Elsewhere())) as encoded:
+        blocks = _Blocks(encoded, fmt.counters, key)
+        ordinal = rows_before = 0
+        while ordinal == 0 or blocks.more():
+            ordinal += 1
+            with create(ordinal) as raw:
+                sink = _CountingSink(raw)
+                try:
+                    writer = fmt.open(cast("BinaryIO", sink))
+                    rows = _fill(writer, blocks, rows_before, progress)
+                    writer.close()
+                except BaseException:
+                    sink.abandon()
+                    raise
+                if sink.count > max_bytes:
+                    message = f"file {ordinal} has {sink.count} bytes, more than its limit of {max_bytes}"
+                    raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
+            rows_before += rows
+            yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), blocks.take_counters())
+
+
+@dataclass(frozen=True)
+class _EncodedBlock:
+    block: pa.RecordBatch
+    encoded: Any
+    counted: Counter[str]
+
+
+def _encoded_ahead(
+    batches: Iterable[pa.RecordBatch], fmt: FileFormat[Any], encoding: Elsewhere
+) -> Generator[_EncodedBlock, None, None]:
+    def encode(block: pa.RecordBatch) -> tuple[_EncodedBlock, float]:
+        timer, counted = Timer(), Counter[str]()
+        with timer:
+            encoded = fmt.encode(block, counted)
+        return _EncodedBlock(block, encoded, counted), timer.seconds
+
+    results = ahead(encode, even_blocks(batches), threads=cores())
+    with closing(results):
+        for block, seconds in encoding.waiting.each(results):
+            encoding.seconds += seconds
+            yield block
 
 
 def _fill(writer: FileWriter[Any], blocks: _Blocks, rows_before: int, progress: Callable[[int], None]) -> int:
@@ -81,30 +112,31 @@ def _fill(writer: FileWriter[Any], blocks: _Blocks, rows_before: int, progress: 
 
 
 class _Blocks:
-    """The rows still to be written: a source of blocks, and the encoded block at hand."""
+    """The rows still to be written: a source of encoded blocks, and the one at hand."""
 
-    def __init__(self, batches: Iterable[pa.RecordBatch], fmt: FileFormat[Any], key: str) -> None:
-        self._source = even_blocks(batches)
-        self._format = fmt
+    def __init__(self, source: Iterator[_EncodedBlock], counters: Sequence[str], key: str) -> None:
+        self._source = source
         self._key = key
         self._block: pa.RecordBatch | None = None
         self._encoded: Any = ()
         self._at = 0
-        self._told: Counter[str] = Counter()
+        self._none = dict.fromkeys(counters, 0)
+        self._counted = Counter(self._none)
 
     def pending(self) -> bool:
         """Whether the block at hand has rows left."""
         return self._at < len(self._encoded)
 
     def more(self) -> bool:
-        """Whether any row is left; encodes the next block if need be."""
+        """Whether any row is left; takes the next block if need be."""
         if self.pending():
             return True
-        self._encoded = ()
-        self._block = next(self._source, None)
-        if self._block is None:
+        self._block, self._encoded = None, ()
+        taken = next(self._source, None)
+        if taken is None:
             return False
-        self._encoded, self._at = self._format.encode(self._block), 0
+        self._block, self._encoded, self._at = taken.block, taken.encoded, 0
+        self._counted.update(taken.counted)
         return True
 
     def offer(self, writer: FileWriter[Any]) -> int:
@@ -124,10 +156,8 @@ class _Blocks:
         )
 
     def take_counters(self) -> dict[str, int]:
-        """What was altered since the last file. A block counts for the file that was open when it was encoded."""
-        now = Counter(self._format.counters)
-        since = {name: count - self._told[name] for name, count in now.items()}
-        self._told = now
+        """What was altered since the last file. A block counts for the file that takes its first row."""
+        since, self._counted = dict(self._counted), Counter(self._none)
         return since
 
 

@@ -221,5 +221,5 @@ def write_all(
     batches = table.to_batches(max_chunksize=batch_rows)
     files = write_files(batches, fmt, create, key=key, max_bytes=max_bytes, progress=written.progress.append)
     written.files = list(files)
-    written.counters = dict(fmt.counters)
+    written.counters = {name: sum(file.counters[name] for file in written.files) for name in fmt.counters}
     return written

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -262,7 +263,7 @@ class TestCountsOfTheEnginesFiles:
         writing, sink = open_format(file_format, options), io.BytesIO()
         writer = writing.open(sink)
         if rows:
-            assert writer.write(writing.encode(batch), 0) == rows
+            assert writer.write(writing.encode(batch, Counter()), 0) == rows
         writer.close()
         counted = count_rows(
             io.BytesIO(sink.getvalue()),  # type: ignore[arg-type]

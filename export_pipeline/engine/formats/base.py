@@ -10,7 +10,8 @@ as many of those rows as still fit into the current file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, Protocol, TypeVar
 
@@ -107,8 +108,8 @@ class FileFormat(Protocol[E]):
         ...
 
     @property
-    def counters(self) -> Mapping[str, int]:
-        """What had to be altered so far, for the manifest (cells cut, characters replaced, ...)."""
+    def counters(self) -> Sequence[str]:
+        """What is counted for the manifest: cells cut, characters replaced, ..."""
         ...
 
     @property
@@ -116,8 +117,11 @@ class FileFormat(Protocol[E]):
         """Seconds spent on compressing so far; 0 where a library does it inside its own writer."""
         ...
 
-    def encode(self, batch: pa.RecordBatch) -> E:
-        """Turn a staged batch into this format's representation."""
+    def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> E:
+        """Turn a staged batch into this format's representation; adds what had to be altered to ``counted``.
+
+        Several threads may be in it at once, each with a batch and a counter of its own.
+        """
         ...
 
     def open(self, sink: BinaryIO) -> FileWriter[E]:

@@ -81,6 +81,15 @@ class TextBytes:
         """The bytes of the longest value."""
         return int(np.diff(self._offsets).max(initial=0))
 
+    def places_beginning_with(self, table: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """The places of values whose first byte is marked in a 256-entry table."""
+        if not self._values.size:
+            return np.empty(0, np.int64)
+        starts = self._offsets[:-1] - self._offsets[0]
+        # An empty value is looked at as the one after it: it is left out only if something was found.
+        found = np.flatnonzero(table[self._values.take(starts, mode="clip")])
+        return found[self._offsets[found] < self._offsets[found + 1]]
+
     def edge_is_one_of(self, table: npt.NDArray[np.bool_], *, last: bool = False) -> bool:
         """Whether a value's first byte (and with ``last`` its last byte) is marked in a 256-entry table."""
         starts, ends = self._offsets[:-1], self._offsets[1:]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -33,7 +33,9 @@ _NEWLINE = 0x0A
 
 
 class CsvFormat:
-    """CSV with its options."""
+    """CSV with its options. ``guarded_cells``: cells that got an apostrophe."""
+
+    counters = ("guarded_cells",)
 
     def __init__(self, options: FormatOptions) -> None:
         _check(options)
@@ -42,7 +44,6 @@ class CsvFormat:
         self._gzip = gzips(options)
         self._packer = deflate.Packer()
         self._frame = Frame(head=_head(options))
-        self._counters: Counter[str] = Counter(guarded_cells=0)
 
     @property
     def extension(self) -> str:
@@ -55,20 +56,14 @@ class CsvFormat:
         return GZIP_MEDIA_TYPE if self._gzip else MEDIA_TYPES["csv"]
 
     @property
-    def counters(self) -> Mapping[str, int]:
-        """``guarded_cells``: cells that got an apostrophe."""
-        return self._counters
-
-    @property
     def compress_seconds(self) -> float:
         """Seconds spent on deflate."""
         return self._packer.seconds
 
-    def encode(self, batch: pa.RecordBatch) -> EncodedRows:
+    def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into CSV rows."""
         block = Block.of(batch, self._options.columns, self._options.comma_separated)
-        multiline = [str(place) for place in _text_places(block) if block.text_bytes(place).has(b"\n")]
-        frame = block.frame.select(self._column(block, place) for place in range(len(block.columns)))
+        frame = block.frame.select(self._column(block, place, counted) for place in range(len(block.columns)))
         quotes_all = self._options.csv_quoting == "non_empty"
         if quotes_all:
             frame = _without_bare_values(frame)
@@ -85,14 +80,14 @@ class CsvFormat:
             null_value='""' if frame.width == 1 else None,
         )
         data = buffer.getbuffer()
-        return EncodedRows(data, frame.height, _ends_finder(data, frame.select(multiline)))
+        return EncodedRows(data, frame.height, _ends_finder(data, block, frame))
 
     def open(self, sink: BinaryIO) -> TextFile:
         """Begin a file with its header."""
         limit = self._options.max_bytes
         return TextFile(sink, self._frame, name="csv", max_bytes=limit, gzip=self._gzip, pack=self._packer)
 
-    def _column(self, block: Block, place: int) -> pl.Expr | pl.Series:
+    def _column(self, block: Block, place: int, counted: Counter[str]) -> pl.Expr | pl.Series:
         name, options = str(place), self._options
         match block.columns[place].type:
             case ColumnType.TIMESTAMP:
@@ -107,7 +102,7 @@ class CsvFormat:
                 return text.str.replace(".", options.csv_decimal_mark, literal=True)
             case ColumnType.TEXT | ColumnType.JSON if self._is_guarded(block.columns[place]):
                 values, count = guarded(block.frame[name], block.text_bytes(place))
-                self._counters["guarded_cells"] += count
+                counted["guarded_cells"] += count
                 return values
             case _:
                 return pl.col(name)
@@ -147,14 +142,16 @@ def _without_bare_values(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.when(text != "").then(text), pl.selectors.numeric().cast(pl.String))
 
 
-def _text_places(block: Block) -> list[int]:
-    return [place for place, column in enumerate(block.columns) if column.type in TEXT_LIKE]
+def _multiline(block: Block) -> list[str]:
+    places = (place for place, column in enumerate(block.columns) if column.type in TEXT_LIKE)
+    return [str(place) for place in places if block.text_bytes(place).has(b"\n")]
 
 
-def _ends_finder(data: memoryview, multiline: pl.DataFrame) -> Callable[[], RowEnds]:
-    """Rows end at newlines, save those inside the columns of ``multiline``, which are counted a row."""
+def _ends_finder(data: memoryview, block: Block, written: pl.DataFrame) -> Callable[[], RowEnds]:
+    """Rows end at newlines, save those inside a text, which are counted a row."""
 
     def find() -> RowEnds:
+        multiline = written.select(_multiline(block))
         newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE)
         if multiline.width:
             inside = multiline.select(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from itertools import groupby
 from typing import BinaryIO
 
@@ -38,7 +37,12 @@ _ARRAY = Frame(head=b"[", tail=b"\n]\n", empty_tail=b"]\n", first_skip=1)
 
 
 class JsonFormat:
-    """Objects with the headers as keys: one a line, or in one array."""
+    """Objects with the headers as keys: one a line, or in one array.
+
+    ``non_finite_numbers``: numbers that JSON cannot say, written as null.
+    """
+
+    counters = ("non_finite_numbers",)
 
     def __init__(self, options: FormatOptions, *, lines: bool) -> None:
         check_time_zone(options.time_zone)
@@ -47,7 +51,6 @@ class JsonFormat:
         self._lines = lines
         self._gzip = gzips(options)
         self._packer = deflate.Packer()
-        self._counters: Counter[str] = Counter(non_finite_numbers=0)
 
     @property
     def extension(self) -> str:
@@ -60,16 +63,11 @@ class JsonFormat:
         return GZIP_MEDIA_TYPE if self._gzip else MEDIA_TYPES[self._name]
 
     @property
-    def counters(self) -> Mapping[str, int]:
-        """``non_finite_numbers``: numbers that JSON cannot say, written as null."""
-        return self._counters
-
-    @property
     def compress_seconds(self) -> float:
         """Seconds spent on deflate."""
         return self._packer.seconds
 
-    def encode(self, batch: pa.RecordBatch) -> EncodedRows:
+    def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into one object a row."""
         block = Block.of(batch, self._options.columns)
         before, after = ("", "}\n") if self._lines else (",\n", "}")
@@ -79,9 +77,9 @@ class JsonFormat:
             members = list(group)
             comma = "," if members[0] else ""
             if is_raw:
-                pieces += self._raw_members(block, members, comma)
+                pieces += _raw_members(block, members, comma, counted)
             else:
-                pieces += [pl.lit(comma), self._plain_members(block, members)]
+                pieces += [pl.lit(comma), self._plain_members(block, members, counted)]
         pieces.append(pl.lit(after))
         return EncodedRows.from_series(block.frame.select(pl.concat_str(pieces).alias("row")).to_series())
 
@@ -95,13 +93,13 @@ class JsonFormat:
     def _name(self) -> str:
         return "ndjson" if self._lines else "json"
 
-    def _plain_members(self, block: Block, places: list[int]) -> pl.Expr:
+    def _plain_members(self, block: Block, places: list[int], counted: Counter[str]) -> pl.Expr:
         """``"a":1,"b":"x"`` of neighbouring columns that polars can write as JSON."""
-        values = [self._value(block, place).alias(block.columns[place].header) for place in places]
+        values = [self._value(block, place, counted).alias(block.columns[place].header) for place in places]
         encoded = pl.struct(values).struct.json_encode()
         return encoded.str.strip_prefix("{").str.strip_suffix("}")
 
-    def _value(self, block: Block, place: int) -> pl.Expr:
+    def _value(self, block: Block, place: int, counted: Counter[str]) -> pl.Expr:
         name = str(place)
         match block.columns[place].type:
             case ColumnType.TIMESTAMP:
@@ -110,44 +108,46 @@ class JsonFormat:
                 return block.date_text(place)
             case ColumnType.FLOAT:
                 # json_encode writes null for these by itself.
-                self._counters["non_finite_numbers"] += int((~block.frame[name].is_finite()).sum())
+                counted["non_finite_numbers"] += int((~block.frame[name].is_finite()).sum())
                 return pl.col(name)
             case _:
                 return pl.col(name)
 
-    def _raw_members(self, block: Block, places: list[int], comma: str) -> list[pl.Expr]:
-        pieces: list[pl.Expr] = []
-        for place in places:
-            is_json = block.columns[place].type is ColumnType.JSON
-            key = json.dumps(block.columns[place].header, ensure_ascii=False)
-            pieces.append(pl.lit(f"{comma}{key}:"))
-            pieces.append((_json_text(block, place) if is_json else self._decimal(block, place)).fill_null("null"))
-            comma = ","
-        return pieces
 
-    def _decimal(self, block: Block, place: int) -> pl.Expr:
-        values = block.frame[str(place)]
-        odd = values.filter(~values.str.contains(_NUMBER))
-        if odd.is_empty():
-            return pl.col(str(place))
-        non_finite = int(odd.str.contains(_NON_FINITE).sum())
-        self._counters["non_finite_numbers"] += non_finite
-        column = pl.col(str(place))
-        # What databases may write and JSON may not: "+1", "007", ".5", "1.", blanks around.
-        tidy = (
-            column.str.strip_chars()
-            .str.replace(r"^\+", "")
-            .str.replace(r"^(-?)0+([0-9])", "$1$2")
-            .str.replace(r"^(-?)\.", "${1}0.")
-            .str.replace(r"\.($|[eE])", "$1")
-        )
-        text = pl.when(column.str.contains(_NON_FINITE)).then(None).otherwise(tidy)
-        bad = block.frame.select((~text.str.contains(_NUMBER)).sum()).item()
-        if bad:
-            name = block.columns[place].name
-            message = f"decimal column {name} holds {bad} value(s) that are not numbers"
-            raise ExportFailure(FailureCode.SOURCE_DATA_INVALID, message, field=name)
-        return text
+def _raw_members(block: Block, places: list[int], comma: str, counted: Counter[str]) -> list[pl.Expr]:
+    pieces: list[pl.Expr] = []
+    for place in places:
+        is_json = block.columns[place].type is ColumnType.JSON
+        key = json.dumps(block.columns[place].header, ensure_ascii=False)
+        pieces.append(pl.lit(f"{comma}{key}:"))
+        pieces.append((_json_text(block, place) if is_json else _decimal(block, place, counted)).fill_null("null"))
+        comma = ","
+    return pieces
+
+
+def _decimal(block: Block, place: int, counted: Counter[str]) -> pl.Expr:
+    values = block.frame[str(place)]
+    odd = values.filter(~values.str.contains(_NUMBER))
+    if odd.is_empty():
+        return pl.col(str(place))
+    non_finite = int(odd.str.contains(_NON_FINITE).sum())
+    counted["non_finite_numbers"] += non_finite
+    column = pl.col(str(place))
+    # What databases may write and JSON may not: "+1", "007", ".5", "1.", blanks around.
+    tidy = (
+        column.str.strip_chars()
+        .str.replace(r"^\+", "")
+        .str.replace(r"^(-?)0+([0-9])", "$1$2")
+        .str.replace(r"^(-?)\.", "${1}0.")
+        .str.replace(r"\.($|[eE])", "$1")
+    )
+    text = pl.when(column.str.contains(_NON_FINITE)).then(None).otherwise(tidy)
+    bad = block.frame.select((~text.str.contains(_NUMBER)).sum()).item()
+    if bad:
+        name = block.columns[place].name
+        message = f"decimal column {name} holds {bad} value(s) that are not numbers"
+        raise ExportFailure(FailureCode.SOURCE_DATA_INVALID, message, field=name)
+    return text
 
 
 def _json_text(block: Block, place: int) -> pl.Expr:

@@ -12,7 +12,8 @@ a dictionary's size is known only afterwards.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -44,6 +45,7 @@ class ParquetFormat:
 
     extension = "parquet"
     media_type = "application/vnd.apache.parquet"
+    counters: Sequence[str] = ()
     compress_seconds = 0.0
     """Arrow compresses while it writes."""
 
@@ -56,12 +58,7 @@ class ParquetFormat:
         self._statistics = [column.header for column in options.columns if column.type in _WITH_STATISTICS]
         self._empty_size = len(self.trial(None))
 
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """Nothing is altered."""
-        return {}
-
-    def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> pa.RecordBatch:  # noqa: ARG002 - nothing is altered
         """The output columns of a staged batch, under their headers."""
         return pa.RecordBatch.from_arrays(list(typed_arrays(batch, self._options.columns)), schema=self._schema)
 

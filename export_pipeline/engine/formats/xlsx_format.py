@@ -11,7 +11,7 @@ directory) is reserved at any moment.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import BinaryIO
 
@@ -35,8 +35,9 @@ SHEET_BYTES = 4_000_000_000
 
 
 class XlsxFormat:
-    """Workbooks with their options."""
+    """Workbooks with their options. Counted are cells with ``replaced_characters``, and ``cut_cells``."""
 
+    counters = ("replaced_characters", "cut_cells")
     extension = "xlsx"
     media_type = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
@@ -44,24 +45,18 @@ class XlsxFormat:
         _check(options)
         self._options = options
         self._packer = deflate.Packer()
-        self._counters: Counter[str] = Counter(replaced_characters=0, cut_cells=0)
         self._parts = cache(lambda sheets: _Weighed(build_parts(options.dataset, sheets), sheets))
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """Cells with ``replaced_characters``, and ``cut_cells``."""
-        return self._counters
 
     @property
     def compress_seconds(self) -> float:
         """Seconds spent on deflate."""
         return self._packer.seconds
 
-    def encode(self, batch: pa.RecordBatch) -> EncodedRows:
+    def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into rows of a sheet."""
         block = Block.of(batch, self._options.columns, self._options.comma_separated)
         styles = self._parts(1).parts.styles
-        return EncodedRows.from_series(row_xml(block, Clock.of(self._options), styles, self._counters))
+        return EncodedRows.from_series(row_xml(block, Clock.of(self._options), styles, counted))
 
     def open(self, sink: BinaryIO) -> XlsxFile:
         """Begin a workbook with its first sheet."""
