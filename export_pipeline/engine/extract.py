@@ -6,13 +6,14 @@ What does not: the database's protocol (``readers``), files (``serialize``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
 
+from export_pipeline.engine.ahead import ahead
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.readers.types import staged_schema
@@ -79,8 +80,8 @@ def stage_rows(
             snapshot = held.enter_context(open_snapshot(source, query))
         snapshot_taken(snapshot.row_count, snapshot.taken_at)
         stager = _Stager(staging, unique(f"{prefix}/rows"), schema, snapshot, sharding, reading)
-        with stager:
-            for done in stager.stage():
+        with stager, closing(stager.stage()) as staging_rows:
+            for done in staging_rows:
                 progress(done)
     if stager.rows != snapshot.row_count:
         raise ExportFailure(
@@ -113,15 +114,9 @@ class _Stager(ExitStack):
         self.bytes = 0
         self.shards: list[StagedShard] = []
 
-    def stage(self) -> Iterator[int]:
-        """Stage everything, giving the number of rows done after each batch."""
-        for batch in self._reading.each(self._snapshot.batches):
-            if self.rows == 0 and batch.num_rows:
-                self._shard_rows = self._rows_per_shard(batch)
-            with self._writing:
-                for piece in self._cut(batch):
-                    self._write(piece)
-            yield self.rows
+    def stage(self) -> Generator[int, None, None]:
+        """Stage everything, each batch while the next is read, giving the number of rows done after each."""
+        yield from ahead(self._stage, self._reading.each(self._snapshot.batches), threads=1)
         with self._writing:
             self._end_shard()
 
@@ -129,6 +124,14 @@ class _Stager(ExitStack):
     def staging_seconds(self) -> float:
         """Spent on writing to the staging store."""
         return self._writing.seconds
+
+    def _stage(self, batch: pa.RecordBatch) -> int:
+        if self.rows == 0 and batch.num_rows:
+            self._shard_rows = self._rows_per_shard(batch)
+        with self._writing:
+            for piece in self._cut(batch):
+                self._write(piece)
+        return self.rows
 
     def _rows_per_shard(self, first: pa.RecordBatch) -> int | None:
         estimate = first.nbytes / first.num_rows * self._snapshot.row_count
