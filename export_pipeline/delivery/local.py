@@ -6,14 +6,13 @@ What belongs here: files and their atomic appearance. What does not: serving the
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -38,22 +37,18 @@ class LocalStore:
         self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
     ) -> None:
         """Write beside the target, then rename: a reader sees the whole object or none."""
-        path = self._path(description.key)
-        # Hidden and with a name of its own, so that two attempts at one key never write into one file.
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-        try:
-            with _translated():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                sink = temporary.open("xb")
-            with sink:
-                _copy(source, sink, size=size, sha256=sha256, progress=progress)
-            with _translated():
-                temporary.replace(path)
-                _sync_directory(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        with _appearing(self._path(description.key)) as temporary:
+            _write(temporary, source, size=size, sha256=sha256, progress=progress)
+
+    def adopt(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
+        """A hard link, where the file system has one: the bytes were hashed as they were written, and are the same."""
+        with suppress(OSError), _appearing(self._path(description.key)) as temporary:
+            os.link(path, temporary)
+            if (found := temporary.stat().st_size) != size:
+                raise _mismatch(f"{found} of {size} bytes are there")
+            _sync(temporary)
+            return True
+        return False
 
     def open(self, key: str) -> BinaryIO:
         """Open an object for reading."""
@@ -73,7 +68,7 @@ class LocalStore:
         path = self._path(key)
         with _translated():
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             for parent in path.parents:
                 if parent == self._directory:
                     break
@@ -102,7 +97,7 @@ class LocalStore:
         count = 0
         with _translated():
             for path in self._directory.rglob(f".*{_TEMPORARY}"):
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     if path.stat().st_mtime <= newest:
                         path.unlink()
                         count += 1
@@ -119,6 +114,31 @@ class LocalStore:
         return path
 
 
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """Where to write what is to be at this path once it is whole."""
+    # Hidden and with a name of its own, so that two attempts at one key never write into one file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+    try:
+        with _translated():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with _translated():
+            temporary.replace(path)
+            _sync(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write(path: Path, source: BinaryIO, *, size: int, sha256: str, progress: Progress) -> None:
+    with _translated():
+        sink = path.open("xb")
+    with sink:
+        _copy(source, sink, size=size, sha256=sha256, progress=progress)
+
+
 def _copy(source: BinaryIO, sink: BinaryIO, *, size: int, sha256: str, progress: Progress) -> None:
     digest, done = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK):
@@ -128,19 +148,21 @@ def _copy(source: BinaryIO, sink: BinaryIO, *, size: int, sha256: str, progress:
             sink.write(chunk)
         progress(done)
     if done != size or digest.hexdigest() != sha256:
-        raise ExportFailure(
-            FailureCode.CHECKSUM_MISMATCH,
-            f"A staged file is not what was written: {done} of {size} bytes were read"
-            f"{'' if done != size else ', with another SHA-256'}. Run the export again.",
-        )
+        raise _mismatch(f"{done} of {size} bytes were read{'' if done != size else ', with another SHA-256'}")
     with _translated():
         sink.flush()
         os.fsync(sink.fileno())
 
 
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself outlive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def _mismatch(what: str) -> ExportFailure:
+    return ExportFailure(
+        FailureCode.CHECKSUM_MISMATCH, f"A staged file is not what was written: {what}. Run the export again."
+    )
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a directory's names, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

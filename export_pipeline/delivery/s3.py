@@ -1,20 +1,16 @@
 """S3 (and what speaks like it) as the store of delivered files.
 
-What belongs here: uploads that are whole or not at all, reads that are never short, links that live
-as long as they say. What does not: what S3's errors mean (``s3_errors``).
-
-One upload reads its source once and holds one part in memory: 8 MiB for files up to 80 GB, 525 MB
-for the largest that S3 takes (5 TB). Parts go one after the other.
+What belongs here: objects that are whole or not there, reads that are never short, links that live
+as long as they say. What does not: the upload of one object (``s3_upload``), what S3's errors mean (``s3_errors``).
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import io
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -25,11 +21,9 @@ from botocore.config import Config
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
 from export_pipeline.delivery.s3_errors import is_missing, translated
+from export_pipeline.delivery.s3_upload import Upload, abort, mismatch
 from export_pipeline.failures import ExportFailure, FailureCode
 
-MINIMUM_PART = 8 * 2**20
-"""Bytes; S3's own floor is 5 MiB."""
-MAXIMUM_PARTS = 10_000
 LONGEST_LINK = timedelta(days=7)
 """S3's cap on a presigned URL."""
 UNKNOWN_SESSION = timedelta(hours=1)
@@ -71,12 +65,6 @@ def build_client(endpoint_url: str = "") -> Any:
         )
 
 
-def part_size(size: int) -> int:
-    """Bytes of each part (the last may be shorter) of an object of ``size`` bytes: whole MiB, 10,000 parts at most."""
-    smallest = -(-size // MAXIMUM_PARTS)
-    return max(MINIMUM_PART, -(-smallest // 2**20) * 2**20)
-
-
 class S3Store:
     """Objects in a bucket, under a prefix; implements ``delivery.store.Store``."""
 
@@ -108,14 +96,15 @@ class S3Store:
         }
         if description.content_encoding:
             headers["ContentEncoding"] = description.content_encoding
-        if size <= MINIMUM_PART:
-            self._put_small(source, headers, size, sha256, progress)
-        else:
-            self._put_parts(source, headers, size, sha256, progress)
+        Upload(self._client, headers, size, sha256).send(source, progress)
         if self.size(description.key) != size:
             with contextlib.suppress(ExportFailure):
                 self.delete(description.key)
-            raise _mismatch("The object in the store has another size than the file that was sent")
+            raise mismatch("The object in the store has another size than the file that was sent")
+
+    def adopt(self, path: Path, description: ObjectDescription, *, size: int) -> bool:  # noqa: ARG002
+        """Never: bytes have to travel."""
+        return False
 
     def open(self, key: str) -> BinaryIO:
         """Stream an object. A connection that ends early raises ``store_unavailable``."""
@@ -187,7 +176,7 @@ class S3Store:
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for upload in page.get("Uploads", []):
                     if upload["Initiated"] <= newest:
-                        self._abort({"Bucket": self._bucket, "Key": upload["Key"]}, upload["UploadId"])
+                        abort(self._client, {"Bucket": self._bucket, "Key": upload["Key"]}, upload["UploadId"])
                         count += 1
         return count
 
@@ -202,58 +191,6 @@ class S3Store:
                 if is_missing(error):
                     return None
                 raise
-
-    def _put_small(self, source: BinaryIO, headers: dict[str, Any], size: int, sha256: str, progress: Progress) -> None:
-        body = _read_exactly(source, size + 1)
-        if len(body) != size or hashlib.sha256(body).hexdigest() != sha256:
-            raise _mismatch("A staged file is not what was written")
-        with translated():
-            self._client.put_object(**headers, Body=body, ChecksumSHA256=_checksum(body))
-        progress(size)
-
-    def _put_parts(self, source: BinaryIO, headers: dict[str, Any], size: int, sha256: str, progress: Progress) -> None:
-        at = {"Bucket": headers["Bucket"], "Key": headers["Key"]}
-        with translated():
-            upload = self._client.create_multipart_upload(**headers, ChecksumAlgorithm="SHA256")["UploadId"]
-        try:
-            parts = self._send_parts(source, at, upload, size, sha256, progress)
-            self._complete(at, upload, parts, size, sha256)
-        except BaseException:
-            self._abort(at, upload)
-            raise
-
-    def _send_parts(
-        self, source: BinaryIO, at: dict[str, Any], upload: str, size: int, sha256: str, progress: Progress
-    ) -> list[dict[str, Any]]:
-        digest, done, parts = hashlib.sha256(), 0, list[dict[str, Any]]()
-        while body := _read_exactly(source, part_size(size)):
-            digest.update(body)
-            done += len(body)
-            if done > size:
-                break
-            part = {"PartNumber": len(parts) + 1, "ChecksumSHA256": _checksum(body)}
-            with translated():
-                reply = self._client.upload_part(**at, UploadId=upload, Body=body, **part)
-            parts.append({**part, "ETag": reply["ETag"]})
-            progress(done)
-        if done != size or digest.hexdigest() != sha256:
-            raise _mismatch("A staged file is not what was written")
-        return parts
-
-    def _complete(self, at: dict[str, Any], upload: str, parts: list[dict[str, Any]], size: int, sha256: str) -> None:
-        try:
-            with translated():
-                self._client.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": parts})
-        except ExportFailure:
-            # The reply may have been lost after the object was made; a retry then says NoSuchUpload.
-            head = self._head(at["Key"].removeprefix(self._prefix))
-            if head is None or not _is_whole(head, size, sha256):
-                raise
-
-    def _abort(self, at: dict[str, Any], upload: str) -> None:
-        """Best effort: the janitor takes what is left."""
-        with contextlib.suppress(ExportFailure), translated():
-            self._client.abort_multipart_upload(**at, UploadId=upload)
 
 
 class _Download(io.RawIOBase):
@@ -308,26 +245,3 @@ def _signature_expiry(url: str) -> datetime:
     query = parse_qs(urlsplit(url).query)
     signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     return signed + timedelta(seconds=int(query["X-Amz-Expires"][0]))
-
-
-def _read_exactly(source: BinaryIO, size: int) -> bytes:
-    """``size`` bytes, fewer only at the end: a raw stream may give less than asked for."""
-    pieces, left = list[bytes](), size
-    while left and (piece := source.read(left)):
-        pieces.append(piece)
-        left -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _checksum(body: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(body).digest()).decode()
-
-
-def _is_whole(head: dict[str, Any], size: int, sha256: str) -> bool:
-    """Whether an object is the one that was sent; a store that keeps no metadata is judged by size."""
-    metadata = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
-    return bool(head["ContentLength"] == size and metadata.get("sha256", sha256) == sha256)
-
-
-def _mismatch(what: str) -> ExportFailure:
-    return ExportFailure(FailureCode.CHECKSUM_MISMATCH, f"{what}. Run the export again.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +33,16 @@ class Store(Protocol):
 
         Raises:
             ExportFailure: ``checksum_mismatch`` if what arrived is not what was sent.
+        """
+        ...
+
+    def adopt(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
+        """Make a finished file of this machine an object without copying it, if this store can; else nothing is done.
+
+        Nobody may change the file any more.
+
+        Raises:
+            ExportFailure: ``checksum_mismatch`` if it has not ``size`` bytes.
         """
         ...
 

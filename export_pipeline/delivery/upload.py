@@ -87,6 +87,10 @@ def _scaled(progress: Callable[[int], None], rows_before: int, file: StagedFile)
 def _upload(
     store: Store, staging: Staging, file: StagedFile, placed: ManifestFile, progress: Callable[[int], None]
 ) -> None:
+    path = staging.path(file.key)
+    if path is not None and store.adopt(path, describe(placed), size=file.bytes):
+        progress(file.bytes)
+        return
     with staging.open(file.key) as source:
         store.put(source, describe(placed), size=file.bytes, sha256=file.sha256, progress=progress)
 

@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ class Staging:
     """
 
     def __init__(self, url: str, *, s3_endpoint_url: str = "") -> None:
-        directory = local_path(url)
+        self._directory = directory = local_path(url)
         filesystem: pyarrow.fs.FileSystem
         self._objects: S3Objects | None = None
         if directory is not None:
@@ -70,6 +71,15 @@ class Staging:
         """Read an object from its beginning."""
         with self._open(key) as stream:
             yield cast("BinaryIO", _Stream(stream))
+
+    def path(self, key: str) -> Path | None:
+        """The file of an object, where staging is a directory of this machine."""
+        if self._directory is None:
+            return None
+        path = self._directory / _inside(key)
+        with _translated():
+            path.stat()
+        return path
 
     def delete_tree(self, prefix: str) -> None:
         """Delete all objects under a prefix; nothing there is no error."""

@@ -30,7 +30,8 @@ from dagster_aws.s3 import S3Resource
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.local import LocalStore
-from export_pipeline.delivery.s3 import LONGEST_LINK, MAXIMUM_PARTS, S3Store, part_size
+from export_pipeline.delivery.s3 import LONGEST_LINK, S3Store
+from export_pipeline.delivery.s3_upload import MAXIMUM_PARTS, part_size
 from export_pipeline.delivery.store import ObjectDescription, Store, open_store
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode
 from export_pipeline.settings import Settings
@@ -126,6 +127,22 @@ class TestEveryStore:
                     progress=lambda _: None,
                 )
         assert list(store.keys("")) == []
+
+    def test_a_file_is_adopted_without_a_copy_or_not_at_all(self, store: Store, tmp_path: Path) -> None:
+        path = tmp_path / "finished"
+        path.write_bytes(b"finished")
+        adopted = store.adopt(path, describe(), size=8)
+        assert adopted == isinstance(store, LocalStore)
+        assert list(store.keys("")) == ([describe().key] if adopted else [])
+        if adopted:
+            path.unlink()
+            with store.open(describe().key) as stream:
+                assert stream.read() == b"finished"
+            path.write_bytes(b"cut")
+            with fails(FailureCode.CHECKSUM_MISMATCH):
+                store.adopt(path, describe("other"), size=8)
+            assert list(store.keys("")) == [describe().key]
+            assert not store.adopt(tmp_path / "gone", describe("other"), size=8)
 
     def test_canceled_between_parts_leaves_nothing(self, store: Store, request: pytest.FixtureRequest) -> None:
         def cancel(done: int) -> None:
