@@ -103,6 +103,13 @@ class Settings(BaseSettings):
         gt=0,
         description="How long a claimed request may stay without a run before it is claimed again.",
     )
+    pickup_wait_seconds: float = Field(
+        default=4.5,
+        ge=0,
+        le=30,
+        description="How long a tick of the sensor waits for a request to appear: the daemon looks for due sensors "
+        "every 5 seconds. 0 = it looks once.",
+    )
     heartbeat_seconds: float = Field(default=2.0, gt=0, description="How often a running export writes its progress.")
     heartbeat_timeout_seconds: float = Field(
         default=120.0,

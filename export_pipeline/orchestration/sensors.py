@@ -28,6 +28,7 @@ P = ParamSpec("P")
 ROWS_PER_TICK = 50
 """A run key costs the daemon a look-up; 50 keep a tick short, and the next tick takes the next 50."""
 INTERVAL_SECONDS = 4
+LOOK_SECONDS = 0.25
 RECONCILE_INTERVAL_SECONDS = 14
 QUIET_HEARTBEATS = 5
 """Heartbeats missed before a row is compared with its run."""
@@ -51,6 +52,7 @@ UNREACHABLE = (
 def export_requests(_context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
     """Requests to runs. No cursor: the table's state is the cursor."""
     try:
+        _wait_for_a_request(exports)
         with exports.database.begin() as connection:
             claimed = claims.claim(connection, limit=ROWS_PER_TICK)
     except sa.exc.OperationalError:
@@ -58,6 +60,16 @@ def export_requests(_context: dg.SensorEvaluationContext, exports: ExportResourc
     if not claimed:
         return dg.SkipReason("No request is waiting.")
     return dg.SensorResult(run_requests=[run_request(claim) for claim in claimed])
+
+
+def _wait_for_a_request(exports: ExportResource) -> None:
+    """A request that comes while the daemon's loop sleeps would wait for its end."""
+    ends = time.monotonic() + exports.settings.pickup_wait_seconds
+    while time.monotonic() < ends:
+        with reading(exports.database) as connection:
+            if claims.is_any_waiting(connection):
+                return
+        time.sleep(LOOK_SECONDS)
 
 
 def run_request(claim: claims.Claim) -> dg.RunRequest:

@@ -22,6 +22,9 @@ from export_pipeline.requests.tables import (
 )
 
 _rows = export_requests.c
+_WAITING = sa.and_(
+    _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_(None), _rows.cancel_requested_at.is_(None)
+)
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,25 @@ class Claim:
         return f"{self.uid}:{self.attempt}"
 
 
+def is_any_waiting(connection: sa.Connection) -> bool:
+    """Whether ``claim`` would find a request; takes no lock."""
+    return bool(connection.execute(sa.select(sa.exists().where(_WAITING))).scalar_one())
+
+
 def claim(connection: sa.Connection, *, limit: int) -> list[Claim]:
     """Claim waiting requests, in fair turns across organizations, and charge each one attempt.
 
     The table's state is the cursor: a row that commits late is found whatever its id.
     """
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=(_rows.priority.desc(), _rows.id))
-    waiting = sa.and_(
-        _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_(None), _rows.cancel_requested_at.is_(None)
-    )
-    candidates = sa.select(_rows.id, turn.label("turn")).where(waiting).subquery()
+    candidates = sa.select(_rows.id, turn.label("turn")).where(_WAITING).subquery()
     ids = connection.execute(
         sa.select(candidates.c.id).order_by(candidates.c.turn, candidates.c.id).limit(limit)
     ).scalars()
     now = utc_now()
     claimed = connection.execute(
         export_requests.update()
-        .where(_rows.id.in_(list(ids)), waiting)
+        .where(_rows.id.in_(list(ids)), _WAITING)
         .values(claimed_at=now, attempt=_rows.attempt + 1, run_id=None, updated_at=now)
         .returning(_rows.id, _rows.uid, _rows.attempt, _rows.organization_id, _rows.dataset, _rows.format)
     )

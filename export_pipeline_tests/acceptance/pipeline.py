@@ -182,6 +182,7 @@ class Pipeline:
             "EXPORT_DATABASE_URL": source.url,
             "EXPORT_STAGING_URL": f"file://{directory / 'staging'}",
             "EXPORT_MAIL_URL": f"file://{self._outbox}",
+            "EXPORT_PICKUP_WAIT_SECONDS": "0",
             **shelf.environment,
             **settings,
         }

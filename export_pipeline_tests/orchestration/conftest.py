@@ -101,6 +101,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeli
         "EXPORT_MAIL_URL": (tmp_path / "outbox").as_uri(),
         "EXPORT_CATALOG": str(tmp_path / "catalog"),
         "EXPORT_HEARTBEAT_SECONDS": "0.1",
+        "EXPORT_PICKUP_WAIT_SECONDS": "0",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -46,6 +47,16 @@ def a_run(pipeline: Pipeline, uid: str, status: dg.DagsterRunStatus, attempt: in
         status=status,
     )
     return run.run_id
+
+
+def test_a_request_that_comes_during_a_tick_is_taken_by_it(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT_PICKUP_WAIT_SECONDS", "30")
+    uids: list[str] = []
+    comes_late = threading.Timer(0.5, lambda: uids.append(pipeline.ask()))
+    comes_late.start()
+    result = evaluate(pipeline, export_requests)
+    comes_late.join()
+    assert [asked.tags[tags.REQUEST_UID] for asked in result.run_requests] == uids
 
 
 def test_a_waiting_request_is_asked_for_once(pipeline: Pipeline) -> None:

@@ -90,6 +90,17 @@ class TextBytes:
         found = np.flatnonzero(table[self._values.take(starts, mode="clip")])
         return found[self._offsets[found] < self._offsets[found + 1]]
 
+    def places_with(self, table: npt.NDArray[np.bool_], pair: bytes) -> npt.NDArray[np.int64]:
+        """The places of values that hold a byte that is marked in a 256-entry table, or these two bytes in a row."""
+        found = np.flatnonzero(table[self._values])
+        if self.has(pair):
+            first, second = self._values[:-1] == pair[0], self._values[1:] == pair[1]
+            found = np.concatenate([found, np.flatnonzero(first & second)])
+        if not len(found):
+            return found
+        ends = self._offsets[1:] - self._offsets[0]
+        return np.unique(np.searchsorted(ends, found, side="right"))
+
     def edge_is_one_of(self, table: npt.NDArray[np.bool_], *, last: bool = False) -> bool:
         """Whether a value's first byte (and with ``last`` its last byte) is marked in a 256-entry table."""
         starts, ends = self._offsets[:-1], self._offsets[1:]

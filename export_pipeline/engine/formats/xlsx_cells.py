@@ -33,6 +33,8 @@ _KEPT_OPEN = '<c t="inlineStr"><is><t xml:space="preserve">'
 _NUMBER_CLOSE = "</v></c>"
 
 _BLANK = byte_table(b" \t\r\n")
+_NON_CHARACTERS = (b"\xef\xbf\xbe", b"\xef\xbf\xbf")  # U+FFFE and U+FFFF
+_SPECIAL = byte_table(bytes(range(0x20)) + b"&<>\xef")  # EF is the first byte of U+FFFE
 _FORBIDDEN = "[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]"
 _PLAIN_DECIMAL = r"^-?[0-9]+(?:\.[0-9]+)?$"
 _DIGITS = 15
@@ -160,8 +162,22 @@ def _dated(days: pl.Series, day: pl.Expr, serial: pl.Expr, text: pl.Expr, style:
 
 def _escaped(values: pl.Series, raw: TextBytes, counters: Counter[str]) -> tuple[pl.Series, bool]:
     """The text as XML says it, and whether its blanks must be kept. Each step runs only where it is needed."""
+    if raw.longest() > CELL_LIMIT:
+        text, is_multiline = _escaped_texts(values, raw, counters)
+        return text, is_multiline or raw.edge_is_one_of(_BLANK, last=True)
+    # Most values have nothing to escape: the rest is taken out, rewritten and put back.
+    places = raw.places_with(_SPECIAL, b"_x")
+    is_multiline = False
+    if len(places):
+        rewritten, is_multiline = _escaped_texts(values.gather(places), raw, counters)
+        values = values.scatter(places, rewritten)
+    return values, is_multiline or raw.edge_is_one_of(_BLANK, last=True)
+
+
+def _escaped_texts(values: pl.Series, raw: TextBytes, counters: Counter[str]) -> tuple[pl.Series, bool]:
+    """The texts as XML says them, and whether one has several lines; ``raw`` has their bytes among others."""
     name, has_control = values.name, raw.has_control()
-    if has_control or raw.has(b"\xef\xbf\xbe", b"\xef\xbf\xbf"):
+    if has_control or raw.has(*_NON_CHARACTERS):
         values = _without_forbidden(values, counters)
     if raw.longest() > CELL_LIMIT:
         values = _cut(values, counters)
@@ -179,8 +195,7 @@ def _escaped(values: pl.Series, raw: TextBytes, counters: Counter[str]) -> tuple
     if has_line_feed:
         # As a reference, so that every line of the sheet is one row.
         text = text.str.replace_all("\n", "&#10;", literal=True)
-    is_kept = has_line_feed or raw.edge_is_one_of(_BLANK, last=True)
-    return values.to_frame().select(text)[name], is_kept
+    return values.to_frame().select(text)[name], has_line_feed
 
 
 def _without_forbidden(values: pl.Series, counters: Counter[str]) -> pl.Series:
