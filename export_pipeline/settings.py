@@ -49,10 +49,12 @@ class Settings(BaseSettings):
 
     database_url: str = Field(
         default=f"sqlite:///{HOME / 'export-pipeline.db'}",
+        repr=False,
         description="Database with the `export_requests` table: `postgresql://…` or `sqlite:///path`.",
     )
     source_url: str = Field(
         default="",
+        repr=False,
         description="Database with the exported tables. Default: the same as `EXPORT_DATABASE_URL`.",
     )
     store_url: str = Field(
@@ -70,6 +72,7 @@ class Settings(BaseSettings):
     s3_kms_key_id: str = Field(default="", description="KMS key of `aws:kms`. Default: the bucket's.")
     mail_url: str = Field(
         default=(HOME / "outbox").as_uri(),
+        repr=False,
         description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
         "the start, `?starttls=1`), an outbox directory `file:///dir`, or `none:`: nobody can be mailed, and requests "
         "with recipients are refused.",
@@ -147,6 +150,7 @@ class Settings(BaseSettings):
     )
     rate_limit_url: str = Field(
         default="",
+        repr=False,
         description="Where the gateway counts requests, as the library `limits` writes it: `redis://host:6379`, or "
         "`memory://` for a single process. Default: the database of the requests.",
     )
