@@ -100,6 +100,12 @@ class Settings(BaseSettings):
         "credentials die sooner.",
     )
     retention_days: float = Field(default=7.0, gt=0, description="How long delivered files are kept, in days.")
+    audit_retention_days: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long the audit trail `export_events` keeps what it says of a request, in days from its last "
+        "event; it repeats filters and addresses. Not less than `EXPORT_RETENTION_DAYS`; 0 = for ever.",
+    )
     max_attempts: int = Field(default=3, ge=1, description="How many runs a request may use up before it fails.")
     claim_lease_seconds: float = Field(
         default=60.0,
@@ -277,6 +283,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"EXPORT_HEARTBEAT_TIMEOUT_SECONDS must be at least {HEARTBEATS_IN_TIMEOUT} times "
                 "EXPORT_HEARTBEAT_SECONDS, or healthy exports are taken for dead"
+            )
+        if 0 < self.audit_retention_days < self.retention_days:
+            raise ValueError(
+                "EXPORT_AUDIT_RETENTION_DAYS must be 0 or at least EXPORT_RETENTION_DAYS: the trail outlives the files"
             )
         if self.alert_email and not self.sends_mail:
             raise ValueError(f"EXPORT_ALERT_EMAIL needs a provider in EXPORT_MAIL_URL, which is {NO_MAIL}")

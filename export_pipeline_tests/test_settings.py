@@ -61,6 +61,7 @@ TOGETHER = [
     {"EXPORT_STAGING_URL": "file:///srv/exports/staging", "EXPORT_STORE_URL": "file:///srv/exports"},
     {"EXPORT_HEARTBEAT_SECONDS": "600"},
     {"EXPORT_S3_KMS_KEY_ID": "key"},
+    {"EXPORT_AUDIT_RETENTION_DAYS": "6"},
     {"EXPORT_ALERT_EMAIL": "ops@example.com", "EXPORT_MAIL_URL": "none:"},
 ]
 
