@@ -1,4 +1,4 @@
-"""Files and staging go when they are due, also through a store that is away meanwhile; the audit trail stays."""
+"""Files and staging go when they are due, also through a store that refuses meanwhile; the audit trail stays."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from export_pipeline.cli import cli
 from export_pipeline.demo.data import load_demo_data
+from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.database import utc_now
 from export_pipeline_tests.acceptance.pipeline import Database, S3Shelf, open_pipeline
 from export_pipeline_tests.faults.conftest import Tally
@@ -75,15 +76,16 @@ def test_the_trail_tells_the_whole_story_when_row_and_files_are_gone(
         assert caller.get(f"/v1/exports/{uid}").json()["files"]
     key = gateway.rows("SELECT id FROM api_keys")[0][0]
 
-    # Its time has come, and the store is away: nobody is promised the files, and they are not said to be gone.
+    # Its time has come, and the store refuses us: nobody is promised the files, and they are not said to be gone.
     due(gateway, uid)
-    away = s3_bucket.server.directory / s3_bucket.name
-    hidden = away.rename(away.with_name(f"{away.name}-away"))
-    assert clean(gateway)["failed"] == 1
+    environment, name = gateway.pipeline.environment, "AWS_SECRET_ACCESS_KEY"
+    environment[name], right = "revoked", environment[name]
+    with pytest.raises(ExportFailure, match="S3 refused"):
+        clean(gateway)
     assert gateway.client.get(link).status_code == 410
     assert caller.get(f"/v1/exports/{uid}").json()["files"] == []
     assert [event["kind"] for event in trail(gateway, uid)][-1] == "expired"
-    hidden.rename(away)
+    environment[name] = right
     assert clean(gateway)["expired_exports"] == 1
     assert s3_bucket.keys() == []
     assert gateway.rows("SELECT status FROM export_requests WHERE uid = ?", uid) == [("expired",)]
@@ -111,7 +113,7 @@ def test_the_trail_tells_the_whole_story_when_row_and_files_are_gone(
     assert clean(gateway)["forgotten_audit_events"] == len(story)
     assert trail(gateway, uid) == []
     assert gateway.rows("SELECT count(*) FROM export_events WHERE detail LIKE '%@example.com%'") == [(0,)]
-    tally("store away when files are due", tries=1, survived=1)
+    tally("store that refuses when files are due", tries=1, survived=1)
 
 
 def test_what_failed_exports_staged_is_gone_after_a_day_and_not_before(gateway: Gateway, tally: Tally) -> None:

@@ -187,7 +187,7 @@ def test_whatever_fails_at_every_op_the_instance_knows_nothing_personal_and_no_c
         "EXPORT_SIGNING_KEY": marks("signingkey") * 4,
         "SENDGRID_API_KEY": marks("sendgridkey"),
         "EXPORT_WEBHOOK_ALLOW_INSECURE": "true",
-        "EXPORT_MAX_ATTEMPTS": "2",
+        "EXPORT_MAX_ATTEMPTS": "1",
         "EXPORT_CLAIM_LEASE_SECONDS": "15",
     }
     with serve_hooks() as hooks, open_stack(postgres_server, s3_server, tmp_path, **settings) as stack:
