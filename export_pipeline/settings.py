@@ -49,10 +49,12 @@ class Settings(BaseSettings):
 
     database_url: str = Field(
         default=f"sqlite:///{HOME / 'export-pipeline.db'}",
+        repr=False,
         description="Database with the `export_requests` table: `postgresql://…` or `sqlite:///path`.",
     )
     source_url: str = Field(
         default="",
+        repr=False,
         description="Database with the exported tables. Default: the same as `EXPORT_DATABASE_URL`.",
     )
     store_url: str = Field(
@@ -70,6 +72,7 @@ class Settings(BaseSettings):
     s3_kms_key_id: str = Field(default="", description="KMS key of `aws:kms`. Default: the bucket's.")
     mail_url: str = Field(
         default=(HOME / "outbox").as_uri(),
+        repr=False,
         description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
         "the start, `?starttls=1`), an outbox directory `file:///dir`, or `none:`: nobody can be mailed, and requests "
         "with recipients are refused.",
@@ -97,6 +100,12 @@ class Settings(BaseSettings):
         "credentials die sooner.",
     )
     retention_days: float = Field(default=7.0, gt=0, description="How long delivered files are kept, in days.")
+    audit_retention_days: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long the audit trail `export_events` keeps what it says of a request, in days from its last "
+        "event; it repeats filters and addresses. Not less than `EXPORT_RETENTION_DAYS`; 0 = for ever.",
+    )
     max_attempts: int = Field(default=3, ge=1, description="How many runs a request may use up before it fails.")
     claim_lease_seconds: float = Field(
         default=60.0,
@@ -154,6 +163,7 @@ class Settings(BaseSettings):
     )
     rate_limit_url: str = Field(
         default="",
+        repr=False,
         description="Where the gateway counts requests, as the library `limits` writes it: `redis://host:6379`, or "
         "`memory://` for a single process. Default: the database of the requests.",
     )
@@ -280,6 +290,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"EXPORT_HEARTBEAT_TIMEOUT_SECONDS must be at least {HEARTBEATS_IN_TIMEOUT} times "
                 "EXPORT_HEARTBEAT_SECONDS, or healthy exports are taken for dead"
+            )
+        if 0 < self.audit_retention_days < self.retention_days:
+            raise ValueError(
+                "EXPORT_AUDIT_RETENTION_DAYS must be 0 or at least EXPORT_RETENTION_DAYS: the trail outlives the files"
             )
         if self.alert_email and not self.sends_mail:
             raise ValueError(f"EXPORT_ALERT_EMAIL needs a provider in EXPORT_MAIL_URL, which is {NO_MAIL}")

@@ -29,7 +29,7 @@ def test_readme_has_the_two_commands() -> None:
 
 
 def test_links_between_docs_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -47,6 +47,20 @@ def test_every_promise_of_the_contracts_names_a_place_and_a_test_that_exist() ->
             assert not name or re.search(rf"^(def|class) {name}\b|^{name}\b.* = ", text, re.MULTILINE), (
                 f"{promise}: {place}"
             )
+
+
+def test_every_threat_names_an_answer_and_tests_that_exist() -> None:
+    page = (ROOT / "SECURITY.md").read_text().split("## Threats")[1].split("## Out of scope")[0]
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    threats = [row for row in rows if row[0].strip() != "threat"]
+    assert len(threats) >= 20
+    for threat, answer, shown in threats:
+        assert answer.strip(), threat
+        tests = re.findall(r"`([a-z0-9_/]+\.py)::(\w+)`", shown)
+        assert len(tests) == shown.count("::") >= 1, threat
+        for path, name in tests:
+            text = (ROOT / "export_pipeline_tests" / path).read_text()
+            assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), f"{threat}: {path}::{name}"
 
 
 def test_the_worked_example_of_the_catalog_guide_is_a_dataset() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from export_pipeline.definitions import build_definitions
+from export_pipeline.engine.readers import source_of
 from export_pipeline.settings import HOME, Settings, SettingsError
 
 DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -60,6 +61,7 @@ TOGETHER = [
     {"EXPORT_STAGING_URL": "file:///srv/exports/staging", "EXPORT_STORE_URL": "file:///srv/exports"},
     {"EXPORT_HEARTBEAT_SECONDS": "600"},
     {"EXPORT_S3_KMS_KEY_ID": "key"},
+    {"EXPORT_AUDIT_RETENTION_DAYS": "6"},
     {"EXPORT_ALERT_EMAIL": "ops@example.com", "EXPORT_MAIL_URL": "none:"},
 ]
 
@@ -98,6 +100,20 @@ def test_plain_postgresql_urls_name_their_driver(monkeypatch: pytest.MonkeyPatch
     settings = Settings.from_environment()
     assert settings.database_url == "postgresql+psycopg://app:s3cret@localhost/app"
     assert settings.resolved_source_url == settings.database_url
+
+
+def test_no_credential_is_in_what_a_program_prints_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EXPORT_DATABASE_URL", "EXPORT_SOURCE_URL"):
+        monkeypatch.setenv(name, "postgresql://app:s3cret@localhost/app")
+    monkeypatch.setenv("EXPORT_MAIL_URL", "smtp://app:s3cret@localhost:25")
+    monkeypatch.setenv("EXPORT_RATE_LIMIT_URL", "redis://:s3cret@localhost:6379")
+    monkeypatch.setenv("EXPORT_ALERT_WEBHOOK_URL", "https://hooks.example.com/s3cret")
+    monkeypatch.setenv("EXPORT_SIGNING_KEY", "s3cret" * 6)
+    monkeypatch.setenv("SENDGRID_API_KEY", "s3cret")
+    settings = Settings.from_environment()
+    assert "store_url" in repr(settings)
+    for printed in (settings, source_of(settings)):
+        assert "s3cret" not in f"{printed!r} {printed}"
 
 
 def test_docs_list_every_variable_with_its_default_and_meaning() -> None:

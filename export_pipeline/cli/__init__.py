@@ -10,6 +10,7 @@ import sys
 import click
 
 from export_pipeline.catalog.loader import CatalogError
+from export_pipeline.cli.audit import audit
 from export_pipeline.cli.bench import bench
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
@@ -41,6 +42,7 @@ cli.add_command(cancel)
 cli.add_command(queue)
 cli.add_command(verify)
 cli.add_command(links)
+cli.add_command(audit)
 cli.add_command(recurring)
 cli.add_command(bench)
 cli.add_command(gateway)

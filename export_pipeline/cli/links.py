@@ -13,12 +13,15 @@ from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.delivery.manifest import read_manifest
 from export_pipeline.delivery.store import open_store
 from export_pipeline.delivery.upload import describe
+from export_pipeline.requests.events import record
 from export_pipeline.requests.sealed_links import revoke_links
-from export_pipeline.requests.tables import RequestStatus
+from export_pipeline.requests.tables import EventKind, RequestStatus
 from export_pipeline.settings import Settings
 
 DEFAULT_MINUTES = 15
 """Counted from the moment they are asked for (Cometly, Get Contact Export)."""
+ACTOR = "command"
+"""Whom the audit trail names for links that an operator printed."""
 
 
 @click.command()
@@ -47,5 +50,8 @@ def links(uid: str, *, minutes: float, revoke: bool) -> None:
         raise click.ClickException(f"the request is {state.status}: there are no files to link to")
     store = open_store(settings)
     lifetime = min(timedelta(minutes=minutes), state.expires_at - datetime.now(UTC))
-    for file in read_manifest(store, state.manifest_key).files:
+    files = read_manifest(store, state.manifest_key).files
+    with engine.begin() as connection:
+        record(connection, state.uid, state.organization_id, EventKind.LINKED, {"files": len(files)}, actor=ACTOR)
+    for file in files:
         click.echo(store.link(describe(file), lifetime).url)

@@ -35,6 +35,9 @@ class _Policy(EmailPolicy):
 _POLICY = _Policy(linesep="\r\n", cte_type="7bit")
 _INTERNATIONAL = _Policy(linesep="\r\n", utf8=True)
 _LONGEST_SUBJECT = 200
+UNFIT = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+"""Line breaks, control characters, and what turns the direction of the text behind it (Unicode TR 36, 2.2: with these
+``gpj.exe`` reads ``exe.jpg``)."""
 
 
 def to_mime(message: Message) -> EmailMessage:
@@ -82,7 +85,7 @@ def recipient_address(recipient: str) -> Address:
 
 def one_line(text: str, *, longest: int = _LONGEST_SUBJECT) -> str:
     """Text fit for a header: line breaks and control characters become single spaces; cut to ``longest`` characters."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", text).split())[:longest]
+    return " ".join(re.sub(f"[{UNFIT}]", " ", text).split())[:longest]
 
 
 def safe_message_id(message: Message) -> str:

@@ -16,9 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from export_pipeline.catalog.model import Column, ColumnType, CustomField, Dataset, FilterOperator
+from export_pipeline.catalog.model import Column, CustomField, Dataset, FilterOperator
 from export_pipeline.engine import arrays, sqlite_text
 from export_pipeline.engine.operands import Operands
+from export_pipeline.engine.tenant import of_tenant
 from export_pipeline.requests.conditions import (
     AllOf,
     AnyOf,
@@ -62,17 +63,8 @@ class ConditionCompiler:
         return self._operands.bound(value)
 
     def of_tenant(self, table: sa.TableClause, tenant: str) -> sa.ColumnElement[bool]:
-        """The tenant's rows alone.
-
-        A column that the catalog does not declare as uuid or integer is compared as text too: a database may take
-        several spellings for one id, and only one of them is the organization that was asked who may export.
-        """
-        column = table.c[tenant]
-        same = column == self.bound(self._organization_id)
-        if self._dataset.tenant_type is not ColumnType.TEXT:
-            return same
-        spelled = sa.bindparam(None, self._organization_id, type_=sa.Text(), unique=True)
-        return sa.and_(same, sa.cast(column, sa.Text) == spelled)
+        """The tenant's rows alone."""
+        return of_tenant(table, tenant, self._dataset, self._organization_id)
 
     def condition(self, condition: Condition) -> sa.ColumnElement[bool]:
         """One condition, true, false or null for a row."""

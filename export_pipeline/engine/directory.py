@@ -16,6 +16,7 @@ from export_pipeline.engine.conditions import table_clause
 from export_pipeline.engine.lookups import bound, find_custom_fields, read_texts, rows_of
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
+from export_pipeline.engine.tenant import of_tenant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf, AnyOf
 from export_pipeline.requests.row_rules import Identity, identity_of
@@ -54,14 +55,14 @@ def lists_page(
         return []
     lists, membership = dataset.lists.lists, dataset.lists
     table = table_clause(lists.table, [lists.id, lists.name, lists.tenant])
-    where = [table.c[lists.tenant] == bound(organization_id)]
+    where = [of_tenant(table, lists.tenant, dataset, organization_id)]
     if after is not None:
         where.append(table.c[lists.id] > bound(_identity(after, lists.id_type)))
     columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
     members = table_clause(membership.table, columns)
-    on_list = [members.c[membership.list_id] == table.c[lists.id]]
+    on_list: list[sa.ColumnElement[bool]] = [members.c[membership.list_id] == table.c[lists.id]]
     if membership.tenant:
-        on_list.append(members.c[membership.tenant] == bound(organization_id))
+        on_list.append(of_tenant(members, membership.tenant, dataset, organization_id))
     rows = sa.select(sa.func.count()).select_from(members).where(*on_list).correlate(table).scalar_subquery()
     names = ("id", "name", "rows")
     values: tuple[sa.ColumnElement[Any], ...] = (table.c[lists.id], table.c[lists.name], rows)
@@ -90,7 +91,7 @@ def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zon
     if declared is None:
         return []
     columns = [declared.id, declared.name, declared.filter, *([declared.query_dsl] if declared.query_dsl else [])]
-    rows = read_texts(source, declared.table, columns, declared.tenant, organization_id)
+    rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
     fields = find_custom_fields(source, dataset, organization_id)
     entries = []
     for key, name, stored, *query in sorted(rows, key=lambda row: row[0] or ""):
@@ -119,13 +120,14 @@ def names_of(
     if dataset.lists is not None and list_ids:
         lists = dataset.lists.lists
         found = read_texts(
-            source, lists.table, [lists.id, lists.name], lists.tenant, organization_id, lists.id, list_ids
+            source, dataset, lists.table, [lists.id, lists.name], lists.tenant, organization_id, lists.id, list_ids
         )
         names |= {key: name or "" for key, name in found if key is not None}
     if dataset.segments is not None and segment_ids:
         segments = dataset.segments
         found = read_texts(
             source,
+            dataset,
             segments.table,
             [segments.id, segments.name],
             segments.tenant,

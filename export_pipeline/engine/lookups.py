@@ -19,12 +19,12 @@ from export_pipeline.catalog.model import (
     CustomField,
     CustomFieldTable,
     Dataset,
-    MembershipTable,
     SegmentTable,
 )
 from export_pipeline.engine.conditions import table_clause
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import Source, open_snapshot
+from export_pipeline.engine.tenant import of_tenant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.row_rules import Identity
 from export_pipeline.requests.segments import StoredSegment
@@ -51,16 +51,10 @@ def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids
     """
     if dataset.lists is None or not list_ids:
         return
-    found = _list_rows(source, dataset.lists, organization_id, list_ids)
+    lists = dataset.lists.lists
+    found = read_texts(source, dataset, lists.table, [lists.id], lists.tenant, organization_id, lists.id, list_ids)
     known = {row[0] for row in found}
     _refuse_unknown(list_ids, known, "list_ids", "list", FailureCode.UNKNOWN_LIST)
-
-
-def _list_rows(
-    source: Source, membership: MembershipTable, organization_id: str, list_ids: Sequence[Identity]
-) -> list[tuple[str | None, ...]]:
-    lists = membership.lists
-    return read_texts(source, lists.table, [lists.id], lists.tenant, organization_id, lists.id, list_ids)
 
 
 def find_segments(
@@ -73,16 +67,17 @@ def find_segments(
     """
     if dataset.segments is None or not segment_ids:
         return ()
-    found = {row[0]: row for row in _segment_rows(source, dataset.segments, organization_id, segment_ids)}
+    found = {row[0]: row for row in _segment_rows(source, dataset, dataset.segments, organization_id, segment_ids)}
     _refuse_unknown(segment_ids, found.keys(), "segment_ids", "segment", FailureCode.UNKNOWN_SEGMENT)
     return tuple(_stored(str(segment_id), found[str(segment_id)]) for segment_id in segment_ids)
 
 
 def _segment_rows(
-    source: Source, segments: SegmentTable, organization_id: str, segment_ids: Sequence[Identity]
+    source: Source, dataset: Dataset, segments: SegmentTable, organization_id: str, segment_ids: Sequence[Identity]
 ) -> list[tuple[str | None, ...]]:
     columns = [segments.id, segments.filter, *([segments.query_dsl] if segments.query_dsl else [])]
-    return read_texts(source, segments.table, columns, segments.tenant, organization_id, segments.id, segment_ids)
+    tenant = segments.tenant
+    return read_texts(source, dataset, segments.table, columns, tenant, organization_id, segments.id, segment_ids)
 
 
 def _stored(segment_id: str, row: Sequence[str | None]) -> StoredSegment:
@@ -106,7 +101,7 @@ def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -
     if declared is None:
         return ()
     columns = [declared.name, declared.field_type]
-    rows = read_texts(source, declared.table, columns, declared.tenant, organization_id)
+    rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
     column = next(column for column in dataset.columns if column.name == declared.column)
     fields = {_key(declared, key): _field_type(declared, kind) for key, kind in rows}
     return tuple(CustomField(column, key, fields[key]) for key in sorted(fields))
@@ -133,6 +128,7 @@ def _bad_definition(declared: CustomFieldTable, what: str) -> ExportFailure:
 
 def read_texts(
     source: Source,
+    dataset: Dataset,
     table: str,
     columns: Sequence[str],
     tenant: str,
@@ -140,9 +136,9 @@ def read_texts(
     key: str | None = None,
     keys: Sequence[Identity] = (),
 ) -> list[tuple[str | None, ...]]:
-    """An organization's rows of a table as text, those with these ``keys`` alone if a key is named."""
+    """An organization's rows of a dataset's table as text, those with these ``keys`` alone if a key is named."""
     clause = table_clause(table, [*columns, tenant])
-    where = [clause.c[tenant] == bound(organization_id)]
+    where = [of_tenant(clause, tenant, dataset, organization_id)]
     if key is not None:
         where.append(clause.c[key].in_([bound(one) for one in keys]))
     texts: list[sa.ColumnElement[Any]] = [

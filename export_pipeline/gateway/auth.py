@@ -79,6 +79,12 @@ def rate_headers(count: Count) -> dict[str, str]:
     }
 
 
+def caller_of(request: Request) -> ApiKey:
+    """Whom ``caller`` let in."""
+    key: ApiKey = request.scope["gateway.caller"]
+    return key
+
+
 def may_export(key: ApiKey, dataset: str) -> bool:
     """Whether a key has the scope to export a dataset."""
     return permission_for(dataset) in key.scopes

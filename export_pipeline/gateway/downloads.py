@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import sqlalchemy as sa
 from fastapi import Request
 
 from export_pipeline.delivery.upload import describe
-from export_pipeline.gateway.auth import may_export
+from export_pipeline.gateway.auth import caller_of, may_export
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import reading, utc_now
+from export_pipeline.requests.events import record_linked
 from export_pipeline.requests.model import RequestState, read_state
 from export_pipeline.requests.sealed_links import StoredFile, files_of, seal, sealed_url
 from export_pipeline.requests.tables import RequestStatus
@@ -55,20 +57,22 @@ def downloads(services: Services, request: Request, state: RequestState) -> list
     if not has_files(state) or state.expires_at is None:
         return []
     ends_at = min(utc_now() + URL_LIFETIME, state.expires_at)
-    if services.serves_files:
-        return _sealed(services, request, state, ends_at)
-    with reading(services.database) as connection:
+    with services.database.begin() as connection:
         files = files_of(connection, state.id)
+        if files:
+            actor = f"key {caller_of(request).id}"
+            record_linked(connection, state.uid, state.organization_id, len(files), actor=actor, within=URL_LIFETIME)
+        if services.serves_files:
+            return _sealed(connection, base_url(services, request), state, files, ends_at)
     lifetime = ends_at - utc_now()
     linked = [(file, services.store.link(describe(file), lifetime)) for file in files]
     return [Download(file, link.url, link.expires_at or ends_at) for file, link in linked]
 
 
-def _sealed(services: Services, request: Request, state: RequestState, ends_at: datetime) -> list[Download]:
-    base = base_url(services, request)
-    with services.database.begin() as connection:
-        files = files_of(connection, state.id)
-        tokens = seal(connection, state.id, [file.ordinal for file in files], expires_at=ends_at)
+def _sealed(
+    connection: sa.Connection, base: str, state: RequestState, files: list[StoredFile], ends_at: datetime
+) -> list[Download]:
+    tokens = seal(connection, state.id, [file.ordinal for file in files], expires_at=ends_at)
     return [Download(file, sealed_url(base, token), ends_at) for file, token in zip(files, tokens, strict=True)]
 
 

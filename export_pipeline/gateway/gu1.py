@@ -20,10 +20,9 @@ from export_pipeline.gateway.gu1_shapes import BASE, DATASET, DIALECT, Gu1Caller
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.events import record
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.progress import overall_progress
-from export_pipeline.requests.tables import EventKind, RequestStatus
+from export_pipeline.requests.tables import RequestStatus
 
 PATH = f"{BASE}/export/jobs"
 MESSAGE = "The export was queued. Every recipient is mailed when it is ready."
@@ -158,9 +157,6 @@ def download(request: Request, jobId: str, key: Gu1Caller, services: Serves) -> 
     ]
     if not files:
         raise Refusal(404, _GONE if state.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED) else _NOT_YET)
-    with services.database.begin() as connection:
-        actor = f"key {key.id}"
-        record(connection, state.uid, state.organization_id, EventKind.DOWNLOADED, {"files": len(files)}, actor=actor)
     return DownloadAnswer(download=Download(**files[0].model_dump(), job_id=state.uid, files=files))
 
 

@@ -3,12 +3,14 @@
 What belongs here: the schedule and its op. What does not: what is deleted and when (delivery.retention).
 """
 
+from datetime import timedelta
+
 import dagster as dg
 
 from export_pipeline.delivery.retention import KEEP_UPLOADS, clear_leftovers, expire_exports
 from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.requests import rate_windows
+from export_pipeline.requests import events, rate_windows
 
 
 @dg.op(description=descriptions.CLEAN)
@@ -18,6 +20,8 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     cleared, not_cleared = clear_leftovers(exports.database, exports.store, exports.staging)
     with exports.database.begin() as connection:
         windows = rate_windows.forget_ended(connection)
+        keep = exports.settings.audit_retention_days
+        events_forgotten = events.forget(connection, timedelta(days=keep)) if keep else 0
     context.add_output_metadata(
         {
             "expired_exports": expired,
@@ -25,6 +29,7 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
             "failed": not_expired + not_cleared,
             "aborted_uploads": exports.store.abort_uploads(KEEP_UPLOADS),
             "ended_rate_windows": windows,
+            "forgotten_audit_events": events_forgotten,
         }
     )
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.events import record
+from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.tables import (
     EventKind,
     NotificationKind,
@@ -67,9 +67,9 @@ def claim(connection: sa.Connection, *, limit: int) -> list[Claim]:
         .returning(_rows.id, _rows.uid, _rows.attempt, _rows.organization_id, _rows.dataset, _rows.format)
     )
     claims = sorted((Claim(*row) for row in claimed), key=lambda claim: claim.id)
-    for one in claims:
-        if one.attempt == 1:
-            record(connection, one.uid, one.organization_id, EventKind.ASKED)
+    first = [one.id for one in claims if one.attempt == 1]
+    if first:
+        record_asked(connection, first)
     return claims
 
 

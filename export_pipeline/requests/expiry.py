@@ -30,11 +30,14 @@ def expire(connection: sa.Connection, request_id: int) -> None:
 
 def files_deleted(connection: sa.Connection, request_id: int) -> None:
     """The files of an expired request are deleted."""
-    connection.execute(
+    deleted = connection.execute(
         export_files.update()
         .where(export_files.c.request_id == request_id, export_files.c.deleted_at.is_(None))
         .values(deleted_at=utc_now())
-    )
+    ).rowcount
+    row = connection.execute(sa.select(_rows.uid, _rows.organization_id).where(_rows.id == request_id)).first()
+    if deleted and row is not None:
+        record(connection, row.uid, row.organization_id, EventKind.DELETED, {"files": deleted})
 
 
 def past_retention(connection: sa.Connection) -> list[tuple[int, str, int]]:

@@ -16,7 +16,14 @@ import sqlalchemy as sa
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.events import record
 from export_pipeline.requests.model import has_uid
-from export_pipeline.requests.tables import EventKind, RequestStatus, export_files, export_links, export_requests
+from export_pipeline.requests.tables import (
+    EventKind,
+    RequestStatus,
+    export_files,
+    export_links,
+    export_notifications,
+    export_requests,
+)
 from export_pipeline.requests.tokens import digest_of, new_token
 
 PATH = "/d/"
@@ -112,8 +119,10 @@ def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
             _rows.uid,
             _rows.organization_id,
             _rows.status,
+            export_notifications.c.recipient,
         )
         .join(export_requests, _rows.id == _links.request_id)
+        .outerjoin(export_notifications, export_notifications.c.id == _links.notification_id)
         .where(_links.token_hash == digest_of(token))
     ).first()
     if row is None:
@@ -128,7 +137,9 @@ def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
         .where(_links.id == row.id)
         .values(opened_count=_links.opened_count + 1, last_opened_at=utc_now())
     )
-    detail = {"link": row.id, "file": row.ordinal}
+    # Whose mail it stood in; whoever they passed it on to cannot be known.
+    mailed = {} if row.recipient is None else {"recipient": row.recipient}
+    detail = {"link": row.id, "file": row.ordinal, **mailed}
     record(connection, row.uid, row.organization_id, EventKind.DOWNLOADED, detail, actor="link")
     return Opened(files[0], row.expires_at)
 

@@ -98,8 +98,14 @@ class EventKind(StrEnum):
     CANCELED = "canceled"
     REQUEUED = "requeued"
     NOTIFIED = "notified"
+    LINKED = "linked"
+    """Somebody was handed URLs of the files."""
     DOWNLOADED = "downloaded"
+    """A sealed link was opened."""
     EXPIRED = "expired"
+    """Nobody is promised the files any more."""
+    DELETED = "deleted"
+    """The files are gone."""
 
 
 class WebhookEvent(StrEnum):

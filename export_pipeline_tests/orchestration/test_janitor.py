@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from export_pipeline.definitions import build_definitions
 from export_pipeline.delivery.local import LocalStore
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.events import events_of
+from export_pipeline.requests.tables import EventKind, export_events
 from export_pipeline.requests.tables import export_requests as table
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
@@ -114,3 +118,43 @@ def test_a_running_request_keeps_what_it_staged(pipeline: Pipeline) -> None:
     staged.write_text("{}")
     assert clean(pipeline)["cleared_leftovers"] == 0
     assert staged.exists()
+
+
+def test_the_audit_trail_outlives_the_files_and_ends_when_it_is_set_to(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = [pipeline.export()[1].uid for _ in range(3)]
+    for uid in uids[:2]:
+        update(pipeline, uid, expires_at=utc_now() - timedelta(seconds=1))
+    clean(pipeline)
+    old, recent, kept = uids
+    pipeline.execute(f"DELETE FROM export_requests WHERE uid = '{old}'")
+    age(pipeline, old, timedelta(days=40))
+    age(pipeline, recent, timedelta(days=20))
+    # One that began long ago and is not over: its trail keeps its beginning.
+    age(pipeline, kept, timedelta(days=40), kinds=("asked", "started"))
+
+    assert clean(pipeline)["forgotten_audit_events"] == 0
+    assert kinds(pipeline, old) == ["asked", "started", "completed", "notified", "expired", "deleted"]
+
+    monkeypatch.setenv("EXPORT_AUDIT_RETENTION_DAYS", "30")
+    again = replace(pipeline, definitions=build_definitions())
+    assert clean(again)["forgotten_audit_events"] == 6
+    assert kinds(pipeline, old) == []
+    assert kinds(pipeline, recent) == ["asked", "started", "completed", "notified", "expired", "deleted"]
+    assert kinds(pipeline, kept) == ["asked", "started", "completed", "notified"]
+
+
+def age(pipeline: Pipeline, uid: str, by: timedelta, kinds: tuple[str, ...] = tuple(EventKind)) -> None:
+    events = export_events.c
+    with pipeline.database.begin() as connection:
+        connection.execute(
+            export_events.update()
+            .where(events.request_uid == uid, events.kind.in_(kinds))
+            .values(created_at=utc_now() - by)
+        )
+
+
+def kinds(pipeline: Pipeline, uid: str) -> list[str]:
+    with pipeline.database.connect() as connection:
+        return [event.kind for event in events_of(connection, uid)]

@@ -357,4 +357,4 @@ def test_files_past_retention_expire_once_they_are_deleted(database: sa.Engine) 
         expiry.files_deleted(connection, request_id)
         assert expiry.past_retention(connection) == []
     assert row(database, request_id).status == "expired"
-    assert events(database)[-1] == "expired"
+    assert events(database)[-2:] == ["expired", "deleted"]

@@ -23,7 +23,7 @@ from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.engine.formats import deflate
 from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
 from export_pipeline.engine.formats.columns import ISO_DATE, TEXT_LIKE, Block, Clock, check_time_zone
-from export_pipeline.engine.formats.formula_guard import guarded
+from export_pipeline.engine.formats.formula_guard import guarded, guarded_header
 from export_pipeline.engine.formats.rows import EncodedRows, RowEnds
 from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -132,7 +132,8 @@ def _head(options: FormatOptions) -> bytes:
         lineterminator="\n",
         quoting=csv.QUOTE_ALL if options.csv_quoting == "non_empty" else csv.QUOTE_MINIMAL,
     )
-    writer.writerow([column.header for column in options.columns])
+    guard = guarded_header if options.guard_formulas else str
+    writer.writerow([guard(column.header) for column in options.columns])
     return (_BOM if options.csv_bom else b"") + text.getvalue().encode()
 
 

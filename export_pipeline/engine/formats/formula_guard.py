@@ -12,6 +12,8 @@ no cell and no function can be spelled with these, so nothing can be run.
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 
 from export_pipeline.engine.formats.columns import TextBytes, byte_table
@@ -19,12 +21,23 @@ from export_pipeline.engine.formats.columns import TextBytes, byte_table
 _FULLWIDTH_LEAD = 0xEF
 _FIRST_BYTES = byte_table(b"=@+-\t\r\n" + bytes([_FULLWIDTH_LEAD]))
 
-# \u{A0} and \u{202F} are the spaces that typeset phone numbers and numbers hold.
+# Written so that Rust's and Python's regular expressions read them alike.
+# U+00A0 and U+202F are the spaces that typeset phone numbers and numbers hold.
 _NUMBER = r"[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?%?|\.[0-9]+(?:[eE][+-]?[0-9]+)?%?"
-_PHONE = r"[ \u{A0}\u{202F}]*\(?[0-9][0-9 \u{A0}\u{202F}().\-/]*"
-_SIGN = r"+\-\u{FF0B}\u{FF0D}"
-_HARMLESS = rf"^[{_SIGN}](?:{_NUMBER}|{_PHONE})?$"
-_DANGEROUS = rf"^[=@\t\r\n\u{{FF1D}}\u{{FF20}}{_SIGN}]"
+_PHONE = "[ \u00a0\u202f]*\\(?[0-9][0-9 \u00a0\u202f().\\-/]*"
+_SIGN = "+\\-\uff0b\uff0d"
+_SIGNED_NUMBER = f"[{_SIGN}](?:{_NUMBER}|{_PHONE})?"
+_HARMLESS = f"^{_SIGNED_NUMBER}$"
+_DANGEROUS = f"^[=@\\t\\r\\n\uff1d\uff20{_SIGN}]"
+
+
+def guarded_header(header: str) -> str:
+    """A header as a cell: an organization names its custom fields itself.
+
+    By Python's own means: a file is opened before its process may be forked, and polars would start threads.
+    """
+    dangerous = re.match(_DANGEROUS, header) and not re.fullmatch(_SIGNED_NUMBER, header)
+    return f"'{header}" if dangerous else header
 
 
 def guarded(values: pl.Series, raw: TextBytes) -> tuple[pl.Series, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Snapshot:
 class Source:
     """Where rows are read from, a SQLAlchemy URL."""
 
-    url: str
+    url: str = field(repr=False)
     statement_timeout_seconds: float = 0
     """Longest single statement; 0 = no limit."""
     shares_file: bool = False

@@ -1,0 +1,80 @@
+"""Every read of the source is held to the organization by one predicate, which knows one spelling of its id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.catalog.model import ColumnType
+from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.demo.lists import list_id, segment_id
+from export_pipeline.engine import directory
+from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
+from export_pipeline.engine.query import Selection
+from export_pipeline.engine.readers import Source
+from export_pipeline.failures import ExportFailure
+from export_pipeline.requests.conditions import AllOf
+from export_pipeline_tests.servers.postgres import PostgresServer
+
+OURS, THEIRS = ORGANIZATIONS[0], ORGANIZATIONS[1]
+# As an application that did not say of what type its tenant column is: on PostgreSQL it is a uuid.
+CONTACTS = load_catalog("")["contacts"].model_copy(update={"tenant_type": ColumnType.TEXT})
+LIST, SEGMENT = list_id(OURS, 0), segment_id(OURS, 0)
+OTHER_SPELLINGS = [OURS.id.upper(), f"{{{OURS.id}}}", OURS.id.replace("-", "")]
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+def source(
+    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Source]:
+    if request.param == "postgresql":
+        with postgres_server.fresh_database() as url:
+            load_demo_data(url, contacts=200, entities=1)
+            yield Source(url.replace("postgresql://", "postgresql+psycopg://"))
+        return
+    path: Path = tmp_path_factory.mktemp("tenant") / "application.db"
+    load_demo_data(f"sqlite:///{path}", contacts=200, entities=1)
+    yield Source(f"sqlite:///{path}")
+
+
+def found(source: Source, organization_id: str) -> dict[str, int]:
+    """How much each way of reading the source finds of an organization."""
+    named = directory.names_of(source, CONTACTS, organization_id, list_ids=[LIST], segment_ids=[SEGMENT])
+    selected = Selection(CONTACTS, organization_id, (CONTACTS.key_column,), AllOf(()))
+    return {
+        "rows": directory.count_rows(source, selected),
+        "custom fields": len(find_custom_fields(source, CONTACTS, organization_id)),
+        "lists": len(directory.lists_page(source, CONTACTS, organization_id, after=None, limit=100)),
+        "members": sum(
+            one.rows for one in directory.lists_page(source, CONTACTS, organization_id, after=None, limit=100)
+        ),
+        "segments": len(directory.segments_of(source, CONTACTS, organization_id, "UTC")),
+        "names": len(named),
+    }
+
+
+def test_the_organization_is_found_by_its_own_spelling(source: Source) -> None:
+    assert all(found(source, OURS.id).values())
+    check_lists(source, CONTACTS, OURS.id, [LIST])
+    assert find_segments(source, CONTACTS, OURS.id, [SEGMENT])
+
+
+@pytest.mark.parametrize("spelled", OTHER_SPELLINGS)
+def test_a_spelling_that_only_the_database_takes_for_it_finds_nothing_anywhere(source: Source, spelled: str) -> None:
+    assert not any(found(source, spelled).values())
+    with pytest.raises(ExportFailure, match="no list"):
+        check_lists(source, CONTACTS, spelled, [LIST])
+    with pytest.raises(ExportFailure, match="no segment"):
+        find_segments(source, CONTACTS, spelled, [SEGMENT])
+
+
+def test_the_ids_of_another_organization_name_nothing(source: Source) -> None:
+    assert directory.names_of(source, CONTACTS, THEIRS.id, list_ids=[LIST], segment_ids=[SEGMENT]) == {}
+    theirs = directory.lists_page(source, CONTACTS, THEIRS.id, after=None, limit=100)
+    assert theirs
+    assert not {one.id for one in theirs} & {
+        one.id for one in directory.lists_page(source, CONTACTS, OURS.id, after=None, limit=100)
+    }

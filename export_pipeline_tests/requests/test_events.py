@@ -1,0 +1,84 @@
+"""The audit trail says who asked and for what, and no row that it cannot repeat keeps others from being claimed."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from export_pipeline.requests import claims, events
+from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.model import insert_request
+from export_pipeline.requests.tables import EventKind, export_events
+
+ASKED = {
+    "organization_id": "acme",
+    "requested_by": "ana",
+    "dataset": "contacts",
+    "format": "csv",
+    "columns": ["id", "email"],
+    "filters": {"email": {"eq": "bob@example.com"}},
+    "list_ids": ["l1"],
+    "segment_ids": [],
+    "recipient_emails": ["ana@example.com"],
+}
+
+
+def claim(database: sa.Engine) -> list[claims.Claim]:
+    with database.begin() as connection:
+        return claims.claim(connection, limit=50)
+
+
+def trail(database: sa.Engine, uid: str) -> list[events.Event]:
+    with database.connect() as connection:
+        return events.events_of(connection, uid)
+
+
+def test_the_first_event_says_who_asked_and_for_what(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        uid = insert_request(connection, **ASKED)
+        unsigned = insert_request(connection, **{**ASKED, "requested_by": None})
+    claim(database)
+    (asked,) = trail(database, uid)
+    assert (asked.kind, asked.actor) == ("asked", "ana")
+    detail = json.loads(asked.detail or "")
+    assert {name: detail[name] for name in ASKED if name in detail} == {
+        name: value for name, value in ASKED.items() if name not in ("organization_id", "requested_by")
+    }
+    assert (detail["layout"], detail["start_date"], detail["include"]) == ("default", None, None)
+    assert trail(database, unsigned)[0].actor == events.APPLICATION
+
+
+def test_a_request_is_asked_once_however_often_it_is_claimed(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        uid = insert_request(connection, **ASKED)
+    for _ in range(2):
+        (claimed,) = claim(database)
+        assert claimed.attempt == 1
+        with database.begin() as connection:
+            assert claims.release(connection, claimed.id, attempt=1, run_id=None, charged=False)
+    assert [event.kind for event in trail(database, uid)] == ["asked", "requeued", "requeued"]
+
+
+def test_a_column_too_long_to_repeat_is_left_out_and_the_request_is_claimed(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        uid = insert_request(connection, **{**ASKED, "filters": {"id": {"in": ["9" * 99] * 11_000}}})
+    assert len(claim(database)) == 1
+    detail = json.loads(trail(database, uid)[0].detail or "")
+    assert (detail["filters"], detail["columns"]) == (None, ASKED["columns"])
+
+
+def test_who_polls_is_said_to_have_been_handed_links_once_a_while(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        uid = insert_request(connection, **ASKED)
+        for actor in ("key 1", "key 1", "key 2", "key 1"):
+            events.record_linked(connection, uid, "acme", 2, actor=actor, within=timedelta(minutes=15))
+        connection.execute(export_events.update().values(created_at=utc_now() - timedelta(minutes=16)))
+        events.record_linked(connection, uid, "acme", 2, actor="key 1", within=timedelta(minutes=15))
+    found = trail(database, uid)
+    assert [(event.kind, event.actor) for event in found] == [
+        (EventKind.LINKED, "key 1"),
+        (EventKind.LINKED, "key 2"),
+        (EventKind.LINKED, "key 1"),
+    ]
