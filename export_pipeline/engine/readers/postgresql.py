@@ -59,7 +59,7 @@ def _batches(uri: str, statement: bytes, name: str, milliseconds: int, query: Qu
     schema = staged_schema(query.columns)
     options = {"adbc.postgresql.batch_size_hint_bytes": str(FETCH_BYTES)}
     with (
-        translated(_ERRORS),
+        translated(_ERRORS, counted=True),
         closing(adbc_postgresql.connect(uri, autocommit=True)) as connection,
         closing(connection.cursor(adbc_stmt_kwargs=options)) as cursor,
     ):
@@ -68,7 +68,9 @@ def _batches(uri: str, statement: bytes, name: str, milliseconds: int, query: Qu
         for setting in _session(milliseconds):
             cursor.execute(setting.as_string())
         cursor.execute(statement.decode())
-        for batch in cursor.fetch_record_batch():
+        # fetch_record_batch() hands out the reader inside this one, whose errors have no SQLSTATE (arrow-adbc issue
+        # 1523): a source that hung up could not be told from one that refused.
+        for batch in cursor._results.reader:  # noqa: SLF001
             yield to_staged(batch, query.columns, schema)
 
 
