@@ -24,7 +24,7 @@ from botocore.config import Config
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
-from export_pipeline.delivery.s3_errors import is_missing, translated
+from export_pipeline.delivery.s3_errors import error_code, is_missing, translated
 from export_pipeline.failures import ExportFailure, FailureCode
 
 MINIMUM_PART = 8 * 2**20
@@ -182,14 +182,23 @@ class S3Store:
     def abort_uploads(self, older_than: timedelta) -> int:
         """Abort multipart uploads that began longer ago: their parts cost money until then. How many."""
         newest, count = datetime.now(UTC) - older_than, 0
-        with translated():
-            pages = self._client.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
-                for upload in page.get("Uploads", []):
-                    if upload["Initiated"] <= newest:
-                        self._abort({"Bucket": self._bucket, "Key": upload["Key"]}, upload["UploadId"])
-                        count += 1
+        for upload in self._uploads():
+            if upload["Initiated"] <= newest:
+                self._abort({"Bucket": self._bucket, "Key": upload["Key"]}, upload["UploadId"])
+                count += 1
         return count
+
+    def _uploads(self) -> list[dict[str, Any]]:
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with translated():
+            try:
+                found = list(pages.paginate(Bucket=self._bucket, Prefix=self._prefix))
+            except boto.ClientError as error:
+                # rclone says so of a bucket in which no upload ever began.
+                if error_code(error) != "NoSuchUpload":
+                    raise
+                return []
+        return [upload for page in found for upload in page.get("Uploads", [])]
 
     def _at(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}

@@ -419,6 +419,9 @@ def test_the_client_of_dagster_aws_serves_as_well(s3_bucket: S3Bucket) -> None:
 
 
 class TestJanitor:
+    def test_a_bucket_in_which_no_upload_ever_began(self, s3_store: S3Store) -> None:
+        assert s3_store.abort_uploads(HOUR) == 0
+
     def test_aborts_old_uploads_under_its_prefix_alone(self, s3_store: S3Store, s3_bucket: S3Bucket) -> None:
         for key in ("exports/a", "exports/b", "theirs/c"):
             s3_bucket.client.create_multipart_upload(Bucket=s3_bucket.name, Key=key)
