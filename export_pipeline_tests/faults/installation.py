@@ -152,6 +152,16 @@ class Installation:
             counts[step] = counts.get(step, 0) + 1
         return counts
 
+    def waits(self, run: dg.DagsterRun) -> list[float]:
+        """Seconds that the steps of a run waited before each further try, as multiples of the first wait."""
+        kind = dg.DagsterEventType.STEP_UP_FOR_RETRY
+        events = [
+            record.event_log_entry.dagster_event
+            for record in self.instance.get_records_for_run(run.run_id, of_type=kind).records
+        ]
+        seconds = [event.step_retry_data.seconds_to_wait or 0.0 for event in events if event is not None]
+        return [one / stage.FIRST_RETRY_SECONDS for one in seconds]
+
     def log(self, run: dg.DagsterRun) -> str:
         """Everything that Dagster's event log says of a run."""
         return "\n".join(str(entry) for entry in self.instance.all_logs(run.run_id))

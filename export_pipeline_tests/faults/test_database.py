@@ -108,6 +108,7 @@ class TestSource:
             installation.source.down()
             uid, run = installation.export()
             assert list(installation.tries(run).values())[-1] == TRIES
+            assert installation.waits(run) == [1, 2, 4]
             installation.assert_not_published(uid, "source_unavailable")
             installation.source.up()
             assert installation.from_failure(run).is_success

@@ -126,6 +126,7 @@ def test_an_outage_fails_with_a_reason_and_the_operator_goes_on_from_there(
     with judged(tally, "S3: outage", installation):
         uid, failed = installation.export(organization_id=organization)
         assert installation.tries(failed) == {"plan": 1, "filter_entities": 1, "serialize": 1, "upload": TRIES}
+        assert installation.waits(failed) == [1, 2, 4]
         installation.assert_not_published(uid, "store_unavailable")
         installation.s3.calm()
         again = installation.from_failure(failed)
