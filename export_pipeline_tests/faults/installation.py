@@ -20,6 +20,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.definitions.reconstruct import ReconstructableJob
 from psycopg.rows import dict_row
 
 from export_pipeline.definitions import build_definitions
@@ -138,6 +139,9 @@ class Installation:
         return self._execute(export_job, run_config=run.run_config, tags=run.tags, reexecution_options=options)
 
     def _execute(self, job: Any, **options: Any) -> dg.DagsterRun:
+        # Dagster keeps a reconstructed job for the process: it would have the S3 endpoint of the installation before.
+        ReconstructableJob.get_repository_definition.cache_clear()
+        ReconstructableJob.get_definition.cache_clear()
         with dg.execute_job(dg.reconstructable(job), instance=self.instance, **options) as result:
             run = self.instance.get_run_by_id(result.run_id)
         assert run is not None
