@@ -24,11 +24,10 @@ from export_pipeline.engine.serialize import serialize_shard
 from export_pipeline.engine.staging import Staging
 from export_pipeline.engine.timing import StageSeconds, Timer
 from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.migrate import upgrade
 from export_pipeline.requests.model import insert_request, load_request
 from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.preflight import preflight
-from export_pipeline.requests.tables import export_requests
+from export_pipeline.requests.tables import export_requests, metadata
 from export_pipeline.settings import Settings
 
 
@@ -50,7 +49,7 @@ class Pipeline:
         self._staging = Staging(self._settings.staging_url)
         self._store: Store = open_store(self._settings)
         self._database = create_engine(self._settings.database_url)
-        upgrade(self._database)
+        metadata.create_all(self._database)  # a run imports no Alembic
         self._asked = {
             "organization_id": job.organization_id,
             "dataset": dataset.name,
@@ -121,11 +120,10 @@ def _ignore(*_: object) -> None:
     pass
 
 
-def _import_what_is_put_off(file_format: str) -> None:
+def _import_what_is_put_off(job: Job) -> None:
     modules = {"ndjson.gz": "json_format", "json": "json_format"}
-    import_module(f"export_pipeline.engine.formats.{modules.get(file_format, f'{file_format}_format')}")
-    for backend in ("postgresql", "sqlite"):
-        import_module(f"export_pipeline.engine.readers.{backend}")
+    import_module(f"export_pipeline.engine.formats.{modules.get(job.format, f'{job.format}_format')}")
+    import_module(f"export_pipeline.engine.readers.{sa.make_url(job.source_url).get_backend_name()}")
 
 
 def main() -> None:
@@ -134,7 +132,7 @@ def main() -> None:
     job.own.mkdir()
     pipeline = Pipeline(job)
     requests = pipeline.ask(job)
-    _import_what_is_put_off(job.format)
+    _import_what_is_put_off(job)
     do(lambda: _all(pipeline.export, requests))
 
 

@@ -20,7 +20,11 @@ _PASSING_CODES = frozenset({
     "RequestLimitExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
     "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch",
 })  # fmt: skip
-"""4xx that may pass: throttling, a damaged body, an upload that a janitor swept, a token that a new process renews."""
+"""4xx that may pass: throttling, a damaged body, an upload that a janitor swept, a token that is renewed elsewhere."""
+_BARE_400 = "400"
+"""A HEAD's answer has no body: this is all that S3 says there of an expired token (HADOOP-18353)."""
+_NEVER_PASSING_CODE = "NotImplemented"
+"""The one 5xx of S3 that says the same however often it is asked."""
 
 _ADVICE = {
     "NoSuchBucket": "The bucket does not exist: check EXPORT_STORE_URL",
@@ -79,7 +83,9 @@ def translated() -> Iterator[None]:
 def _from_reply(error: boto.ClientError) -> ExportFailure:
     code = error_code(error)
     status = _status(error.response)
-    passing = code in _PASSING_CODES or status >= 500 or status == 429
+    passing = code in _PASSING_CODES or status == 429 or (status >= 500 and code != _NEVER_PASSING_CODE)
+    if code == _BARE_400:
+        return _unavailable(f"{code} on {error.operation_name}", _ADVICE["ExpiredToken"])
     advice = _ADVICE.get(code) or _ADVICE.get("AccessDenied" if status == 403 else "")
     if passing:
         return _unavailable(f"{code} on {error.operation_name}", advice)

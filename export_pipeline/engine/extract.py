@@ -17,7 +17,7 @@ from export_pipeline.engine.ahead import ahead
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.readers.types import staged_schema
-from export_pipeline.engine.staging import BatchWriter, Staging, unique
+from export_pipeline.engine.staging import BatchWriter, Staging, one_try
 from export_pipeline.engine.timing import StageSeconds, Timer
 from export_pipeline.failures import ExportFailure, FailureCode
 
@@ -76,10 +76,11 @@ def stage_rows(
     schema = staged_schema(query.columns)
     reading = Timer()
     with ExitStack() as held:
+        place = held.enter_context(one_try(staging, f"{prefix}/rows"))
         with reading:
             snapshot = held.enter_context(open_snapshot(source, query))
         snapshot_taken(snapshot.row_count, snapshot.taken_at)
-        stager = _Stager(staging, unique(f"{prefix}/rows"), schema, snapshot, sharding, reading)
+        stager = _Stager(staging, place, schema, snapshot, sharding, reading)
         with stager, closing(stager.stage()) as staging_rows:
             for done in staging_rows:
                 progress(done)

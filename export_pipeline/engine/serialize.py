@@ -16,7 +16,7 @@ from export_pipeline.catalog.model import Dataset
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.plan import ExportPlan, format_options
 from export_pipeline.engine.splitter import write_files
-from export_pipeline.engine.staging import Staging, unique
+from export_pipeline.engine.staging import Staging, one_try
 from export_pipeline.engine.timing import Elsewhere, StageSeconds, Timer
 from export_pipeline.failures import ExportFailure, FailureCode
 
@@ -72,8 +72,6 @@ def serialize_shard(
             not hold exactly the shard's rows.
     """
     file_format = open_format(plan.format, format_options(plan, dataset))
-    prefix = unique(f"{plan.prefix}/files/{shard:05d}")
-
     whole, reading, writing, encoding = Timer(), Timer(), Timer(), Elsewhere()
 
     @contextmanager
@@ -81,7 +79,7 @@ def serialize_shard(
         with staging.create(f"{prefix}/{ordinal:05d}") as sink:
             yield writing.sink(sink)
 
-    with whole:
+    with one_try(staging, f"{plan.prefix}/files/{shard:05d}") as prefix, whole:
         written = list(
             write_files(
                 reading.each(staging.read_batches(staged_key)),

@@ -33,6 +33,18 @@ def unique(prefix: str) -> str:
     return f"{prefix}/{secrets.token_hex(4)}"
 
 
+@contextmanager
+def one_try(staging: Staging, prefix: str) -> Iterator[str]:
+    """A prefix of this try alone; if it fails, what it wrote is deleted, so that a full disk has its room back."""
+    own = unique(prefix)
+    try:
+        yield own
+    except BaseException:
+        with suppress(ExportFailure):  # else the janitor does
+            staging.delete_tree(own)
+        raise
+
+
 class Staging:
     """Objects under one root, named by ``/``-separated keys.
 

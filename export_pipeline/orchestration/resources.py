@@ -68,6 +68,14 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
             return open_store(self.settings)
         return open_store(self.settings, self.s3.get_client())
 
+    def forget_store(self) -> None:
+        """Open the store anew when it is next asked for.
+
+        botocore reads a shared credentials file once a client (botocore issue 704): a token that was rotated there is
+        seen by a new client alone.
+        """
+        self.__dict__.pop("store", None)
+
     @cached_property
     def mail(self) -> MailProvider:
         """How mail leaves."""

@@ -186,6 +186,8 @@ class _Frame:
         wait = self._wait(failure)
         if wait is not None:
             self._context.log.warning("%s: %s Trying again in %.0f s.", failure.code, failure.message, wait)
+            if failure.code is FailureCode.STORE_UNAVAILABLE:
+                self._exports.forget_store()
             return dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait)
         if self._writes and self._write_failure(failure):
             self._after_failure(failure)

@@ -391,6 +391,8 @@ class TestS3Faults:
             (400, "ExpiredToken", FailureCode.STORE_UNAVAILABLE),
             (403, "AccessDenied", FailureCode.STORE_REFUSED),
             (403, "403", FailureCode.STORE_REFUSED),
+            (400, "400", FailureCode.STORE_UNAVAILABLE),
+            (501, "NotImplemented", FailureCode.STORE_REFUSED),
             (403, "InvalidAccessKeyId", FailureCode.STORE_REFUSED),
             (301, "PermanentRedirect", FailureCode.STORE_REFUSED),
             (400, "secret\nin code", FailureCode.STORE_REFUSED),

@@ -5,7 +5,7 @@ What does not: the statement (``engine.query``), where batches go (``engine.stag
 
 Whatever the database says reaches the caller as ``ExportFailure``: ``source_unavailable`` for what
 may pass, ``source_refused`` for what will not, ``source_data_invalid`` for a value that is not of its
-declared type, ``invalid_request`` for a filter value that the database cannot compare.
+declared type or cannot be computed, ``invalid_request`` for a filter value that the database cannot compare.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ What belongs here: how a snapshot is shared and values are bound. What does not:
 ADBC holds the whole result in memory when values are bound on its side (``reference``: 560 MB for
 500,000 rows), so psycopg, the database's own driver, escapes them into the statement instead.
 
-ADBC's low-level interface is used: its DBAPI imports pandas and polars for what is not needed here
-(55 MB in every run). Its ``_reader`` is private, but the only way to the SQLSTATE of what fails in mid-stream.
+ADBC's low-level interface is used: its DBAPI imports pandas and polars for what is not needed here (55 MB in every
+run). Its ``_reader`` is private, but the only way to the SQLSTATE of what fails in mid-stream (arrow-adbc issue 1523):
+a source that hung up could not be told from one that refused.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _batches(uri: str, statement: bytes, name: str, milliseconds: int, query: Qu
     schema = staged_schema(query.columns)
     begin = (SQL("BEGIN {}").format(SQL(_READ_ONLY)), SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(name)))
     with (
-        translated(_ERRORS),
+        translated(_ERRORS, counted=True),
         closing(adbc_driver_postgresql.connect(uri)) as database,
         closing(adbc.AdbcConnection(database)) as connection,
         closing(adbc.AdbcStatement(connection)) as cursor,

@@ -111,16 +111,22 @@ def _parse_times(array: pa.Array, column: Selected) -> pa.Array:
 
 
 @contextmanager
-def translated(errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turn a driver's errors into failures of ours, without the text, which may hold data."""
+def translated(errors: tuple[type[Exception], ...], *, counted: bool = False) -> Iterator[None]:
+    """Turn a driver's errors into failures of ours (``failure_of``), without the text, which may hold data."""
     try:
         yield
     except errors as error:
-        raise failure_of(error) from None
+        raise failure_of(error, counted=counted) from None
 
 
-def failure_of(error: Exception) -> ExportFailure:
-    """What a driver's error means, by its SQLSTATE where there is one."""
+def failure_of(error: Exception, *, counted: bool = False) -> ExportFailure:
+    """What a driver's error means, by its SQLSTATE where there is one.
+
+    Args:
+        error: what the driver raised.
+        counted: the same conditions have been evaluated for every row before, so a value that does not fit is the
+            source's own, not one of the request.
+    """
     original = getattr(error, "orig", None) or error
     sqlstate = str(getattr(original, "sqlstate", None) or "")
     name = type(original).__name__
@@ -130,6 +136,11 @@ def failure_of(error: Exception) -> ExportFailure:
             FailureCode.SOURCE_REFUSED,
             "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
             "canceled there. Raise the limit, or add an index on the tenant and key columns.",
+        )
+    if counted and sqlstate.startswith(_WRONG_VALUE) and sqlstate != _SNAPSHOT_GONE:
+        return ExportFailure(
+            FailureCode.SOURCE_DATA_INVALID,
+            f"The source database could not compute a value of a row ({shown}). Correct the data, or the view.",
         )
     if sqlstate.startswith(_WRONG_VALUE) and sqlstate != _SNAPSHOT_GONE:
         return ExportFailure(
