@@ -29,13 +29,13 @@ PADDING = "x" * 600
 """So that the rows fill several files of the smallest size that can be asked for."""
 WRITERS = 3
 
-_TABLES = (
-    "CREATE TABLE accounts (id bigint PRIMARY KEY, organization_id text NOT NULL, tied integer NOT NULL, "
-    "owner text NOT NULL, amount bigint NOT NULL, created_at timestamp NOT NULL)",
-    "CREATE TABLE clock (version bigint NOT NULL)",
-    "CREATE TABLE journal (version bigint NOT NULL, step integer NOT NULL, id bigint NOT NULL, owner text, amount bigint)",
-    "INSERT INTO clock VALUES (0)",
-)
+_TABLES = """
+CREATE TABLE accounts (id bigint PRIMARY KEY, organization_id text, tied integer, owner text, amount bigint,
+                       created_at timestamp);
+CREATE TABLE clock (version bigint);
+CREATE TABLE journal (version bigint, step integer, id bigint, owner text, amount bigint);
+INSERT INTO clock VALUES (0);
+""".split(";")[:-1]
 _SHOWN = (
     "SELECT id, organization_id, tied, owner, amount, created_at, (SELECT version FROM clock) AS version FROM accounts"
 )
@@ -99,7 +99,9 @@ def _mark(database: Database) -> str:
 def rows_at(database: Database, version: int) -> Counter[tuple[int, str, int]]:
     """The rows that were there once the transaction of that version had committed."""
     latest: dict[int, tuple[str | None, int]] = {}
-    journal = database.query("SELECT id, owner, amount FROM journal WHERE version <= ? ORDER BY version, step", [version])
+    journal = database.query(
+        "SELECT id, owner, amount FROM journal WHERE version <= ? ORDER BY version, step", [version]
+    )
     for key, owner, amount in journal:
         latest[key] = (owner, amount)
     return Counter((key, owner, amount) for key, (owner, amount) in latest.items() if owner is not None)
