@@ -29,13 +29,13 @@ PADDING = "x" * 600
 """So that the rows fill several files of the smallest size that can be asked for."""
 WRITERS = 3
 
-_TABLES = """
-CREATE TABLE accounts (id bigint PRIMARY KEY, organization_id text, tied integer, owner text, amount bigint,
-                       created_at timestamp);
-CREATE TABLE clock (version bigint);
-CREATE TABLE journal (version bigint, step integer, id bigint, owner text, amount bigint);
-INSERT INTO clock VALUES (0);
-""".split(";")[:-1]
+_TABLES = (
+    """CREATE TABLE accounts (id bigint PRIMARY KEY, organization_id text, tied integer, owner text, amount bigint,
+                              created_at timestamp)""",
+    "CREATE TABLE clock (version bigint)",
+    "CREATE TABLE journal (version bigint, step integer, id bigint, owner text, amount bigint)",
+    "INSERT INTO clock VALUES (0)",
+)
 _SHOWN = (
     "SELECT id, organization_id, tied, owner, amount, created_at, (SELECT version FROM clock) AS version FROM accounts"
 )
@@ -66,7 +66,7 @@ COLUMNS = ["id", "owner", "amount", "version"]
 def seed() -> int:
     """Of this run's random choices: EXPORT_FAULT_SEED, else a fresh one; printed, so that a failure can be repeated."""
     chosen = int(os.environ.get("EXPORT_FAULT_SEED") or random.SystemRandom().randrange(2**32))
-    print(f"EXPORT_FAULT_SEED={chosen}")  # noqa: T201 - shown by pytest with the failure
+    print(f"EXPORT_FAULT_SEED={chosen}")
     return chosen
 
 

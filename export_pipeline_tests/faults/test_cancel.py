@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -74,6 +75,9 @@ def held_at_gate(installation: Installation, uid: str) -> bool:
     return any(uid in request for request in installation.gates.waiting)
 
 
+READING = in_stage("filter_entities")
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a cancel strikes: what the organization exports, what holds the run there, and when it has come there."""
@@ -83,7 +87,7 @@ class Place:
     reading: float = 0
     asked: tuple[tuple[str, Any], ...] = ()
     hold: Callable[[Installation], AbstractContextManager[None]] = lambda _: nullcontext()
-    reached: Callable[[Installation, str], bool] = in_stage("filter_entities")
+    reached: Callable[[Installation, str], bool] = READING
 
 
 PLACES = {
@@ -100,9 +104,7 @@ PLACES = {
         hold=lambda installation: installation.gates.closed(r"^PUT .*part-00002.*\.csv"),
         reached=held_at_gate,
     ),
-    "publish": Place(
-        hold=lambda installation: installation.gates.closed(r"^PUT .*manifest"), reached=held_at_gate
-    ),
+    "publish": Place(hold=lambda installation: installation.gates.closed(r"^PUT .*manifest"), reached=held_at_gate),
 }
 
 
@@ -177,12 +179,12 @@ def test_a_cancel_before_the_run_makes_none(installation: Installation, tally: T
 def test_a_cancel_once_the_mails_go_out_is_too_late_and_says_so(installation: Installation, tally: Tally) -> None:
     """The files are published: a row that says `completed` stays so. Terminating the run stops the mails."""
     stack, recipients = installation.stack, [f"late-{number}@example.com" for number in range(4)]
-    take, arrived = stack.smtp.handle_DATA, list[str]()
+    take, arrived, let_go = stack.smtp.handle_DATA, list[str](), threading.Event()
 
     async def hold(server: Any, session: Any, envelope: Any) -> str:
         arrived.append(envelope.rcpt_tos[0])
-        while envelope.rcpt_tos[0] == recipients[1] and len(arrived) == 2:
-            await asyncio.sleep(0.1)
+        if len(arrived) == 2:
+            await asyncio.get_running_loop().run_in_executor(None, let_go.wait)
         return await take(server, session, envelope)
 
     stack.smtp.handle_DATA = hold  # type: ignore[method-assign]
@@ -199,7 +201,7 @@ def test_a_cancel_once_the_mails_go_out_is_too_late_and_says_so(installation: In
         seconds = time.monotonic() - began
         print(f"terminated while mailing: {seconds:.1f} s")
     finally:
-        arrived.append("let go")
+        let_go.set()
         del stack.smtp.handle_DATA
     mailed = [recipient for recipient in recipients if stack.mails(recipient)]
     assert stack.row(uid)["status"] == "completed"
