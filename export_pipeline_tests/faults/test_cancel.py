@@ -159,7 +159,11 @@ def all_ended(stack: Stack, uid: str) -> bool:
 
 
 def uploads_of(stack: Stack, uid: str) -> list[str]:
-    uploads = stack.bucket.client.list_multipart_uploads(Bucket=stack.bucket.name).get("Uploads", [])
+    client = stack.bucket.client
+    try:
+        uploads = client.list_multipart_uploads(Bucket=stack.bucket.name).get("Uploads", [])
+    except client.exceptions.NoSuchUpload:  # rclone's word for "there are none"
+        return []
     return [upload["Key"] for upload in uploads if uid in upload["Key"]]
 
 
