@@ -56,9 +56,7 @@ def export_requests(_context: dg.SensorEvaluationContext, exports: ExportResourc
     """Requests to runs. No cursor: the table's state is the cursor."""
     try:
         with exports.database.begin() as connection:
-            claimed = claims.claim(
-                connection, limit=ROWS_PER_TICK, per_organization=CLAIMED_PER_ORGANIZATION
-            )
+            claimed = claims.claim(connection, limit=ROWS_PER_TICK, per_organization=CLAIMED_PER_ORGANIZATION)
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
     if not claimed:

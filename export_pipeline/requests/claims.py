@@ -6,7 +6,7 @@ What belongs here: the way from the queue to a run and back. What does not: what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -76,7 +76,8 @@ def claim(connection: sa.Connection, *, limit: int, per_organization: int | None
     )
     found = list(claimed)
     expected = _expected_rows(connection, [row.id for row in found])
-    claims = sorted((Claim(*row, expected.get(row.id)) for row in found), key=lambda claim: claim.id)
+    told = (replace(Claim(*row), expected_rows=expected.get(row.id)) for row in found)
+    claims = sorted(told, key=lambda claim: claim.id)
     for one in claims:
         if one.attempt == 1:
             record(connection, one.uid, one.organization_id, EventKind.ASKED)
