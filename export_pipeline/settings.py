@@ -26,6 +26,7 @@ HOME = Path.home() / ".export-pipeline"
 HEARTBEATS_IN_TIMEOUT = 10
 SHORTEST_SIGNING_KEY = 32
 FAULTS = ("requester", "transient", "ours")
+LARGE_ROWS = 1_000_000
 NO_MAIL = "none:"
 """``mail_url`` of an installation that sends no mail."""
 
@@ -132,6 +133,12 @@ class Settings(BaseSettings):
         default=2_000_000,
         ge=1,
         description="Rows of one shard, once an export is too large for one file.",
+    )
+    large_rows: int = Field(
+        default=LARGE_ROWS,
+        ge=1,
+        description="An export of more rows is large: its run is tagged `export/size_class: large`, which "
+        "`tag_concurrency_limits` in `dagster.yaml` limits.",
     )
 
     public_url: str = Field(

@@ -63,6 +63,15 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
+    def fingerprint(self, key: str) -> str | None:
+        """Inode and times of the file's content, None if there is none."""
+        with _translated():
+            try:
+                found = self._path(key).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
     def delete(self, key: str) -> None:
         """Delete an object, and the directories that it leaves empty."""
         path = self._path(key)

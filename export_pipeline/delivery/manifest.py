@@ -39,6 +39,8 @@ class ManifestFile(BaseModel):
     sha256: Sha256
     media_type: str
     content_encoding: str | None = None
+    fingerprint: str | None = Field(default=None, exclude=True, repr=False)
+    """The store's, when the file had arrived: what is published is held to it. Not written."""
 
 
 class Manifest(BaseModel):

@@ -78,13 +78,13 @@ def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
         The manifest's key.
 
     Raises:
-        ExportFailure: ``checksum_mismatch`` if a file is not there in full.
+        ExportFailure: ``checksum_mismatch`` if a file is not there in full, or was replaced since.
     """
     for file in manifest.files:
-        if store.size(file.key) != file.bytes:
+        if store.size(file.key) != file.bytes or store.fingerprint(file.key) != file.fingerprint:
             raise ExportFailure(
                 FailureCode.CHECKSUM_MISMATCH,
-                f"File {file.ordinal} of {len(manifest.files)} is not in the store in full. Retry the export.",
+                f"File {file.ordinal} of {len(manifest.files)} is not in the store as it was sent. Retry the export.",
             )
     key = manifest_key(export_prefix(plan.uid, plan.attempt, plan.key_secret))
     write_manifest(store, key, manifest)

@@ -117,6 +117,11 @@ class S3Store:
         head = self._head(key)
         return None if head is None else int(head["ContentLength"])
 
+    def fingerprint(self, key: str) -> str | None:
+        """The object's ETag, None if there is none."""
+        head = self._head(key)
+        return None if head is None else str(head["ETag"])
+
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error."""
         with translated():

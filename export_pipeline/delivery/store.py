@@ -58,6 +58,10 @@ class Store(Protocol):
         """The object's size in bytes, None if there is none."""
         ...
 
+    def fingerprint(self, key: str) -> str | None:
+        """What changes when the object is replaced or altered, None if there is none: not a checksum, and cheap."""
+        ...
+
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error."""
         ...

@@ -56,7 +56,7 @@ def upload_files(
         _upload(store, staging, file, placed, _scaled(progress, rows_before, file))
         rows_before += file.rows
         progress(rows_before)
-        uploaded.append(placed)
+        uploaded.append(placed.model_copy(update={"fingerprint": store.fingerprint(placed.key)}))
     return tuple(uploaded)
 
 

@@ -21,7 +21,7 @@ from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_p
 from export_pipeline.engine.serialize import serialize_shard
 from export_pipeline.engine.timing import StageSeconds
 from export_pipeline.failures import ExportFailure
-from export_pipeline.orchestration import descriptions
+from export_pipeline.orchestration import descriptions, tags
 from export_pipeline.orchestration.metadata import (
     Stopwatch,
     materialization,
@@ -123,7 +123,7 @@ def filter_entities(
             exports.staging,
             made.prefix,
             sharding=Sharding(made.max_bytes, exports.settings.shard_rows),
-            snapshot_taken=work.pulse.snapshot_taken,
+            snapshot_taken=lambda rows, instant: _counted(context, exports, work, rows, instant),
             progress=work.pulse.report,
         )
         metadata = stage_metadata(watch, staged.seconds, rows=staged.rows, size=staged.bytes, files=len(staged.shards))
@@ -143,6 +143,17 @@ def filter_entities(
             reference, mapping_key=f"{shard.ordinal:05d}", output_name="shards", metadata={"rows": shard.rows}
         )
     yield dg.Output(SnapshotReference.of(planned, staged), output_name="snapshot", metadata=metadata)
+
+
+def _counted(
+    context: dg.OpExecutionContext, exports: ExportResource, work: Work, rows: int, snapshot_at: datetime
+) -> None:
+    """The snapshot is open: the row hears how many rows there are, Dagster's queue whether that is a large export."""
+    work.pulse.snapshot_taken(rows, snapshot_at)
+    size = tags.size_class(rows, exports.settings.large_rows)
+    if context.run.tags.get(tags.SIZE_CLASS) != size:
+        with suppress(Exception):  # the export goes on; the queue counts it as what it was expected to be
+            context.instance.add_run_tags(context.run_id, {tags.SIZE_CLASS: size})
 
 
 @dg.op(description=descriptions.SERIALIZE)

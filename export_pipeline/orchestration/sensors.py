@@ -22,11 +22,15 @@ from export_pipeline.orchestration.reconcile import Fate, RunView, fate, write
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import claims, states
 from export_pipeline.requests.database import reading
+from export_pipeline.settings import LARGE_ROWS
 
 P = ParamSpec("P")
 
 ROWS_PER_TICK = 50
 """A run key costs the daemon a look-up; 50 keep a tick short, and the next tick takes the next 50."""
+CLAIMED_PER_ORGANIZATION = 100
+"""So many of an organization wait in Dagster's queue, the others in the table: each run that waits there costs the
+daemon a look at every turn, and the reconciler one at every lease."""
 INTERVAL_SECONDS = 4
 LOOK_SECONDS = 0.25
 RECONCILE_INTERVAL_SECONDS = 14
@@ -54,12 +58,12 @@ def export_requests(_context: dg.SensorEvaluationContext, exports: ExportResourc
     try:
         _wait_for_a_request(exports)
         with exports.database.begin() as connection:
-            claimed = claims.claim(connection, limit=ROWS_PER_TICK)
+            claimed = claims.claim(connection, limit=ROWS_PER_TICK, per_organization=CLAIMED_PER_ORGANIZATION)
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
     if not claimed:
         return dg.SkipReason("No request is waiting.")
-    return dg.SensorResult(run_requests=[run_request(claim) for claim in claimed])
+    return dg.SensorResult(run_requests=[run_request(claim, exports.settings.large_rows) for claim in claimed])
 
 
 def _wait_for_a_request(exports: ExportResource) -> None:
@@ -72,12 +76,12 @@ def _wait_for_a_request(exports: ExportResource) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def run_request(claim: claims.Claim) -> dg.RunRequest:
+def run_request(claim: claims.Claim, large_rows: int = LARGE_ROWS) -> dg.RunRequest:
     """The run of a claimed request: its config is the request's id alone, so that no row can spoil the tick."""
     return dg.RunRequest(
         run_key=claim.run_key,
         run_config={"ops": {"plan": {"config": {"request_id": claim.id}}}},
-        tags=tags.run_tags(claim),
+        tags=tags.run_tags(claim, large_rows=large_rows),
     )
 
 

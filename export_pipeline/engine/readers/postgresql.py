@@ -13,7 +13,7 @@ a source that hung up could not be told from one that refused.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 
 import adbc_driver_manager as adbc
@@ -25,6 +25,7 @@ from adbc_driver_manager._reader import AdbcRecordBatchReader
 from psycopg.sql import SQL, Composed, Literal
 from sqlalchemy.engine import Dialect
 
+from export_pipeline.engine.interruptible import Interruptible
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import FETCH_BYTES, Snapshot
 from export_pipeline.engine.readers.types import staged_schema, to_staged, translated
@@ -46,10 +47,20 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float)
             keeper.execute(SQL("SET TRANSACTION {}").format(SQL(_READ_ONLY)))
             for setting in _session(milliseconds):
                 keeper.execute(setting)
-            row_count = _one(keeper.execute(_statement(query.count, keeper)))
+            row_count = _count(keeper, query)
             taken_at, name = _row(keeper.execute("SELECT transaction_timestamp(), pg_export_snapshot()"))
             statement = _statement(query.rows, keeper)
         yield Snapshot(row_count, taken_at, _batches(uri, statement, name, milliseconds, query))
+
+
+def _count(keeper: psycopg.Connection, query: Query) -> int:
+    try:
+        return _one(keeper.execute(_statement(query.count, keeper)))
+    except BaseException:
+        # Closing the connection alone leaves a long count running on the server, for nobody.
+        with suppress(*_ERRORS):
+            keeper.cancel_safe()
+        raise
 
 
 def _session(milliseconds: int) -> tuple[Composed, ...]:
@@ -68,15 +79,16 @@ def _batches(uri: str, statement: bytes, name: str, milliseconds: int, query: Qu
         closing(adbc_driver_postgresql.connect(uri)) as database,
         closing(adbc.AdbcConnection(database)) as connection,
         closing(adbc.AdbcStatement(connection)) as cursor,
+        Interruptible(cursor.cancel, _ERRORS) as interruptible,
     ):
         cursor.set_options(**{"adbc.postgresql.batch_size_hint_bytes": str(FETCH_BYTES)})
         for setting in (*begin, *_session(milliseconds)):
             cursor.set_sql_query(setting.as_string())
             cursor.execute_update()
         cursor.set_sql_query(statement.decode())
-        stream, _ = cursor.execute_query()
+        stream, _ = interruptible(cursor.execute_query)
         with closing(AdbcRecordBatchReader._import_from_c(stream.address)) as reader:  # noqa: SLF001 - see above
-            for batch in reader:
+            while (batch := interruptible(lambda: next(reader, None))) is not None:
                 yield to_staged(batch, query.columns, schema)
 
 

@@ -1,0 +1,44 @@
+"""Calls that wait in a driver's C code, and can be broken off all the same.
+
+What belongs here: waiting for such a call in a way that signals reach. What does not: what is called.
+
+Python runs signal handlers between bytecodes of the main thread: one that waits in C, for the first row of a long
+query, would hear of a cancel only when the row comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import TypeVar
+
+R = TypeVar("R")
+
+
+class Interruptible:
+    """Calls in a thread of their own, one at a time; as a context, it ends the thread."""
+
+    def __init__(self, break_off: Callable[[], object], errors: tuple[type[Exception], ...]) -> None:
+        """``break_off`` ends the call that is under way, from another thread; it may raise ``errors``."""
+        self._break_off = break_off
+        self._errors = errors
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="export-driver")
+
+    def __enter__(self) -> Interruptible:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def __call__(self, work: Callable[[], R]) -> R:
+        """What ``work`` returns or raises; whatever is raised meanwhile here breaks it off."""
+        future = self._thread.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            while not future.done():
+                with suppress(*self._errors):
+                    self._break_off()
+                wait([future], timeout=1.0)  # a call that had not reached the server yet is not broken off: once more
+            raise
