@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.engine.formats import open_format
+from export_pipeline.engine.formats.base import WrittenFile
 from export_pipeline.engine.plan import ExportPlan, format_options
 from export_pipeline.engine.splitter import write_files
 from export_pipeline.engine.staging import Staging, one_try
@@ -31,6 +32,8 @@ class StagedFile(BaseModel):
     rows: int
     bytes: int
     sha256: str
+    fingerprint: str | None = None
+    """The staging store's, when the file was finished."""
 
 
 class SerializedFiles(BaseModel):
@@ -92,12 +95,8 @@ def serialize_shard(
             )
         )
     compressing = file_format.compress_seconds
-    files = tuple(
-        StagedFile(ordinal=f.ordinal, key=f"{prefix}/{f.ordinal:05d}", rows=f.rows, bytes=f.bytes, sha256=f.sha256)
-        for f in written
-    )
     result = SerializedFiles(
-        files=files,
+        files=tuple(_staged(staging, f"{prefix}/{file.ordinal:05d}", file) for file in written),
         extension=file_format.extension,
         media_type=file_format.media_type,
         counters={name: sum(file.counters[name] for file in written) for name in file_format.counters},
@@ -112,3 +111,14 @@ def serialize_shard(
     if result.rows != rows:
         raise ExportFailure(FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry.")
     return result
+
+
+def _staged(staging: Staging, key: str, file: WrittenFile) -> StagedFile:
+    return StagedFile(
+        ordinal=file.ordinal,
+        key=key,
+        rows=file.rows,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        fingerprint=staging.fingerprint(key),
+    )

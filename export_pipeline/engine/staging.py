@@ -86,12 +86,16 @@ class Staging:
 
     def path(self, key: str) -> Path | None:
         """The file of an object, where staging is a directory of this machine."""
-        if self._directory is None:
+        return None if self._directory is None else self._directory / _inside(key)
+
+    def fingerprint(self, key: str) -> str | None:
+        """What changes when the file of an object is replaced or written to: not a checksum. None on S3."""
+        path = self.path(key)
+        if path is None:
             return None
-        path = self._directory / _inside(key)
         with _translated():
-            path.stat()
-        return path
+            found = path.stat()
+        return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
     def delete_tree(self, prefix: str) -> None:
         """Delete all objects under a prefix; nothing there is no error."""
