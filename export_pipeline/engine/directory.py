@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset, IdentityType
 from export_pipeline.engine.conditions import table_clause
-from export_pipeline.engine.lookups import bound, find_custom_fields, read_texts, rows_of
+from export_pipeline.engine.lookups import bound, find_custom_fields, is_of, read_texts, rows_of
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -54,14 +54,14 @@ def lists_page(
         return []
     lists, membership = dataset.lists.lists, dataset.lists
     table = table_clause(lists.table, [lists.id, lists.name, lists.tenant])
-    where = [table.c[lists.tenant] == bound(organization_id)]
+    where = [is_of(source, table.c[lists.tenant], organization_id)]
     if after is not None:
         where.append(table.c[lists.id] > bound(_identity(after, lists.id_type)))
     columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
     members = table_clause(membership.table, columns)
     on_list = [members.c[membership.list_id] == table.c[lists.id]]
     if membership.tenant:
-        on_list.append(members.c[membership.tenant] == bound(organization_id))
+        on_list.append(is_of(source, members.c[membership.tenant], organization_id))
     rows = sa.select(sa.func.count()).select_from(members).where(*on_list).correlate(table).scalar_subquery()
     names = ("id", "name", "rows")
     values: tuple[sa.ColumnElement[Any], ...] = (table.c[lists.id], table.c[lists.name], rows)

@@ -22,6 +22,7 @@ from export_pipeline.catalog.model import (
     MembershipTable,
     SegmentTable,
 )
+from export_pipeline.engine import mariadb
 from export_pipeline.engine.conditions import table_clause
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import Source, open_snapshot
@@ -142,7 +143,7 @@ def read_texts(
 ) -> list[tuple[str | None, ...]]:
     """An organization's rows of a table as text, those with these ``keys`` alone if a key is named."""
     clause = table_clause(table, [*columns, tenant])
-    where = [clause.c[tenant] == bound(organization_id)]
+    where = [is_of(source, clause.c[tenant], organization_id)]
     if key is not None:
         where.append(clause.c[key].in_([bound(one) for one in keys]))
     texts: list[sa.ColumnElement[Any]] = [
@@ -160,6 +161,13 @@ def rows_of(source: Source, select: sa.Select[Any], columns: Sequence[str]) -> l
     )
     with open_snapshot(source, query) as snapshot:
         return [row for batch in snapshot.batches for row in zip(*[c.to_pylist() for c in batch.columns], strict=True)]
+
+
+def is_of(source: Source, column: sa.ColumnElement[Any], value: Identity) -> sa.ColumnElement[bool]:
+    """The column holds this id; on a database whose comparison forgives, no other spelling of it."""
+    if source.backend in mariadb.BACKENDS:
+        return mariadb.same_identity(column, value)
+    return column == bound(value)
 
 
 def bound(value: Identity) -> sa.BindParameter[Any]:

@@ -16,9 +16,11 @@ import pyarrow.compute as pc
 from export_pipeline.catalog.model import ColumnType, Selected
 from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.engine.readers import FETCH_BYTES, FETCH_ROWS
+from export_pipeline.engine.readers.mariadb import sqlstate_of
 from export_pipeline.failures import ExportFailure, FailureCode
 
 STATEMENT_TIMEOUT = "57014"
+TOO_LARGE = "54000"
 _SQLITE_MAY_PASS = ("is locked", "unable to open database", "disk I/O error")
 """SQLite has no SQLSTATE; these are the messages of SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CANTOPEN and SQLITE_IOERR."""
 _SNAPSHOT_GONE = "22023"
@@ -62,7 +64,8 @@ def _cast(array: pa.Array, column: Selected) -> pa.Array:
     wanted = ARROW_TYPES[column.type]
     if array.type == wanted:
         return array
-    if pa.types.is_null(array.type):
+    if array.null_count == len(array):
+        # Without a value to go by, pandas takes any column for one of text.
         return pa.nulls(len(array), wanted)
     try:
         if column.type in (ColumnType.TIMESTAMP, ColumnType.DATE) and _is_text(array.type):
@@ -121,15 +124,19 @@ def translated(errors: tuple[type[Exception], ...]) -> Iterator[None]:
 
 def failure_of(error: Exception) -> ExportFailure:
     """What a driver's error means, by its SQLSTATE where there is one."""
-    original = getattr(error, "orig", None) or error
-    sqlstate = str(getattr(original, "sqlstate", None) or "")
+    original = _original(error)
+    sqlstate = sqlstate_of(original) or str(getattr(original, "sqlstate", None) or "")
+    if getattr(original, "sqlite_errorname", None) == "SQLITE_INTERRUPT":
+        sqlstate = STATEMENT_TIMEOUT
     name = type(original).__name__
     shown = f"SQLSTATE {sqlstate}" if sqlstate else name
     if sqlstate == STATEMENT_TIMEOUT:
+        return timed_out()
+    if sqlstate == TOO_LARGE:
         return ExportFailure(
             FailureCode.SOURCE_REFUSED,
-            "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
-            "canceled there. Raise the limit, or add an index on the tenant and key columns.",
+            "A row's child list is longer than the source database hands over at once. Give the child list a limit in "
+            "the catalog, or raise max_allowed_packet there.",
         )
     if sqlstate.startswith(_WRONG_VALUE) and sqlstate != _SNAPSHOT_GONE:
         return ExportFailure(
@@ -153,6 +160,22 @@ def failure_of(error: Exception) -> ExportFailure:
         f"The source database refused the query ({shown}). Check the catalog's table and columns, and the user's "
         "rights.",
     )
+
+
+def timed_out() -> ExportFailure:
+    """A statement took longer than it may."""
+    return ExportFailure(
+        FailureCode.SOURCE_REFUSED,
+        "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
+        "canceled there. Raise the limit, or add an index on the tenant and key columns.",
+    )
+
+
+def _original(error: BaseException) -> BaseException:
+    """The driver's error: pandas puts one of its own before SQLAlchemy's, and SQLAlchemy one before the driver's."""
+    if type(error).__module__.partition(".")[0] == "pandas" and error.__cause__ is not None:
+        error = error.__cause__
+    return getattr(error, "orig", None) or error
 
 
 def _may_pass(error: BaseException, sqlstate: str) -> bool:
