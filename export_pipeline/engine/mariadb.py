@@ -3,7 +3,7 @@
 What belongs here: expressions over a column or a JSON text that mean on MariaDB what they mean on PostgreSQL and
 SQLite. What does not: where the column comes from (``operands``), the session (``readers.mariadb``).
 
-Both are spoken to alike; the tests run on MariaDB, from 10.7 on. The expressions take the connection's character set to
+Both are spoken to alike; the tests run on MariaDB 10.11. The expressions take the connection's character set to
 be utf8mb4, which the reader sees to.
 """
 
