@@ -56,7 +56,8 @@ class Settings(BaseSettings):
     source_url: str = Field(
         default="",
         repr=False,
-        description="Database with the exported tables. Default: the same as `EXPORT_DATABASE_URL`.",
+        description="Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another that SQLAlchemy "
+        "speaks, such as `mariadb+pymysql://…`. Default: the same as `EXPORT_DATABASE_URL`.",
     )
     store_url: str = Field(
         default=(HOME / "store").as_uri(),
@@ -127,7 +128,10 @@ class Settings(BaseSettings):
         description="A running export that wrote no progress for so long is taken for dead.",
     )
     statement_timeout_seconds: float = Field(
-        default=3600.0, ge=0, description="Longest single statement on the source, 0 = no limit."
+        default=3600.0,
+        ge=0,
+        description="Longest single statement on the source, 0 = no limit. Set on PostgreSQL, MariaDB and MySQL; "
+        "on a SQLite file of its own looked at as it hands over rows.",
     )
     shard_rows: int = Field(
         default=2_000_000,

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import upgrade
 from export_pipeline.settings import Settings
+from export_pipeline_tests.servers.mariadb import MariadbServer, serve_mariadb
 from export_pipeline_tests.servers.postgres import PostgresServer, serve_postgres
 from export_pipeline_tests.servers.s3 import S3Bucket, S3Server, fresh_bucket, s3_server_process
 from export_pipeline_tests.servers.sendgrid import SendGridSink, serve_sendgrid
@@ -20,6 +21,12 @@ from export_pipeline_tests.servers.smtp import SmtpSink, serve_smtp
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     with serve_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariadbServer]:
+    with serve_mariadb() as server:
         yield server
 
 

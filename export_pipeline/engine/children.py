@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from export_pipeline.catalog.model import ChildList
+from export_pipeline.engine import mariadb
 from export_pipeline.engine.conditions import ConditionCompiler, table_clause
 from export_pipeline.failures import ExportFailure, FailureCode
 
@@ -47,6 +48,9 @@ def child_values(
         )
         windows = sa.select(ranked.c.parent, ranked.c.place, _array(window)).where(within).subquery()
         return sa.select(windows.c.parent, windows.c.listed).where(windows.c.place == 1).subquery()
+    if backend in mariadb.BACKENDS:
+        listed = mariadb.array_of(ranked.c.value, ranked.c.place).label("listed")
+        return sa.select(ranked.c.parent, listed).where(within).group_by(ranked.c.parent).subquery()
     raise ExportFailure(
         FailureCode.NOT_SUPPORTED,
         f"include: child lists cannot be read from {backend} yet; leave it out.",
@@ -61,7 +65,9 @@ def _ranked(child: ChildList, compiler: ConditionCompiler, backend: str, parents
     directed = order.desc() if child.direction == "desc" else order.asc()
     text = sa.cast(value, sa.Text)
     # The value breaks ties by code point, so that two exports of one snapshot are the same.
-    by_value = sa.collate(text, "C") if backend == "postgresql" else text
+    by_value: sa.ColumnElement[Any] = sa.collate(text, "C") if backend == "postgresql" else text
+    if backend in mariadb.BACKENDS:
+        by_value = mariadb.exact(text)
     # Databases disagree on where nulls are: here they come last, for they are neither the newest nor the oldest.
     place = sa.func.row_number().over(partition_by=parent, order_by=(order.is_(None), directed, by_value))
     where: list[sa.ColumnElement[bool]] = [value.is_not(None)]

@@ -17,7 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from export_pipeline.catalog.model import Column, CustomField, Dataset, FilterOperator
-from export_pipeline.engine import arrays, sqlite_text
+from export_pipeline.engine import arrays, mariadb, sqlite_text
 from export_pipeline.engine.operands import Operands
 from export_pipeline.engine.tenant import of_tenant
 from export_pipeline.requests.conditions import (
@@ -55,16 +55,18 @@ class ConditionCompiler:
         self._table = table
         self._dataset = dataset
         self._organization_id = organization_id
+        self._backend = backend
         self._sqlite = backend == "sqlite"
+        self._mariadb = backend in mariadb.BACKENDS
         self._operands = Operands(table, backend)
 
-    def bound(self, value: Scalar) -> sa.BindParameter[Any]:
+    def bound(self, value: Scalar) -> sa.ColumnElement[Any]:
         """A bound value without a type: the database gives it the type of the column it is compared to."""
         return self._operands.bound(value)
 
     def of_tenant(self, table: sa.TableClause, tenant: str) -> sa.ColumnElement[bool]:
         """The tenant's rows alone."""
-        return of_tenant(table, tenant, self._dataset, self._organization_id)
+        return of_tenant(table, tenant, self._dataset, self._organization_id, self._backend)
 
     def condition(self, condition: Condition) -> sa.ColumnElement[bool]:
         """One condition, true, false or null for a row."""
@@ -86,7 +88,7 @@ class ConditionCompiler:
                 return self._like(condition)
             case ArrayContains(column, value):
                 self._operands.require_own_sql()
-                return arrays.contains(self._table.c[column.source], value, sqlite=self._sqlite)
+                return arrays.contains(self._table.c[column.source], value, self._backend)
             case HasDomain():
                 return self._has_domain(condition)
             case OnList(list_ids):
@@ -98,6 +100,8 @@ class ConditionCompiler:
 
     def _like(self, condition: Like) -> sa.ColumnElement[bool]:
         self._operands.require_own_sql()
+        if self._mariadb:
+            return mariadb.like(self._operands.read(condition.operand), condition.pattern)
         source = self._operands.comparable(condition.operand, ordered=True)
         if self._sqlite:
             return sqlite_text.like(source, condition.pattern)
@@ -108,11 +112,11 @@ class ConditionCompiler:
         self._operands.require_own_sql()
         address = self._table.c[condition.address.source]
         of_address: sa.ColumnElement[bool] = sa.func.coalesce(
-            arrays.ends_with_domain(address, condition.domain, sqlite=self._sqlite), sa.false()
+            arrays.ends_with_domain(address, condition.domain, self._backend), sa.false()
         )
         if condition.addresses is not None:
             addresses = self._table.c[condition.addresses.source]
-            return sa.or_(of_address, arrays.any_of_domain(addresses, condition.domain, sqlite=self._sqlite))
+            return sa.or_(of_address, arrays.any_of_domain(addresses, condition.domain, self._backend))
         return of_address
 
     def _on_list(self, list_ids: Sequence[str | int]) -> sa.ColumnElement[bool]:
@@ -121,13 +125,16 @@ class ConditionCompiler:
             return sa.false()
         names = {membership.member, membership.list_id} | ({membership.tenant} if membership.tenant else set())
         members = table_clause(membership.table, names)
-        where: list[sa.ColumnElement[bool]] = [
-            members.c[membership.list_id].in_([self.bound(list_id) for list_id in list_ids])
-        ]
+        where: list[sa.ColumnElement[bool]] = [self._is_one_of(members.c[membership.list_id], list_ids)]
         if membership.tenant:
             where.append(self.of_tenant(members, membership.tenant))
         key = self._table.c[self._dataset.key_column.source]
         return key.in_(sa.select(members.c[membership.member]).where(*where))
+
+    def _is_one_of(self, column: sa.ColumnElement[Any], ids: Sequence[str | int]) -> sa.ColumnElement[bool]:
+        if self._mariadb:
+            return sa.or_(sa.false(), *[mariadb.same_identity(column, one) for one in ids])
+        return column.in_([self.bound(one) for one in ids])
 
     def _comparison(self, comparison: Comparison) -> sa.ColumnElement[bool]:
         operand, operator, value = comparison.operand, comparison.operator, comparison.value
@@ -150,7 +157,7 @@ class ConditionCompiler:
         return compared
 
     def _with_values(
-        self, source: sa.ColumnElement[Any], operator: FilterOperator, values: list[sa.BindParameter[Any]]
+        self, source: sa.ColumnElement[Any], operator: FilterOperator, values: list[sa.ColumnElement[Any]]
     ) -> sa.ColumnElement[bool]:
         if operator is FilterOperator.BETWEEN:
             return sa.and_(source >= values[0], source <= values[1])
@@ -173,6 +180,9 @@ class ConditionCompiler:
 
     def _place(self, source: sa.ColumnElement[Any], value: Scalar) -> sa.ColumnElement[int]:
         """The place, from 1, at which a text holds another; 0 = it does not. No pattern, so nothing to escape."""
+        self._operands.require_own_sql()
+        if self._mariadb:
+            return mariadb.place(source, str(value))
         if self._sqlite:
             return sa.func.instr(source, self.bound(value), type_=sa.Integer())
         text = sa.bindparam(None, value, type_=sa.Text(), unique=True)

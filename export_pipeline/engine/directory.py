@@ -55,14 +55,14 @@ def lists_page(
         return []
     lists, membership = dataset.lists.lists, dataset.lists
     table = table_clause(lists.table, [lists.id, lists.name, lists.tenant])
-    where = [of_tenant(table, lists.tenant, dataset, organization_id)]
+    where = [of_tenant(table, lists.tenant, dataset, organization_id, source.backend)]
     if after is not None:
         where.append(table.c[lists.id] > bound(_identity(after, lists.id_type)))
     columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
     members = table_clause(membership.table, columns)
     on_list: list[sa.ColumnElement[bool]] = [members.c[membership.list_id] == table.c[lists.id]]
     if membership.tenant:
-        on_list.append(of_tenant(members, membership.tenant, dataset, organization_id))
+        on_list.append(of_tenant(members, membership.tenant, dataset, organization_id, source.backend))
     rows = sa.select(sa.func.count()).select_from(members).where(*on_list).correlate(table).scalar_subquery()
     names = ("id", "name", "rows")
     values: tuple[sa.ColumnElement[Any], ...] = (table.c[lists.id], table.c[lists.name], rows)

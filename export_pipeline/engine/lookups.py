@@ -138,7 +138,7 @@ def read_texts(
 ) -> list[tuple[str | None, ...]]:
     """An organization's rows of a dataset's table as text, those with these ``keys`` alone if a key is named."""
     clause = table_clause(table, [*columns, tenant])
-    where = [of_tenant(clause, tenant, dataset, organization_id)]
+    where = [of_tenant(clause, tenant, dataset, organization_id, source.backend)]
     if key is not None:
         where.append(clause.c[key].in_([bound(one) for one in keys]))
     texts: list[sa.ColumnElement[Any]] = [

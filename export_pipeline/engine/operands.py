@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from export_pipeline.catalog.model import Column, ColumnType, CustomField
-from export_pipeline.engine import sqlite_text
+from export_pipeline.engine import mariadb, sqlite_text
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar, kind_of
 
@@ -32,6 +32,8 @@ _DAY = (
 _TIME = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,6})?"
 _INSTANT = f"^{_DAY}([T ]{_TIME}(Z|[+-](0[0-9]|1[0-4])(:[0-5][0-9])?)?)?$"
 _LARGEST = 1.7e308
+OWN_SQL = frozenset({"postgresql", "sqlite"}) | mariadb.BACKENDS
+"""Databases on which every filter means the same."""
 
 
 class Operands:
@@ -41,6 +43,7 @@ class Operands:
         self._table = table
         self._backend = backend
         self._sqlite = backend == "sqlite"
+        self._mariadb = backend in mariadb.BACKENDS
 
     def read(self, operand: Operand) -> sa.ColumnElement[Any]:
         """The operand as the database has it; null where there is none."""
@@ -61,7 +64,10 @@ class Operands:
             ordered: it is compared by order or with another operand, so that a text needs a collation.
         """
         source, kind = self.read(operand), kind_of(operand)
+        if kind is ColumnType.TEXT and self._mariadb:
+            return mariadb.exact(source)
         if kind is ColumnType.TEXT and ordered:
+            self.require_own_sql()
             # By code point, whatever the database's collation: a filter must not depend on a locale.
             return sa.collate(sa.cast(source, sa.Text), "BINARY" if self._sqlite else "C")
         if self._sqlite and isinstance(operand, Column):
@@ -71,13 +77,17 @@ class Operands:
                 return sa.cast(source, sa.Float)  # SQLite keeps exact decimals as text
         return source
 
-    def bound(self, value: Scalar) -> sa.BindParameter[Any]:
+    def bound(self, value: Scalar) -> sa.ColumnElement[Any]:
         """A bound value without a type: the database gives it the type of what it is compared to."""
+        if self._mariadb:
+            return mariadb.bound(value)
         return sa.bindparam(None, self._database_value(value), type_=sa.types.NullType(), unique=True)
 
     def custom_text(self, field: CustomField) -> sa.ColumnElement[Any]:
         """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
         source = self._table.c[field.column.source]
+        if self._mariadb:
+            return mariadb.json_text(source, field.key)
         if not self._sqlite:
             text: sa.ColumnElement[Any] = sa.cast(source, postgresql.JSONB)[field.key].astext
             return text
@@ -88,13 +98,16 @@ class Operands:
         return sa.case((kind == "null", sa.null()), (kind == "text", value), else_=raw)
 
     def require_own_sql(self) -> None:
-        """Refuse what only PostgreSQL and SQLite are spoken to in.
+        """Refuse what only the databases that the product knows are spoken to in.
 
         Raises:
             ExportFailure: ``not_supported`` on any other database.
         """
-        if self._backend not in ("postgresql", "sqlite"):
-            message = f"Custom fields, arrays, LIKE and arithmetic cannot be filtered by on {self._backend} yet."
+        if self._backend not in OWN_SQL:
+            message = (
+                "Parts and order of texts, custom fields, arrays, LIKE and arithmetic cannot be filtered by on "
+                f"{self._backend}. Filter by equality, or export from {', '.join(sorted(OWN_SQL))}."
+            )
             raise ExportFailure(FailureCode.NOT_SUPPORTED, message)
 
     def _database_value(self, value: Scalar) -> Scalar:
@@ -113,6 +126,11 @@ class Operands:
         number = field.value_type is ColumnType.DECIMAL
         if self._sqlite:
             return self._typed_sqlite(field, number=number)
+        if self._mariadb:
+            source = self._table.c[field.column.source]
+            if number:
+                return mariadb.json_number(source, field.key)
+            return mariadb.json_instant(source, field.key, _INSTANT)
         text = self.custom_text(field)
         if number:
             valid = sa.and_(sa.func.length(text) <= _NUMBER_LENGTH, _matches(text, _NUMBER))
@@ -135,7 +153,7 @@ class Operands:
         return sa.select(typed).select_from(found).correlate(self._table).scalar_subquery()
 
     def _arithmetic(self, arithmetic: Arithmetic) -> sa.ColumnElement[Any]:
-        """In decimals on PostgreSQL, in doubles on SQLite, which has no decimals: the last digits may differ.
+        """In decimals on PostgreSQL, in doubles elsewhere: the last digits may differ.
 
         ``/`` keeps the fraction of integers too; ``%`` has the sign of what is divided.
         """
@@ -159,14 +177,19 @@ class Operands:
         if isinstance(operand, Arithmetic):
             return self._arithmetic(operand)
         if not isinstance(operand, Column | CustomField):
-            return sa.cast(self.bound(Decimal(str(operand))), self._numeric)
+            return self._cast_number(self.bound(Decimal(str(operand))))
         source = self.read(operand)
+        if self._mariadb:
+            return mariadb.number(source)
         if self._sqlite:
             source = sa.cast(source, self._numeric)
         if isinstance(operand, CustomField) or operand.type is ColumnType.INTEGER:
             return sa.cast(source, self._numeric)
         # PostgreSQL before 14 has no decimal for infinity and ends the statement; a NaN is above every number.
         return sa.case((source.between(-_LARGEST, _LARGEST), sa.cast(source, self._numeric)))
+
+    def _cast_number(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return mariadb.number(value) if self._mariadb else sa.cast(value, self._numeric)
 
     @property
     def _numeric(self) -> sa.types.TypeEngine[Any]:

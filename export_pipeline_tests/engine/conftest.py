@@ -9,10 +9,11 @@ import pytest
 
 from export_pipeline.engine.readers import Source
 from export_pipeline_tests.engine import people
+from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer
 
 
-@pytest.fixture(scope="module", params=["postgresql", "sqlite", "sqlite shared"])
+@pytest.fixture(scope="module", params=["postgresql", "sqlite", "sqlite shared", "mariadb"])
 def source(
     request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Source]:
@@ -20,6 +21,11 @@ def source(
     if request.param == "postgresql":
         with postgres_server.fresh_database() as url:
             yield people.create(url.replace("postgresql://", "postgresql+psycopg://"))
+        return
+    if request.param == "mariadb":
+        server: MariadbServer = request.getfixturevalue("mariadb_server")
+        with server.fresh_database() as url:
+            yield people.create(url)
         return
     path: Path = tmp_path_factory.mktemp("people") / "people.db"
     made = people.create(f"sqlite:///{path}")

@@ -15,6 +15,7 @@ from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.filters import parse_filters
+from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer
 
 DATASET = parse_dataset(
@@ -62,13 +63,18 @@ OWNERS = [{"id": number, "name": f"owner {number}", "organization_id": "acme"} f
 THINGS = [thing(number) for number in range(120)]
 
 
-@pytest.fixture(scope="module", params=["postgresql", "sqlite", "sqlite shared"])
+@pytest.fixture(scope="module", params=["postgresql", "sqlite", "sqlite shared", "mariadb"])
 def source(
     request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Source]:
     if request.param == "postgresql":
         with postgres_server.fresh_database() as url:
             yield _filled(url.replace("postgresql://", "postgresql+psycopg://"))
+        return
+    if request.param == "mariadb":
+        server: MariadbServer = request.getfixturevalue("mariadb_server")
+        with server.fresh_database() as url:
+            yield _filled(url)
         return
     path: Path = tmp_path_factory.mktemp("owners") / "owners.db"
     yield Source(_filled(f"sqlite:///{path}").url, shares_file=request.param == "sqlite shared")
@@ -137,5 +143,5 @@ def test_a_child_table_with_a_tenant_gives_nothing_of_another(source: Source) ->
 
 def test_a_database_that_they_were_not_written_for_says_so() -> None:
     selection = Selection(DATASET, "acme", DATASET.children, parse_filters({}, DATASET, "UTC"))
-    with pytest.raises(ExportFailure, match="include: child lists cannot be read from mysql"):
-        build_query(selection, "mysql")
+    with pytest.raises(ExportFailure, match="include: child lists cannot be read from mssql"):
+        build_query(selection, "mssql")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from export_pipeline.catalog.model import FilterOperator
@@ -16,7 +16,7 @@ from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison, Negation
 from export_pipeline.requests.filters import parse_filters
-from export_pipeline_tests.engine.people import ACME, DATASET, NAMES
+from export_pipeline_tests.engine.people import ACME, DATASET, NAMES, examples
 
 REFUSED = [
     ({"nope": 1}, "filters.nope", "not a filterable column"),
@@ -195,19 +195,28 @@ def _operator(operator: str, actual: Any, operand: Any) -> bool:
     return bool(checks[operator]())
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(filters=CONDITIONS)
-def test_sql_selects_what_python_selects(source: Source, filters: dict[str, Any]) -> None:
-    assert select(source, filters) == [row["id"] for row in ACME if evaluate(filters, row)]
+def test_sql_selects_what_python_selects(source: Source) -> None:
+    @settings(max_examples=examples(source, 120), deadline=None)
+    @given(filters=CONDITIONS)
+    def check(filters: dict[str, Any]) -> None:
+        assert select(source, filters) == [row["id"] for row in ACME if evaluate(filters, row)]
+
+    check()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
-def test_no_input_reaches_another_tenant_or_the_statement(source: Source, value: str) -> None:
-    expected = [row["id"] for row in ACME if row["name"] == value]
-    assert select(source, {"name": value}) == expected
-    if value not in ("acme", "other"):
-        assert select(source, {}, organization=value) == []
+def test_no_input_reaches_another_tenant_or_the_statement(source: Source) -> None:
+    @settings(max_examples=examples(source, 60), deadline=None)
+    @given(value=st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
+    @example("ACME")
+    @example("acme ")
+    @example("ácme")
+    def check(value: str) -> None:
+        expected = [row["id"] for row in ACME if row["name"] == value]
+        assert select(source, {"name": value}) == expected
+        if value not in ("acme", "other"):
+            assert select(source, {}, organization=value) == []
+
+    check()
 
 
 def test_more_conditions_than_a_database_nests(source: Source) -> None:

@@ -144,6 +144,20 @@ def test_a_statement_time_out_says_so(postgres_url: str) -> None:
     assert "EXPORT_STATEMENT_TIMEOUT_SECONDS" in failed.message
 
 
+@pytest.mark.parametrize("shares_file", [True, False])
+def test_a_statement_time_out_says_so_on_sqlite_too(tmp_path: Path, shares_file: bool) -> None:
+    made = people.create(f"sqlite:///{tmp_path / 'people.db'}")
+    count = "(WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 1000000) SELECT max(x) FROM n)"
+    with sqlite3.connect(tmp_path / "people.db") as connection:
+        connection.execute("ALTER TABLE people RENAME TO people_")
+        connection.execute(f"CREATE VIEW people AS SELECT * FROM people_ WHERE {count} + id * 0 > 0")
+    connection.close()
+    source = Source(made.url, statement_timeout_seconds=0.01, shares_file=shares_file)
+    failed = failure(source, query_for(source))
+    assert failed.code is FailureCode.SOURCE_REFUSED
+    assert "EXPORT_STATEMENT_TIMEOUT_SECONDS" in failed.message
+
+
 def test_a_backend_that_is_terminated_is_transient(postgres_url: str) -> None:
     people.create(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
     source = Source(postgres_url)

@@ -80,11 +80,11 @@ def open_snapshot(source: Source, query: Query) -> AbstractContextManager[Snapsh
     if source.backend == "sqlite" and source.shares_file:
         from export_pipeline.engine.readers.sqlite_shared import snapshot as shared_snapshot
 
-        return shared_snapshot(source.url, query)
+        return shared_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds)
     if source.backend == "sqlite":
         from export_pipeline.engine.readers.sqlite import snapshot as sqlite_snapshot
 
-        return sqlite_snapshot(source.url, query)
+        return sqlite_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds)
     from export_pipeline.engine.readers.pandas import snapshot as pandas_snapshot
 
-    return pandas_snapshot(source.url, query)
+    return pandas_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds)

@@ -1,42 +1,87 @@
 """Any other database that SQLAlchemy speaks: pandas ``read_sql`` in chunks with Arrow types.
 
 What belongs here: the reader that needs no driver of its own, several times slower than ADBC.
-What does not: the statement.
+What does not: the statement, a database's session (``mariadb``).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import sqlalchemy as sa
 
+from export_pipeline.engine.mariadb import BACKENDS as MARIADB
 from export_pipeline.engine.query import Query
-from export_pipeline.engine.readers import STEP_ROWS, Snapshot
+from export_pipeline.engine.readers import STEP_ROWS, Snapshot, mariadb
 from export_pipeline.engine.readers.types import joined, staged_schema, to_staged, translated
+
+_ERRORS = (sa.exc.SQLAlchemyError, pd.errors.DatabaseError)
 
 
 @contextmanager
-def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
-    """One transaction at the database's strongest snapshot isolation that reads without locks."""
-    engine = sa.create_engine(source_url, poolclass=sa.NullPool, hide_parameters=True)
-    if engine.dialect.name in ("mysql", "mariadb", "postgresql"):
-        engine = engine.execution_options(isolation_level="REPEATABLE READ")
-    with translated((sa.exc.SQLAlchemyError,)):
-        connection = engine.connect()
+def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float = 0) -> Iterator[Snapshot]:
+    """One transaction at the database's strongest snapshot isolation that reads without locks.
+
+    The time-out is set where the database is known: MariaDB and MySQL.
+    """
+    with translated(_ERRORS):
+        connection = _engine(sa.make_url(source_url)).connect()
     with connection:  # one transaction from the first statement on; closing ends it, there is nothing to commit
-        with translated((sa.exc.SQLAlchemyError,)):
+        with translated(_ERRORS):
+            if connection.dialect.name in MARIADB:
+                mariadb.begin(connection, statement_timeout_seconds)
             row_count = connection.execute(query.count).scalar_one()
-        yield Snapshot(row_count, datetime.now(UTC), joined(_batches(connection, query)))
+            taken_at = datetime.now(UTC)
+        reading = _Reading(connection, query)
+        try:
+            yield Snapshot(row_count, taken_at, joined(reading.batches()))
+        finally:
+            reading.close()
 
 
-def _batches(connection: sa.Connection, query: Query) -> Iterator[pa.RecordBatch]:
-    schema = staged_schema(query.columns)
-    streaming = connection.execution_options(stream_results=True, max_row_buffer=STEP_ROWS)
-    with translated((sa.exc.SQLAlchemyError,)):
-        for frame in pd.read_sql(query.rows, streaming, chunksize=STEP_ROWS, dtype_backend="pyarrow"):
-            for batch in pa.Table.from_pandas(frame, preserve_index=False).to_batches():
-                yield to_staged(batch, query.columns, schema)
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() in MARIADB:
+        return mariadb.reading_engine(url)
+    engine = sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
+    if engine.dialect.name == "postgresql":
+        engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return engine
+
+
+class _Reading:
+    """The rows as they come, by a cursor on the server."""
+
+    def __init__(self, connection: sa.Connection, query: Query) -> None:
+        self._connection = connection
+        self._query = query
+        self._cursors: list[Any] = []
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        columns, schema = self._query.columns, staged_schema(self._query.columns)
+        streaming = self._connection.execution_options(stream_results=True, max_row_buffer=STEP_ROWS)
+        sa.event.listen(streaming, "after_cursor_execute", self._keep)
+        with translated(_ERRORS):
+            for frame in pd.read_sql(self._query.rows, streaming, chunksize=STEP_ROWS, dtype_backend="pyarrow"):
+                for batch in pa.Table.from_pandas(frame, preserve_index=False).to_batches():
+                    yield to_staged(batch, columns, schema)
+        self._cursors.clear()
+
+    def close(self) -> None:
+        """Leave what has not been read unread."""
+        known = self._connection.dialect.name in MARIADB
+        if known and self._cursors and not self._connection.invalidated:
+            mariadb.abandon(self._connection)
+        for cursor in self._cursors:
+            # It says that the statement was ended, which it was.
+            with contextlib.suppress(Exception):
+                cursor.close()
+            mariadb.forget(cursor)
+
+    def _keep(self, _connection: object, cursor: Any, *_args: object) -> None:
+        self._cursors.append(cursor)

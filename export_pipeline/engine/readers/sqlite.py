@@ -9,6 +9,8 @@ therefore one of ours with a value of the declared type in every column; it is d
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -24,7 +26,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from export_pipeline.catalog.model import ColumnType, Selected
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import STEP_ROWS, Snapshot
-from export_pipeline.engine.readers.types import failure_of, joined, staged_schema, to_staged, translated
+from export_pipeline.engine.readers.types import failure_of, joined, staged_schema, timed_out, to_staged, translated
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import SQLITE_BUSY_TIMEOUT_SECONDS
 
@@ -34,8 +36,11 @@ _TYPED_VALUE = {ColumnType.INTEGER: 0, ColumnType.BOOLEAN: 0, ColumnType.FLOAT: 
 
 
 @contextmanager
-def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
-    """One read transaction on the file."""
+def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float = 0) -> Iterator[Snapshot]:
+    """One read transaction on the file.
+
+    ADBC cannot interrupt a statement (``NOT_IMPLEMENTED``), so its time is looked at when it hands rows over.
+    """
     path = sa.make_url(source_url).database or ""
     with translated(_ERRORS):
         connection = adbc_sqlite.connect(f"file:{quote(path)}?mode=ro", autocommit=True)
@@ -44,26 +49,39 @@ def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
             cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_SECONDS * 1000}")
             cursor.execute("BEGIN")
             statement, values = bound_statement(query.count)
+            deadline = _deadline(statement_timeout_seconds)
             cursor.execute(statement, values)
             row_count = cursor.fetchall()[0][0]
-        yield Snapshot(row_count, datetime.now(UTC), _batches(cursor, query))
+            _look_at(deadline)
+        yield Snapshot(row_count, datetime.now(UTC), _batches(cursor, query, statement_timeout_seconds))
 
 
-def _batches(cursor: adbc.Cursor, query: Query) -> Iterator[pa.RecordBatch]:
+def _deadline(seconds: float) -> float:
+    return time.monotonic() + seconds if seconds else math.inf
+
+
+def _look_at(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise timed_out()
+
+
+def _batches(cursor: adbc.Cursor, query: Query, timeout_seconds: float) -> Iterator[pa.RecordBatch]:
     schema = staged_schema(query.columns)
     rows = query.rows.subquery()
     typed = sa.select(*[_typed(column) for column in query.columns])
     statement, values = bound_statement(sa.union_all(typed, sa.select(rows)))
     first = True
     with translated(_ERRORS):
+        deadline = _deadline(timeout_seconds)
         cursor.execute(statement, values)
-        for batch in joined(_fetched(cursor.fetch_record_batch())):
+        for batch in joined(_fetched(cursor.fetch_record_batch(), deadline)):
             yield to_staged(batch.slice(1) if first else batch, query.columns, schema)
             first = False
 
 
-def _fetched(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+def _fetched(reader: pa.RecordBatchReader, deadline: float) -> Iterator[pa.RecordBatch]:
     while (batch := _next(reader)) is not None:
+        _look_at(deadline)
         yield batch
 
 

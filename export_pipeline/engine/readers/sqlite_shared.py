@@ -10,6 +10,7 @@ a file of its own is read through ADBC (``sqlite``), more than twice as fast.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -27,11 +28,12 @@ from export_pipeline.engine.readers.sqlite import bound_statement
 from export_pipeline.engine.readers.types import joined, staged_schema, to_staged, translated, wrong_type
 from export_pipeline.requests.database import SQLITE_BUSY_TIMEOUT_SECONDS
 
+_STEPS_BETWEEN_LOOKS = 10_000
 _READ_AS = {ColumnType.BOOLEAN: pa.int64(), ColumnType.TIMESTAMP: pa.string(), ColumnType.DATE: pa.string()}
 
 
 @contextmanager
-def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
+def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float = 0) -> Iterator[Snapshot]:
     """One read transaction on the file."""
     path = sa.make_url(source_url).database or ""
     uri = f"file:{quote(path)}?mode=ro"
@@ -40,12 +42,29 @@ def snapshot(source_url: str, query: Query) -> Iterator[Snapshot]:
     with closing(connection):
         with translated((sqlite3.Error,)):
             connection.execute("BEGIN")
+            limit = _Limit(connection, statement_timeout_seconds)
+            limit.begin()
             (row_count,) = connection.execute(*bound_statement(query.count)).fetchone()
-        yield Snapshot(row_count, datetime.now(UTC), _batches(connection, query))
+        yield Snapshot(row_count, datetime.now(UTC), _batches(connection, query, limit))
 
 
-def _batches(connection: sqlite3.Connection, query: Query) -> Iterator[pa.RecordBatch]:
+class _Limit:
+    """The longest that a statement may take: SQLite asks, every so many of its steps, whether it may go on."""
+
+    def __init__(self, connection: sqlite3.Connection, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline = 0.0
+        if seconds:
+            connection.set_progress_handler(lambda: time.monotonic() > self._deadline, _STEPS_BETWEEN_LOOKS)
+
+    def begin(self) -> None:
+        """A statement begins."""
+        self._deadline = time.monotonic() + self._seconds
+
+
+def _batches(connection: sqlite3.Connection, query: Query, limit: _Limit) -> Iterator[pa.RecordBatch]:
     with translated((sqlite3.Error,)):
+        limit.begin()
         yield from joined(_fetched(connection.execute(*bound_statement(query.rows)), query))
 
 

@@ -16,9 +16,11 @@ import pyarrow.compute as pc
 from export_pipeline.catalog.model import ColumnType, Selected
 from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.engine.readers import FETCH_BYTES, FETCH_ROWS
+from export_pipeline.engine.readers.mariadb import sqlstate_of
 from export_pipeline.failures import ExportFailure, FailureCode
 
 STATEMENT_TIMEOUT = "57014"
+TOO_LARGE = "54000"
 _SQLITE_MAY_PASS = ("is locked", "unable to open database", "disk I/O error")
 """SQLite has no SQLSTATE; these are the messages of SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CANTOPEN and SQLITE_IOERR."""
 _SNAPSHOT_GONE = "22023"
@@ -62,7 +64,8 @@ def _cast(array: pa.Array, column: Selected) -> pa.Array:
     wanted = ARROW_TYPES[column.type]
     if array.type == wanted:
         return array
-    if pa.types.is_null(array.type):
+    if array.null_count == len(array):
+        # Without a value to go by, pandas takes any column for one of text.
         return pa.nulls(len(array), wanted)
     try:
         if column.type in (ColumnType.TIMESTAMP, ColumnType.DATE) and _is_text(array.type):
@@ -127,27 +130,22 @@ def failure_of(error: Exception, *, counted: bool = False) -> ExportFailure:
         counted: the same conditions have been evaluated for every row before, so a value that does not fit is the
             source's own, not one of the request.
     """
-    original = getattr(error, "orig", None) or error
-    sqlstate = str(getattr(original, "sqlstate", None) or "")
+    original = _original(error)
+    sqlstate = sqlstate_of(original) or str(getattr(original, "sqlstate", None) or "")
+    if getattr(original, "sqlite_errorname", None) == "SQLITE_INTERRUPT":
+        sqlstate = STATEMENT_TIMEOUT
     name = type(original).__name__
     shown = f"SQLSTATE {sqlstate}" if sqlstate else name
     if sqlstate == STATEMENT_TIMEOUT:
+        return timed_out()
+    if sqlstate == TOO_LARGE:
         return ExportFailure(
             FailureCode.SOURCE_REFUSED,
-            "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
-            "canceled there. Raise the limit, or add an index on the tenant and key columns.",
-        )
-    if counted and sqlstate.startswith(_WRONG_VALUE) and sqlstate != _SNAPSHOT_GONE:
-        return ExportFailure(
-            FailureCode.SOURCE_DATA_INVALID,
-            f"The source database could not compute a value of a row ({shown}). Correct the data, or the view.",
+            "A row's child list is longer than the source database hands over at once. Give the child list a limit in "
+            "the catalog, or raise max_allowed_packet there.",
         )
     if sqlstate.startswith(_WRONG_VALUE) and sqlstate != _SNAPSHOT_GONE:
-        return ExportFailure(
-            FailureCode.INVALID_REQUEST,
-            f"The source database cannot compare a value of organization_id or filters ({shown}). "
-            "Check that their types are those of the columns.",
-        )
+        return _wrong_value(shown, counted=counted)
     if sqlstate in _WRONG_TYPES:
         return ExportFailure(
             FailureCode.SOURCE_REFUSED,
@@ -164,6 +162,35 @@ def failure_of(error: Exception, *, counted: bool = False) -> ExportFailure:
         f"The source database refused the query ({shown}). Check the catalog's table and columns, and the user's "
         "rights.",
     )
+
+
+def _wrong_value(shown: str, *, counted: bool) -> ExportFailure:
+    if counted:
+        return ExportFailure(
+            FailureCode.SOURCE_DATA_INVALID,
+            f"The source database could not compute a value of a row ({shown}). Correct the data, or the view.",
+        )
+    return ExportFailure(
+        FailureCode.INVALID_REQUEST,
+        f"The source database cannot compare a value of organization_id or filters ({shown}). "
+        "Check that their types are those of the columns.",
+    )
+
+
+def timed_out() -> ExportFailure:
+    """A statement took longer than it may."""
+    return ExportFailure(
+        FailureCode.SOURCE_REFUSED,
+        "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
+        "canceled there. Raise the limit, or add an index on the tenant and key columns.",
+    )
+
+
+def _original(error: BaseException) -> BaseException:
+    """The driver's error: pandas puts one of its own before SQLAlchemy's, and SQLAlchemy one before the driver's."""
+    if type(error).__module__.partition(".")[0] == "pandas" and error.__cause__ is not None:
+        error = error.__cause__
+    return getattr(error, "orig", None) or error
 
 
 def _may_pass(error: BaseException, sqlstate: str) -> bool:

@@ -1,0 +1,88 @@
+"""MariaDB and MySQL: how a session is made a read-only snapshot, and how a reading is left before its end.
+
+What belongs here: what their sessions and their drivers ask for. What does not: reading (``pandas``), the statement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import sqlalchemy as sa
+
+_CHARSET_DRIVERS = frozenset({"pymysql", "mysqldb"})
+_SECONDS_TO_WAIT_FOR_US = 3600
+_SQLSTATES = {
+    1040: "53300",  # too many connections
+    1045: "28000",  # access denied
+    1053: "57P01",  # the server shuts down
+    1142: "42501",  # the user has no right to the table
+    1205: "55P03",  # a lock was not got in time
+    1213: "40P01",  # deadlock
+    1242: "54000",  # mariadb.array_of
+    1267: "42804",  # collations that do not go together
+    1317: "57P01",  # an administrator ended the query
+    1690: "22003",  # a number is out of range
+    1927: "57P01",  # an administrator ended the connection
+    1969: "57014",  # max_statement_time (MariaDB)
+    3024: "57014",  # max_execution_time (MySQL)
+}
+"""The servers' error numbers (mariadb.com/kb/en/mariadb-error-code-reference) as PostgreSQL's SQLSTATEs of the same
+meaning: their own is HY000, or 70100, for most of them."""
+
+
+def reading_engine(url: sa.URL) -> sa.Engine:
+    """An engine whose text is UTF-8 whatever the URL says: another character set turns letters into question marks."""
+    if url.get_driver_name() in _CHARSET_DRIVERS:
+        url = url.update_query_dict({"charset": "utf8mb4"})
+    engine = sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
+    return engine.execution_options(isolation_level="REPEATABLE READ")
+
+
+def begin(connection: sa.Connection, statement_timeout_seconds: float) -> None:
+    """Begin one read-only snapshot, in UTC."""
+    timeout = f"max_statement_time = {statement_timeout_seconds:.3f}"
+    if not getattr(connection.dialect, "is_mariadb", False):
+        timeout = f"max_execution_time = {round(statement_timeout_seconds * 1000)}"
+    settings = (
+        timeout,
+        # A timestamp is read and compared in the session's zone; one without a zone is taken as UTC.
+        "time_zone = '+00:00'",
+        # A child list must not be cut off; mariadb.array_of minds the one limit that cannot be set here.
+        "group_concat_max_len = 4294967295",
+        # The server hangs up on who does not fetch for so long, and staging may be slow; its default is a minute.
+        f"net_write_timeout = {_SECONDS_TO_WAIT_FOR_US}",
+    )
+    connection.exec_driver_sql(f"SET SESSION {', '.join(settings)}")
+    connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+
+
+def abandon(connection: sa.Connection) -> None:
+    """End the statement that is still being read: the drivers fetch all that is left before they close a connection."""
+    # Looked up without a round trip, for the connection is busy with the rows.
+    thread = _thread_of(connection)
+    if thread is None:
+        return
+    with contextlib.suppress(sa.exc.SQLAlchemyError), connection.engine.connect() as other:
+        other.exec_driver_sql(f"KILL QUERY {thread}")
+
+
+def forget(cursor: object) -> None:
+    """Let go of a cursor: PyMySQL's would read on when it is thrown away, also from a connection that is lost."""
+    result = getattr(cursor, "_result", None)
+    if result is not None:
+        result.unbuffered_active = False
+
+
+def _thread_of(connection: sa.Connection) -> int | None:
+    driver: Any = connection.connection.dbapi_connection
+    thread = getattr(driver, "thread_id", None)
+    return int(thread()) if callable(thread) else None
+
+
+def sqlstate_of(error: BaseException) -> str:
+    """PostgreSQL's SQLSTATE for an error number of the server; empty if it has a good one of its own, or none."""
+    number = error.args[0] if error.args else None
+    if type(error).__module__.partition(".")[0] not in ("pymysql", "MySQLdb") or not isinstance(number, int):
+        return ""
+    return _SQLSTATES.get(number, "")

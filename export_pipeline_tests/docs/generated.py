@@ -1,0 +1,79 @@
+"""What the documentation says of the code, made from the code: the command's help, and which part imports which.
+
+What belongs here: making the text. What does not: writing it (``__main__``), comparing it (test_generated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import grimp
+
+from export_pipeline.cli import cli
+
+ROOT = Path(__file__).parents[2]
+_WIDTH = 110
+_PACKAGE = "export_pipeline"
+_FROM, _TO = "<!-- imports: python -m export_pipeline_tests.docs -->", "<!-- end of imports -->"
+
+
+def pages() -> dict[Path, str]:
+    """Each page that is generated, or has a part that is, as it must be."""
+    architecture = ROOT / "docs" / "architecture.md"
+    before, _, rest = architecture.read_text().partition(_FROM)
+    _, _, after = rest.partition(_TO)
+    return {
+        ROOT / "docs" / "cli.md": command_line(),
+        architecture: f"{before}{_FROM}\n\n```mermaid\n{imports()}```\n\n{_TO}{after}",
+    }
+
+
+def command_line() -> str:
+    """Every command's help."""
+    parts = ["# The command\n\n`python -m export_pipeline_tests.docs` writes this page from the command's own help.\n"]
+    for context in _commands(cli, "export-pipeline", None):
+        lines = [line.rstrip() for line in context.get_help().splitlines()]
+        parts.append(f"## `{context.command_path}`\n\n```\n" + "\n".join(lines) + "\n```\n")
+    return "\n".join(parts)
+
+
+def _commands(command: click.Command, name: str, parent: click.Context | None) -> Iterator[click.Context]:
+    settings = {**command.context_settings, "terminal_width": _WIDTH, "max_content_width": _WIDTH}
+    context = click.Context(command, parent, info_name=name, **settings)
+    yield context
+    if isinstance(command, click.Group):
+        for one in sorted(command.commands):
+            yield from _commands(command.commands[one], one, context)
+
+
+def imports() -> str:
+    """The parts as a diagram: an arrow for each import that no way over another part implies."""
+    graph = grimp.build_graph(_PACKAGE, cache_dir=None)
+    parts = sorted(module for module in graph.find_children(_PACKAGE))
+    direct = {one: {other for other in parts if other != one and _imports(graph, one, other)} for one in parts}
+    lines = ["graph TD"]
+    for one in parts:
+        implied = {far for near in direct[one] for far in _reachable(direct, near)}
+        lines += [f"    {_name(one)} --> {_name(other)}" for other in sorted(direct[one] - implied)]
+    return "\n".join(lines) + "\n"
+
+
+def _imports(graph: grimp.ImportGraph, one: str, other: str) -> bool:
+    importers = graph.find_descendants(one) | {one}
+    imported = graph.find_descendants(other) | {other}
+    return any(graph.find_modules_directly_imported_by(module) & imported for module in importers)
+
+
+def _reachable(direct: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = set(direct[start])
+    while waiting:
+        found |= waiting
+        waiting = {far for near in waiting for far in direct[near]} - found
+    return found
+
+
+def _name(module: str) -> str:
+    return module.removeprefix(f"{_PACKAGE}.")
