@@ -46,6 +46,8 @@ def test_trees_and_their_deletion(staging: Staging) -> None:
         with staging.create(key) as sink:
             sink.write(b"x")
     assert sorted(staging.trees()) == ["a", "b"]
+    assert sorted(staging.trees("a")) == ["1", "2"]
+    assert staging.trees("c") == []
     staging.delete_tree("a/1")
     staging.delete_tree("a/1")
     with staging.open("a/2/y") as source:
