@@ -351,7 +351,9 @@ class Settings(BaseSettings):
         )
         for variable, url, scheme in shared:
             if not url.startswith(scheme):
-                raise ValueError(f"EXPORT_EXECUTOR={self.executor} needs {variable}={scheme}://…: workers share no disk")
+                raise ValueError(
+                    f"EXPORT_EXECUTOR={self.executor} needs {variable}={scheme}://…: workers share no disk"
+                )
         if self.executor == "celery" and not self.celery_broker_url.get_secret_value():
             raise ValueError("EXPORT_EXECUTOR=celery needs EXPORT_CELERY_BROKER_URL to be set")
 
