@@ -20,12 +20,12 @@ from export_pipeline.settings import Settings
 
 _config = celery_config(Settings.from_environment())
 
-app = make_app(
-    CeleryExecutor.for_cli(
+app = make_app(  # type: ignore[no-untyped-call]
+    CeleryExecutor.for_cli(  # type: ignore[no-untyped-call]
         broker=os.environ[_config["broker"]["env"]],
         backend=os.environ[_config["backend"]["env"]],
         include=["export_pipeline.definitions"],  # before the worker forks: its children find all imported
         config_source=_config["config_source"],
     ).app_args()
 )
-execute_plan = create_task(app)
+execute_plan = create_task(app)  # type: ignore[no-untyped-call]

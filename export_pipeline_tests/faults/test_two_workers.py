@@ -6,7 +6,6 @@ import csv
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import dagster as dg
 import pytest
