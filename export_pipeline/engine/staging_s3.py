@@ -20,6 +20,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from export_pipeline.failures import ExportFailure, FailureCode
 
+CLOCKS_APART = timedelta(hours=1)
+"""How far S3's clock may be ahead of ours."""
+
 
 class S3Objects:
     """The objects under an ``s3://bucket/prefix`` URL."""
@@ -39,11 +42,11 @@ class S3Objects:
 
     def delete_tree(self, prefix: str) -> None:
         """Delete every object under a prefix, and abort the uploads that are under way there."""
-        self.abort_uploads(timedelta(0), prefix=f"{prefix}/")
         with _translated():
             for page in self._pages(Prefix=f"{self._prefix}{prefix}/"):
                 for item in page.get("Contents", []):
                     self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+        self.abort_uploads(-CLOCKS_APART, prefix=f"{prefix}/")
 
     def trees(self, below: str = "") -> list[str]:
         """The first level of prefixes, below the root or a prefix."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from export_pipeline_tests.faults.cluster import SHARD_ROWS, WIDE_ROWS, WORKERS, Cluster, open_cluster
+from export_pipeline_tests.cluster import SHARD_ROWS, WIDE_ROWS, WORKERS, Cluster, open_cluster
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server

@@ -19,6 +19,7 @@ from types import TracebackType
 
 import dagster as dg
 import psycopg
+import yaml
 
 from export_pipeline.demo.home import Home
 from export_pipeline.demo.processes import Processes, free_port
@@ -31,7 +32,7 @@ from export_pipeline_tests.servers.s3 import S3Server, fresh_bucket
 from export_pipeline_tests.servers.smtp import serve_smtp
 from export_pipeline_tests.stack import SLOW, SLOW_VIEW, Stack
 
-DEPLOYED = Path(__file__).parents[2] / "deploy" / "dagster.yaml"
+DEPLOYED = Path(__file__).parents[1] / "deploy" / "dagster.yaml"
 CONTROL, WORKERS = "control", ("one", "two")
 
 WIDE = """
@@ -45,10 +46,20 @@ columns:
   - {name: text, type: text}
 """
 WIDE_ROWS, SHARD_ROWS = 3000, 500
-WIDE_VIEW = f"""
-CREATE VIEW wide AS SELECT number AS id, 'acme'::text AS organization_id, repeat(md5(number::text), 30) AS text
-FROM generate_series(1, {WIDE_ROWS}) number
+WIDE_TABLE = """
+CREATE TABLE wide AS SELECT number AS id, organization_id, repeat(md5(number::text), 30) AS text
+FROM unnest(%s::text[]) organization_id, generate_series(1, %s) number
 """
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many workers it has, runs it launches at once, organizations, and rows each of them has in ``wide``."""
+
+    workers: tuple[str, ...] = WORKERS
+    concurrent_runs: int = 4
+    organizations: tuple[str, ...] = ("acme",)
+    rows: int = WIDE_ROWS
 
 
 class Worker:
@@ -58,7 +69,6 @@ class Worker:
         home = machines / name
         (home / "dagster").mkdir(parents=True)
         (home / "tmp").mkdir()
-        (home / "dagster" / "dagster.yaml").write_text(DEPLOYED.read_text())
         others = [machines / other for other in (CONTROL, *WORKERS) if other != name]
         hidden = "".join(
             f"mkdir -p {shlex.quote(str(one))} && mount -t tmpfs none {shlex.quote(str(one))} && " for one in others
@@ -132,12 +142,14 @@ class Cluster(Stack):
 
 @contextmanager
 def open_cluster(
-    postgres_server: PostgresServer, s3_server: S3Server, machines: Path, **settings: str
+    postgres_server: PostgresServer, s3_server: S3Server, machines: Path, size: Size = Size(), **settings: str
 ) -> Iterator[Cluster]:
-    """Control and two workers; ``settings`` are further variables."""
+    """Control and its workers; without any, steps run where their run does. ``settings`` are further variables."""
     home = Home(machines / CONTROL)
     home.create()
-    (home.dagster_home / "dagster.yaml").write_text(DEPLOYED.read_text())
+    deployed = yaml.safe_load(DEPLOYED.read_text())
+    deployed["concurrency"]["runs"]["max_concurrent_runs"] = size.concurrent_runs
+    (home.dagster_home / "dagster.yaml").write_text(yaml.safe_dump(deployed))
     catalog = machines / "catalog"  # part of the image
     catalog.mkdir()
     (catalog / "slow.yaml").write_text(SLOW)
@@ -153,7 +165,7 @@ def open_cluster(
         engine.dispose()
         with psycopg.connect(url) as connection:
             connection.execute(SLOW_VIEW)
-            connection.execute(WIDE_VIEW.encode())
+            connection.execute(WIDE_TABLE, [list(size.organizations), size.rows])
         environment = {
             **home.environment(s3_server.endpoint),
             **s3_server.environment(),
@@ -166,7 +178,7 @@ def open_cluster(
             "EXPORT_STAGING_URL": f"s3://{bucket.name}/staging",
             "EXPORT_MAIL_URL": smtp.url,
             "EXPORT_CATALOG": str(catalog),
-            "EXPORT_EXECUTOR": "celery",
+            "EXPORT_EXECUTOR": "celery" if size.workers else "in_process",
             "EXPORT_CELERY_BROKER_URL": redis,
             "EXPORT_SHARD_ROWS": str(SHARD_ROWS),
             "EXPORT_HEARTBEAT_SECONDS": "0.5",
@@ -176,7 +188,7 @@ def open_cluster(
         port = free_port()
         home.write_workspace(port)
         processes = stack.enter_context(Processes(home.logs, environment))
-        workers = {name: stack.enter_context(Worker(machines, name, environment)) for name in WORKERS}
+        workers = {name: stack.enter_context(Worker(machines, name, environment)) for name in size.workers}
         processes.code_server(port)
         processes.daemon(home.workspace)
         yield Cluster(home, url, environment, bucket, smtp, machines=machines, workers=workers)
