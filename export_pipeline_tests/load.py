@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -145,7 +146,8 @@ def plot(exports: list[Export], file: Path) -> None:
 class ForeignCpu:
     """The share of the machine's CPU that others took while this context was open."""
 
-    def __init__(self) -> None:
+    def __init__(self, machines: Path) -> None:
+        self._machines = str(machines)
         self.share = 0.0
 
     def __enter__(self) -> ForeignCpu:
@@ -156,19 +158,24 @@ class ForeignCpu:
         machine, ours, wall = (after - before for after, before in zip(self._read(), self._before, strict=True))
         self.share = max(0.0, machine - ours) / (wall * (os.cpu_count() or 1))
 
-    @staticmethod
-    def _read() -> tuple[float, float, float]:
-        """Busy seconds of the machine; of this process, its descendants and those that ended; wall seconds."""
+    def _read(self) -> tuple[float, float, float]:
+        """Busy seconds of the machine; of the installation, its servers and what they ended; wall seconds."""
         times = psutil.cpu_times()
         me = psutil.Process()
+        servers = {me, *me.children(recursive=True)}
         ours = 0.0
-        for process in (me, *me.children(recursive=True)):
+        for process in psutil.process_iter():
             try:
-                spent = process.cpu_times()
-            except psutil.NoSuchProcess:
+                if process in servers or self._is_installed(process):
+                    spent = process.cpu_times()
+                    ours += spent.user + spent.system + spent.children_user + spent.children_system
+            except psutil.Error:
                 continue
-            ours += spent.user + spent.system + spent.children_user + spent.children_system
         return times.user + times.nice + times.system + times.softirq, ours, time.monotonic()
+
+    def _is_installed(self, process: psutil.Process) -> bool:
+        """Runs are forked by a server that outlives the daemon: they are nobody's descendants here."""
+        return process.environ().get("DAGSTER_HOME", "").startswith(self._machines)
 
 
 def main() -> None:
@@ -184,6 +191,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.requests < 2:
         parser.error("--requests: give at least 2")
+    # So that being told to end ends what was started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     size = Size(
         workers=WORKERS[: arguments.workers],
         concurrent_runs=arguments.concurrent_runs,
@@ -196,7 +205,7 @@ def main() -> None:
         s3_server_process() as s3,
         open_cluster(postgres, s3, Path(name), size, EXPORT_HEARTBEAT_SECONDS="2") as cluster,
     ):
-        with ForeignCpu() as foreign:
+        with ForeignCpu(Path(name)) as foreign:
             exports = drive(cluster, arguments.requests, arguments.per_second, arguments.deadline)
         check_mails(cluster, arguments.requests)
         events = measure_events(cluster, arguments.requests)

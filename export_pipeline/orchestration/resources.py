@@ -73,11 +73,6 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
         """How mail leaves."""
         return open_mail_provider(self.settings)
 
-    def teardown_after_execution(self, _context: dg.InitResourceContext) -> None:
-        """A Celery worker goes on to the next step: the connections of this one must not pile up."""
-        if "database" in self.__dict__:
-            self.database.dispose()
-
 
 def s3_resource(settings: Settings) -> S3Resource:
     """The S3 client's settings. Credentials are not among them: boto3 finds them in the environment."""
