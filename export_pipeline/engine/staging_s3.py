@@ -63,13 +63,21 @@ class S3Objects:
         """Abort uploads that began longer ago: a killed process cannot end its own. How many."""
         newest, count = datetime.now(UTC) - older_than, 0
         with _translated():
-            pages = self._client.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
-                for upload in page.get("Uploads", []):
-                    if upload["Initiated"] <= newest:
-                        self._abort(upload["Key"], upload["UploadId"])
-                        count += 1
+            for upload in self._uploads(self._prefix + prefix):
+                if upload["Initiated"] <= newest:
+                    self._abort(upload["Key"], upload["UploadId"])
+                    count += 1
         return count
+
+    def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
+        pages = self._client.get_paginator("list_multipart_uploads")
+        try:
+            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from page.get("Uploads", [])
+        except ClientError as error:
+            # rclone's answer for a bucket that never had one.
+            if error.response["Error"]["Code"] != "NoSuchUpload":
+                raise
 
     def _abort(self, key: str, upload: str) -> None:
         """Best effort: whoever writes may end it at the same moment."""

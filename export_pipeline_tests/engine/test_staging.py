@@ -93,6 +93,7 @@ def test_uploads_that_nobody_ended_are_aborted_with_their_tree_or_once_they_are_
         return sorted(upload["Key"] for upload in listed.get("Uploads", []))
 
     staging = Staging(f"s3://{s3_bucket.name}/staging", s3_endpoint_url=s3_bucket.endpoint)
+    assert staging.abort_uploads(timedelta(hours=1)) == 0  # rclone answers that with an error
     for key in ("staging/a/1/x", "staging/a/10/x", "staging/b/1/x", "theirs/x"):
         s3_bucket.client.create_multipart_upload(Bucket=s3_bucket.name, Key=key)
     staging.delete_tree("a/1")
