@@ -11,6 +11,7 @@ from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.delivery.mail import default_sender, open_mail_provider
 from export_pipeline.orchestration.alerts import alerts_sensor
 from export_pipeline.orchestration.assets import dataset_assets
+from export_pipeline.orchestration.executors import executor_of, io_manager_of
 from export_pipeline.orchestration.janitor import janitor, janitor_schedule
 from export_pipeline.orchestration.job import export_job, notify_job
 from export_pipeline.orchestration.recurring import recurring_exports
@@ -44,7 +45,8 @@ def build_definitions() -> dg.Definitions:
             export_webhooks,
             alerts_sensor(running=settings.alerts),
         ],
-        resources={"exports": ExportResource(s3=s3_resource(settings))},
+        resources={"exports": ExportResource(s3=s3_resource(settings)), **io_manager_of(settings)},
+        executor=executor_of(settings),
     )
 
 

@@ -25,12 +25,16 @@ HOME = Path.home() / ".export-pipeline"
 
 HEARTBEATS_IN_TIMEOUT = 10
 SHORTEST_SIGNING_KEY = 32
+SHORTEST_RUN_RETENTION_DAYS = 3
 FAULTS = ("requester", "transient", "ours")
 LARGE_ROWS = 1_000_000
 NO_MAIL = "none:"
 """``mail_url`` of an installation that sends no mail."""
 
 ServerSideEncryption = Literal["none", "AES256", "aws:kms"]
+Executor = Literal["in_process", "multiprocess", "celery", "k8s"]
+BEYOND_ONE_MACHINE: tuple[Executor, ...] = ("celery", "k8s")
+"""Executors whose steps share no disk."""
 
 
 class SettingsError(Exception):
@@ -145,6 +149,31 @@ class Settings(BaseSettings):
         "`tag_concurrency_limits` in `dagster.yaml` limits.",
     )
 
+    executor: Executor = Field(
+        default="in_process",
+        description="Where the steps of an export run: `in_process` (all in the run's worker), `multiprocess` (forked "
+        "beside it), `celery` (Celery workers; extra `celery`) or `k8s` (a pod each; extra `k8s`).",
+    )
+    executor_concurrency: int = Field(
+        default=4,
+        ge=1,
+        description="Steps of one export side by side, with `multiprocess` and `k8s`. Of Celery the workers decide.",
+    )
+    celery_broker_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="Broker of `celery`: `redis://host:6379/0`, or `amqp://user:password@host//` for RabbitMQ.",
+    )
+    celery_result_url: SecretStr = Field(
+        default=SecretStr(""),
+        description="Where Celery keeps what steps returned. Default: the broker, which then has to be Redis.",
+    )
+    run_retention_days: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long Dagster keeps runs that ended, their events and logs: at least 3 days, or 0 = for ever. "
+        "The requests' rows stay.",
+    )
+
     public_url: str = Field(
         default="",
         description="Where the HTTP gateway is reached from outside, such as `https://exports.example.com`. Mails then "
@@ -234,6 +263,13 @@ class Settings(BaseSettings):
             return value.rstrip("/")
         raise ValueError("expected s3://bucket/prefix or file:///absolute/directory")
 
+    @field_validator("run_retention_days")
+    @classmethod
+    def _run_retention(cls, value: float) -> float:
+        if 0 < value < SHORTEST_RUN_RETENTION_DAYS:
+            raise ValueError(f"expected 0 or at least {SHORTEST_RUN_RETENTION_DAYS} days: mails are tried for two")
+        return value
+
     @field_validator("alert_webhook_url")
     @classmethod
     def _webhook(cls, value: SecretStr) -> SecretStr:
@@ -310,10 +346,27 @@ class Settings(BaseSettings):
             raise ValueError(f"EXPORT_ALERT_EMAIL needs a provider in EXPORT_MAIL_URL, which is {NO_MAIL}")
         if self.s3_kms_key_id and self.s3_server_side_encryption != "aws:kms":
             raise ValueError("EXPORT_S3_KMS_KEY_ID needs EXPORT_S3_SERVER_SIDE_ENCRYPTION=aws:kms")
+        self._check_executor()
         one, other = f"{self.store_url}/", f"{self.staging_url}/"
         if one.startswith(other) or other.startswith(one):
             raise ValueError("EXPORT_STAGING_URL and EXPORT_STORE_URL must not contain one another: staging is cleared")
         return self
+
+    def _check_executor(self) -> None:
+        if self.executor not in BEYOND_ONE_MACHINE:
+            return
+        shared = (
+            ("EXPORT_DATABASE_URL", self.database_url, "postgresql"),
+            ("EXPORT_STORE_URL", self.store_url, "s3"),
+            ("EXPORT_STAGING_URL", self.staging_url, "s3"),
+        )
+        for variable, url, scheme in shared:
+            if not url.startswith(scheme):
+                raise ValueError(
+                    f"EXPORT_EXECUTOR={self.executor} needs {variable}={scheme}://…: workers share no disk"
+                )
+        if self.executor == "celery" and not self.celery_broker_url.get_secret_value():
+            raise ValueError("EXPORT_EXECUTOR=celery needs EXPORT_CELERY_BROKER_URL to be set")
 
     @property
     def resolved_source_url(self) -> str:

@@ -41,6 +41,8 @@ WRONG = [
     ("EXPORT_ALERT_EMAIL", "nobody-at-all"),
     ("EXPORT_ALERT_FAULTS", "everybody"),
     ("EXPORT_DAGSTER_URL", "dagster.internal"),
+    ("EXPORT_EXECUTOR", "threads-of-mine"),
+    ("EXPORT_RUN_RETENTION_DAYS", "0.25"),
 ]
 
 
@@ -56,6 +58,17 @@ def test_a_wrong_value_stops_the_start_and_names_the_variable(
     assert stopped.value.__cause__ is None
 
 
+def beyond(executor: str, **wrong: str) -> dict[str, str]:
+    """What an executor beyond one machine needs, but for what is wrong; that comes first."""
+    right = {
+        "EXPORT_DATABASE_URL": "postgresql://app@db/app",
+        "EXPORT_STORE_URL": "s3://bucket/exports",
+        "EXPORT_STAGING_URL": "s3://bucket/staging",
+        "EXPORT_EXECUTOR": executor,
+    }
+    return wrong | {name: value for name, value in right.items() if name not in wrong}
+
+
 TOGETHER = [
     {"EXPORT_STAGING_URL": "s3://b", "EXPORT_STORE_URL": "s3://b/exports"},
     {"EXPORT_STAGING_URL": "file:///srv/exports/staging", "EXPORT_STORE_URL": "file:///srv/exports"},
@@ -63,6 +76,10 @@ TOGETHER = [
     {"EXPORT_S3_KMS_KEY_ID": "key"},
     {"EXPORT_AUDIT_RETENTION_DAYS": "6"},
     {"EXPORT_ALERT_EMAIL": "ops@example.com", "EXPORT_MAIL_URL": "none:"},
+    beyond("k8s", EXPORT_STAGING_URL="file:///srv/staging"),
+    beyond("k8s", EXPORT_STORE_URL="file:///srv/store"),
+    beyond("k8s", EXPORT_DATABASE_URL="sqlite:////srv/app.db"),
+    beyond("celery", EXPORT_CELERY_BROKER_URL=""),
 ]
 
 

@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -106,14 +107,18 @@ class Staging:
             if self._filesystem.get_file_info([_inside(prefix)])[0].type != pyarrow.fs.FileType.NotFound:
                 self._filesystem.delete_dir(prefix)
 
-    def trees(self) -> list[str]:
-        """The first level of prefixes."""
+    def trees(self, below: str = "") -> list[str]:
+        """The first level of prefixes, below the root or a prefix."""
         if self._objects is not None:
-            return self._objects.trees()
+            return self._objects.trees(below)
         with _translated():
-            selector = pyarrow.fs.FileSelector("", allow_not_found=True, recursive=False)
+            selector = pyarrow.fs.FileSelector(below, allow_not_found=True, recursive=False)
             infos = self._filesystem.get_file_info(selector)
-        return [info.path for info in infos if info.type == pyarrow.fs.FileType.Directory]
+        return [info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory]
+
+    def abort_uploads(self, older_than: timedelta) -> int:
+        """Abort what began to be written longer ago and never ended, where that is not an object yet. How many."""
+        return 0 if self._objects is None else self._objects.abort_uploads(older_than)
 
     @contextmanager
     def write_batches(self, key: str, schema: pa.Schema) -> Iterator[BatchWriter]:

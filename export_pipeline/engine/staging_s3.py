@@ -1,6 +1,6 @@
-"""What ``pyarrow.fs`` does not do well on S3: listing and deleting without leaving directory markers.
+"""What ``pyarrow.fs`` does not do well on S3: listing and deleting without leaving directory markers, ending uploads.
 
-What belongs here: those two, through boto3. What does not: reading and writing (``staging``).
+What belongs here: those, through boto3. What does not: reading and writing (``staging``).
 
 ``pyarrow.fs`` writes an empty object named like the parent "directory" after each deletion; S3 keeps it for
 ever, and some S3-compatible stores refuse it.
@@ -9,7 +9,8 @@ ever, and some S3-compatible stores refuse it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from export_pipeline.failures import ExportFailure, FailureCode
+
+CLOCKS_APART = timedelta(hours=1)
+"""How far S3's clock may be ahead of ours."""
 
 
 class S3Objects:
@@ -37,21 +41,48 @@ class S3Objects:
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
     def delete_tree(self, prefix: str) -> None:
-        """Delete every object under a prefix."""
+        """Delete every object under a prefix, and abort the uploads that are under way there."""
         with _translated():
             for page in self._pages(Prefix=f"{self._prefix}{prefix}/"):
                 for item in page.get("Contents", []):
                     self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
+        self.abort_uploads(-CLOCKS_APART, prefix=f"{prefix}/")
 
-    def trees(self) -> list[str]:
-        """The first level of prefixes."""
+    def trees(self, below: str = "") -> list[str]:
+        """The first level of prefixes, below the root or a prefix."""
+        root = f"{self._prefix}{below}/" if below else self._prefix
         with _translated():
             found = [
                 item["Prefix"]
-                for page in self._pages(Prefix=self._prefix, Delimiter="/")
+                for page in self._pages(Prefix=root, Delimiter="/")
                 for item in page.get("CommonPrefixes", [])
             ]
-        return [prefix.removeprefix(self._prefix).rstrip("/") for prefix in found]
+        return [prefix.removeprefix(root).rstrip("/") for prefix in found]
+
+    def abort_uploads(self, older_than: timedelta, *, prefix: str = "") -> int:
+        """Abort uploads that began longer ago: a killed process cannot end its own. How many."""
+        newest, count = datetime.now(UTC) - older_than, 0
+        with _translated():
+            for upload in self._uploads(self._prefix + prefix):
+                if upload["Initiated"] <= newest:
+                    self._abort(upload["Key"], upload["UploadId"])
+                    count += 1
+        return count
+
+    def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
+        pages = self._client.get_paginator("list_multipart_uploads")
+        try:
+            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from page.get("Uploads", [])
+        except ClientError as error:
+            # rclone's answer for a bucket that never had one.
+            if error.response["Error"]["Code"] != "NoSuchUpload":
+                raise
+
+    def _abort(self, key: str, upload: str) -> None:
+        """Best effort: whoever writes may end it at the same moment."""
+        with suppress(ClientError):
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
 
     def _pages(self, **options: str) -> Iterator[dict[str, Any]]:
         yield from self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, **options)

@@ -75,7 +75,7 @@ Goes on with the mails of a request whose own run ended before they were all sen
 completed, that of its requester if it failed.
 """
 
-CLEAN = "Expires exports past retention, clears leftovers of ended attempts, aborts orphan uploads."
+CLEAN = "Expires exports past retention, clears leftovers of ended attempts, aborts orphan uploads, forgets old runs."
 
 # The UI shows those of sensors as plain text.
 

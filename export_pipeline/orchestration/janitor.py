@@ -8,7 +8,7 @@ from datetime import timedelta
 import dagster as dg
 
 from export_pipeline.delivery.retention import KEEP_UPLOADS, clear_leftovers, expire_exports
-from export_pipeline.orchestration import descriptions
+from export_pipeline.orchestration import descriptions, pruning
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import events, rate_windows
 
@@ -27,7 +27,8 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
             "expired_exports": expired,
             "cleared_leftovers": cleared,
             "failed": not_expired + not_cleared,
-            "aborted_uploads": exports.store.abort_uploads(KEEP_UPLOADS),
+            "aborted_uploads": exports.store.abort_uploads(KEEP_UPLOADS) + exports.staging.abort_uploads(KEEP_UPLOADS),
+            **pruning.forget(context.instance, exports.staging, exports.settings.run_retention_days),
             "ended_rate_windows": windows,
             "forgotten_audit_events": events_forgotten,
         }

@@ -19,11 +19,7 @@ from export_pipeline.orchestration.ops import (
 JOB_NAME = "export"
 
 
-@dg.job(
-    name=JOB_NAME,
-    description=descriptions.EXPORT,
-    executor_def=dg.in_process_executor,
-)
+@dg.job(name=JOB_NAME, description=descriptions.EXPORT)  # the executor is the settings': definitions
 def export_job() -> None:
     """Request to file to mail, one way."""
     shards, snapshot = filter_entities(plan())

@@ -8,6 +8,8 @@ Intervals are 4 s, never 5: the daemon's loop is 5 s and a sensor of 5 s is skip
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import ParamSpec
 
@@ -20,9 +22,10 @@ from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate, write
 from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.step_queue import has_waiting_step
 from export_pipeline.requests import claims, states
 from export_pipeline.requests.database import reading
-from export_pipeline.settings import LARGE_ROWS
+from export_pipeline.settings import BEYOND_ONE_MACHINE, LARGE_ROWS
 
 P = ParamSpec("P")
 
@@ -149,14 +152,35 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
 
 def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orphan) -> None:
     runs = runs_of(instance, orphan.uid)
+    beyond_one_machine = exports.settings.executor in BEYOND_ONE_MACHINE
+    if beyond_one_machine and orphan.timed_out:
+        runs = [run if run.finished else replace(run, waiting=_waits(instance, run)) for run in runs]
     decided = fate(orphan, runs, max_attempts=exports.settings.max_attempts)
     if decided is Fate.CANCEL:
         cancel_and_discard(exports, orphan.id, orphan.uid, run_id=orphan.run_id)
         return
-    if decided is not Fate.LEAVE:
+    if decided is not Fate.LEAVE and not beyond_one_machine:
         _bury(instance, orphan)
     with exports.database.begin() as connection:
         write(connection, orphan, decided)
+    if decided is not Fate.LEAVE and beyond_one_machine:
+        _interrupt(instance, orphan)
+        _bury(instance, orphan)
+
+
+def _waits(instance: DagsterInstance, run: RunView) -> bool:
+    return run.waiting or has_waiting_step(instance, run.run_id)
+
+
+def _interrupt(instance: DagsterInstance, orphan: claims.Orphan) -> None:
+    """End the process that waits for a step whose worker died: it would wait for ever.
+
+    Only once the row is no longer the run's: what interrupts a run that owns its row cancels the request.
+    """
+    owner = instance.get_run_by_id(orphan.run_id) if orphan.run_id is not None else None
+    if owner is not None and not owner.is_finished:
+        with suppress(Exception):  # a process that cannot be reached does no harm: it owns nothing
+            instance.run_launcher.terminate(owner.run_id)
 
 
 def _bury(instance: DagsterInstance, orphan: claims.Orphan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,6 +47,8 @@ def test_trees_and_their_deletion(staging: Staging) -> None:
         with staging.create(key) as sink:
             sink.write(b"x")
     assert sorted(staging.trees()) == ["a", "b"]
+    assert sorted(staging.trees("a")) == ["1", "2"]
+    assert staging.trees("c") == []
     staging.delete_tree("a/1")
     staging.delete_tree("a/1")
     with staging.open("a/2/y") as source:
@@ -82,6 +85,22 @@ def test_a_full_disk_is_a_failure_of_staging(tmp_path: Path) -> None:
     with pytest.raises(ExportFailure) as failed, staging.create("a/x") as sink:
         sink.write(b"x" * 10_000_000)
     assert failed.value.code is FailureCode.STAGING_UNAVAILABLE
+
+
+def test_uploads_that_nobody_ended_are_aborted_with_their_tree_or_once_they_are_old(s3_bucket: S3Bucket) -> None:
+    def uploads() -> list[str]:
+        listed = s3_bucket.client.list_multipart_uploads(Bucket=s3_bucket.name)
+        return sorted(upload["Key"] for upload in listed.get("Uploads", []))
+
+    staging = Staging(f"s3://{s3_bucket.name}/staging", s3_endpoint_url=s3_bucket.endpoint)
+    assert staging.abort_uploads(timedelta(hours=1)) == 0  # rclone answers that with an error
+    for key in ("staging/a/1/x", "staging/a/10/x", "staging/b/1/x", "theirs/x"):
+        s3_bucket.client.create_multipart_upload(Bucket=s3_bucket.name, Key=key)
+    staging.delete_tree("a/1")
+    assert uploads() == ["staging/a/10/x", "staging/b/1/x", "theirs/x"]
+    assert staging.abort_uploads(timedelta(hours=1)) == 0
+    assert staging.abort_uploads(-timedelta(hours=1)) == 2
+    assert uploads() == ["theirs/x"]
 
 
 def test_two_tries_never_share_a_key() -> None:

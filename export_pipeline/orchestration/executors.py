@@ -1,0 +1,72 @@
+"""Which of Dagster's executors runs the steps of an export, and where the steps leave what they hand on.
+
+What belongs here: the choice, from the settings. What does not: how runs are launched (``dagster.yaml``), what a
+Celery worker is (``celery_app``).
+
+The extras ``celery`` and ``k8s`` bring the executors' packages; they are imported when they are chosen.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import dagster as dg
+
+from export_pipeline.orchestration.resources import s3_resource
+from export_pipeline.settings import Settings
+
+OUTPUTS = "runs"
+"""Where step outputs are, below the staging URL. No request is named so: it is no uid."""
+
+
+def executor_of(settings: Settings) -> dg.ExecutorDefinition:
+    """The executor of the export job."""
+    match settings.executor:
+        case "in_process":
+            return dg.in_process_executor
+        case "multiprocess":
+            # A spawned step pays 2.5 s for its imports, a forked one 1 s.
+            start = {"forkserver": {"preload_modules": ["export_pipeline.definitions"]}}
+            config = {"max_concurrent": settings.executor_concurrency, "start_method": start}
+            return dg.multiprocess_executor.configured(config, name="multiprocess")
+        case "celery":
+            from dagster_celery import celery_executor
+
+            return celery_executor.configured(celery_config(settings), name="celery")
+        case "k8s":
+            from dagster_k8s import k8s_job_executor
+
+            return k8s_job_executor.configured({"max_concurrent": settings.executor_concurrency}, name="k8s")
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """The Celery app, as Dagster's executor is told of it. The URLs hold passwords: it gets the variables' names."""
+    result = "EXPORT_CELERY_RESULT_URL" if settings.celery_result_url.get_secret_value() else "EXPORT_CELERY_BROKER_URL"
+    return {
+        "broker": {"env": "EXPORT_CELERY_BROKER_URL"},
+        "backend": {"env": result},
+        "config_source": {
+            # A worker that holds back a step it has no process for, and dies, would take it along.
+            "worker_prefetch_multiplier": 1,
+            "worker_disable_prefetch": True,
+            "broker_connection_retry_on_startup": True,
+        },
+    }
+
+
+def io_manager_of(settings: Settings) -> dict[str, Any]:
+    """The IO manager, as a resource: on S3 where staging is, else Dagster's own on the disk of its instance."""
+    parts = urlsplit(settings.staging_url)
+    if parts.scheme != "s3":
+        return {}
+    from dagster_aws.s3 import S3PickleIOManager
+
+    if settings.s3_endpoint_url:
+        # boto3's default checksums come as a trailer, to which S3-compatible stores answer 411.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    prefix = "/".join(part for part in (parts.path.strip("/"), OUTPUTS) if part)
+    return {
+        "io_manager": S3PickleIOManager(s3_resource=s3_resource(settings), s3_bucket=parts.netloc, s3_prefix=prefix)
+    }

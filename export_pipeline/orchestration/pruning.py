@@ -1,0 +1,82 @@
+"""What Dagster keeps for ever unless told otherwise: runs, their events and logs, and what steps handed on.
+
+What belongs here: which of it is past its time, and forgetting it. What does not: requests and their files
+(delivery.retention), ticks (``retention`` of ``dagster.yaml``).
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import dagster as dg
+
+from export_pipeline.delivery.retention import KEEP_LEFTOVERS
+from export_pipeline.engine.staging import Staging
+from export_pipeline.orchestration.executors import OUTPUTS
+
+RUNS_A_TURN = 1000
+"""The janitor comes every hour; its own run must not take one."""
+_STORED = f"{OUTPUTS}/storage"
+"""Dagster's S3 IO manager keeps ``storage/<run>/<step>/<output>`` below its prefix."""
+
+
+def forget(instance: dg.DagsterInstance, staging: Staging, run_retention_days: float) -> dict[str, int]:
+    """Forget what is past its time.
+
+    Args:
+        instance: Dagster's.
+        staging: below which step outputs are, if it is on S3.
+        run_retention_days: how long runs are kept after their end; 0 = for ever.
+
+    Returns:
+        How many runs are forgotten, and of how many the step outputs.
+    """
+    forgotten = _forget_runs(instance, timedelta(days=run_retention_days)) if run_retention_days else 0
+    return {"forgotten_runs": forgotten, "forgotten_outputs": _forget_outputs(instance, staging)}
+
+
+def _forget_runs(instance: dg.DagsterInstance, keep: timedelta) -> int:
+    """The run key goes with the run. None is asked for twice: every attempt has its own, and the row says which."""
+    ended = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
+        updated_before=datetime.now(UTC) - keep,
+    )
+    records = instance.get_run_records(ended, limit=RUNS_A_TURN, ascending=True)
+    for record in records:
+        run_id = record.dagster_run.run_id
+        instance.compute_log_manager.delete_logs(prefix=[run_id])
+        _forget_local_outputs(instance, run_id)
+        instance.delete_run(run_id)
+    return len(records)
+
+
+def _forget_local_outputs(instance: dg.DagsterInstance, run_id: str) -> None:
+    with suppress(OSError):  # a directory that stays takes a few kilobytes, and the run is forgotten all the same
+        shutil.rmtree(Path(instance.storage_directory()) / run_id)
+
+
+def _forget_outputs(instance: dg.DagsterInstance, staging: Staging) -> int:
+    """They are kept as long as staged rows are: without those no run can be re-executed from failure."""
+    count = 0
+    for name in filter(_is_run, staging.trees(_STORED)):
+        record = instance.get_run_record_by_id(name)
+        if record is None or _ended_long_ago(record):
+            staging.delete_tree(f"{_STORED}/{name}")
+            count += 1
+    return count
+
+
+def _is_run(name: str) -> bool:
+    try:
+        return str(UUID(name)) == name
+    except ValueError:
+        return False
+
+
+def _ended_long_ago(record: dg.RunRecord) -> bool:
+    ended = record.end_time if record.dagster_run.is_finished else None
+    return ended is not None and datetime.fromtimestamp(ended, UTC) < datetime.now(UTC) - KEEP_LEFTOVERS
