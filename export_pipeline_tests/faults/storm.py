@@ -1,0 +1,135 @@
+"""Kills at random moments, while requests are always in flight.
+
+What belongs here: who is killed when. What does not: killing (``supervisor``), what is promised (``promises``).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import psutil
+import psycopg
+
+from export_pipeline_tests.faults.exports import KINDS, Asked, ask
+from export_pipeline_tests.faults.promises import at_rest
+from export_pipeline_tests.faults.supervisor import CODE_SERVER, DAEMON, Supervisor, kill
+from export_pipeline_tests.stack import Stack
+
+LONGEST_DELAY = {
+    "plan": 0.05,
+    "filter_entities": 0.25,
+    "serialize": 0.2,
+    "upload": 0.1,
+    "publish": 0.04,
+    "notify_recipients": 0.06,
+}
+"""Seconds after an op began, by op: about as long as it takes here."""
+FORK_SERVER, ALL, BOTH = "fork-server", "code-server, fork-server and worker", "fork-server and worker"
+IN_FLIGHT = 7
+_KILL_SECONDS = 90.0
+
+_TELL_STAGES = """
+CREATE FUNCTION tell_stage() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_notify('stage', NEW.stage || ' ' || NEW.run_id); RETURN NULL; END $$;
+CREATE TRIGGER tell_stage AFTER UPDATE ON export_requests FOR EACH ROW
+WHEN (NEW.stage IS DISTINCT FROM OLD.stage AND NEW.stage IS NOT NULL) EXECUTE FUNCTION tell_stage();
+"""
+
+
+@dataclass
+class Storm:
+    """Kills until the list is done; what was hit is counted in ``killed``."""
+
+    stack: Stack
+    supervisor: Supervisor
+    chance: random.Random
+    listener: psycopg.Connection[tuple[object, ...]]
+    asked: list[Asked] = field(default_factory=list)
+    killed: Counter[str] = field(default_factory=Counter)
+
+    def strike(self, target: str) -> None:
+        """Kill one process (or several together) and start again what a supervisor looks after."""
+        if target in (CODE_SERVER, DAEMON):
+            self._wait_for(self.chance.choice(list(LONGEST_DELAY)))
+            restart = self.supervisor.kill(target)
+            time.sleep(self.chance.uniform(0, 2))  # a supervisor's pause before it starts a process again
+            restart()
+            self.killed[target] += 1
+            return
+        stage = target if target in LONGEST_DELAY else self.chance.choice(list(LONGEST_DELAY))
+        deadline = time.monotonic() + _KILL_SECONDS
+        while not self._kill_with_worker(target, stage):
+            assert time.monotonic() < deadline, f"no {target} to kill; {self.stack.logs()}"
+
+    def _kill_with_worker(self, target: str, stage: str) -> bool:
+        run_id = self._wait_for(stage)
+        worker = self.supervisor.worker(run_id)
+        if worker is None:
+            return False
+        server = self.supervisor.fork_server(worker)
+        if target == FORK_SERVER:
+            return self._count(target, server is not None and kill(server))
+        if target in (ALL, BOTH):
+            if server is None:
+                return False
+            restart = self.supervisor.kill(CODE_SERVER) if target == ALL else None
+            hit = kill(server) and kill(worker)
+            if restart is not None:
+                restart()
+            return self._count(target, hit)
+        return self._kill_in_op(run_id, worker, stage)
+
+    def _kill_in_op(self, run_id: str, worker: psutil.Process, stage: str) -> bool:
+        """Count the op in which the worker died, as its row still says; False if it was not the wanted one."""
+        if not kill(worker) or self.supervisor.status(run_id) == "SUCCESS":
+            return False
+        with psycopg.connect(self.stack.database_url) as connection:
+            found = connection.execute("SELECT stage FROM export_requests WHERE run_id = %s", [run_id]).fetchone()
+        # Requeued already: it died where it was seen last.
+        died_in = found[0] if found is not None and found[0] in LONGEST_DELAY else stage
+        return self._count(died_in, hit=True) and died_in == stage
+
+    def _count(self, target: str, hit: bool) -> bool:
+        self.killed[target] += hit
+        return hit
+
+    def _wait_for(self, stage: str) -> str:
+        """A run that is in the middle of an op: its id, after a random moment."""
+        deadline = time.monotonic() + _KILL_SECONDS
+        while time.monotonic() < deadline:
+            self.refill()
+            for told in self.listener.notifies(timeout=0.5, stop_after=1):
+                began, run_id = told.payload.split()
+                if began == stage:
+                    time.sleep(self.chance.uniform(0, LONGEST_DELAY[stage]))
+                    return run_id
+        raise AssertionError(f"no run came to {stage}; {self.stack.logs()}")
+
+    def refill(self) -> None:
+        """Ask for more, so that requests are always in flight."""
+        with psycopg.connect(self.stack.database_url) as connection:
+            found = connection.execute(
+                "SELECT count(*) FROM export_requests WHERE status IN ('queued', 'running')"
+            ).fetchone()
+        assert found is not None
+        for _ in range(IN_FLIGHT - found[0]):
+            self.asked.append(ask(self.stack, self.chance.choice(list(KINDS))))
+
+    def wait_for_rest(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not at_rest(self.stack, self.asked):
+            assert time.monotonic() < deadline, self.stack.logs()
+            time.sleep(0.5)
+
+
+@contextmanager
+def storm(stack: Stack, supervisor: Supervisor, chance: random.Random) -> Iterator[Storm]:
+    with psycopg.connect(stack.database_url, autocommit=True) as listener:
+        listener.execute(_TELL_STAGES)
+        listener.execute("LISTEN stage")
+        yield Storm(stack, supervisor, chance, listener)
