@@ -24,7 +24,7 @@ from botocore.config import Config
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
-from export_pipeline.delivery.s3_errors import is_missing, translated
+from export_pipeline.delivery.s3_errors import error_code, is_missing, translated
 from export_pipeline.failures import ExportFailure, FailureCode
 
 MINIMUM_PART = 8 * 2**20
@@ -183,13 +183,20 @@ class S3Store:
         """Abort multipart uploads that began longer ago: their parts cost money until then. How many."""
         newest, count = datetime.now(UTC) - older_than, 0
         with translated():
-            pages = self._client.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+            for page in self._pages_of_uploads():
                 for upload in page.get("Uploads", []):
                     if upload["Initiated"] <= newest:
                         self._abort({"Bucket": self._bucket, "Key": upload["Key"]}, upload["UploadId"])
                         count += 1
         return count
+
+    def _pages_of_uploads(self) -> Iterator[dict[str, Any]]:
+        pages = self._client.get_paginator("list_multipart_uploads")
+        try:
+            yield from pages.paginate(Bucket=self._bucket, Prefix=self._prefix)
+        except boto.ClientError as error:
+            if error_code(error) != "NoSuchUpload":  # rclone's answer where nothing was ever uploaded in parts
+                raise
 
     def _at(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}
