@@ -8,11 +8,10 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import psutil
 import psycopg
 
 from export_pipeline_tests.faults.exports import KINDS, Asked, ask
@@ -30,7 +29,7 @@ LONGEST_DELAY = {
 }
 """Seconds after an op began, by op: about as long as it takes here."""
 FORK_SERVER, ALL, BOTH = "fork-server", "code-server, fork-server and worker", "fork-server and worker"
-IN_FLIGHT = 7
+IN_FLIGHT = 12
 _KILL_SECONDS = 90.0
 
 _TELL_STAGES = """
@@ -52,63 +51,64 @@ class Storm:
     asked: list[Asked] = field(default_factory=list)
     killed: Counter[str] = field(default_factory=Counter)
 
-    def strike(self, target: str) -> None:
-        """Kill one process (or several together) and start again what a supervisor looks after."""
+    def strike_all(self, targets: Sequence[str]) -> None:
+        """Kill everything in the list; of the workers, whichever of the wanted ops one comes to first."""
+        ops = Counter(target for target in targets if target in LONGEST_DELAY)
+        for target in targets:
+            deadline = time.monotonic() + _KILL_SECONDS
+            if target not in LONGEST_DELAY:
+                while not self._strike(target):
+                    assert time.monotonic() < deadline, f"no {target} to kill; {self.stack.logs()}"
+                continue
+            while (hit := self._kill_in_op(ops)) is None:
+                assert time.monotonic() < deadline, f"no worker to kill; {self.stack.logs()}"
+            ops[hit] -= 1
+
+    def _strike(self, target: str) -> bool:
+        """Kill a process (or several together), and start again what a supervisor looks after."""
+        run_id, _ = self._moment(LONGEST_DELAY)
         if target in (CODE_SERVER, DAEMON):
-            self._wait_for(self.chance.choice(list(LONGEST_DELAY)))
             restart = self.supervisor.kill(target)
             time.sleep(self.chance.uniform(0, 2))  # a supervisor's pause before it starts a process again
             restart()
-            self.killed[target] += 1
-            return
-        stage = target if target in LONGEST_DELAY else self.chance.choice(list(LONGEST_DELAY))
-        deadline = time.monotonic() + _KILL_SECONDS
-        while not self._kill_with_worker(target, stage):
-            assert time.monotonic() < deadline, f"no {target} to kill; {self.stack.logs()}"
+            return self._count(target, hit=True)
+        server, worker = self.supervisor.fork_server(run_id), self.supervisor.worker(run_id)
+        if server is None or worker is None:
+            return False
+        restart = self.supervisor.kill(CODE_SERVER) if target == ALL else None
+        hit = kill(server) and (target == FORK_SERVER or kill(worker))
+        if restart is not None:
+            restart()
+        return self._count(target, hit=hit)
 
-    def _kill_with_worker(self, target: str, stage: str) -> bool:
-        run_id = self._wait_for(stage)
+    def _kill_in_op(self, wanted: Counter[str]) -> str | None:
+        """Kill a worker in one of the wanted ops: that in which its row says it died; None if it was another."""
+        run_id, stage = self._moment([op for op, number in wanted.items() if number > 0])
         worker = self.supervisor.worker(run_id)
-        if worker is None:
-            return False
-        server = self.supervisor.fork_server(worker)
-        if target == FORK_SERVER:
-            return self._count(target, server is not None and kill(server))
-        if target in (ALL, BOTH):
-            if server is None:
-                return False
-            restart = self.supervisor.kill(CODE_SERVER) if target == ALL else None
-            hit = kill(server) and kill(worker)
-            if restart is not None:
-                restart()
-            return self._count(target, hit)
-        return self._kill_in_op(run_id, worker, stage)
-
-    def _kill_in_op(self, run_id: str, worker: psutil.Process, stage: str) -> bool:
-        """Count the op in which the worker died, as its row still says; False if it was not the wanted one."""
-        if not kill(worker) or self.supervisor.status(run_id) == "SUCCESS":
-            return False
+        if worker is None or not kill(worker) or self.supervisor.status(run_id) == "SUCCESS":
+            return None
         with psycopg.connect(self.stack.database_url) as connection:
             found = connection.execute("SELECT stage FROM export_requests WHERE run_id = %s", [run_id]).fetchone()
         # Requeued already: it died where it was seen last.
-        died_in = found[0] if found is not None and found[0] in LONGEST_DELAY else stage
-        return self._count(died_in, hit=True) and died_in == stage
+        died_in = str(found[0]) if found is not None and found[0] is not None else stage
+        self._count(died_in, hit=True)
+        return died_in if wanted[died_in] > 0 else None
 
-    def _count(self, target: str, hit: bool) -> bool:
+    def _count(self, target: str, *, hit: bool) -> bool:
         self.killed[target] += hit
         return hit
 
-    def _wait_for(self, stage: str) -> str:
-        """A run that is in the middle of an op: its id, after a random moment."""
+    def _moment(self, ops: Container[str]) -> tuple[str, str]:
+        """A random moment in the middle of one of these ops: the run's id, and the op."""
         deadline = time.monotonic() + _KILL_SECONDS
         while time.monotonic() < deadline:
             self.refill()
             for told in self.listener.notifies(timeout=0.5, stop_after=1):
-                began, run_id = told.payload.split()
-                if began == stage:
-                    time.sleep(self.chance.uniform(0, LONGEST_DELAY[stage]))
-                    return run_id
-        raise AssertionError(f"no run came to {stage}; {self.stack.logs()}")
+                op, run_id = told.payload.split()
+                if op in ops:
+                    time.sleep(self.chance.uniform(0, LONGEST_DELAY[op]))
+                    return run_id, op
+        raise AssertionError(f"no run came to {ops}; {self.stack.logs()}")
 
     def refill(self) -> None:
         """Ask for more, so that requests are always in flight."""

@@ -6,10 +6,11 @@ What belongs here: which process is which, SIGKILL, restart. What does not: when
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,9 @@ import psutil
 
 from export_pipeline.demo.processes import Processes
 from export_pipeline.orchestration.job import JOB_NAME
+from export_pipeline.orchestration.launcher import client
 from export_pipeline.orchestration.launcher.identity import WORKER_TAG, Life, Worker
+from export_pipeline.orchestration.launcher.protocol import check_peer
 from export_pipeline_tests.stack import Stack
 
 CODE_SERVER, DAEMON = "code-server", "daemon"
@@ -63,25 +66,30 @@ class Supervisor:
         worker = Worker.of_tag(run.run_id, run.tags.get(WORKER_TAG))
         if worker is not None:
             return psutil.Process(worker.pid) if worker.life() is Life.ALIVE else None
-        return next((one for one in psutil.process_iter() if _executes(one, run.run_id)), None)
+        return self._worker_of_dagster(run.run_id)
 
-    def fork_server(self, worker: psutil.Process) -> psutil.Process | None:
-        """The warm run launcher's server that forked a worker; None if it is no more."""
-        parent = worker.parent()
-        return parent if parent is not None and "export_pipeline.orchestration.launcher" in parent.cmdline() else None
+    def _worker_of_dagster(self, run_id: str) -> psutil.Process | None:
+        for record in self.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT).records:
+            event = record.event_log_entry.dagster_event
+            pid = re.search(r"Started process for run \(pid: (\d+)\)", (event and event.message) or "")
+            if pid is not None and psutil.pid_exists(int(pid[1])):
+                return psutil.Process(int(pid[1]))
+        return None
+
+    def fork_server(self, run_id: str | None) -> psutil.Process | None:
+        """The warm run launcher's server for runs like this one, whoever forked its worker; None if there is none."""
+        run = self.instance.get_run_by_id(run_id) if run_id else None
+        worker = Worker.of_tag(run.run_id, run.tags.get(WORKER_TAG)) if run is not None else None
+        connection = client._connect(client.socket_of(worker.server)) if worker is not None else None
+        if connection is None:
+            return None
+        with closing(connection):
+            return psutil.Process(check_peer(connection))
 
     def status(self, run_id: str) -> str:
         run = self.instance.get_run_by_id(run_id)
         assert run is not None
         return run.status.value
-
-
-def _executes(process: psutil.Process, run_id: str) -> bool:
-    try:
-        arguments = process.cmdline()
-    except psutil.Error:
-        return False
-    return "execute_run" in arguments and any(run_id in one for one in arguments)
 
 
 @contextmanager
@@ -98,11 +106,11 @@ def kill(process: psutil.Process) -> bool:
         process.send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
         return False
-    wait_until(lambda: not _lives(process), 10)
+    wait_until(lambda: not lives(process), 10)
     return True
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -44,8 +44,7 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(
     assert len(expected["shards"]) > 5
     targets = chance.sample(TARGETS, len(TARGETS))
     with supervise(stack) as supervisor, storm(stack, supervisor, chance) as running:
-        for target in targets:
-            running.strike(target)
+        running.strike_all(targets)
         running.wait_for_rest(240)
     assert running.killed.total() >= len(TARGETS) >= 30
     assert set(running.killed) == set(TARGETS)
