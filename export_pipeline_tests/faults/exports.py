@@ -67,9 +67,7 @@ def prepare(home: Home, database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute(_VIEWS)
         for organization in {ACME, *(kind["organization_id"] for kind in KINDS.values())}:
-            connection.execute(
-                "INSERT INTO organizations (id, email_balance) VALUES (%s, %s)", [organization, BALANCE]
-            )
+            connection.execute("INSERT INTO organizations (id, email_balance) VALUES (%s, %s)", [organization, BALANCE])
     configuration = home.dagster_home / "dagster.yaml"
     text = configuration.read_text()
     for slow, quick in (

@@ -164,6 +164,6 @@ def left_behind(stack: Stack, asked: Sequence[Asked]) -> list[str]:
         left += [key for key in stack.objects(one.uid) if delivered is None or not key.startswith(delivered)]
     uploads = stack.bucket.client.list_multipart_uploads(Bucket=stack.bucket.name).get("Uploads", [])
     left += [f"upload: {upload['Key']}" for upload in uploads]
-    whole = {f"{stack.bucket.name}/{key}" for key in stack.bucket.keys()}
+    whole = {f"{stack.bucket.name}/{key}" for key in stack.bucket.keys()}  # noqa: SIM118 - no mapping
     disk = {f"{stack.bucket.name}/{key}" for key in stack.bucket.files()}
     return left + sorted(disk - whole)

@@ -10,17 +10,26 @@ from __future__ import annotations
 import os
 import random
 import secrets
+from collections.abc import Callable
 
 import pytest
 
 VARIABLE = "EXPORT_FAULT_SEED"
-PROPERTY = "seed"
+NOTE = "note"
+
+Note = Callable[[str], None]
 
 
 @pytest.fixture
-def chance(request: pytest.FixtureRequest) -> random.Random:
+def note(request: pytest.FixtureRequest) -> Note:
+    """Say something of a test in the summary of the test run, under the tally."""
+    return lambda text: request.node.user_properties.append((NOTE, text))
+
+
+@pytest.fixture
+def chance(note: Note) -> random.Random:
     """A generator of its own for the test."""
     seed = int(os.environ.get(VARIABLE) or secrets.randbelow(2**32))
-    request.node.user_properties.append((PROPERTY, seed))
+    note(f"{VARIABLE}={seed}")
     print(f"{VARIABLE}={seed}")  # noqa: T201 - beside a failure's traceback
     return random.Random(seed)

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import psutil
 import pytest
@@ -24,7 +23,6 @@ from export_pipeline_tests.faults.promises import (
     query,
     unbalanced,
 )
-from export_pipeline_tests.faults.seeds import chance as chance  # a fixture
 from export_pipeline_tests.faults.supervisor import DAEMON, Supervisor, kill, lives, supervise, wait_until
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
@@ -60,7 +58,7 @@ def supervisor(stack: Stack) -> Iterator[Supervisor]:
 def expected(stack: Stack) -> dict[str, Files]:
     """Files of exports that nobody disturbed."""
     asked = [ask(stack, kind) for kind in KINDS]
-    wait_until(lambda: at_rest(stack, asked), 120, why=stack.logs)
+    wait_until(lambda: at_rest(stack, asked), 240, why=stack.logs)
     return {one.kind: files_of(stack, one.uid) for one in asked}
 
 
@@ -101,14 +99,14 @@ def test_a_worker_killed_between_two_statements_loses_nothing_and_doubles_nothin
             waiting.append((closed, ask(stack, kind, uid=uid, recipients=recipients)))
         asked = [one for _, one in waiting]
         while waiting:
-            wait_until(lambda: any(closed.reached() for closed, _ in waiting), 90, why=stack.logs)
+            wait_until(lambda: any(closed.reached() for closed, _ in waiting), 180, why=stack.logs)
             closed, one = next(pair for pair in waiting if pair[0].reached())
             worker = supervisor.worker(_run_of(supervisor, one))
             assert worker is not None
             assert kill(worker)
             closed.open()
             waiting.remove((closed, one))
-        wait_until(lambda: at_rest(stack, asked), 120, why=stack.logs)
+        wait_until(lambda: at_rest(stack, asked), 240, why=stack.logs)
     found = {name: broken(stack, one, expected[one.kind]) for name, one in zip(POINTS, asked, strict=True)}
     tally(
         "kill -9 of the worker between two statements",
@@ -160,11 +158,11 @@ def test_a_worker_taken_for_dead_that_lives_on_delivers_and_mails_nothing(
                     time.sleep(chance.uniform(0, 0.05))
                 worker.suspend()
                 frozen.append(worker)
-        wait_until(lambda: at_rest(stack, asked), 150, why=stack.logs)
+        wait_until(lambda: at_rest(stack, asked), 240, why=stack.logs)
     finally:
         for worker in frozen:
             worker.resume()
-    wait_until(lambda: not any(map(lives, frozen)), 90, why=stack.logs)
+    wait_until(lambda: not any(map(lives, frozen)), 180, why=stack.logs)
     found = {one.uid: broken(stack, one, expected[one.kind]) for one in asked}
     tally(
         "worker frozen until it is taken for dead, then going on",
@@ -212,7 +210,7 @@ def test_two_daemons_at_once_and_one_of_them_killed_run_each_request_once(
 ) -> None:
     second = supervisor.second_daemon()
     asked = [ask(stack, chance.choice(list(KINDS))) for _ in range(10)]
-    wait_until(lambda: at_rest(stack, asked[:3]), 120, why=stack.logs)
+    wait_until(lambda: at_rest(stack, asked[:3]), 240, why=stack.logs)
     asked += [ask(stack, chance.choice(list(KINDS))) for _ in range(4)]
     time.sleep(chance.uniform(0, 4))
     supervisor.kill(chance.choice([DAEMON, second]))

@@ -1,4 +1,4 @@
-"""Steps in processes of their own under Dagster's own launcher: what lives on when its worker dies, and what nobody reports.
+"""Steps in processes of their own under Dagster's own launcher: what outlives its worker, what nobody reports.
 
 The product's job runs its steps in the worker, which the warm run launcher watches. This is the installation that has
 neither, as Dagster ships.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -68,7 +67,7 @@ def test_a_step_that_outlives_its_killed_worker_and_a_run_that_nobody_reports(
         assert row["attempt"] == 1
         wait_until(lambda: supervisor.status(row["run_id"]) == "FAILURE", 60)
 
-        closed.wait(120)
+        closed.wait()
         kill_worker(supervisor, stack.row(finished_alone.uid)["run_id"])
     asked = [outlived, finished_alone]
     wait_until(lambda: at_rest(stack, asked), 180, why=stack.logs)
@@ -80,7 +79,8 @@ def test_a_step_that_outlives_its_killed_worker_and_a_run_that_nobody_reports(
     assert worker is not None
     restart = supervisor.kill(CODE_SERVER)
     family = [worker, *worker.children(recursive=True)]
-    assert any([kill(one) for one in family])
+    for one in family:
+        kill(one)
     restart()
     assert supervisor.status(row["run_id"]) == "STARTED"  # for ever, as far as Dagster is concerned
     stack.wait(together.uid, lambda row: row["attempt"] == 2)
@@ -89,7 +89,7 @@ def test_a_step_that_outlives_its_killed_worker_and_a_run_that_nobody_reports(
 
     asked.append(together)
     undisturbed = ask(stack, "slow", **SLOW)
-    wait_until(lambda: at_rest(stack, [undisturbed]), 120, why=stack.logs)
+    wait_until(lambda: at_rest(stack, [undisturbed]), 240, why=stack.logs)
     found = {one.uid: broken(stack, one, files_of(stack, undisturbed.uid)) for one in asked}
     names = ("kill -9 of a worker whose step lives on",) * 2 + ("kill -9 of code server, worker and step together",)
     for name, one in zip(names, found.values(), strict=True):

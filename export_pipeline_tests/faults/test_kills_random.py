@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: of workers in the middle of every op, fork server, code server, daemon, and several at once."""
+"""SIGKILL at random moments: workers in the middle of every op, fork server, code server, daemon, several at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.exports import KINDS, SETTINGS, Asked, ask, prepare
 from export_pipeline_tests.faults.promises import Files, at_rest, broken, files_of, left_behind, unbalanced
-from export_pipeline_tests.faults.seeds import chance as chance  # a fixture
+from export_pipeline_tests.faults.seeds import Note
 from export_pipeline_tests.faults.storm import ALL, BOTH, FORK_SERVER, LONGEST_DELAY, storm
 from export_pipeline_tests.faults.supervisor import CODE_SERVER, DAEMON, supervise, wait_until
 from export_pipeline_tests.servers.postgres import PostgresServer
@@ -32,12 +32,12 @@ def stack(postgres_server: PostgresServer, s3_server: S3Server, tmp_path: Path) 
 def undisturbed(stack: Stack) -> tuple[list[Asked], dict[str, Files]]:
     """One export of every kind while nothing is killed: what the others are held against."""
     asked = [ask(stack, kind) for kind in KINDS]
-    wait_until(lambda: at_rest(stack, asked), 120, why=stack.logs)
+    wait_until(lambda: at_rest(stack, asked), 240, why=stack.logs)
     return asked, {one.kind: files_of(stack, one.uid) for one in asked}
 
 
 def test_kills_at_random_moments_lose_nothing_and_double_nothing(
-    stack: Stack, chance: random.Random, tally: Tally
+    stack: Stack, chance: random.Random, tally: Tally, note: Note
 ) -> None:
     first, expected = undisturbed(stack)
     assert all(not broken(stack, one, expected[one.kind]) for one in first)
@@ -57,7 +57,8 @@ def test_kills_at_random_moments_lose_nothing_and_double_nothing(
         lost=lost,
         doubled=doubled,
     )
-    print(f"killed: {dict(running.killed)}; mails of unknown outcome: {sum(one.unknown for one in found.values())}")
+    unknown = sum(one.unknown for one in found.values())
+    note(f"{running.killed.total()} kills: {dict(running.killed)}; {unknown} mails of unknown outcome")
     assert {one.uid: vars(bad) for one, bad in found.items() if bad} == {}
     assert unbalanced(stack) == []
     assert left_behind(stack, [*first, *running.asked]) == []
