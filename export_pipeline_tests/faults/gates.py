@@ -33,7 +33,7 @@ class Gate:
         found = self.connection.execute(_WAITS, [self.number]).fetchone()
         return found is not None and found[0] == 1
 
-    def wait(self, seconds: float = 180) -> None:
+    def wait(self, seconds: float = 300) -> None:
         wait_until(self.reached, seconds, why=lambda: f"nobody came to {self.name}; {self.stack.logs()}")
 
     def open(self) -> None:

@@ -28,7 +28,7 @@ from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, finished, open_stack
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 MAX_ATTEMPTS = 3
 STALE_SECONDS = 6
@@ -58,7 +58,7 @@ def supervisor(stack: Stack) -> Iterator[Supervisor]:
 def expected(stack: Stack) -> dict[str, Files]:
     """Files of exports that nobody disturbed."""
     asked = [ask(stack, kind) for kind in KINDS]
-    wait_until(lambda: at_rest(stack, asked), 240, why=stack.logs)
+    wait_until(lambda: at_rest(stack, asked), 300, why=stack.logs)
     return {one.kind: files_of(stack, one.uid) for one in asked}
 
 
@@ -99,14 +99,14 @@ def test_a_worker_killed_between_two_statements_loses_nothing_and_doubles_nothin
             waiting.append((closed, ask(stack, kind, uid=uid, recipients=recipients)))
         asked = [one for _, one in waiting]
         while waiting:
-            wait_until(lambda: any(closed.reached() for closed, _ in waiting), 180, why=stack.logs)
+            wait_until(lambda: any(closed.reached() for closed, _ in waiting), 300, why=stack.logs)
             closed, one = next(pair for pair in waiting if pair[0].reached())
             worker = supervisor.worker(_run_of(supervisor, one))
             assert worker is not None
             assert kill(worker)
             closed.open()
             waiting.remove((closed, one))
-        wait_until(lambda: at_rest(stack, asked), 240, why=stack.logs)
+        wait_until(lambda: at_rest(stack, asked), 300, why=stack.logs)
     found = {name: broken(stack, one, expected[one.kind]) for name, one in zip(POINTS, asked, strict=True)}
     tally(
         "kill -9 of the worker between two statements",
@@ -158,11 +158,11 @@ def test_a_worker_taken_for_dead_that_lives_on_delivers_and_mails_nothing(
                     time.sleep(chance.uniform(0, 0.05))
                 worker.suspend()
                 frozen.append(worker)
-        wait_until(lambda: at_rest(stack, asked), 240, why=stack.logs)
+        wait_until(lambda: at_rest(stack, asked), 300, why=stack.logs)
     finally:
         for worker in frozen:
             worker.resume()
-    wait_until(lambda: not any(map(lives, frozen)), 180, why=stack.logs)
+    wait_until(lambda: not any(map(lives, frozen)), 300, why=stack.logs)
     found = {one.uid: broken(stack, one, expected[one.kind]) for one in asked}
     tally(
         "worker frozen until it is taken for dead, then going on",
@@ -187,13 +187,13 @@ def test_attempts_run_out_and_a_slow_export_that_lives_is_left_alone(
         worker = supervisor.worker(row["run_id"])
         assert worker is not None
         assert kill(worker)
-    row = stack.wait(doomed.uid, finished, 60)
+    row = stack.wait(doomed.uid, finished, 180)
     assert (row["status"], row["error_code"], row["attempt"]) == ("failed", "attempts_exhausted", MAX_ATTEMPTS)
     assert stack.mails(doomed.recipients[0]) == []
     charges = query(stack, "SELECT status FROM email_charges WHERE request_uid = %(uid)s::uuid", uid=doomed.uid)
     assert [one["status"] for one in charges] == ["released"]
 
-    row = stack.wait(slow.uid, finished, 120)
+    row = stack.wait(slow.uid, finished, 300)
     assert (row["status"], row["attempt"], row["row_count"]) == ("completed", 1, 100)
     assert (row["completed_at"] - row["started_at"]).total_seconds() > 3 * STALE_SECONDS
     stack.wait_for_mail(slow.recipients[0])
@@ -210,11 +210,11 @@ def test_two_daemons_at_once_and_one_of_them_killed_run_each_request_once(
 ) -> None:
     second = supervisor.second_daemon()
     asked = [ask(stack, chance.choice(list(KINDS))) for _ in range(10)]
-    wait_until(lambda: at_rest(stack, asked[:3]), 240, why=stack.logs)
+    wait_until(lambda: at_rest(stack, asked[:3]), 300, why=stack.logs)
     asked += [ask(stack, chance.choice(list(KINDS))) for _ in range(4)]
     time.sleep(chance.uniform(0, 4))
     supervisor.kill(chance.choice([DAEMON, second]))
-    wait_until(lambda: at_rest(stack, asked), 180, why=stack.logs)
+    wait_until(lambda: at_rest(stack, asked), 300, why=stack.logs)
     found = {one.uid: broken(stack, one, expected[one.kind]) for one in asked}
     tally(
         "two daemons at once, one of them killed",

@@ -32,7 +32,7 @@ def stack(postgres_server: PostgresServer, s3_server: S3Server, tmp_path: Path) 
 def undisturbed(stack: Stack) -> tuple[list[Asked], dict[str, Files]]:
     """One export of every kind while nothing is killed: what the others are held against."""
     asked = [ask(stack, kind) for kind in KINDS]
-    wait_until(lambda: at_rest(stack, asked), 240, why=stack.logs)
+    wait_until(lambda: at_rest(stack, asked), 300, why=stack.logs)
     return asked, {one.kind: files_of(stack, one.uid) for one in asked}
 
 

@@ -24,7 +24,7 @@ from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, finished, open_stack
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 _REEXECUTE = """
 mutation($p: ReexecutionParams!) {
@@ -86,7 +86,7 @@ class Ui:
 
     def _launched(self, told: dict[str, Any]) -> str:
         run_id: str = told["run"]["runId"]
-        wait_until(lambda: self._is_finished(run_id), 180, why=self.supervisor.stack.logs)
+        wait_until(lambda: self._is_finished(run_id), 300, why=self.supervisor.stack.logs)
         return run_id
 
     def _is_finished(self, run_id: str) -> bool:
@@ -127,7 +127,7 @@ def test_from_failure_goes_on_at_the_failed_shard_and_nothing_finished_is_done_a
     stack: Stack, ui: Ui, tally: Tally
 ) -> None:
     undisturbed = ask(stack, "shards")
-    wait_until(lambda: at_rest(stack, [undisturbed]), 180, why=stack.logs)
+    wait_until(lambda: at_rest(stack, [undisturbed]), 300, why=stack.logs)
     expected = files_of(stack, undisturbed.uid)
 
     # The third shard's rows are not to be had for a while (a disk that went away), the others' are.
