@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,9 +94,9 @@ class Asked:
 _numbers = itertools.count(1)
 
 
-def ask(stack: Stack, kind: str, *, recipients: int = 2, uid: str = "", **other: Any) -> Asked:
-    """Insert a request of a kind, with recipients of its own."""
+def ask(stack: Stack, kind: str, *, recipients: Sequence[str] = (), uid: str = "", **other: Any) -> Asked:
+    """Insert a request of a kind, with two recipients of its own if none are given."""
     number = next(_numbers)
-    addresses = tuple(f"r{number}-{place}@example.com" for place in range(1, recipients + 1))
+    addresses = tuple(recipients) or (f"r{number}-1@example.com", f"r{number}-2@example.com")
     row = {**KINDS.get(kind, {}), "recipient_emails": json.dumps(addresses), **other}
     return Asked(stack.insert(uid=uid or str(uuid.uuid4()), **row), kind, addresses)

@@ -180,8 +180,9 @@ def test_a_worker_taken_for_dead_that_lives_on_delivers_and_mails_nothing(
 def test_attempts_run_out_and_a_slow_export_that_lives_is_left_alone(
     stack: Stack, supervisor: Supervisor, tally: Tally
 ) -> None:
-    slow = ask(stack, "steady", organization_id=ACME, dataset="steady", format="csv", recipients=1)
-    doomed = ask(stack, "steady", organization_id=ACME, dataset="steady", format="csv", recipients=1)
+    steady = {"organization_id": ACME, "dataset": "steady", "format": "csv"}
+    slow = ask(stack, "steady", recipients=["slow@example.com"], **steady)
+    doomed = ask(stack, "steady", recipients=["doomed@example.com"], **steady)
     for attempt in range(1, MAX_ATTEMPTS + 1):
         row = stack.wait(doomed.uid, lambda row: row["stage"] == "filter_entities" and row["attempt"] == attempt)  # noqa: B023
         worker = supervisor.worker(row["run_id"])
