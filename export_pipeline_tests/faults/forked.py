@@ -8,16 +8,22 @@ import dagster as dg
 from export_pipeline.definitions import build_definitions
 from export_pipeline.orchestration.job import export_job
 
-_shipped = build_definitions()
-_forking = dg.multiprocess_executor.configured(
+_FORKING = dg.multiprocess_executor.configured(
     {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": ["export_pipeline.definitions"]}}},
     name="forking",
 )
 
-defs = dg.Definitions(
-    assets=_shipped.assets,
-    jobs=[*(job for job in _shipped.jobs or () if job is not export_job), export_job.with_executor_def(_forking)],
-    schedules=_shipped.schedules,
-    sensors=_shipped.sensors,
-    resources=_shipped.resources,
-)
+
+def _forking() -> dg.Definitions:
+    shipped = build_definitions()
+    others = [job for job in shipped.jobs or () if job is not export_job]
+    return dg.Definitions(
+        assets=shipped.assets,
+        jobs=[*others, export_job.with_executor_def(_FORKING)],
+        schedules=shipped.schedules,
+        sensors=shipped.sensors,
+        resources=shipped.resources,
+    )
+
+
+defs = _forking()

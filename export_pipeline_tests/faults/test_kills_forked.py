@@ -55,6 +55,7 @@ def supervisor(stack: Stack) -> Iterator[Supervisor]:
 def test_a_step_that_outlives_its_killed_worker_and_a_run_that_nobody_reports(
     stack: Stack, supervisor: Supervisor, tally: Tally
 ) -> None:
+    undisturbed = ask(stack, "slow", **SLOW)
     outlived, uid = ask(stack, "slow", **SLOW), str(uuid.uuid4())
     completes = f"NEW.uid = '{uid}' AND NEW.status = 'completed' AND OLD.status = 'running'"
     with gate(stack, "the row's completion", "UPDATE ON export_requests", completes) as closed:
@@ -70,7 +71,7 @@ def test_a_step_that_outlives_its_killed_worker_and_a_run_that_nobody_reports(
         closed.wait()
         kill_worker(supervisor, stack.row(finished_alone.uid)["run_id"])
     asked = [outlived, finished_alone]
-    wait_until(lambda: at_rest(stack, asked), 300, why=stack.logs)
+    wait_until(lambda: at_rest(stack, [*asked, undisturbed]), 300, why=stack.logs)
     assert [stack.row(one.uid)["attempt"] for one in asked] == [2, 1]
 
     together = ask(stack, "slow", **SLOW)
@@ -88,8 +89,6 @@ def test_a_step_that_outlives_its_killed_worker_and_a_run_that_nobody_reports(
     wait_until(lambda: at_rest(stack, [together]), 300, why=stack.logs)
 
     asked.append(together)
-    undisturbed = ask(stack, "slow", **SLOW)
-    wait_until(lambda: at_rest(stack, [undisturbed]), 300, why=stack.logs)
     found = {one.uid: broken(stack, one, files_of(stack, undisturbed.uid)) for one in asked}
     names = ("kill -9 of a worker whose step lives on",) * 2 + ("kill -9 of code server, worker and step together",)
     for name, one in zip(names, found.values(), strict=True):
