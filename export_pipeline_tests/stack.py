@@ -25,7 +25,7 @@ from psycopg.rows import dict_row
 
 from export_pipeline.demo.data import load_demo_data
 from export_pipeline.demo.home import Home
-from export_pipeline.demo.processes import Processes, free_port
+from export_pipeline.demo.processes import CODE_LOCATION, Processes, free_port
 from export_pipeline.orchestration.launcher.identity import WORKER_TAG, Worker
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import upgrade
@@ -58,6 +58,7 @@ class Stack:
     environment: dict[str, str]
     bucket: S3Bucket
     smtp: SmtpSink
+    processes: Processes | None = None
 
     def insert(self, **row: Any) -> str:
         names, marks = ", ".join(row), ", ".join(["%s"] * len(row))
@@ -103,11 +104,24 @@ class Stack:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def _as_it_is(home: Home, database_url: str) -> None:
+    """Nothing to prepare."""
+
+
 @contextmanager
 def open_stack(
-    postgres_server: PostgresServer, s3_server: S3Server, directory: Path, **settings: str
+    postgres_server: PostgresServer,
+    s3_server: S3Server,
+    directory: Path,
+    *,
+    prepare: Callable[[Home, str], None] = _as_it_is,
+    module: str = CODE_LOCATION,
+    **settings: str,
 ) -> Iterator[Stack]:
-    """An installation with its real daemon; ``settings`` are further variables."""
+    """An installation with its real daemon; ``settings`` are further variables.
+
+    ``prepare`` gets the home and the database's URL before any process starts; ``module`` is the code location.
+    """
     home = Home(directory / "home")
     home.create()
     catalog = home.directory / "catalog"
@@ -125,6 +139,7 @@ def open_stack(
         load_demo_data(Settings(database_url=url).database_url, contacts=5000, entities=10)
         with psycopg.connect(url) as connection:
             connection.execute(SLOW_VIEW)
+        prepare(home, url)
         environment = {
             **home.environment(s3_server.endpoint),
             **s3_server.environment(),
@@ -138,9 +153,9 @@ def open_stack(
         port = free_port()
         home.write_workspace(port)
         processes = stack.enter_context(Processes(home.logs, environment))
-        processes.code_server(port)
+        processes.code_server(port, module)
         processes.daemon(home.workspace)
-        yield Stack(home, url, environment, bucket, smtp)
+        yield Stack(home, url, environment, bucket, smtp, processes)
 
 
 def finished(row: dict[str, Any]) -> bool:

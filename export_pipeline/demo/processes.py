@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+CODE_LOCATION = "export_pipeline.definitions"
+
 _STOP_SECONDS = 20.0
 _START_SECONDS = 60.0
 
@@ -29,7 +31,7 @@ class Processes(ExitStack):
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self.callback(_end_workers, Path(self._environment["DAGSTER_HOME"]))  # last: nobody is left to launch more
 
-    def code_server(self, port: int) -> None:
+    def code_server(self, port: int, module: str = CODE_LOCATION) -> None:
         """Start the code location's gRPC server."""
         self._start(
             "code-server",
@@ -37,7 +39,7 @@ class Processes(ExitStack):
             "api",
             "grpc",
             "-m",
-            "export_pipeline.definitions",
+            module,
             "-h",
             "127.0.0.1",
             "-p",

@@ -209,6 +209,8 @@ class _Frame:
         """Seconds until this op is tried again; None if it is not."""
         if failure.fault is not Fault.TRANSIENT or self._context.retry_number >= MAX_RETRIES:
             return None
+        if self._owned is not None and self._owned.failed:
+            return None  # the requester knows already; a re-execution tries it again, with whatever failed before
         wait = float(FIRST_RETRY_SECONDS * 2**self._context.retry_number)
         asked = failure.retry_after if isinstance(failure, MailPostponed) else None
         if asked is None:

@@ -21,6 +21,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
 _POSTGRESQL = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
 """A server that falls silent is noticed within a minute (libpq: seconds, ``tcp_user_timeout`` in milliseconds)."""
+_IDLE_IN_TRANSACTION_SECONDS = 30
+"""A process that froze, or a machine that vanished, between two statements would hold its row's lock, and with it the
+reconciler, until the server's TCP keepalive notices: hours. Transactions on this database take milliseconds."""
 _SQLITE_BEGIN = "sqlite_begin"
 
 
@@ -124,7 +127,7 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
     if connections:
         pool = {"poolclass": sa.QueuePool, "pool_size": connections, "max_overflow": 0, "pool_pre_ping": True}
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(url, hide_parameters=True, connect_args=_POSTGRESQL, **pool)
+        return _postgresql(url, pool)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     busy = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": not connections}
@@ -144,6 +147,18 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
         # IMMEDIATE: a deferred transaction that reads first fails with "database is locked" when it writes.
         mode = connection.get_execution_options().get(_SQLITE_BEGIN, "IMMEDIATE")
         connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
+    engine = sa.create_engine(url, hide_parameters=True, connect_args=_POSTGRESQL, **pool)
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        # Not by the connection's `options`, which pgbouncer refuses in transaction mode.
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION_SECONDS}s'")
+        connection.commit()
 
     return engine
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.failures import ExportCanceled, OwnershipLost
+from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.events import record
 from export_pipeline.requests.tables import EventKind, RequestStatus, Stage, export_requests
 
 _rows = export_requests.c
+_OF_ONE_SHARD = (Stage.SERIALIZE, Stage.UPLOAD)
+_REQUESTERS = [code.value for code in FailureCode if code.fault is Fault.REQUESTER]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Ownership:
     """Of a request that is completed already."""
     rows_total: int | None = None
     """Rows of its snapshot, once there is one."""
+    failed: bool = False
+    """Another shard of the same run has failed it: this one's work is for the re-execution that goes on from there."""
 
 
 def begin(
@@ -90,6 +94,7 @@ def enter(
     """A later op enters its stage, if its run (or one that it re-executes) owns the row.
 
     ``publish`` may find the row completed by an earlier try of its own ``attempt``, which died before Dagster knew.
+    The shards beside one that failed are worked on all the same, so that a re-execution has that one left to do.
 
     Raises:
         ExportCanceled: the requester canceled.
@@ -97,7 +102,24 @@ def enter(
     """
     if stage is Stage.PUBLISH and _is_completed(connection, request_id):
         return enter_completed(connection, request_id, stage, run_id=run_id, lineage=lineage, attempt=attempt)
+    if stage in _OF_ONE_SHARD and (beside := _beside_a_failed_shard(connection, request_id, run_id)) is not None:
+        return beside
     return _take(connection, request_id, _owned(run_id, lineage), run_id=run_id, stage=stage)
+
+
+def _beside_a_failed_shard(connection: sa.Connection, request_id: int, run_id: str) -> Ownership | None:
+    """Dagster goes on with the other shards of a run after one has failed; the row stays as that one left it."""
+    row = connection.execute(
+        sa.select(_rows.uid, _rows.attempt, _rows.rows_total).where(
+            _rows.id == request_id, _rows.run_id == run_id, _failed_and_may_be_resumed()
+        )
+    ).first()
+    return None if row is None else Ownership(row.uid, row.attempt, rows_total=row.rows_total, failed=True)
+
+
+def _failed_and_may_be_resumed() -> sa.ColumnElement[bool]:
+    """Failed, but not by the requester, whose attempt is cleared away at once."""
+    return sa.and_(_rows.status == RequestStatus.FAILED, _rows.error_code.not_in(_REQUESTERS))
 
 
 def _is_completed(connection: sa.Connection, request_id: int) -> bool:
@@ -229,5 +251,6 @@ def _goes_on(request_id: int, run_id: str) -> sa.ColumnElement[bool]:
     alive = sa.or_(
         sa.and_(_rows.status == RequestStatus.RUNNING, _rows.cancel_requested_at.is_(None)),
         _rows.status == RequestStatus.COMPLETED,
+        _failed_and_may_be_resumed(),
     )
     return sa.and_(_rows.id == request_id, _rows.run_id == run_id, alive)

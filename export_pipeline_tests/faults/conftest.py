@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from export_pipeline_tests.faults.seeds import NOTE, chance, note  # noqa: F401 - the fixtures, for all
+
 _PROPERTY = "fault"
 _HEADER = ("fault", "tries", "survived", "lost", "doubled")
 
@@ -37,11 +39,14 @@ def tally(request: pytest.FixtureRequest) -> Tally:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     rows: dict[str, list[int]] = {}
+    notes: list[str] = []
     for reports in terminalreporter.stats.values():
         for report in reports:
             if getattr(report, "when", None) != "call":
                 continue
             for name, value in report.user_properties:
+                if name == NOTE:
+                    notes.append(f"{report.nodeid}: {value}")
                 if name == _PROPERTY:
                     counts = rows.setdefault(value[0], [0, 0, 0, 0])
                     rows[value[0]] = [old + new for old, new in zip(counts, value[1:], strict=True)]
@@ -50,6 +55,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     lines = [f"| {' | '.join(_HEADER)} |", "|---|--:|--:|--:|--:|"]
     lines += [f"| {fault} | {' | '.join(map(str, counts))} |" for fault, counts in sorted(rows.items())]
     terminalreporter.write_sep("=", "faults")
-    terminalreporter.write_line("\n".join(lines))
+    terminalreporter.write_line("\n".join([*lines, *notes]))
     if path := config.getoption("--table"):
         path.write_text("\n".join(lines) + "\n")

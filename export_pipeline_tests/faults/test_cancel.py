@@ -16,7 +16,7 @@ import pytest
 from export_pipeline.demo.processes import Processes, free_port
 from export_pipeline_tests.faults import paced
 from export_pipeline_tests.faults.conftest import Tally
-from export_pipeline_tests.faults.gates import Gates, open_gates
+from export_pipeline_tests.faults.store_gates import Gates, open_gates
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, open_stack
