@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
+from export_pipeline.engine.staging import fingerprint_of
 from export_pipeline.failures import ExportFailure, FailureCode
 
 _CHUNK = 8 * 2**20
@@ -67,10 +68,9 @@ class LocalStore:
         """Inode and times of the file's content, None if there is none."""
         with _translated():
             try:
-                found = self._path(key).stat()
+                return fingerprint_of(self._path(key))
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
     def delete(self, key: str) -> None:
         """Delete an object, and the directories that it leaves empty."""
@@ -135,10 +135,10 @@ def _appearing(path: Path) -> Iterator[Path]:
         with _translated():
             temporary.replace(path)
             _sync(path.parent)
-    except BaseException:
+    finally:
+        # Not on failure alone: a rename between two links to one file does nothing, and leaves both (POSIX).
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
 
 
 def _write(path: Path, source: BinaryIO, *, size: int, sha256: str, progress: Progress) -> None:

@@ -4,7 +4,8 @@ What belongs here: what is sent, its checksums, and taking back what did not end
 (``s3``), what S3's errors mean (``s3_errors``).
 
 One upload reads its source once and sends two parts at a time while it reads the next: 24 MiB in memory for files up
-to 80 GB. Parts of more than 32 MiB go one by one; they are 525 MB in the largest file that S3 takes (5 TB).
+to 80 GB. Parts of more than 32 MiB go one by one, each read while the one before is sent; they are 525 MB in the
+largest file that S3 takes (5 TB).
 """
 
 from __future__ import annotations
@@ -92,10 +93,16 @@ class Upload:
             return len(body), {**part, "ETag": reply["ETag"]}
 
         with closing(ahead(send, read(), threads=PARTS_AT_ONCE if length <= LARGEST_TOGETHER else 1)) as sent:
-            for count, part in sent:
-                done += count
-                parts.append(part)
-                progress(done)
+            try:
+                for count, part in sent:
+                    done += count
+                    parts.append(part)
+                    progress(done)
+            except BaseException:
+                # First, so that parts under way are refused instead of waited for; the caller does it once more, for
+                # S3 lets a part land after it.
+                abort(self._client, self._at, upload)
+                raise
         if done != self._size or source.read(1) or digest.hexdigest() != self._sha256:
             raise mismatch("A staged file is not what was written")
         return parts

@@ -17,7 +17,6 @@ from export_pipeline.engine.formats.base import MEDIA_TYPES
 from export_pipeline.engine.plan import ExportPlan, staging_prefix
 from export_pipeline.engine.serialize import SerializedFiles, StagedFile
 from export_pipeline.engine.staging import Staging
-from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.sealed_links import StoredFile
 
 
@@ -89,15 +88,11 @@ def _upload(
     store: Store, staging: Staging, file: StagedFile, placed: ManifestFile, progress: Callable[[int], None]
 ) -> None:
     path = staging.path(file.key)
-    if path is not None:
-        # What is not copied is not hashed again: it must be the very file that was hashed as it was written.
-        if staging.fingerprint(file.key) != file.fingerprint:
-            raise ExportFailure(
-                FailureCode.CHECKSUM_MISMATCH, "A staged file is not what was written. Run the export again."
-            )
-        if store.adopt(path, describe(placed), size=file.bytes):
-            progress(file.bytes)
-            return
+    # What is not copied is not hashed again: it must be the very file that was hashed as it was written.
+    is_untouched = path is not None and staging.fingerprint(file.key) == file.fingerprint
+    if path is not None and is_untouched and store.adopt(path, describe(placed), size=file.bytes):
+        progress(file.bytes)
+        return
     with staging.open(file.key) as source:
         store.put(source, describe(placed), size=file.bytes, sha256=file.sha256, progress=progress)
 

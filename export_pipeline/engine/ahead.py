@@ -30,7 +30,7 @@ def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int) -> Genera
     """``map(work, items)`` in ``threads`` threads, at most one result more than these waiting.
 
     ``items`` is advanced by the caller's thread. Closing the generator waits for what is being made.
-    What ``work`` or ``items`` raise is raised in its place in the order.
+    What ``work`` raises is raised in its place in the order; what ``items`` raises, at once.
     """
     iterator = iter(items)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="export-ahead")
@@ -40,6 +40,5 @@ def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int) -> Genera
             done = under_way.popleft()
             under_way.extend(pool.submit(work, item) for item in islice(iterator, 1))
             yield done.result()
-            del done  # else its result would live while the next is waited for
     finally:
         pool.shutdown(cancel_futures=True)

@@ -9,9 +9,9 @@ query, would hear of a cancel only when the row comes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 R = TypeVar("R")
 
@@ -24,21 +24,21 @@ class Interruptible:
         self._break_off = break_off
         self._errors = errors
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="export-driver")
+        self._future: Future[Any] | None = None
 
     def __enter__(self) -> Interruptible:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Break off what is still under way because something was raised meanwhile, and end the thread."""
+        while self._future is not None and not self._future.done():
+            with suppress(*self._errors):
+                self._break_off()
+            wait([self._future], timeout=1.0)  # a call that had not reached the server yet is not broken off: once more
         self._thread.shutdown()
 
     def __call__(self, work: Callable[[], R]) -> R:
-        """What ``work`` returns or raises; whatever is raised meanwhile here breaks it off."""
+        """What ``work`` returns or raises."""
         future = self._thread.submit(work)
-        try:
-            return future.result()
-        except BaseException:
-            while not future.done():
-                with suppress(*self._errors):
-                    self._break_off()
-                wait([future], timeout=1.0)  # a call that had not reached the server yet is not broken off: once more
-            raise
+        self._future = future
+        return future.result()

@@ -18,7 +18,7 @@ from export_pipeline.engine.formats.base import WrittenFile
 from export_pipeline.engine.plan import ExportPlan, format_options
 from export_pipeline.engine.splitter import write_files
 from export_pipeline.engine.staging import Staging, one_try
-from export_pipeline.engine.timing import Elsewhere, StageSeconds, Timer
+from export_pipeline.engine.timing import StageSeconds, Timer
 from export_pipeline.failures import ExportFailure, FailureCode
 
 
@@ -75,7 +75,7 @@ def serialize_shard(
             not hold exactly the shard's rows.
     """
     file_format = open_format(plan.format, format_options(plan, dataset))
-    whole, reading, writing, encoding = Timer(), Timer(), Timer(), Elsewhere()
+    whole, reading, writing = Timer(), Timer(), Timer()
 
     @contextmanager
     def create(ordinal: int) -> Iterator[BinaryIO]:
@@ -91,7 +91,6 @@ def serialize_shard(
                 key=dataset.key,
                 max_bytes=plan.max_bytes,
                 progress=progress,
-                encoding=encoding,
             )
         )
     compressing = file_format.compress_seconds
@@ -102,9 +101,7 @@ def serialize_shard(
         counters={name: sum(file.counters[name] for file in written) for name in file_format.counters},
         seconds=StageSeconds(
             stage=reading.seconds + writing.seconds,
-            # Batches are read while a result is waited for.
-            serialize=encoding.seconds
-            + max(0.0, whole.seconds - encoding.waiting.seconds - writing.seconds - compressing),
+            serialize=max(0.0, whole.seconds - reading.seconds - writing.seconds - compressing),
             compress=compressing,
         ),
     )

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from export_pipeline.engine.ahead import ahead, cores
 from export_pipeline.engine.formats.base import FileFormat, FileWriter, WrittenFile
-from export_pipeline.engine.timing import Elsewhere, Timer
 from export_pipeline.failures import ExportFailure, FailureCode
 
 BLOCK_ROWS = 16_384
@@ -37,7 +37,6 @@ def write_files(
     key: str,
     max_bytes: int,
     progress: Callable[[int], None],
-    encoding: Elsewhere | None = None,
 ) -> Iterator[WrittenFile]:
     """Write all rows to as many files as the ceiling asks for, at least one; yield each when closed.
 
@@ -49,11 +48,10 @@ def write_files(
         key: The column that names a row to its owner, for the message about a row that fits no file.
         max_bytes: The ceiling on delivered bytes; ``fmt`` was opened with the same.
         progress: Told the rows written so far, after each block and each cut. May raise.
-        encoding: Gets the seconds that encoding took in its threads, and that were waited for it.
 
     Blocks are encoded ahead on all cores; packing, hashing and writing are done by the caller's thread.
     """
-    with closing(_encoded_ahead(batches, fmt, encoding or Elsewhere())) as encoded:
+    with closing(ahead(partial(_encoded, fmt), even_blocks(batches), threads=cores())) as encoded:
         blocks = _Blocks(encoded, fmt.counters, key)
         ordinal = rows_before = 0
         while ordinal == 0 or blocks.more():
@@ -81,20 +79,9 @@ class _EncodedBlock:
     counted: Counter[str]
 
 
-def _encoded_ahead(
-    batches: Iterable[pa.RecordBatch], fmt: FileFormat[Any], encoding: Elsewhere
-) -> Generator[_EncodedBlock, None, None]:
-    def encode(block: pa.RecordBatch) -> tuple[_EncodedBlock, float]:
-        timer, counted = Timer(), Counter[str]()
-        with timer:
-            encoded = fmt.encode(block, counted)
-        return _EncodedBlock(block, encoded, counted), timer.seconds
-
-    results = ahead(encode, even_blocks(batches), threads=cores())
-    with closing(results):
-        for block, seconds in encoding.waiting.each(results):
-            encoding.seconds += seconds
-            yield block
+def _encoded(fmt: FileFormat[Any], block: pa.RecordBatch) -> _EncodedBlock:
+    counted = Counter[str]()
+    return _EncodedBlock(block, fmt.encode(block, counted), counted)
 
 
 def _fill(writer: FileWriter[Any], blocks: _Blocks, rows_before: int, progress: Callable[[int], None]) -> int:
@@ -156,7 +143,7 @@ class _Blocks:
         )
 
     def take_counters(self) -> dict[str, int]:
-        """What was altered since the last file. A block counts for the file that takes its first row."""
+        """What was altered since the last file. A block counts for the file that was open when it came."""
         since, self._counted = dict(self._counted), Counter(self._none)
         return since
 

@@ -46,6 +46,16 @@ def one_try(staging: Staging, prefix: str) -> Iterator[str]:
         raise
 
 
+def fingerprint_of(path: Path) -> str:
+    """What changes when a file is replaced or written to.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    found = path.stat()
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+
+
 class Staging:
     """Objects under one root, named by ``/``-separated keys.
 
@@ -95,8 +105,7 @@ class Staging:
         if path is None:
             return None
         with _translated():
-            found = path.stat()
-        return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+            return fingerprint_of(path)
 
     def delete_tree(self, prefix: str) -> None:
         """Delete all objects under a prefix; nothing there is no error."""

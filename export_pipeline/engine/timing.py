@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import BinaryIO, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +17,7 @@ T = TypeVar("T")
 
 
 class StageSeconds(BaseModel):
-    """Seconds that the parts of an export were at work, summed over its shards and threads: more than passed.
+    """Seconds that passed in the parts of an export, summed over its shards; ``stage`` overlaps with ``read``.
 
     ``read``: waiting for the database and its driver. ``stage``: writing to the staging store and
     reading back from it. ``serialize``: rows to the bytes of a format, their checksum, and what
@@ -72,14 +71,6 @@ class Timer:
     def sink(self, sink: BinaryIO) -> BinaryIO:
         """The sink, timing what it takes to write to it."""
         return cast("BinaryIO", _TimedSink(sink, self))
-
-
-@dataclass
-class Elsewhere:
-    """Work that other threads do: its ``seconds``, summed over them, and the time spent ``waiting`` for it."""
-
-    seconds: float = 0.0
-    waiting: Timer = field(default_factory=Timer)
 
 
 class _TimedSink:

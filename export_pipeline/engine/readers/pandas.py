@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,17 +32,19 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float 
     """
     with translated(_ERRORS):
         connection = _engine(sa.make_url(source_url)).connect()
-    with connection:  # one transaction from the first statement on; closing ends it, there is nothing to commit
+    try:
         with translated(_ERRORS):
             if connection.dialect.name in MARIADB:
                 mariadb.begin(connection, statement_timeout_seconds)
             row_count = connection.execute(query.count).scalar_one()
             taken_at = datetime.now(UTC)
-        reading = _Reading(connection, query)
-        try:
+        with closing(_Reading(connection, query)) as reading:
             yield Snapshot(row_count, taken_at, joined(reading.batches()))
-        finally:
-            reading.close()
+    finally:
+        # One transaction from the first statement on: there is nothing to commit. A server that is gone fails the
+        # rollback too, which must not hide what failed first.
+        with suppress(sa.exc.SQLAlchemyError):
+            connection.close()
 
 
 def _engine(url: sa.URL) -> sa.Engine:

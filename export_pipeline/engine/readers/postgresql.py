@@ -12,7 +12,7 @@ a source that hung up could not be told from one that refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 
@@ -50,7 +50,8 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float)
             row_count = _count(keeper, query)
             taken_at, name = _row(keeper.execute("SELECT transaction_timestamp(), pg_export_snapshot()"))
             statement = _statement(query.rows, keeper)
-        yield Snapshot(row_count, taken_at, _batches(uri, statement, name, milliseconds, query))
+        with closing(_batches(uri, statement, name, milliseconds, query)) as batches:
+            yield Snapshot(row_count, taken_at, batches)
 
 
 def _count(keeper: psycopg.Connection, query: Query) -> int:
@@ -71,7 +72,9 @@ def _session(milliseconds: int) -> tuple[Composed, ...]:
     )
 
 
-def _batches(uri: str, statement: bytes, name: str, milliseconds: int, query: Query) -> Iterator[pa.RecordBatch]:
+def _batches(
+    uri: str, statement: bytes, name: str, milliseconds: int, query: Query
+) -> Generator[pa.RecordBatch, None, None]:
     schema = staged_schema(query.columns)
     begin = (SQL("BEGIN {}").format(SQL(_READ_ONLY)), SQL("SET TRANSACTION SNAPSHOT {}").format(Literal(name)))
     with (

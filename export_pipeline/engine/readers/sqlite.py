@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -53,7 +53,8 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float 
             cursor.execute(statement, values)
             row_count = cursor.fetchall()[0][0]
             _look_at(deadline)
-        yield Snapshot(row_count, datetime.now(UTC), _batches(cursor, query, statement_timeout_seconds))
+        with closing(_batches(cursor, query, statement_timeout_seconds)) as batches:
+            yield Snapshot(row_count, datetime.now(UTC), batches)
 
 
 def _deadline(seconds: float) -> float:
@@ -65,7 +66,7 @@ def _look_at(deadline: float) -> None:
         raise timed_out()
 
 
-def _batches(cursor: adbc.Cursor, query: Query, timeout_seconds: float) -> Iterator[pa.RecordBatch]:
+def _batches(cursor: adbc.Cursor, query: Query, timeout_seconds: float) -> Generator[pa.RecordBatch, None, None]:
     schema = staged_schema(query.columns)
     rows = query.rows.subquery()
     typed = sa.select(*[_typed(column) for column in query.columns])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -45,7 +45,8 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float 
             limit = _Limit(connection, statement_timeout_seconds)
             limit.begin()
             (row_count,) = connection.execute(*bound_statement(query.count)).fetchone()
-        yield Snapshot(row_count, datetime.now(UTC), _batches(connection, query, limit))
+        with closing(_batches(connection, query, limit)) as batches:
+            yield Snapshot(row_count, datetime.now(UTC), batches)
 
 
 class _Limit:
@@ -62,7 +63,7 @@ class _Limit:
         self._deadline = time.monotonic() + self._seconds
 
 
-def _batches(connection: sqlite3.Connection, query: Query, limit: _Limit) -> Iterator[pa.RecordBatch]:
+def _batches(connection: sqlite3.Connection, query: Query, limit: _Limit) -> Generator[pa.RecordBatch, None, None]:
     with translated((sqlite3.Error,)):
         limit.begin()
         yield from joined(_fetched(connection.execute(*bound_statement(query.rows)), query))
