@@ -21,14 +21,18 @@ OUTPUTS = "runs"
 """Where step outputs are, below the staging URL. No request is named so: it is no uid."""
 
 
+THREADLESS_MODULES = ("dagster", "dagster_aws.s3", "boto3", "sqlalchemy", "pydantic_settings")
+"""What a step's process is forked with. Not our own definitions: polars and Arrow start threads as they are imported,
+and whatever such a thread held would stay locked in the fork."""
+
+
 def executor_of(settings: Settings) -> dg.ExecutorDefinition:
     """The executor of the export job."""
     match settings.executor:
         case "in_process":
             return dg.in_process_executor
         case "multiprocess":
-            # A spawned step pays 2.5 s for its imports, a forked one 1 s.
-            start = {"forkserver": {"preload_modules": ["export_pipeline.definitions"]}}
+            start = {"forkserver": {"preload_modules": list(THREADLESS_MODULES)}}
             config = {"max_concurrent": settings.executor_concurrency, "start_method": start}
             return dg.multiprocess_executor.configured(config, name="multiprocess")
         case "celery":

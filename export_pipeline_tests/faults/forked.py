@@ -6,10 +6,11 @@ Everything else is the product's: a large fan-out on one machine is run so by wh
 import dagster as dg
 
 from export_pipeline.definitions import build_definitions
+from export_pipeline.orchestration.executors import THREADLESS_MODULES
 from export_pipeline.orchestration.job import export_job
 
 _FORKING = dg.multiprocess_executor.configured(
-    {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": ["export_pipeline.definitions"]}}},
+    {"max_concurrent": 2, "start_method": {"forkserver": {"preload_modules": list(THREADLESS_MODULES)}}},
     name="forking",
 )
 
