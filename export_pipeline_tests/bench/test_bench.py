@@ -58,7 +58,7 @@ def test_the_quick_run_measures_everybody_who_was_asked(tmp_path: Path) -> None:
         assert one["wall_seconds"] <= one["process_seconds"], one
     mine = medians["csv, 20,000 rows", "export-pipeline"]
     assert mine["parts"]["read"] > 0
-    assert sum(mine["parts"].values()) <= mine["wall_seconds"]
+    assert all(0 <= seconds <= mine["wall_seconds"] for seconds in mine["parts"].values())
     assert medians["split, csv, 20,000 rows", "files of at most 1 MB"]["files"] > 5
     assert results["machine"]["cores"] >= 1
     assert results["versions"]["duckdb"] != "not installed"

@@ -6,6 +6,7 @@ import io
 import json
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, datetime
@@ -59,7 +60,7 @@ def file_of(source: Source, name: str) -> bytes:
     file = written.open(sink)
     with open_snapshot(source, query_for(source)) as snapshot:
         for batch in snapshot.batches:
-            file.write(written.encode(batch), 0)
+            file.write(written.encode(batch, Counter()), 0)
     file.close()
     return sink.getvalue()
 
@@ -146,7 +147,9 @@ def test_what_is_looked_up_is_the_organizations_own_and_no_similar_ones(empty: s
         for spelled in ("acme", "ACME", "acme ", "ácme")
     }
     assert found == {"acme": ["color"], "ACME": ["shade"], "acme ": ["tint"], "ácme": []}
-    assert read_texts(Source(empty), "fields", ["name"], "organization_id", "ACME", "name", ["SHADE"]) == [("shade",)]
+    assert read_texts(Source(empty), CONTACTS, "fields", ["name"], "organization_id", "ACME", "name", ["SHADE"]) == [
+        ("shade",)
+    ]
 
 
 def test_the_session_is_a_snapshot_that_cannot_write(url: str) -> None:
