@@ -1,7 +1,7 @@
 """The tally of the fault suite: what was done to an installation, and what became of its requests.
 
 A test reports through ``tally``; the table is printed at the end of ``pytest export_pipeline_tests/faults`` and, with
-``--table FILE``, written for docs/reliability.md. A test still asserts for itself: the tally only counts.
+``--table docs/reliability.md``, written there. A test still asserts for itself: the tally only counts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import pytest
 from export_pipeline_tests.faults.seeds import NOTE, chance, note  # noqa: F401 - the fixtures, for all
 
 _PROPERTY = "fault"
+_BEGIN, _END = "<!-- faults -->", "<!-- /faults -->"
 _HEADER = ("fault", "tries", "survived", "lost", "doubled")
 
 Tally = Callable[..., None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--table", type=Path, help="write the table of faults as Markdown to this file")
+    parser.addoption("--table", type=Path, help="write the table of faults into this page, between its two marks")
 
 
 @pytest.fixture
@@ -57,4 +58,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_sep("=", "faults")
     terminalreporter.write_line("\n".join([*lines, *notes]))
     if path := config.getoption("--table"):
-        path.write_text("\n".join(lines) + "\n")
+        before, begin, rest = path.read_text().partition(_BEGIN)
+        path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{_END}{rest.partition(_END)[2]}")
