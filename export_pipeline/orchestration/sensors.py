@@ -23,7 +23,7 @@ from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate, write
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.step_queue import has_waiting_step
-from export_pipeline.requests import claims, states
+from export_pipeline.requests import claims, sizes, states
 from export_pipeline.requests.database import reading
 from export_pipeline.settings import BEYOND_ONE_MACHINE, LARGE_ROWS
 
@@ -36,6 +36,8 @@ CLAIMED_PER_ORGANIZATION = 100
 daemon a look at every turn, and the reconciler one at every lease."""
 INTERVAL_SECONDS = 4
 LOOK_SECONDS = 0.25
+SIZES_SECONDS = 5.0
+"""The daemon gives a tick 60 s; its claims are committed by then, so it must not miss them."""
 RECONCILE_INTERVAL_SECONDS = 14
 QUIET_HEARTBEATS = 5
 """Heartbeats missed before a row is compared with its run."""
@@ -66,7 +68,17 @@ def export_requests(_context: dg.SensorEvaluationContext, exports: ExportResourc
         return dg.SkipReason(UNREACHABLE)
     if not claimed:
         return dg.SkipReason("No request is waiting.")
-    return dg.SensorResult(run_requests=[run_request(claim, exports.settings.large_rows) for claim in claimed])
+    expected = _expected_rows(exports, claimed)
+    large_rows = exports.settings.large_rows
+    return dg.SensorResult(run_requests=[run_request(one, expected.get(one.id), large_rows) for one in claimed])
+
+
+def _expected_rows(exports: ExportResource, claimed: list[claims.Claim]) -> dict[int, int]:
+    """How many rows each can be expected to have. They are claimed already: whatever goes wrong here, they start."""
+    found: dict[int, int] = {}
+    with suppress(Exception), reading(exports.database) as connection:  # an export of unknown size counts as small
+        found.update(sizes.expected(connection, [one.id for one in claimed], seconds=SIZES_SECONDS))
+    return found
 
 
 def _wait_for_a_request(exports: ExportResource) -> None:
@@ -79,12 +91,12 @@ def _wait_for_a_request(exports: ExportResource) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def run_request(claim: claims.Claim, large_rows: int = LARGE_ROWS) -> dg.RunRequest:
+def run_request(claim: claims.Claim, rows: int | None = None, large_rows: int = LARGE_ROWS) -> dg.RunRequest:
     """The run of a claimed request: its config is the request's id alone, so that no row can spoil the tick."""
     return dg.RunRequest(
         run_key=claim.run_key,
         run_config={"ops": {"plan": {"config": {"request_id": claim.id}}}},
-        tags=tags.run_tags(claim, large_rows=large_rows),
+        tags=tags.run_tags(claim, rows=rows, large_rows=large_rows),
     )
 
 

@@ -39,10 +39,10 @@ def size_class(rows: int | None, large_rows: int) -> str:
     return LARGE if (rows or 0) > large_rows else SMALL
 
 
-def run_tags(claim: Claim, *, large_rows: int) -> dict[str, str]:
-    """The tags of a request's run; with more rows than ``large_rows`` it is large."""
+def run_tags(claim: Claim, *, rows: int | None, large_rows: int) -> dict[str, str]:
+    """The tags of a request's run; with more ``rows`` than ``large_rows`` it is large."""
     return {
-        SIZE_CLASS: size_class(claim.expected_rows, large_rows),
+        SIZE_CLASS: size_class(rows, large_rows),
         REQUEST_ID: str(claim.id),
         REQUEST_UID: tag_value(claim.uid),
         ATTEMPT: str(claim.attempt),

@@ -5,8 +5,7 @@ What belongs here: the way from the queue to a run and back. What does not: what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -38,8 +37,6 @@ class Claim:
     organization_id: str
     dataset: str
     format: str
-    expected_rows: int | None = None
-    """What the attempt before counted, or the same question last answered; None if it was never asked."""
 
     @property
     def run_key(self) -> str:
@@ -79,10 +76,7 @@ def claim(connection: sa.Connection, *, limit: int, per_organization: int | None
         .values(claimed_at=now, attempt=_rows.attempt + 1, run_id=None, updated_at=now)
         .returning(_rows.id, _rows.uid, _rows.attempt, _rows.organization_id, _rows.dataset, _rows.format)
     )
-    found = list(claimed)
-    expected = _expected_rows(connection, [row.id for row in found])
-    told = (replace(Claim(*row), expected_rows=expected.get(row.id)) for row in found)
-    claims = sorted(told, key=lambda claim: claim.id)
+    claims = sorted((Claim(*row) for row in claimed), key=lambda claim: claim.id)
     first = [one.id for one in claims if one.attempt == 1]
     if first:
         record_asked(connection, first)
@@ -94,22 +88,6 @@ def _claimed_and_not_begun() -> sa.Subquery:
     claimed = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
     counted = sa.select(_rows.organization_id, sa.func.count().label("number")).where(claimed)
     return counted.group_by(_rows.organization_id).subquery()
-
-
-def _expected_rows(connection: sa.Connection, ids: Sequence[int]) -> dict[int, int | None]:
-    """How many rows the requests can be expected to have: of the attempt before, or of the same question last time."""
-    last = export_requests.alias("last")
-    same = [
-        last.c.organization_id == _rows.organization_id,
-        last.c.dataset == _rows.dataset,
-        last.c.filters == _rows.filters,
-        last.c.list_ids.is_not_distinct_from(_rows.list_ids),
-        last.c.segment_ids.is_not_distinct_from(_rows.segment_ids),
-    ]
-    answered = last.c.status.in_([RequestStatus.COMPLETED, RequestStatus.EXPIRED])
-    before = sa.select(last.c.row_count).where(answered, *same).order_by(last.c.id.desc()).limit(1).scalar_subquery()
-    expected = sa.select(_rows.id, sa.func.coalesce(_rows.rows_total, before).label("rows"))
-    return {row.id: row.rows for row in connection.execute(expected.where(_rows.id.in_(ids)))}
 
 
 def release(connection: sa.Connection, request_id: int, *, attempt: int, run_id: str | None, charged: bool) -> bool:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.sensors import CLAIMED_PER_ORGANIZATION, ROWS_PER_TICK, export_requests
-from export_pipeline.requests import claims
+from export_pipeline.requests import claims, sizes
 from export_pipeline_tests.orchestration.conftest import Pipeline
 from export_pipeline_tests.orchestration.test_sensors import evaluate, update
 
@@ -46,6 +47,19 @@ def test_a_question_that_was_large_before_is_large_again(
 def test_a_new_attempt_knows_what_the_one_before_counted(pipeline: Pipeline) -> None:
     update(pipeline, pipeline.ask(), rows_total=LARGE)
     assert classes(pipeline) == ["large"]
+
+
+def test_exports_start_as_small_ones_if_their_size_cannot_be_looked_up(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are claimed by then: a tick that fails would start none of them, and never say so."""
+
+    def fails(*_arguments: Any, **_options: Any) -> Any:
+        raise sa.exc.DBAPIError("SELECT", {}, Exception("canceling statement due to statement timeout"))
+
+    monkeypatch.setattr(sizes, "expected", fails)
+    update(pipeline, pipeline.ask(), rows_total=LARGE)
+    assert classes(pipeline) == ["small"]
 
 
 def test_a_run_is_large_once_its_rows_are_counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
