@@ -68,9 +68,26 @@ def export_requests(_context: dg.SensorEvaluationContext, exports: ExportResourc
         return dg.SkipReason(UNREACHABLE)
     if not claimed:
         return dg.SkipReason("No request is waiting.")
+    return dg.SensorResult(run_requests=_run_requests(exports, claimed))
+
+
+def _run_requests(exports: ExportResource, claimed: list[claims.Claim]) -> list[dg.RunRequest]:
+    """The claims are committed: a row of which no run can be made fails, and the others start."""
     expected = _expected_rows(exports, claimed)
-    large_rows = exports.settings.large_rows
-    return dg.SensorResult(run_requests=[run_request(one, expected.get(one.id), large_rows) for one in claimed])
+    asked: list[dg.RunRequest] = []
+
+    def ask(one: claims.Claim) -> None:
+        asked.append(run_request(one, expected.get(one.id), exports.settings.large_rows))
+
+    for one in claimed:
+        if not _done(ask, one):
+            _done(_give_up, exports, one)
+    return asked
+
+
+def _give_up(exports: ExportResource, claim: claims.Claim) -> None:
+    with exports.database.begin() as connection:
+        states.give_up(connection, claim.id, states.INTERNAL, attempt=claim.attempt, run_id=None)
 
 
 def _expected_rows(exports: ExportResource, claimed: list[claims.Claim]) -> dict[int, int]:

@@ -34,9 +34,10 @@ MAX_LINEAGE = 50
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 
 
-def size_class(rows: int | None, large_rows: int) -> str:
+def size_class(rows: object, large_rows: int) -> str:
     """Of an export of so many rows; small if nobody knows yet."""
-    return LARGE if (rows or 0) > large_rows else SMALL
+    # SQLite stores any text in a column of integers, and what is no number must not fail the tick of the others.
+    return LARGE if isinstance(rows, int) and rows > large_rows else SMALL
 
 
 def run_tags(claim: Claim, *, rows: int | None, large_rows: int) -> dict[str, str]:

@@ -20,7 +20,7 @@ _ANSWERED = (RequestStatus.COMPLETED, RequestStatus.EXPIRED)
 
 
 def expected(connection: sa.Connection, request_ids: Sequence[int], *, seconds: float) -> Iterator[tuple[int, int]]:
-    """Give (id, rows) of each request of which it is known: counted by its attempt before, or its question's last answer.
+    """Give (id, rows) of each request of which it is known: by its attempt before, or its question's last answer.
 
     Takes no lock. One question a request, for ``seconds`` altogether: rows may hold megabytes of filters, and what is
     not known in time is left out.
