@@ -81,8 +81,9 @@ CLEAN = "Expires exports past retention, clears leftovers of ended attempts, abo
 
 EXPORT_REQUESTS = (
     "Claims queued rows of export_requests, at most 50 a tick, in fair turns across organizations, and asks for "
-    "their runs. Turn it off to stop new exports; rows wait, and 'export-pipeline queue' shows them. If ticks are "
-    "skipped with 'could not be read', look at the request database."
+    "their runs; at most 100 of an organization and 300 of all are claimed and not begun. Turn it off to stop new "
+    "exports; rows wait, and 'export-pipeline queue' shows them. If ticks are skipped with 'could not be read', look "
+    "at the request database."
 )
 
 EXPORT_CANCELLATIONS = (

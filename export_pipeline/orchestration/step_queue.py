@@ -1,6 +1,6 @@
 """Whether a run's silence is that of a step which waits for a worker.
 
-What belongs here: reading that from the run's events. What does not: what follows from it (``sensors``).
+What belongs here: reading that from the run's events. What does not: what follows from it (``mending``).
 
 Beyond one machine a step may wait long: for a free Celery worker, for a pod to be scheduled. No op is at work then, so
 nobody writes the row's heartbeat, and the run is healthy all the same.

@@ -25,6 +25,7 @@ _rows = export_requests.c
 _WAITING = sa.and_(
     _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_(None), _rows.cancel_requested_at.is_(None)
 )
+_NOT_BEGUN = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,24 @@ class Claim:
 
 
 def is_any_waiting(connection: sa.Connection) -> bool:
-    """Whether ``claim`` would find a request; takes no lock."""
+    """Whether a request waits to be claimed; takes no lock."""
     return bool(connection.execute(sa.select(sa.exists().where(_WAITING))).scalar_one())
 
 
-def claim(connection: sa.Connection, *, limit: int, per_organization: int | None = None) -> list[Claim]:
+def is_any_claimable(connection: sa.Connection, *, per_organization: int, in_total: int) -> bool:
+    """Whether ``claim`` would find a request within its bounds; takes no lock."""
+    if _room(connection, in_total) <= 0:
+        return False
+    ahead = _claimed_and_not_begun()
+    full = sa.select(ahead.c.organization_id).where(ahead.c.number >= per_organization)
+    return bool(
+        connection.execute(sa.select(sa.exists().where(_WAITING, _rows.organization_id.not_in(full)))).scalar_one()
+    )
+
+
+def claim(
+    connection: sa.Connection, *, limit: int, per_organization: int | None = None, in_total: int | None = None
+) -> list[Claim]:
     """Claim waiting requests, in fair turns across organizations, and charge each one attempt.
 
     The table's state is the cursor: a row that commits late is found whatever its id.
@@ -59,15 +73,23 @@ def claim(connection: sa.Connection, *, limit: int, per_organization: int | None
         limit: at most so many at once.
         per_organization: an organization has at most so many that are claimed and have not begun. The others wait
             here, where waiting costs nothing and ``priority`` counts; None = no bound.
+        in_total: the same of all organizations together. Who has fewest claimed goes first.
     """
+    if in_total is not None:
+        limit = min(limit, _room(connection, in_total))
+        if limit <= 0:
+            return []
+    ahead = _claimed_and_not_begun()
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=(_rows.priority.desc(), _rows.id))
     candidates = sa.select(_rows.id, _rows.organization_id, turn.label("turn")).where(_WAITING).subquery()
-    chosen = sa.select(candidates.c.id).order_by(candidates.c.turn, candidates.c.id).limit(limit)
-    if per_organization is not None:
-        ahead = _claimed_and_not_begun()
-        chosen = chosen.outerjoin_from(
-            candidates, ahead, ahead.c.organization_id == candidates.c.organization_id
-        ).where(candidates.c.turn + sa.func.coalesce(ahead.c.number, 0) <= per_organization)
+    place = candidates.c.turn + sa.func.coalesce(ahead.c.number, 0)
+    chosen = (
+        sa.select(candidates.c.id)
+        .outerjoin_from(candidates, ahead, ahead.c.organization_id == candidates.c.organization_id)
+        .where(sa.true() if per_organization is None else place <= per_organization)
+        .order_by(place, candidates.c.id)
+        .limit(limit)
+    )
     ids = connection.execute(chosen).scalars()
     now = utc_now()
     claimed = connection.execute(
@@ -83,10 +105,14 @@ def claim(connection: sa.Connection, *, limit: int, per_organization: int | None
     return claims
 
 
+def _room(connection: sa.Connection, in_total: int) -> int:
+    """How many more may be claimed."""
+    return in_total - connection.execute(sa.select(sa.func.count()).where(_NOT_BEGUN)).scalar_one()
+
+
 def _claimed_and_not_begun() -> sa.Subquery:
     """How many of each organization."""
-    claimed = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
-    counted = sa.select(_rows.organization_id, sa.func.count().label("number")).where(claimed)
+    counted = sa.select(_rows.organization_id, sa.func.count().label("number")).where(_NOT_BEGUN)
     return counted.group_by(_rows.organization_id).subquery()
 
 

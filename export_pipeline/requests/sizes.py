@@ -29,7 +29,7 @@ def expected(connection: sa.Connection, request_ids: Sequence[int], *, seconds: 
     for request_id in request_ids:
         if time.monotonic() >= ends:
             return
-        rows = connection.execute(_QUESTION, {"request_id": request_id}).scalar()
+        rows: object = connection.execute(_QUESTION, {"request_id": request_id}).scalar()
         if isinstance(rows, int):  # SQLite stores any text in a column of integers
             yield request_id, rows
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.test_utils import create_run_for_test
 
-from export_pipeline.orchestration import tags
+from export_pipeline.orchestration import mending, sensors, tags
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.sensors import (
     INTERVAL_SECONDS,
@@ -291,6 +291,43 @@ def test_mails_are_not_resumed_over_and_over(pipeline: Pipeline) -> None:
     )
     pipeline.instance.report_run_failed(run)
     assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
+
+
+def test_mails_are_asked_for_even_if_mending_takes_longer_than_a_tick_has(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = pipeline.export()
+    pipeline.execute("UPDATE export_notifications SET status = 'pending'")
+    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    lost = pipeline.ask()
+    pipeline.claim()
+    update(pipeline, lost, claimed_at=utc_now() - STALE)
+    monkeypatch.setattr(sensors, "MEND_SECONDS", 0)
+    assert [asked.job_name for asked in evaluate(pipeline, export_reconciler).run_requests] == ["notify"]
+    update(pipeline, state.uid, heartbeat_at=utc_now())
+    assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
+    monkeypatch.setattr(sensors, "MEND_SECONDS", 60)
+    evaluate(pipeline, export_reconciler)
+    assert [claim.uid for claim in pipeline.claim()] == [lost]
+
+
+def test_the_runs_of_many_rows_are_read_in_few_calls_and_each_row_is_judged_by_its_own(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = [pipeline.ask() for _ in range(7)]
+    pipeline.claim()
+    begun = a_run(pipeline, uids[3], dg.DagsterRunStatus.FAILURE)
+    a_run(pipeline, uids[5], dg.DagsterRunStatus.NOT_STARTED)
+    pipeline.execute("UPDATE export_requests SET claimed_at = '2020-01-01 00:00:00.000000'")
+    update(pipeline, uids[3], status="running", run_id=begun, heartbeat_at=utc_now() - STALE)
+    calls: list[Any] = []
+    read = pipeline.instance.get_run_records
+    monkeypatch.setattr(mending, "RUNS_A_CALL", 4)
+    monkeypatch.setattr(pipeline.instance, "get_run_records", lambda *a, **o: calls.append(a) or read(*a, **o))
+    evaluate(pipeline, export_reconciler)
+    assert len(calls) == 2
+    again = {claim.uid: claim.attempt for claim in pipeline.claim()}
+    assert again == {uid: 2 if uid == uids[3] else 1 for uid in uids if uid != uids[5]}
 
 
 def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r") -> Orphan:

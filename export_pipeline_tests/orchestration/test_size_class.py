@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
+from export_pipeline.definitions import build_definitions
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.sensors import CLAIMED_PER_ORGANIZATION, ROWS_PER_TICK, export_requests
+from export_pipeline.orchestration.sensors import CLAIMED_PER_ORGANIZATION, FULL, ROWS_PER_TICK, export_requests
 from export_pipeline.requests import claims, sizes
 from export_pipeline_tests.orchestration.conftest import Pipeline
 from export_pipeline_tests.orchestration.test_sensors import evaluate, update
@@ -76,7 +78,9 @@ def test_dagster_yaml_limits_the_class_by_its_tag() -> None:
     assert {"key": tags.SIZE_CLASS, "value": tags.LARGE, "limit": 2} in limits
 
 
-def test_a_flood_waits_in_the_table_and_goes_on_as_its_runs_begin(pipeline: Pipeline) -> None:
+def test_a_flood_waits_in_the_table_and_goes_on_as_its_runs_begin(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pipeline.database.begin() as connection:
         for _ in range(CLAIMED_PER_ORGANIZATION + ROWS_PER_TICK):
             connection.exec_driver_sql(
@@ -85,7 +89,12 @@ def test_a_flood_waits_in_the_table_and_goes_on_as_its_runs_begin(pipeline: Pipe
             )
     claimed = [request for _ in range(2) for request in evaluate(pipeline, export_requests).run_requests]
     assert len(claimed) == CLAIMED_PER_ORGANIZATION
-    assert "waiting" in evaluate(pipeline, export_requests).skip_message
+    monkeypatch.setenv("EXPORT_PICKUP_WAIT_SECONDS", "0.5")
+    looks: list[bool] = []
+    look = claims.is_any_claimable
+    monkeypatch.setattr(claims, "is_any_claimable", lambda *a, **o: looks.append(look(*a, **o)) or looks[-1])
+    told = evaluate(replace(pipeline, definitions=build_definitions()), export_requests).skip_message
+    assert (told, set(looks)) == (FULL, {False})  # it waits as long as a tick without any request
     other = pipeline.ask(organization_id="globex")
     (asked,) = evaluate(pipeline, export_requests).run_requests
     assert asked.run_key == f"{other}:1"
