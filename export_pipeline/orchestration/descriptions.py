@@ -87,7 +87,8 @@ EXPORT_REQUESTS = (
 )
 
 EXPORT_CANCELLATIONS = (
-    "Cancels what cancel_requested_at asks to be canceled: the row, and its run if it has one. Leave it on."
+    "Cancels what cancel_requested_at asks to be canceled: the row, and its run if it has one. Tells the row of a run "
+    "that was terminated here, wherever its steps are at work. Leave it on."
 )
 
 EXPORT_RECONCILER = (

@@ -142,6 +142,14 @@ def runs_of_each(instance: DagsterInstance, uids: Collection[str]) -> dict[str, 
     return {uid: found[value] for uid, value in values.items()}
 
 
+def terminated_of(instance: DagsterInstance, run_ids: Sequence[str]) -> set[str]:
+    """Those of the runs that Dagster was told to end."""
+    terminated = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED]
+    some = [run_ids[begin : begin + RUNS_A_CALL] for begin in range(0, len(run_ids), RUNS_A_CALL)]
+    filters = [RunsFilter(run_ids=ids, statuses=terminated) for ids in some]
+    return {record.dagster_run.run_id for one in filters for record in instance.get_run_records(one)}
+
+
 def _view(record: dg.RunRecord) -> RunView:
     run = record.dagster_run
     return RunView(

@@ -17,7 +17,7 @@ from dagster import DagsterInstance
 from export_pipeline.orchestration import descriptions, tags
 from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
-from export_pipeline.orchestration.mending import done, mend_all, resume, runs_of
+from export_pipeline.orchestration.mending import done, mend_all, resume, runs_of, terminated_of
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import claims, sizes, states
 from export_pipeline.requests.database import reading
@@ -137,14 +137,27 @@ def run_request(claim: claims.Claim, rows: int | None = None, large_rows: int = 
     description=descriptions.EXPORT_CANCELLATIONS,
 )
 def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
-    """Cancels, as fast as the sensor ticks."""
+    """Cancels, as fast as the sensor ticks: of requesters to the run, of operators from the run to the row.
+
+    Dagster calls a run canceled whose process nobody could reach (the UI in another container) or told (a step on a
+    Celery worker). Once the row is canceled, that process hears of it with its next heartbeat.
+    """
     try:
         with reading(exports.database) as connection:
             asked = states.cancel_requested(connection)
+            owned = states.owned(connection)
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
     failed = [uid for request_id, uid in asked if not done(_cancel, context.instance, exports, request_id, uid)]
-    return dg.SkipReason(_summary(len(asked), failed, "cancels asked for"))
+    terminated = terminated_of(context.instance, [run_id for _, _, run_id in owned])
+    stopped = [(request_id, uid, run_id) for request_id, uid, run_id in owned if run_id in terminated]
+    failed += [
+        uid
+        for request_id, uid, run_id in stopped
+        if not done(cancel_and_discard, exports, request_id, uid, run_id=run_id)
+    ]
+    told = _summary(len(asked), failed, "cancels asked for")
+    return dg.SkipReason(f"{len(stopped)} runs terminated by operators, {told}" if stopped else told)
 
 
 def _cancel(instance: DagsterInstance, exports: ExportResource, request_id: int, uid: str) -> None:

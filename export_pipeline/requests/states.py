@@ -200,6 +200,16 @@ def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
     return [(row.id, row.uid) for row in asked]
 
 
+def owned(connection: sa.Connection) -> list[tuple[int, str, str]]:
+    """Running requests: (id, uid, the run that owns it)."""
+    found = connection.execute(
+        sa.select(_rows.id, _rows.uid, _rows.run_id).where(
+            _rows.status == RequestStatus.RUNNING, _rows.run_id.is_not(None)
+        )
+    )
+    return [(row.id, row.uid, row.run_id) for row in found if isinstance(row.run_id, str)]
+
+
 def note(connection: sa.Connection, request_id: int, message: str | None, *, run_id: str) -> None:
     """Say something of a completed request that its application should know (its mail did not go out)."""
     connection.execute(

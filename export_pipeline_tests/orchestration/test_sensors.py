@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.test_utils import create_run_for_test
 
+from export_pipeline.failures import ExportCanceled
 from export_pipeline.orchestration import mending, sensors, tags
+from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.sensors import (
     INTERVAL_SECONDS,
@@ -144,6 +147,35 @@ def test_a_cancel_whose_run_is_over_ends_the_row(pipeline: Pipeline) -> None:
     update(pipeline, uid, status="running", cancel_requested_at=utc_now(), heartbeat_at=utc_now())
     evaluate(pipeline, export_cancellations)
     assert pipeline.state(uid).status == "canceled"
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED])
+def test_the_row_of_a_terminated_run_is_told_while_its_process_works_on(
+    pipeline: Pipeline, status: dg.DagsterRunStatus
+) -> None:
+    """The UI in another container, or a step on a Celery worker: nobody could interrupt the process."""
+    uid, other, unowned = pipeline.ask(), pipeline.ask(), pipeline.ask()
+    pipeline.claim()
+    run_id, goes_on = a_run(pipeline, uid, status), a_run(pipeline, other, dg.DagsterRunStatus.STARTED)
+    a_run(pipeline, other, status)  # a re-execution that was terminated before it took the row
+    a_run(pipeline, unowned, status)
+    for request, owner in ((uid, run_id), (other, goes_on)):
+        update(pipeline, request, status="running", run_id=owner, heartbeat_at=utc_now(), started_at=utc_now())
+    told: list[str] = []
+
+    def work_on() -> None:
+        with Pulse(pipeline.database, 1, run_id, 0.05) as pulse:
+            told.append(evaluate(pipeline, export_cancellations).skip_message)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                pulse.check()
+                time.sleep(0.01)
+
+    with pytest.raises(ExportCanceled):
+        work_on()
+    assert told[0].startswith("1 runs terminated by operators")
+    assert [pipeline.state(one).status for one in (uid, other, unowned)] == ["canceled", "running", "queued"]
+    assert "operator" in (pipeline.state(uid).message or "")
 
 
 STALE = timedelta(seconds=600)
