@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import billing, ledger, webhooks
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.events import record
+from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.model import has_uid
 from export_pipeline.requests.ownership import why_not
 from export_pipeline.requests.recurring_outcomes import note_completed, note_failed
@@ -184,6 +184,7 @@ def cancel(
         .returning(_rows.uid, _rows.organization_id)
     ).first()
     if canceled is not None:
+        record_asked(connection, [request_id])  # one that was never claimed has no trail yet
         billing.release(connection, canceled.uid)
         webhooks.enlist(connection, request_id, WebhookEvent.CANCELED)
         record(connection, canceled.uid, canceled.organization_id, EventKind.CANCELED)
