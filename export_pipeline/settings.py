@@ -35,6 +35,8 @@ ServerSideEncryption = Literal["none", "AES256", "aws:kms"]
 Executor = Literal["in_process", "multiprocess", "celery", "k8s"]
 BEYOND_ONE_MACHINE: tuple[Executor, ...] = ("celery", "k8s")
 """Executors whose steps share no disk."""
+KEEP_RESULTS = ("redis", "rediss", "redis+socket", "sentinel")
+"""Schemes of Celery's brokers that are result backends, too."""
 
 
 class SettingsError(Exception):
@@ -367,6 +369,12 @@ class Settings(BaseSettings):
                 )
         if self.executor == "celery" and not self.celery_broker_url.get_secret_value():
             raise ValueError("EXPORT_EXECUTOR=celery needs EXPORT_CELERY_BROKER_URL to be set")
+        broker = urlsplit(self.celery_broker_url.get_secret_value()).scheme
+        if self.executor == "celery" and broker not in KEEP_RESULTS and not self.celery_result_url.get_secret_value():
+            raise ValueError(
+                "EXPORT_EXECUTOR=celery needs EXPORT_CELERY_RESULT_URL to be set, such as redis://host:6379/1: "
+                "EXPORT_CELERY_BROKER_URL is not Redis, and no other broker keeps what steps returned"
+            )
 
     @property
     def resolved_source_url(self) -> str:
