@@ -24,8 +24,8 @@ _QUEUE_WAIT = "celery_queue_wait"
 
 
 LONGEST_WAIT_SECONDS = 6 * 3600.0
-"""A step that nobody began for so long is taken for lost: a worker that was killed after taking and before beginning it,
-or a queue that lost it, tell nobody."""
+"""A step that nobody began for so long is taken for lost: a worker killed between taking and beginning it, or a queue
+that lost it, tells nobody."""
 
 
 def has_waiting_step(instance: dg.DagsterInstance, run_id: str) -> bool:
