@@ -425,6 +425,15 @@ def local_path(url: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
+def aws_region() -> str | None:
+    """The region of the environment; None leaves it to the AWS profile.
+
+    boto3 reads ``AWS_DEFAULT_REGION`` alone, and presigns for us-east-1 without it; ECS and Lambda, the other SDKs and
+    people set ``AWS_REGION``.
+    """
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+
+
 def dagster_home() -> str | None:
     """Dagster's own instance directory, if this process was given one."""
     return os.environ.get("DAGSTER_HOME")
