@@ -154,6 +154,18 @@ def test_no_file_names_a_variable_that_nobody_reads() -> None:
         assert named <= known, f"{path.relative_to(ROOT)}: {named - known}"
 
 
+def test_what_is_filled_in_for_compose_is_not_committed() -> None:
+    assert "deploy/compose.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_compose_waits_for_the_server_that_has_its_databases() -> None:
+    """The image's entry point runs compose.sql on a server without TCP, ends it, and starts the one that stays."""
+    (_, command) = read("compose.yaml")["services"]["postgres"]["healthcheck"]["test"]
+    asked = re.findall(r"pg_isready ([^&]+)", command)
+    assert len(asked) == 2
+    assert all("-h 127.0.0.1" in one for one in asked)
+
+
 def test_the_commands_of_compose_are_programs_of_the_image() -> None:
     """Those of the product's own image; what they are told is understood, else ``--help`` would not be reached."""
     commands = {
