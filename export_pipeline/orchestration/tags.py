@@ -27,7 +27,7 @@ NO_FAILURE = "none"
 """A re-execution gets the tags of the run that failed, and Dagster removes none: its own say that it did not fail."""
 
 SMALL, LARGE = "small", "large"
-"""What ``tag_concurrency_limits`` of dagster.yaml tells apart, so that small exports never wait behind large ones."""
+"""What ``tag_concurrency_limits`` of dagster.yaml tells apart, so that those known to be large leave slots."""
 
 MAX_LINEAGE = 50
 
