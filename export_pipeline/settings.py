@@ -35,6 +35,8 @@ ServerSideEncryption = Literal["none", "AES256", "aws:kms"]
 Executor = Literal["in_process", "multiprocess", "celery", "k8s"]
 BEYOND_ONE_MACHINE: tuple[Executor, ...] = ("celery", "k8s")
 """Executors whose steps share no disk."""
+KEEP_RESULTS = ("redis", "rediss", "redis+socket", "sentinel")
+"""Schemes of Celery's brokers that are result backends, too."""
 
 
 class SettingsError(Exception):
@@ -367,6 +369,12 @@ class Settings(BaseSettings):
                 )
         if self.executor == "celery" and not self.celery_broker_url.get_secret_value():
             raise ValueError("EXPORT_EXECUTOR=celery needs EXPORT_CELERY_BROKER_URL to be set")
+        broker = urlsplit(self.celery_broker_url.get_secret_value()).scheme
+        if self.executor == "celery" and broker not in KEEP_RESULTS and not self.celery_result_url.get_secret_value():
+            raise ValueError(
+                "EXPORT_EXECUTOR=celery needs EXPORT_CELERY_RESULT_URL to be set, such as redis://host:6379/1: "
+                "EXPORT_CELERY_BROKER_URL is not Redis, and no other broker keeps what steps returned"
+            )
 
     @property
     def resolved_source_url(self) -> str:
@@ -415,6 +423,15 @@ def local_path(url: str) -> Path | None:
     """The directory of a ``file:///dir`` URL, None for any other scheme."""
     parts = urlsplit(url)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def aws_region() -> str | None:
+    """The region of the environment; None leaves it to the AWS profile.
+
+    boto3 reads ``AWS_DEFAULT_REGION`` alone, and presigns for us-east-1 without it; ECS and Lambda, the other SDKs and
+    people set ``AWS_REGION``.
+    """
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
 
 
 def dagster_home() -> str | None:

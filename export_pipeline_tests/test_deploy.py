@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from dagster_aws.s3 import S3ComputeLogManager
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from moto import mock_aws
 
+from export_pipeline.delivery.objects import ObjectDescription
+from export_pipeline.delivery.s3 import S3Store, build_client
+from export_pipeline.engine.staging import Staging
 from export_pipeline.orchestration.launcher import WarmRunLauncher
+from export_pipeline.orchestration.resources import s3_resource
 from export_pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -81,8 +86,16 @@ def test_production_differs_from_the_embedded_default_where_it_must_and_nowhere_
     embedded, production = yaml.safe_load((ROOT / "dagster.yaml").read_text()), read(name)
     different = {key for key in embedded.keys() | production.keys() if embedded.get(key) != production.get(key)}
     assert different <= {"storage", "compute_logs", "run_launcher", "concurrency", "run_monitoring"}
-    limits = "tag_concurrency_limits"
-    assert production["concurrency"]["runs"][limits] == embedded["concurrency"]["runs"][limits]
+    assert limits(production) == limits(embedded)
+
+
+def limits(instance: Any) -> list[dict[str, Any]]:
+    """What must not differ: who is limited, and to how many, or to half of the slots."""
+    runs = instance["concurrency"]["runs"]
+    half = runs["max_concurrent_runs"] // 2
+    return [
+        {**one, "limit": "half" if one["limit"] == half else one["limit"]} for one in runs["tag_concurrency_limits"]
+    ]
 
 
 def given(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Settings:
@@ -108,11 +121,57 @@ def test_the_example_of_kubernetes_is_an_environment_that_starts(monkeypatch: py
     assert settings.executor == "k8s"
 
 
+@pytest.mark.parametrize("variables", [("AWS_REGION",), ("AWS_DEFAULT_REGION",), ("AWS_REGION", "AWS_DEFAULT_REGION")])
+def test_the_region_is_taken_from_either_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: tuple[str, ...]
+) -> None:
+    """boto3 reads the second alone, and would sign links for us-east-1."""
+    credentials = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_CONFIG_FILE": str(tmp_path / "none")}
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in credentials.items():
+        monkeypatch.setenv(name, value)
+    for name, value in zip(variables, ("eu-central-1", "ap-south-1"), strict=False):
+        monkeypatch.setenv(name, value)
+    settings = Settings(store_url="s3://bucket/exports", staging_url="s3://bucket/staging")
+    for client in (build_client(), s3_resource(settings).get_client()):
+        assert client.meta.region_name == "eu-central-1"
+        link = S3Store(client, "bucket", "").link(ObjectDescription("a", "a.csv", "text/csv"), timedelta(hours=1))
+        assert "%2Feu-central-1%2Fs3%2Faws4_request" in link.url
+    staging = Staging(settings.staging_url)
+    assert staging._filesystem.base_fs.region == "eu-central-1"
+    assert staging._objects is not None
+    assert staging._objects._client.meta.region_name == "eu-central-1"
+
+
+@pytest.mark.parametrize("where", ["compose", "kubernetes", "ecs"])
+def test_every_deployment_sets_both_variables_of_the_region(where: str) -> None:
+    """Dagster's log manager on S3 goes by boto3's own alone."""
+    given = {
+        "compose": example,
+        "kubernetes": lambda: read("kubernetes/values.yaml")["dagster-user-deployments"]["deployments"][0]["env"],
+        "ecs": lambda: {one["name"]: one["value"] for one in task()["containerDefinitions"][0]["environment"]},
+    }[where]()
+    assert given["AWS_REGION"] == given["AWS_DEFAULT_REGION"]
+
+
 def test_no_file_names_a_variable_that_nobody_reads() -> None:
     known = {f"EXPORT_{name.upper()}" for name in Settings.model_fields} | {"EXPORT_ECS_TASK_DEFINITION"}
     for path in filter(Path.is_file, DEPLOY.rglob("*")):
         named = set(re.findall(r"\bEXPORT_[A-Z0-9_]+\b", path.read_text()))
         assert named <= known, f"{path.relative_to(ROOT)}: {named - known}"
+
+
+def test_what_is_filled_in_for_compose_is_not_committed() -> None:
+    assert "deploy/compose.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_compose_waits_for_the_server_that_has_its_databases() -> None:
+    """The image's entry point runs compose.sql on a server without TCP, ends it, and starts the one that stays."""
+    (_, command) = read("compose.yaml")["services"]["postgres"]["healthcheck"]["test"]
+    asked = re.findall(r"pg_isready ([^&]+)", command)
+    assert len(asked) == 2
+    assert all("-h 127.0.0.1" in one for one in asked)
 
 
 def test_the_commands_of_compose_are_programs_of_the_image() -> None:

@@ -80,6 +80,7 @@ TOGETHER = [
     beyond("k8s", EXPORT_STORE_URL="file:///srv/store"),
     beyond("k8s", EXPORT_DATABASE_URL="sqlite:////srv/app.db"),
     beyond("celery", EXPORT_CELERY_BROKER_URL=""),
+    beyond("celery", EXPORT_CELERY_RESULT_URL="", EXPORT_CELERY_BROKER_URL="amqp://app:s3cret@host//"),
 ]
 
 
@@ -89,6 +90,13 @@ def test_values_that_do_not_go_together_stop_the_start(monkeypatch: pytest.Monke
         monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=next(iter(values))):
         build_definitions()
+
+
+def test_a_broker_that_keeps_no_results_is_taken_with_a_place_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = {"EXPORT_CELERY_BROKER_URL": "amqp://app@host//", "EXPORT_CELERY_RESULT_URL": "redis://host/1"}
+    for variable, value in beyond("celery", **broker).items():
+        monkeypatch.setenv(variable, value)
+    assert Settings.from_environment().executor == "celery"
 
 
 def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
 from export_pipeline.delivery.s3_errors import error_code, is_missing, translated
 from export_pipeline.delivery.s3_upload import Upload, abort, mismatch
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.settings import aws_region
 
 LONGEST_LINK = timedelta(days=7)
 """S3's cap on a presigned URL."""
@@ -60,7 +61,7 @@ def build_client(endpoint_url: str = "") -> Any:
         ExportFailure: ``store_refused`` if the AWS configuration is unusable.
     """
     with translated():
-        return boto3.session.Session().client(
+        return boto3.session.Session(region_name=aws_region()).client(
             "s3", endpoint_url=endpoint_url or None, config=client_config(endpoint_url)
         )
 

@@ -23,7 +23,7 @@ import pyarrow.fs
 
 from export_pipeline.engine.frames import FrameWriter, read_frames
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.settings import local_path
+from export_pipeline.settings import aws_region, local_path
 
 if TYPE_CHECKING:
     from export_pipeline.engine.staging_s3 import S3Objects
@@ -217,12 +217,15 @@ class _Stream:
 
 def _s3(endpoint_url: str) -> pyarrow.fs.S3FileSystem:
     if not endpoint_url:
-        return pyarrow.fs.S3FileSystem(allow_bucket_creation=False)
+        return pyarrow.fs.S3FileSystem(region=aws_region(), allow_bucket_creation=False)
     # The AWS SDK's default checksums come as a trailer, to which S3-compatible stores answer 411.
     os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     endpoint = urlsplit(endpoint_url)
     return pyarrow.fs.S3FileSystem(
-        endpoint_override=endpoint.netloc, scheme=endpoint.scheme, allow_bucket_creation=False
+        region=aws_region(),
+        endpoint_override=endpoint.netloc,
+        scheme=endpoint.scheme,
+        allow_bucket_creation=False,
     )
 
 

@@ -19,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.settings import aws_region
 
 CLOCKS_APART = timedelta(hours=1)
 """How far S3's clock may be ahead of ours."""
@@ -33,7 +34,8 @@ class S3Objects:
         self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
         config = Config(signature_version="s3v4", retries={"mode": "standard", "total_max_attempts": 5})
         with _translated():
-            self._client = boto3.client("s3", endpoint_url=endpoint_url or None, config=config)
+            session = boto3.session.Session(region_name=aws_region())
+            self._client = session.client("s3", endpoint_url=endpoint_url or None, config=config)
 
     def delete(self, key: str) -> None:
         """Delete one object; one that is not there is no error."""

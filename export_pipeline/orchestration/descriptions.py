@@ -81,12 +81,14 @@ CLEAN = "Expires exports past retention, clears leftovers of ended attempts, abo
 
 EXPORT_REQUESTS = (
     "Claims queued rows of export_requests, at most 50 a tick, in fair turns across organizations, and asks for "
-    "their runs. Turn it off to stop new exports; rows wait, and 'export-pipeline queue' shows them. If ticks are "
-    "skipped with 'could not be read', look at the request database."
+    "their runs; at most 100 of an organization and 300 of all are claimed and not begun. Turn it off to stop new "
+    "exports; rows wait, and 'export-pipeline queue' shows them. If ticks are skipped with 'could not be read', look "
+    "at the request database."
 )
 
 EXPORT_CANCELLATIONS = (
-    "Cancels what cancel_requested_at asks to be canceled: the row, and its run if it has one. Leave it on."
+    "Cancels what cancel_requested_at asks to be canceled: the row, and its run if it has one. Tells the row of a run "
+    "that was terminated here, wherever its steps are at work. Leave it on."
 )
 
 EXPORT_RECONCILER = (

@@ -1,6 +1,6 @@
 """Which rows lost their run, and what is to become of each.
 
-What belongs here: the decision, as plain functions over rows and runs. What does not: asking Dagster (``sensors``).
+What belongs here: the decision, as plain functions over rows and runs. What does not: asking Dagster (``mending``).
 
 Status sensors are called at most once and never again after an exception, and a killed worker tells
 nobody: so the truth is found by comparing. A slow export that still writes its heartbeat is never judged stuck.

@@ -20,7 +20,7 @@ from export_pipeline.engine.readers import Source, source_of
 from export_pipeline.engine.staging import Staging
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.settings import Settings
+from export_pipeline.settings import Settings, aws_region
 
 S3_ATTEMPTS = 5
 
@@ -84,4 +84,4 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
 
 def s3_resource(settings: Settings) -> S3Resource:
     """The S3 client's settings. Credentials are not among them: boto3 finds them in the environment."""
-    return S3Resource(endpoint_url=settings.s3_endpoint_url or None, max_attempts=S3_ATTEMPTS)
+    return S3Resource(region_name=aws_region(), endpoint_url=settings.s3_endpoint_url or None, max_attempts=S3_ATTEMPTS)

@@ -27,22 +27,23 @@ NO_FAILURE = "none"
 """A re-execution gets the tags of the run that failed, and Dagster removes none: its own say that it did not fail."""
 
 SMALL, LARGE = "small", "large"
-"""What ``tag_concurrency_limits`` of dagster.yaml tells apart, so that small exports never wait behind large ones."""
+"""What ``tag_concurrency_limits`` of dagster.yaml tells apart, so that those known to be large leave slots."""
 
 MAX_LINEAGE = 50
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 
 
-def size_class(rows: int | None, large_rows: int) -> str:
+def size_class(rows: object, large_rows: int) -> str:
     """Of an export of so many rows; small if nobody knows yet."""
-    return LARGE if (rows or 0) > large_rows else SMALL
+    # SQLite stores any text in a column of integers, and what is no number must not fail the tick of the others.
+    return LARGE if isinstance(rows, int) and rows > large_rows else SMALL
 
 
-def run_tags(claim: Claim, *, large_rows: int) -> dict[str, str]:
-    """The tags of a request's run; with more rows than ``large_rows`` it is large."""
+def run_tags(claim: Claim, *, rows: int | None, large_rows: int) -> dict[str, str]:
+    """The tags of a request's run; with more ``rows`` than ``large_rows`` it is large."""
     return {
-        SIZE_CLASS: size_class(claim.expected_rows, large_rows),
+        SIZE_CLASS: size_class(rows, large_rows),
         REQUEST_ID: str(claim.id),
         REQUEST_UID: tag_value(claim.uid),
         ATTEMPT: str(claim.attempt),

@@ -5,8 +5,7 @@ What belongs here: the way from the queue to a run and back. What does not: what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -26,6 +25,7 @@ _rows = export_requests.c
 _WAITING = sa.and_(
     _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_(None), _rows.cancel_requested_at.is_(None)
 )
+_NOT_BEGUN = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ class Claim:
     organization_id: str
     dataset: str
     format: str
-    expected_rows: int | None = None
-    """What the attempt before counted, or the same question last answered; None if it was never asked."""
 
     @property
     def run_key(self) -> str:
@@ -48,11 +46,24 @@ class Claim:
 
 
 def is_any_waiting(connection: sa.Connection) -> bool:
-    """Whether ``claim`` would find a request; takes no lock."""
+    """Whether a request waits to be claimed; takes no lock."""
     return bool(connection.execute(sa.select(sa.exists().where(_WAITING))).scalar_one())
 
 
-def claim(connection: sa.Connection, *, limit: int, per_organization: int | None = None) -> list[Claim]:
+def is_any_claimable(connection: sa.Connection, *, per_organization: int, in_total: int) -> bool:
+    """Whether ``claim`` would find a request within its bounds; takes no lock."""
+    if _room(connection, in_total) <= 0:
+        return False
+    ahead = _claimed_and_not_begun()
+    full = sa.select(ahead.c.organization_id).where(ahead.c.number >= per_organization)
+    return bool(
+        connection.execute(sa.select(sa.exists().where(_WAITING, _rows.organization_id.not_in(full)))).scalar_one()
+    )
+
+
+def claim(
+    connection: sa.Connection, *, limit: int, per_organization: int | None = None, in_total: int | None = None
+) -> list[Claim]:
     """Claim waiting requests, in fair turns across organizations, and charge each one attempt.
 
     The table's state is the cursor: a row that commits late is found whatever its id.
@@ -62,15 +73,23 @@ def claim(connection: sa.Connection, *, limit: int, per_organization: int | None
         limit: at most so many at once.
         per_organization: an organization has at most so many that are claimed and have not begun. The others wait
             here, where waiting costs nothing and ``priority`` counts; None = no bound.
+        in_total: the same of all organizations together. Who has fewest claimed goes first.
     """
+    if in_total is not None:
+        limit = min(limit, _room(connection, in_total))
+        if limit <= 0:
+            return []
+    ahead = _claimed_and_not_begun()
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=(_rows.priority.desc(), _rows.id))
     candidates = sa.select(_rows.id, _rows.organization_id, turn.label("turn")).where(_WAITING).subquery()
-    chosen = sa.select(candidates.c.id).order_by(candidates.c.turn, candidates.c.id).limit(limit)
-    if per_organization is not None:
-        ahead = _claimed_and_not_begun()
-        chosen = chosen.outerjoin_from(
-            candidates, ahead, ahead.c.organization_id == candidates.c.organization_id
-        ).where(candidates.c.turn + sa.func.coalesce(ahead.c.number, 0) <= per_organization)
+    place = candidates.c.turn + sa.func.coalesce(ahead.c.number, 0)
+    chosen = (
+        sa.select(candidates.c.id)
+        .outerjoin_from(candidates, ahead, ahead.c.organization_id == candidates.c.organization_id)
+        .where(sa.true() if per_organization is None else place <= per_organization)
+        .order_by(place, candidates.c.id)
+        .limit(limit)
+    )
     ids = connection.execute(chosen).scalars()
     now = utc_now()
     claimed = connection.execute(
@@ -79,37 +98,22 @@ def claim(connection: sa.Connection, *, limit: int, per_organization: int | None
         .values(claimed_at=now, attempt=_rows.attempt + 1, run_id=None, updated_at=now)
         .returning(_rows.id, _rows.uid, _rows.attempt, _rows.organization_id, _rows.dataset, _rows.format)
     )
-    found = list(claimed)
-    expected = _expected_rows(connection, [row.id for row in found])
-    told = (replace(Claim(*row), expected_rows=expected.get(row.id)) for row in found)
-    claims = sorted(told, key=lambda claim: claim.id)
+    claims = sorted((Claim(*row) for row in claimed), key=lambda claim: claim.id)
     first = [one.id for one in claims if one.attempt == 1]
     if first:
         record_asked(connection, first)
     return claims
 
 
+def _room(connection: sa.Connection, in_total: int) -> int:
+    """How many more may be claimed."""
+    return in_total - connection.execute(sa.select(sa.func.count()).where(_NOT_BEGUN)).scalar_one()
+
+
 def _claimed_and_not_begun() -> sa.Subquery:
     """How many of each organization."""
-    claimed = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
-    counted = sa.select(_rows.organization_id, sa.func.count().label("number")).where(claimed)
+    counted = sa.select(_rows.organization_id, sa.func.count().label("number")).where(_NOT_BEGUN)
     return counted.group_by(_rows.organization_id).subquery()
-
-
-def _expected_rows(connection: sa.Connection, ids: Sequence[int]) -> dict[int, int | None]:
-    """How many rows the requests can be expected to have: of the attempt before, or of the same question last time."""
-    last = export_requests.alias("last")
-    same = [
-        last.c.organization_id == _rows.organization_id,
-        last.c.dataset == _rows.dataset,
-        last.c.filters == _rows.filters,
-        last.c.list_ids.is_not_distinct_from(_rows.list_ids),
-        last.c.segment_ids.is_not_distinct_from(_rows.segment_ids),
-    ]
-    answered = last.c.status.in_([RequestStatus.COMPLETED, RequestStatus.EXPIRED])
-    before = sa.select(last.c.row_count).where(answered, *same).order_by(last.c.id.desc()).limit(1).scalar_subquery()
-    expected = sa.select(_rows.id, sa.func.coalesce(_rows.rows_total, before).label("rows"))
-    return {row.id: row.rows for row in connection.execute(expected.where(_rows.id.in_(ids)))}
 
 
 def release(connection: sa.Connection, request_id: int, *, attempt: int, run_id: str | None, charged: bool) -> bool:

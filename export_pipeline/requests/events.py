@@ -61,7 +61,7 @@ def record(
 
 
 def record_asked(connection: sa.Connection, request_ids: Sequence[int]) -> None:
-    """Add who asked each of these requests, and for what; once a request.
+    """Add who asked each of these requests, and for what; once a request, by whatever touches it first.
 
     The database copies it: a row that Python cannot read must not keep the others from being claimed.
     """

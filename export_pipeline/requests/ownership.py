@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.events import record
+from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.tables import EventKind, RequestStatus, Stage, export_requests
 
 _rows = export_requests.c
@@ -63,12 +63,14 @@ def begin(
 
 
 def _charge_by_hand(connection: sa.Connection, request_id: int) -> None:
-    """An operator launched the run from the UI: it counts as an attempt like any other."""
-    connection.execute(
+    """An operator launched the run from the UI: it counts as an attempt like any other, and may be the first."""
+    charged = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.run_id.is_(None))
         .values(attempt=_rows.attempt + 1, claimed_at=utc_now())
     )
+    if charged.rowcount:
+        record_asked(connection, [request_id])
 
 
 def _owned(run_id: str, lineage: Sequence[str]) -> sa.ColumnElement[bool]:

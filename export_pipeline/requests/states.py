@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import billing, ledger, webhooks
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.events import record
+from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.model import has_uid
 from export_pipeline.requests.ownership import why_not
 from export_pipeline.requests.recurring_outcomes import note_completed, note_failed
@@ -184,6 +184,7 @@ def cancel(
         .returning(_rows.uid, _rows.organization_id)
     ).first()
     if canceled is not None:
+        record_asked(connection, [request_id])  # one that was never claimed has no trail yet
         billing.release(connection, canceled.uid)
         webhooks.enlist(connection, request_id, WebhookEvent.CANCELED)
         record(connection, canceled.uid, canceled.organization_id, EventKind.CANCELED)
@@ -198,6 +199,16 @@ def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
         )
     )
     return [(row.id, row.uid) for row in asked]
+
+
+def owned(connection: sa.Connection) -> list[tuple[int, str, str]]:
+    """Running requests: (id, uid, the run that owns it)."""
+    found = connection.execute(
+        sa.select(_rows.id, _rows.uid, _rows.run_id).where(
+            _rows.status == RequestStatus.RUNNING, _rows.run_id.is_not(None)
+        )
+    )
+    return [(row.id, row.uid, row.run_id) for row in found if isinstance(row.run_id, str)]
 
 
 def note(connection: sa.Connection, request_id: int, message: str | None, *, run_id: str) -> None:

@@ -129,7 +129,7 @@ def test_a_worker_killed_between_two_statements_loses_nothing_and_doubles_nothin
 
 def _run_of(supervisor: Supervisor, asked: Asked) -> str:
     """The run that works on a request: its row may not say so yet."""
-    from export_pipeline.orchestration.sensors import runs_of
+    from export_pipeline.orchestration.mending import runs_of
 
     (run,) = [run for run in runs_of(supervisor.instance, asked.uid) if not run.finished]
     return run.run_id

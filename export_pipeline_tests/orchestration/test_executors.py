@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,11 +14,11 @@ from dagster._core.events import EngineEventData
 
 from export_pipeline.definitions import build_definitions
 from export_pipeline.engine.staging import Staging
-from export_pipeline.orchestration import pruning
+from export_pipeline.orchestration import pruning, step_queue
 from export_pipeline.orchestration.executors import celery_config, io_manager_of
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.orchestration.step_queue import has_waiting_step
+from export_pipeline.orchestration.step_queue import LONGEST_WAIT_SECONDS, has_waiting_step
 from export_pipeline.requests.claims import Orphan
 from export_pipeline.settings import Settings
 from export_pipeline_tests.orchestration.conftest import Pipeline
@@ -103,6 +104,18 @@ def test_a_step_waits_from_when_it_is_handed_out_until_a_worker_begins_it(
             data = EngineEventData(marker_start=start, marker_end=end)
             instance.report_engine_event("", run, data, step_key=step)
         assert has_waiting_step(instance, run.run_id) is waits
+
+
+def test_a_step_that_nobody_begins_for_hours_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker was killed before it began, or the queue lost it: nobody will ever say so."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(job_without_config())
+        instance.report_engine_event("", run, EngineEventData(marker_start=QUEUED[0]), step_key="plan")
+        now = time.time()
+        for later, waits in ((-60, True), (60, False)):
+            monkeypatch.setattr(step_queue.time, "time", lambda later=later: now + LONGEST_WAIT_SECONDS + later)
+            assert has_waiting_step(instance, run.run_id) is waits
+            monkeypatch.undo()
 
 
 def test_a_silent_run_whose_step_waits_is_left_alone_and_one_whose_step_was_lost_gets_a_new_attempt() -> None:

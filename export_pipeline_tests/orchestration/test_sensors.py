@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.test_utils import create_run_for_test
 
-from export_pipeline.orchestration import tags
+from export_pipeline.failures import ExportCanceled
+from export_pipeline.orchestration import mending, sensors, tags
+from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.sensors import (
     INTERVAL_SECONDS,
@@ -83,6 +86,31 @@ def test_a_row_of_garbage_does_not_spoil_the_tick(pipeline: Pipeline) -> None:
     assert all(len(value) < 100 for request in asked for value in request.tags.values())
 
 
+def test_a_row_of_which_no_run_can_be_made_fails_and_the_others_start(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = pipeline.ask(), pipeline.ask()
+    original = tags.run_tags
+
+    def fails(claim: claims.Claim, **options: Any) -> dict[str, str]:
+        if claim.uid == bad:
+            raise TypeError("'>' not supported between instances of 'str' and 'int'")
+        return original(claim, **options)
+
+    monkeypatch.setattr(tags, "run_tags", fails)
+    assert [asked.run_key for asked in evaluate(pipeline, export_requests).run_requests] == [f"{good}:1"]
+    assert (pipeline.state(bad).status, pipeline.state(bad).error_code) == ("failed", "internal_error")
+
+
+@pytest.mark.parametrize("counted", ["'many'", "x'ff'", "1e300", "NULL"])
+def test_whatever_stands_where_rows_are_counted_its_run_and_the_others_start(pipeline: Pipeline, counted: str) -> None:
+    """SQLite stores anything anywhere."""
+    bad, good = pipeline.ask(), pipeline.ask()
+    pipeline.execute(f"UPDATE export_requests SET rows_total = {counted} WHERE uid = '{bad}'")
+    asked = evaluate(pipeline, export_requests).run_requests
+    assert [request.run_key for request in asked] == [f"{bad}:1", f"{good}:1"]
+
+
 def test_an_unreachable_database_skips_the_tick_with_a_reason(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +147,35 @@ def test_a_cancel_whose_run_is_over_ends_the_row(pipeline: Pipeline) -> None:
     update(pipeline, uid, status="running", cancel_requested_at=utc_now(), heartbeat_at=utc_now())
     evaluate(pipeline, export_cancellations)
     assert pipeline.state(uid).status == "canceled"
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED])
+def test_the_row_of_a_terminated_run_is_told_while_its_process_works_on(
+    pipeline: Pipeline, status: dg.DagsterRunStatus
+) -> None:
+    """The UI in another container, or a step on a Celery worker: nobody could interrupt the process."""
+    uid, other, unowned = pipeline.ask(), pipeline.ask(), pipeline.ask()
+    pipeline.claim()
+    run_id, goes_on = a_run(pipeline, uid, status), a_run(pipeline, other, dg.DagsterRunStatus.STARTED)
+    a_run(pipeline, other, status)  # a re-execution that was terminated before it took the row
+    a_run(pipeline, unowned, status)
+    for request, owner in ((uid, run_id), (other, goes_on)):
+        update(pipeline, request, status="running", run_id=owner, heartbeat_at=utc_now(), started_at=utc_now())
+    told: list[str] = []
+
+    def work_on() -> None:
+        with Pulse(pipeline.database, 1, run_id, 0.05) as pulse:
+            told.append(evaluate(pipeline, export_cancellations).skip_message)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                pulse.check()
+                time.sleep(0.01)
+
+    with pytest.raises(ExportCanceled):
+        work_on()
+    assert told[0].startswith("1 runs terminated by operators")
+    assert [pipeline.state(one).status for one in (uid, other, unowned)] == ["canceled", "running", "queued"]
+    assert "operator" in (pipeline.state(uid).message or "")
 
 
 STALE = timedelta(seconds=600)
@@ -266,6 +323,43 @@ def test_mails_are_not_resumed_over_and_over(pipeline: Pipeline) -> None:
     )
     pipeline.instance.report_run_failed(run)
     assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
+
+
+def test_mails_are_asked_for_even_if_mending_takes_longer_than_a_tick_has(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = pipeline.export()
+    pipeline.execute("UPDATE export_notifications SET status = 'pending'")
+    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    lost = pipeline.ask()
+    pipeline.claim()
+    update(pipeline, lost, claimed_at=utc_now() - STALE)
+    monkeypatch.setattr(sensors, "MEND_SECONDS", 0)
+    assert [asked.job_name for asked in evaluate(pipeline, export_reconciler).run_requests] == ["notify"]
+    update(pipeline, state.uid, heartbeat_at=utc_now())
+    assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
+    monkeypatch.setattr(sensors, "MEND_SECONDS", 60)
+    evaluate(pipeline, export_reconciler)
+    assert [claim.uid for claim in pipeline.claim()] == [lost]
+
+
+def test_the_runs_of_many_rows_are_read_in_few_calls_and_each_row_is_judged_by_its_own(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = [pipeline.ask() for _ in range(7)]
+    pipeline.claim()
+    begun = a_run(pipeline, uids[3], dg.DagsterRunStatus.FAILURE)
+    a_run(pipeline, uids[5], dg.DagsterRunStatus.NOT_STARTED)
+    pipeline.execute("UPDATE export_requests SET claimed_at = '2020-01-01 00:00:00.000000'")
+    update(pipeline, uids[3], status="running", run_id=begun, heartbeat_at=utc_now() - STALE)
+    calls: list[Any] = []
+    read = pipeline.instance.get_run_records
+    monkeypatch.setattr(mending, "RUNS_A_CALL", 4)
+    monkeypatch.setattr(pipeline.instance, "get_run_records", lambda *a, **o: calls.append(a) or read(*a, **o))
+    evaluate(pipeline, export_reconciler)
+    assert len(calls) == 2
+    again = {claim.uid: claim.attempt for claim in pipeline.claim()}
+    assert again == {uid: 2 if uid == uids[3] else 1 for uid in uids if uid != uids[5]}
 
 
 def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r") -> Orphan:

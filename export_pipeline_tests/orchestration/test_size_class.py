@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml
 
+from export_pipeline.definitions import build_definitions
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.sensors import CLAIMED_PER_ORGANIZATION, ROWS_PER_TICK, export_requests
-from export_pipeline.requests import claims
+from export_pipeline.orchestration.sensors import CLAIMED_PER_ORGANIZATION, FULL, ROWS_PER_TICK, export_requests
+from export_pipeline.requests import claims, sizes
 from export_pipeline_tests.orchestration.conftest import Pipeline
 from export_pipeline_tests.orchestration.test_sensors import evaluate, update
 
@@ -48,6 +51,19 @@ def test_a_new_attempt_knows_what_the_one_before_counted(pipeline: Pipeline) -> 
     assert classes(pipeline) == ["large"]
 
 
+def test_exports_start_as_small_ones_if_their_size_cannot_be_looked_up(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are claimed by then: a tick that fails would start none of them, and never say so."""
+
+    def fails(*_arguments: Any, **_options: Any) -> Any:
+        raise sa.exc.DBAPIError("SELECT", {}, Exception("canceling statement due to statement timeout"))
+
+    monkeypatch.setattr(sizes, "expected", fails)
+    update(pipeline, pipeline.ask(), rows_total=LARGE)
+    assert classes(pipeline) == ["small"]
+
+
 def test_a_run_is_large_once_its_rows_are_counted(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPORT_LARGE_ROWS", "1")
     result, state = pipeline.export()
@@ -62,7 +78,9 @@ def test_dagster_yaml_limits_the_class_by_its_tag() -> None:
     assert {"key": tags.SIZE_CLASS, "value": tags.LARGE, "limit": 2} in limits
 
 
-def test_a_flood_waits_in_the_table_and_goes_on_as_its_runs_begin(pipeline: Pipeline) -> None:
+def test_a_flood_waits_in_the_table_and_goes_on_as_its_runs_begin(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pipeline.database.begin() as connection:
         for _ in range(CLAIMED_PER_ORGANIZATION + ROWS_PER_TICK):
             connection.exec_driver_sql(
@@ -71,7 +89,12 @@ def test_a_flood_waits_in_the_table_and_goes_on_as_its_runs_begin(pipeline: Pipe
             )
     claimed = [request for _ in range(2) for request in evaluate(pipeline, export_requests).run_requests]
     assert len(claimed) == CLAIMED_PER_ORGANIZATION
-    assert "waiting" in evaluate(pipeline, export_requests).skip_message
+    monkeypatch.setenv("EXPORT_PICKUP_WAIT_SECONDS", "0.5")
+    looks: list[bool] = []
+    look = claims.is_any_claimable
+    monkeypatch.setattr(claims, "is_any_claimable", lambda *a, **o: looks.append(look(*a, **o)) or looks[-1])
+    told = evaluate(replace(pipeline, definitions=build_definitions()), export_requests).skip_message
+    assert (told, set(looks)) == (FULL, {False})  # it waits as long as a tick without any request
     other = pipeline.ask(organization_id="globex")
     (asked,) = evaluate(pipeline, export_requests).run_requests
     assert asked.run_key == f"{other}:1"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 
+import pytest
 import sqlalchemy as sa
 
-from export_pipeline.requests import claims, events
+from export_pipeline.requests import claims, events, ownership, states
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.tables import EventKind, export_events
+from export_pipeline.requests.tables import EventKind, export_events, export_requests
 
 ASKED = {
     "organization_id": "acme",
@@ -59,6 +60,42 @@ def test_a_request_is_asked_once_however_often_it_is_claimed(database: sa.Engine
         with database.begin() as connection:
             assert claims.release(connection, claimed.id, attempt=1, run_id=None, charged=False)
     assert [event.kind for event in trail(database, uid)] == ["asked", "requeued", "requeued"]
+
+
+def kinds(database: sa.Engine, uid: str) -> list[str]:
+    return [event.kind for event in trail(database, uid)]
+
+
+def ask(database: sa.Engine) -> tuple[int, str]:
+    with database.begin() as connection:
+        uid = insert_request(connection, **ASKED)
+        return connection.execute(sa.select(sa.func.max(export_requests.c.id))).scalar_one(), uid
+
+
+def cancel(database: sa.Engine, request_id: int) -> None:
+    with database.begin() as connection:
+        assert states.cancel(connection, request_id, by_requester="As asked.", by_operator="By an operator.")
+
+
+def test_who_asked_is_told_once_of_what_is_canceled_before_or_after_its_claim(database: sa.Engine) -> None:
+    (first, unclaimed), (second, claimed) = ask(database), ask(database)
+    cancel(database, first)
+    claim(database)
+    cancel(database, second)
+    for uid in (unclaimed, claimed):
+        assert kinds(database, uid) == ["asked", "canceled"]
+        assert trail(database, uid)[0].actor == "ana"
+
+
+@pytest.mark.parametrize("by_hand", [1, 2])
+def test_who_asked_is_told_once_of_what_an_operator_launches_by_hand(database: sa.Engine, by_hand: int) -> None:
+    request_id, uid = ask(database)
+    if by_hand == 2:
+        claim(database)
+    with database.begin() as connection:
+        taken = ownership.begin(connection, request_id, run_id="by hand", lineage=[], attempt=None)
+    assert taken.attempt == by_hand
+    assert kinds(database, uid) == ["asked", "started"]
 
 
 def test_a_column_too_long_to_repeat_is_left_out_and_the_request_is_claimed(database: sa.Engine) -> None:

@@ -1,0 +1,164 @@
+"""Rows that lost their run, and mails that their run left: asking Dagster, and doing what was decided.
+
+What belongs here: reading runs, writing and telling Dagster, for one row each. What does not: the decision
+(``reconcile``), when it is done (``sensors``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import ParamSpec
+
+import dagster as dg
+from dagster import DagsterInstance, RunsFilter
+
+from export_pipeline.orchestration import tags
+from export_pipeline.orchestration.cancel import cancel_and_discard
+from export_pipeline.orchestration.job import NOTIFY_JOB_NAME
+from export_pipeline.orchestration.reconcile import Fate, RunView, fate, write
+from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.step_queue import has_waiting_step
+from export_pipeline.requests import claims
+from export_pipeline.settings import BEYOND_ONE_MACHINE
+
+P = ParamSpec("P")
+
+RUNS_A_CALL = 50
+"""So many rows' runs are read at once: fewer calls, and what is read is not old when it is acted upon."""
+MAX_NOTIFY_RUNS = 6
+NOTIFY_PAUSE_SECONDS = 60
+"""Mails that a dead run or an unreachable provider left are tried again after 2, 4, 8, ... times as long."""
+
+
+def mend_all(
+    instance: DagsterInstance, exports: ExportResource, orphans: Sequence[claims.Orphan], *, seconds: float
+) -> tuple[list[str], int]:
+    """Mend rows for ``seconds``: the uids of those that could not be, and how many are left for the next time."""
+    failed: list[str] = []
+    ends = time.monotonic() + seconds
+    for begin in range(0, len(orphans), RUNS_A_CALL):
+        some = orphans[begin : begin + RUNS_A_CALL]
+        try:
+            runs = runs_of_each(instance, [orphan.uid for orphan in some])
+        except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
+            failed += [orphan.uid for orphan in some]
+            continue
+        for number, orphan in enumerate(some):
+            if time.monotonic() >= ends:
+                return failed, len(orphans) - begin - number
+            if not done(_mend, instance, exports, orphan, runs[orphan.uid]):
+                failed.append(orphan.uid)
+    return failed, 0
+
+
+def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orphan, runs: Sequence[RunView]) -> None:
+    beyond_one_machine = exports.settings.executor in BEYOND_ONE_MACHINE
+    if beyond_one_machine and orphan.timed_out:
+        runs = [run if run.finished else replace(run, waiting=_waits(instance, run)) for run in runs]
+    decided = fate(orphan, runs, max_attempts=exports.settings.max_attempts)
+    if decided is Fate.CANCEL:
+        cancel_and_discard(exports, orphan.id, orphan.uid, run_id=orphan.run_id)
+        return
+    if decided is not Fate.LEAVE and not beyond_one_machine:
+        _bury(instance, orphan)
+    with exports.database.begin() as connection:
+        write(connection, orphan, decided)
+    if decided is not Fate.LEAVE and beyond_one_machine:
+        _interrupt(instance, orphan)
+        _bury(instance, orphan)
+
+
+def _waits(instance: DagsterInstance, run: RunView) -> bool:
+    return run.waiting or has_waiting_step(instance, run.run_id)
+
+
+def _interrupt(instance: DagsterInstance, orphan: claims.Orphan) -> None:
+    """End the process that waits for a step whose worker died: it would wait for ever.
+
+    Only once the row is no longer the run's: what interrupts a run that owns its row cancels the request.
+    """
+    owner = instance.get_run_by_id(orphan.run_id) if orphan.run_id is not None else None
+    if owner is not None and not owner.is_finished:
+        with suppress(Exception):  # a process that cannot be reached does no harm: it owns nothing
+            instance.run_launcher.terminate(owner.run_id)
+
+
+def _bury(instance: DagsterInstance, orphan: claims.Orphan) -> None:
+    """Tell Dagster that the run which owned the row is dead, if it still has it among the living."""
+    owner = instance.get_run_by_id(orphan.run_id) if orphan.run_id is not None else None
+    if owner is not None and not owner.is_finished:
+        instance.report_run_failed(owner, "The run wrote no heartbeat; its process is taken for dead.")
+
+
+def resume(instance: DagsterInstance, orphan: claims.Orphan, asked: list[dg.RunRequest]) -> None:
+    """Ask for a run for the mails that are left, unless one is under way or enough were tried."""
+    if orphan.timed_out:
+        _bury(instance, orphan)
+    runs = runs_of(instance, orphan.uid)
+    tried = [run for run in runs if run.job_name == NOTIFY_JOB_NAME]
+    stopped = any(run.canceled and (run.run_id == orphan.run_id or run in tried) for run in runs)
+    if stopped or any(not run.finished for run in runs) or len(tried) >= MAX_NOTIFY_RUNS:
+        return  # an operator stopped it, or it is under way, or tried often enough
+    if tried and time.time() - max(run.ended_at for run in tried) < NOTIFY_PAUSE_SECONDS * 2 ** len(tried):
+        return
+    asked.append(
+        dg.RunRequest(
+            job_name=NOTIFY_JOB_NAME,
+            run_key=f"{orphan.uid}:notify:{len(tried) + 1}",
+            run_config={"ops": {"resume_notification": {"config": {"request_id": orphan.id}}}},
+            tags={
+                tags.REQUEST_ID: str(orphan.id),
+                tags.REQUEST_UID: orphan.uid,
+                **tags.found_by(orphan.organization_id, orphan.dataset, orphan.format),
+            },
+        )
+    )
+
+
+def done(step: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> bool:
+    """Do one row's work; what goes wrong with one must not keep the others from theirs."""
+    try:
+        step(*arguments, **options)
+    except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
+        return False
+    return True
+
+
+def runs_of(instance: DagsterInstance, uid: str) -> list[RunView]:
+    """All runs of a request, newest first."""
+    return runs_of_each(instance, [uid])[uid]
+
+
+def runs_of_each(instance: DagsterInstance, uids: Collection[str]) -> dict[str, list[RunView]]:
+    """All runs of each of these requests, newest first, in one call."""
+    values = {uid: tags.tag_value(uid) for uid in uids}
+    found: dict[str, list[RunView]] = {value: [] for value in values.values()}
+    records: Iterable[dg.RunRecord] = instance.get_run_records(RunsFilter(tags={tags.REQUEST_UID: list(found)}))
+    for record in records:
+        found[record.dagster_run.tags[tags.REQUEST_UID]].append(_view(record))
+    return {uid: found[value] for uid, value in values.items()}
+
+
+def terminated_of(instance: DagsterInstance, run_ids: Sequence[str]) -> set[str]:
+    """Those of the runs that Dagster was told to end."""
+    terminated = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED]
+    some = [run_ids[begin : begin + RUNS_A_CALL] for begin in range(0, len(run_ids), RUNS_A_CALL)]
+    filters = [RunsFilter(run_ids=ids, statuses=terminated) for ids in some]
+    return {record.dagster_run.run_id for one in filters for record in instance.get_run_records(one)}
+
+
+def _view(record: dg.RunRecord) -> RunView:
+    run = record.dagster_run
+    return RunView(
+        run_id=run.run_id,
+        attempt=tags.attempt_of(run.tags),
+        finished=run.is_finished,
+        canceled=run.status is dg.DagsterRunStatus.CANCELED,
+        canceling=run.status is dg.DagsterRunStatus.CANCELING,
+        waiting=run.status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED),
+        job_name=run.job_name,
+        ended_at=record.end_time or 0.0,
+    )
