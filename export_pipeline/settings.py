@@ -172,8 +172,8 @@ class Settings(BaseSettings):
     run_retention_days: float = Field(
         default=0.0,
         ge=0,
-        description="How long Dagster keeps runs that ended, their events and logs: at least 3 days, or 0 = for ever. "
-        "The requests' rows stay.",
+        description="How long Dagster keeps our runs that ended, their events and logs: at least 3 days, or 0 = for "
+        "ever. The requests' rows stay.",
     )
 
     public_url: str = Field(

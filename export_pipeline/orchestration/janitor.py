@@ -9,8 +9,13 @@ import dagster as dg
 
 from export_pipeline.delivery.retention import KEEP_UPLOADS, clear_leftovers, expire_exports
 from export_pipeline.orchestration import descriptions, pruning
+from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.webhooks import JOB_NAME as WEBHOOKS_JOB_NAME
 from export_pipeline.requests import events, rate_windows
+
+JANITOR = "janitor"
+OUR_JOBS = (JANITOR, JOB_NAME, NOTIFY_JOB_NAME, WEBHOOKS_JOB_NAME)
 
 
 @dg.op(description=descriptions.CLEAN)
@@ -28,14 +33,20 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
             "cleared_leftovers": cleared,
             "failed": not_expired + not_cleared,
             "aborted_uploads": exports.store.abort_uploads(KEEP_UPLOADS) + exports.staging.abort_uploads(KEEP_UPLOADS),
-            **pruning.forget(context.instance, exports.staging, exports.settings.run_retention_days),
+            **pruning.forget(
+                context.instance,
+                exports.staging,
+                exports.settings.run_retention_days,
+                pruning.Ours.beside(context.run, OUR_JOBS),
+                context.log.warning,
+            ),
             "ended_rate_windows": windows,
             "forgotten_audit_events": events_forgotten,
         }
     )
 
 
-@dg.job(description=descriptions.JANITOR, executor_def=dg.in_process_executor)
+@dg.job(name=JANITOR, description=descriptions.JANITOR, executor_def=dg.in_process_executor)
 def janitor() -> None:
     """One op."""
     clean()

@@ -7,16 +7,21 @@ What belongs here: which of it is past its time, and forgetting it. What does no
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import dagster as dg
+from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
 
 from export_pipeline.delivery.retention import KEEP_LEFTOVERS
 from export_pipeline.engine.staging import Staging
 from export_pipeline.orchestration.executors import OUTPUTS
+
+Log = Callable[[str], None]
 
 RUNS_A_TURN = 1000
 """The janitor comes every hour; its own run must not take one."""
@@ -24,34 +29,72 @@ _STORED = f"{OUTPUTS}/storage"
 """Dagster's S3 IO manager keeps ``storage/<run>/<step>/<output>`` below its prefix."""
 
 
-def forget(instance: dg.DagsterInstance, staging: Staging, run_retention_days: float) -> dict[str, int]:
+@dataclass(frozen=True)
+class Ours:
+    """Which of Dagster's runs are this project's: other code locations share its storage."""
+
+    jobs: tuple[str, ...]
+    label: str | None = None
+    """Of repository and code location, as Dagster tags runs with it; None in a process without a location."""
+
+    @classmethod
+    def beside(cls, run: dg.DagsterRun, jobs: tuple[str, ...]) -> Ours:
+        """Runs of these jobs, in the code location of ``run``."""
+        origin = run.remote_job_origin
+        return cls(jobs, None if origin is None else origin.repository_origin.get_label())
+
+
+def forget(
+    instance: dg.DagsterInstance, staging: Staging, run_retention_days: float, ours: Ours, log: Log = lambda _: None
+) -> dict[str, int]:
     """Forget what is past its time.
 
     Args:
         instance: Dagster's.
         staging: below which step outputs are, if it is on S3.
         run_retention_days: how long runs are kept after their end; 0 = for ever.
+        ours: whose runs.
+        log: is told of runs that could not be deleted.
 
     Returns:
-        How many runs are forgotten, and of how many the step outputs.
+        How many runs are forgotten, of how many that failed, and of how many the step outputs are forgotten.
     """
-    forgotten = _forget_runs(instance, timedelta(days=run_retention_days)) if run_retention_days else 0
-    return {"forgotten_runs": forgotten, "forgotten_outputs": _forget_outputs(instance, staging)}
+    forgotten, failed = 0, 0
+    if run_retention_days:
+        forgotten, failed = _forget_runs(instance, timedelta(days=run_retention_days), ours, log)
+    return {
+        "forgotten_runs": forgotten,
+        "not_forgotten_runs": failed,
+        "forgotten_outputs": _forget_outputs(instance, staging),
+    }
 
 
-def _forget_runs(instance: dg.DagsterInstance, keep: timedelta) -> int:
+def _forget_runs(instance: dg.DagsterInstance, keep: timedelta, ours: Ours, log: Log) -> tuple[int, int]:
     """The run key goes with the run. None is asked for twice: every attempt has its own, and the row says which."""
-    ended = dg.RunsFilter(
-        statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
-        updated_before=datetime.now(UTC) - keep,
-    )
-    records = instance.get_run_records(ended, limit=RUNS_A_TURN, ascending=True)
-    for record in records:
-        run_id = record.dagster_run.run_id
+    records: list[dg.RunRecord] = []
+    for job in ours.jobs:
+        ended = dg.RunsFilter(
+            job_name=job,
+            statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
+            updated_before=datetime.now(UTC) - keep,
+            tags={} if ours.label is None else {REPOSITORY_LABEL_TAG: ours.label},
+        )
+        records += instance.get_run_records(ended, limit=RUNS_A_TURN - len(records), ascending=True)
+        if len(records) >= RUNS_A_TURN:
+            break
+    failed = sum(not _is_forgotten(instance, record.dagster_run.run_id, log) for record in records)
+    return len(records) - failed, failed
+
+
+def _is_forgotten(instance: dg.DagsterInstance, run_id: str, log: Log) -> bool:
+    try:
         instance.compute_log_manager.delete_logs(prefix=[run_id])
         _forget_local_outputs(instance, run_id)
         instance.delete_run(run_id)
-    return len(records)
+    except Exception as error:  # noqa: BLE001 - one that cannot be deleted must not keep the others; the next turn tries
+        log(f"Run {run_id} is past its time and could not be deleted ({type(error).__qualname__}).")
+        return False
+    return True
 
 
 def _forget_local_outputs(instance: dg.DagsterInstance, run_id: str) -> None:

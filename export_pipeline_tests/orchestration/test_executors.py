@@ -6,16 +6,20 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.test_utils import create_run_for_test
 
 from export_pipeline.definitions import build_definitions
 from export_pipeline.engine.staging import Staging
 from export_pipeline.orchestration import pruning, step_queue
 from export_pipeline.orchestration.executors import celery_config, io_manager_of
+from export_pipeline.orchestration.janitor import OUR_JOBS
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.sensors import run_request
 from export_pipeline.orchestration.step_queue import LONGEST_WAIT_SECONDS, has_waiting_step
@@ -30,6 +34,8 @@ SHARED = {
     "EXPORT_STAGING_URL": "s3://bucket/staging",
     "EXPORT_CELERY_BROKER_URL": "redis://:s3cret@broker/0",
 }
+
+OURS = pruning.Ours(OUR_JOBS)
 
 
 def export_job() -> dg.JobDefinition:
@@ -136,9 +142,9 @@ def test_step_outputs_on_s3_are_forgotten_with_their_run_and_what_is_younger_sta
         for run_id in (ended, stays, unknown, "not-a-run"):
             with staging.create(f"runs/storage/{run_id}/plan/result") as sink:
                 sink.write(b"x")
-        assert pruning.forget(instance, staging, 0) == {"forgotten_runs": 0, "forgotten_outputs": 1}
+        assert forgotten(instance, staging, 0) == (0, 0, 1)
         monkeypatch.setattr(pruning, "KEEP_LEFTOVERS", timedelta(0))
-        assert pruning.forget(instance, staging, 0) == {"forgotten_runs": 0, "forgotten_outputs": 1}
+        assert forgotten(instance, staging, 0) == (0, 0, 1)
         assert instance.get_run_by_id(ended) is not None
     assert sorted(staging.trees("runs/storage")) == sorted([stays, "not-a-run"])
 
@@ -150,11 +156,56 @@ def test_runs_past_their_time_are_forgotten_with_their_events_and_logs(tmp_path:
         active = instance.create_run_for_job(job_without_config()).run_id
         for run_id in (ended, active):
             (Path(instance.storage_directory()) / run_id).mkdir(parents=True, exist_ok=True)
-        assert pruning.forget(instance, staging, 3)["forgotten_runs"] == 0
-        assert pruning.forget(instance, staging, 1e-9)["forgotten_runs"] == 1
+        assert forgotten(instance, staging, 3) == (0, 0, 0)
+        assert forgotten(instance, staging, 1e-9) == (1, 0, 0)
         assert [run.run_id for run in instance.get_runs()] == [active]
         assert instance.all_logs(ended) == []
         assert [path.name for path in Path(instance.storage_directory()).iterdir()] == [active]
+
+
+def forgotten(
+    instance: dg.DagsterInstance, staging: Staging, days: float, ours: pruning.Ours = OURS, **options: Any
+) -> tuple[int, int, int]:
+    counts = pruning.forget(instance, staging, days, ours, **options)
+    return counts["forgotten_runs"], counts["not_forgotten_runs"], counts["forgotten_outputs"]
+
+
+def ended_run(instance: dg.DagsterInstance, job: str, location: str) -> dg.DagsterRun:
+    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "__repository__").get_job_origin(job)
+    run = create_run_for_test(instance, job_name=job, remote_job_origin=origin, status=dg.DagsterRunStatus.STARTED)
+    instance.report_run_failed(run)
+    return run
+
+
+def test_runs_of_others_stay_and_one_that_cannot_be_deleted_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = Staging((tmp_path / "staging").as_uri())
+    logged: list[str] = []
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        mine = [ended_run(instance, job, "here") for job in OUR_JOBS]
+        others = {ended_run(instance, *other).run_id for other in (("billing", "here"), ("export", "there"))}
+        here = pruning.Ours.beside(mine[0], OUR_JOBS)
+        stuck, delete = mine[1].run_id, instance.delete_run
+
+        def fails_once(run_id: str) -> None:
+            if run_id == stuck:
+                raise OSError("secret")
+            delete(run_id)
+
+        monkeypatch.setattr(instance, "delete_run", fails_once)
+        assert forgotten(instance, staging, 1e-9, here, log=logged.append) == (len(OUR_JOBS) - 1, 1, 0)
+        assert {run.run_id for run in instance.get_runs()} == {stuck} | others
+        assert [stuck in line and "secret" not in line for line in logged] == [True]
+        monkeypatch.setattr(instance, "delete_run", delete)
+        assert forgotten(instance, staging, 1e-9, here) == (1, 0, 0)
+        assert {run.run_id for run in instance.get_runs()} == others
+
+
+def test_our_jobs_are_all_of_the_code_location() -> None:
+    assert {job.name for job in build_definitions().resolve_all_job_defs() if not job.name.startswith("__")} == {
+        *OUR_JOBS
+    }
 
 
 def export_and_end(instance: dg.DagsterInstance) -> str:
