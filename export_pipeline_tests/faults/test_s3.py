@@ -175,13 +175,20 @@ def test_staging_on_s3_survives_the_same(
     times: int,
 ) -> None:
     monkeypatch.setenv("EXPORT_STAGING_URL", f"s3://{installation.bucket.name}/staging")
-    installation.s3.inject(injected, lambda call: "/staging/" in call.key and applies(call), times=times)
+    hits = lambda call: "/staging/" in call.key and _is_staged(call.key) and applies(call)  # noqa: E731
+    installation.s3.inject(injected, hits, times=times)
     with judged(tally, fault, installation):
         uid, _ = installation.export(organization_id="large")
         assert len(installation.s3.injected) >= 1
-        assert [key for key in installation.bucket.keys() if key.startswith("staging/")] == []  # noqa: SIM118
+        left = [key for key in installation.bucket.keys() if key.startswith("staging/")]  # noqa: SIM118
+        assert [key for key in left if _is_staged(key)] == []
         installation.assert_delivered(uid)
         assert installation.mailed() == ["a@x.io"]
+
+
+def _is_staged(key: str) -> bool:
+    """It is none of the steps' outputs, which Dagster's IO manager keeps until they are pruned."""
+    return "staging/runs/" not in key
 
 
 REFUSED: list[tuple[str, Reply, str, str]] = [
@@ -282,7 +289,10 @@ class TestExpiredCredentials:
         monkeypatch.setattr(installation.s3, "fault_for", rotate)
         with judged(tally, "S3: expired credentials", installation):
             uid, _ = installation.export(organization_id="large" if operation == "UploadPart" else "small")
-            assert [call.operation for call in installation.s3.injected if uid in call.key] == [operation]
+            refused = [call.operation for call in installation.s3.injected if uid in call.key]
+            # Parts travel two at a time, and a third is on its way when the first is refused.
+            assert 1 <= len(refused) <= (3 if operation == "UploadPart" else 1)
+            assert set(refused) == {operation}
             installation.assert_delivered(uid)
             assert installation.mailed() == ["a@x.io"]
 
