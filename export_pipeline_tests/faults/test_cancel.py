@@ -112,7 +112,7 @@ PLACES = {
 def test_a_cancel_ends_the_run_where_it_is_and_leaves_nothing(
     installation: Installation, place: str, tally: Tally
 ) -> None:
-    """From the row and from the UI at once: two requests, each canceled in its own way."""
+    """From the row and from the UI: two requests, one after the other, each canceled in its own way."""
     stack, where = installation.stack, PLACES[place]
     uids = {}
     for way in ("row", "ui"):
@@ -120,14 +120,11 @@ def test_a_cancel_ends_the_run_where_it_is_and_leaves_nothing(
             stack, f"{place} {way}", rows=where.rows, counting=where.counting, reading=where.reading
         )
         uids[way] = (organization, f"{way}-{list(PLACES).index(place)}@example.com")
+    asked, seconds = {}, {}
     with where.hold(installation):
-        asked = {
-            way: paced.ask(stack, organization, [recipient], **dict(where.asked))
-            for way, (organization, recipient) in uids.items()
-        }
-        seconds = {}
-        for way, uid in asked.items():
-            paced.wait_until(lambda uid=uid: where.reached(installation, uid), f"{place}: {stack.row(uid)}", 150)
+        for way, (organization, recipient) in uids.items():
+            asked[way] = uid = paced.ask(stack, organization, [recipient], **dict(where.asked))
+            stack.wait(uid, lambda _, uid=uid: where.reached(installation, uid), 150)
             began = time.monotonic()
             cancel(installation, way, uid)
             row = stack.wait(uid, lambda row: row["status"] == "canceled", 120)

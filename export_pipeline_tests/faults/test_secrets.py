@@ -109,7 +109,7 @@ def faults(marks: Marks, smtp: SmtpSink, hook_url: str, member: str) -> list[Fau
         Fault("no address", asked(OURS, recipient_emails=[marks("noaddress")]), "failed", "invalid_recipient"),
         Fault("a stored segment", asked(OURS, segment_ids=[SEGMENT]), "failed", "invalid_segment"),
         Fault("a field's definition", asked(OTHER, layout="sendgrid"), "failed", "source_data_invalid"),
-        Fault("a database that quotes a row", asked("leaky", "bad_value"), "failed", "source_refused"),
+        Fault("a database that quotes a row", asked("leaky", "bad_value"), "failed", "source_data_invalid"),
         Fault(
             "a database that quotes a filter",
             asked("odd", "odd_type", filters={"token": marks("filter")}),
