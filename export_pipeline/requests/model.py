@@ -176,7 +176,12 @@ def find_state(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> 
     """The state of the first request that a condition holds for; None if there is none."""
     columns = [export_requests.c[name] for name in RequestState.model_fields]
     row = connection.execute(sa.select(*columns).where(condition)).mappings().first()
-    return RequestState(**row) if row else None
+    return RequestState(**{name: _readable(value) for name, value in row.items()}) if row else None
+
+
+def _readable(value: Any) -> Any:
+    """SQLite takes bytes for text, and a row of them must still be shown as what it is: failed."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def insert_and_load(connection: sa.Connection, **asked: Any) -> ExportRequest:

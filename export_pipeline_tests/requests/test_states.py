@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
 from export_pipeline.requests import claims, expiry, ownership, states
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.model import insert_request, load_request
+from export_pipeline.requests.database import create_engine, utc_now
+from export_pipeline.requests.migrate import upgrade
+from export_pipeline.requests.model import find_state, insert_request, load_request
 from export_pipeline.requests.states import DeliveredFile
 from export_pipeline.requests.tables import Stage, export_events, export_files, export_requests
 
@@ -358,3 +360,16 @@ def test_files_past_retention_expire_once_they_are_deleted(database: sa.Engine) 
         assert expiry.past_retention(connection) == []
     assert row(database, request_id).status == "expired"
     assert events(database)[-2:] == ["expired", "deleted"]
+
+
+def test_a_row_of_bytes_is_shown_although_they_are_no_text(tmp_path: Path) -> None:
+    """SQLite alone takes them; found by the fault suite's rows of garbage."""
+    database = create_engine(f"sqlite:///{tmp_path / 'requests.db'}")
+    upgrade(database)
+    request_id = ask(database)
+    with database.begin() as connection:
+        connection.execute(sa.text("UPDATE export_requests SET format = X'C0E4', message = X'FF'"))
+        state = find_state(connection, export_requests.c.id == request_id)
+    assert state is not None
+    assert (state.format, state.message) == ("\ufffd\ufffd", "\ufffd")
+    database.dispose()
