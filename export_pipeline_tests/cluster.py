@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from unittest.mock import patch
 
 import dagster as dg
 import psycopg
@@ -184,7 +185,8 @@ def open_cluster(
             "EXPORT_HEARTBEAT_SECONDS": "0.5",
             **settings,
         }
-        stack.enter_context(_in_environment(environment))
+        # The test opens Dagster's instance itself, whose configuration names variables.
+        stack.enter_context(patch.dict(os.environ, environment))
         port = free_port()
         home.write_workspace(port)
         processes = stack.enter_context(Processes(home.logs, environment))
@@ -192,18 +194,3 @@ def open_cluster(
         processes.code_server(port)
         processes.daemon(home.workspace)
         yield Cluster(home, url, environment, bucket, smtp, machines=machines, workers=workers)
-
-
-@contextmanager
-def _in_environment(values: dict[str, str]) -> Iterator[None]:
-    """The test opens Dagster's instance itself, whose configuration names variables."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -20,8 +20,9 @@ from botocore.config import Config
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
-from export_pipeline.delivery.s3_errors import error_code, is_missing, translated
+from export_pipeline.delivery.s3_errors import is_missing, translated
 from export_pipeline.delivery.s3_upload import Upload, abort, mismatch
+from export_pipeline.engine.s3_uploads import uploads_begun_until
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.settings import aws_region
 
@@ -178,21 +179,10 @@ class S3Store:
         """Abort multipart uploads that began longer ago: their parts cost money until then. How many."""
         newest, count = datetime.now(UTC) - older_than, 0
         with translated():
-            for upload in self._uploads():
-                if upload["Initiated"] <= newest:
-                    abort(self._client, {"Bucket": self._bucket, "Key": upload["Key"]}, upload["UploadId"])
-                    count += 1
+            for key, upload in uploads_begun_until(newest, self._client, self._bucket, self._prefix):
+                abort(self._client, {"Bucket": self._bucket, "Key": key}, upload)
+                count += 1
         return count
-
-    def _uploads(self) -> Iterator[dict[str, Any]]:
-        pages = self._client.get_paginator("list_multipart_uploads")
-        try:
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
-                yield from page.get("Uploads", [])
-        except boto.ClientError as error:
-            # rclone's answer for a bucket that never had one.
-            if error_code(error) != "NoSuchUpload":
-                raise
 
     def _at(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}

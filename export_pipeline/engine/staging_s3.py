@@ -18,6 +18,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from export_pipeline.engine.s3_uploads import uploads_begun_until
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.settings import aws_region
 
@@ -65,21 +66,10 @@ class S3Objects:
         """Abort uploads that began longer ago: a killed process cannot end its own. How many."""
         newest, count = datetime.now(UTC) - older_than, 0
         with _translated():
-            for upload in self._uploads(self._prefix + prefix):
-                if upload["Initiated"] <= newest:
-                    self._abort(upload["Key"], upload["UploadId"])
-                    count += 1
+            for key, upload in uploads_begun_until(newest, self._client, self._bucket, self._prefix + prefix):
+                self._abort(key, upload)
+                count += 1
         return count
-
-    def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
-        pages = self._client.get_paginator("list_multipart_uploads")
-        try:
-            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix):
-                yield from page.get("Uploads", [])
-        except ClientError as error:
-            # rclone's answer for a bucket that never had one.
-            if error.response["Error"]["Code"] != "NoSuchUpload":
-                raise
 
     def _abort(self, key: str, upload: str) -> None:
         """Best effort: whoever writes may end it at the same moment."""

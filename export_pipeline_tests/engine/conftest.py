@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from export_pipeline.demo.data import load_demo_data
 from export_pipeline.engine.readers import Source
 from export_pipeline_tests.engine import people
 from export_pipeline_tests.servers.mariadb import MariadbServer
@@ -30,3 +31,18 @@ def source(
     path: Path = tmp_path_factory.mktemp("people") / "people.db"
     made = people.create(f"sqlite:///{path}")
     yield Source(made.url, shares_file=request.param == "sqlite shared")
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+def demo_source(
+    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Source]:
+    """Where the demo's few contacts stand, with their lists and segments."""
+    if request.param == "postgresql":
+        with postgres_server.fresh_database() as url:
+            load_demo_data(url, contacts=200, entities=1)
+            yield Source(url.replace("postgresql://", "postgresql+psycopg://"))
+        return
+    path: Path = tmp_path_factory.mktemp("demo") / "application.db"
+    load_demo_data(f"sqlite:///{path}", contacts=200, entities=1)
+    yield Source(f"sqlite:///{path}")

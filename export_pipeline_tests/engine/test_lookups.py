@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.model import ColumnType
-from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.demo.lists import LIST_NAMES, SEGMENTS, list_id, segment_id
 from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
 from export_pipeline.engine.readers import Source
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline_tests.servers.postgres import PostgresServer
 
 OURS, THEIRS = ORGANIZATIONS[0], ORGANIZATIONS[1]
 CONTACTS = load_catalog("")["contacts"]
 NOBODYS = "00000000-0000-4000-8000-000000000000"
 
 
-@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def source(
-    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Source]:
-    if request.param == "postgresql":
-        with postgres_server.fresh_database() as url:
-            load_demo_data(url, contacts=200, entities=1)
-            yield Source(url.replace("postgresql://", "postgresql+psycopg://"))
-        return
-    path: Path = tmp_path_factory.mktemp("lookups") / "application.db"
-    load_demo_data(f"sqlite:///{path}", contacts=200, entities=1)
-    yield Source(f"sqlite:///{path}")
+@pytest.fixture(scope="module")
+def source(demo_source: Source) -> Source:
+    return demo_source
 
 
 def test_the_organizations_own_lists_are_known(source: Source) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.model import ColumnType
-from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.demo.lists import list_id, segment_id
 from export_pipeline.engine import directory
 from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
@@ -17,7 +14,6 @@ from export_pipeline.engine.query import Selection
 from export_pipeline.engine.readers import Source
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.conditions import AllOf
-from export_pipeline_tests.servers.postgres import PostgresServer
 
 OURS, THEIRS = ORGANIZATIONS[0], ORGANIZATIONS[1]
 # As an application that did not say of what type its tenant column is: on PostgreSQL it is a uuid.
@@ -26,18 +22,9 @@ LIST, SEGMENT = list_id(OURS, 0), segment_id(OURS, 0)
 OTHER_SPELLINGS = [OURS.id.upper(), f"{{{OURS.id}}}", OURS.id.replace("-", "")]
 
 
-@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def source(
-    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Source]:
-    if request.param == "postgresql":
-        with postgres_server.fresh_database() as url:
-            load_demo_data(url, contacts=200, entities=1)
-            yield Source(url.replace("postgresql://", "postgresql+psycopg://"))
-        return
-    path: Path = tmp_path_factory.mktemp("tenant") / "application.db"
-    load_demo_data(f"sqlite:///{path}", contacts=200, entities=1)
-    yield Source(f"sqlite:///{path}")
+@pytest.fixture(scope="module")
+def source(demo_source: Source) -> Source:
+    return demo_source
 
 
 def found(source: Source, organization_id: str) -> dict[str, int]:
