@@ -92,7 +92,9 @@ class Place:
 
 PLACES = {
     "plan": Place(
-        hold=lambda installation: locked(installation.stack, "organization_members"), reached=in_stage("plan")
+        asked=(("requested_by", "somebody"),),  # without it, nobody asks whether they may, and the lock holds nothing
+        hold=lambda installation: locked(installation.stack, "organization_members"),
+        reached=in_stage("plan"),
     ),
     "filter_entities, while it counts": Place(rows=1200, counting=0.1),
     "filter_entities, before the first row": Place(rows=1200, reading=0.1),
