@@ -51,7 +51,7 @@ def write_files(
 
     Blocks are encoded ahead on all cores; packing, hashing and writing are done by the caller's thread.
     """
-    with closing(ahead(partial(_encoded, fmt), even_blocks(batches), threads=cores())) as encoded:
+    with closing(ahead(partial(_encoded, fmt, key), even_blocks(batches), threads=cores())) as encoded:
         blocks = _Blocks(encoded, fmt.counters, key)
         ordinal = rows_before = 0
         while ordinal == 0 or blocks.more():
@@ -74,14 +74,14 @@ def write_files(
 
 @dataclass(frozen=True)
 class _EncodedBlock:
-    block: pa.RecordBatch
+    keys: pa.Array  # and not the block: several are waiting, and what they were made of is no longer needed
     encoded: Any
     counted: Counter[str]
 
 
-def _encoded(fmt: FileFormat[Any], block: pa.RecordBatch) -> _EncodedBlock:
+def _encoded(fmt: FileFormat[Any], key: str, block: pa.RecordBatch) -> _EncodedBlock:
     counted = Counter[str]()
-    return _EncodedBlock(block, fmt.encode(block, counted), counted)
+    return _EncodedBlock(block.column(key), fmt.encode(block, counted), counted)
 
 
 def _fill(writer: FileWriter[Any], blocks: _Blocks, rows_before: int, progress: Callable[[int], None]) -> int:
@@ -104,7 +104,7 @@ class _Blocks:
     def __init__(self, source: Iterator[_EncodedBlock], counters: Sequence[str], key: str) -> None:
         self._source = source
         self._key = key
-        self._block: pa.RecordBatch | None = None
+        self._keys: pa.Array = pa.array([])
         self._encoded: Any = ()
         self._at = 0
         self._none = dict.fromkeys(counters, 0)
@@ -118,11 +118,11 @@ class _Blocks:
         """Whether any row is left; takes the next block if need be."""
         if self.pending():
             return True
-        self._block, self._encoded = None, ()
+        self._encoded = ()
         taken = next(self._source, None)
         if taken is None:
             return False
-        self._block, self._encoded, self._at = taken.block, taken.encoded, 0
+        self._keys, self._encoded, self._at = taken.keys, taken.encoded, 0
         self._counted.update(taken.counted)
         return True
 
@@ -134,8 +134,7 @@ class _Blocks:
 
     def too_large(self) -> ExportFailure:
         """The failure of the row that comes next: it fits no file."""
-        block = cast("pa.RecordBatch", self._block)
-        value = block.column(self._key)[self._at].as_py()
+        value = self._keys[self._at].as_py()
         return ExportFailure(
             FailureCode.ROW_TOO_LARGE,
             f"the row with {self._key} {value!r} does not fit into one file; raise the limit or leave columns out",

@@ -692,8 +692,9 @@ def test_memory_does_not_grow_with_rows(name: str) -> None:
         command = [sys.executable, "-c", MEASURE, name, str(batches)]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    few, many = peak(20), peak(60)
-    assert many <= few * 1.1, f"{few} kB for 20 batches, {many} kB for 60"
+    # The allocators reach their plateau after some seconds: not at 20 batches.
+    few, many = peak(50), peak(120)
+    assert many <= few * 1.1, f"{few} kB for 50 batches, {many} kB for 120"
 
 
 def test_a_process_that_opened_every_format_can_still_be_forked() -> None:

@@ -253,6 +253,7 @@ def write_layout(name: str, layout_name: str) -> bytes:
         name,
         table_of(values, columns),
         columns=columns,
+        key=columns[0].name,
         csv_quoting=layout.csv_quoting,
         timestamps=layout.timestamps,
         comma_separated=frozenset(layout.array_columns if layout.arrays == "comma_separated" else ()),

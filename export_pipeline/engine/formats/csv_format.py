@@ -12,8 +12,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable
-from typing import BinaryIO
+from functools import partial
+from typing import BinaryIO, cast
 
 import numpy as np
 import polars as pl
@@ -22,14 +22,14 @@ import pyarrow as pa
 from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.engine.formats import deflate
 from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
-from export_pipeline.engine.formats.columns import ISO_DATE, TEXT_LIKE, Block, Clock, check_time_zone
+from export_pipeline.engine.formats.columns import ISO_DATE, Block, Clock, check_time_zone
 from export_pipeline.engine.formats.formula_guard import guarded, guarded_header
 from export_pipeline.engine.formats.rows import EncodedRows, RowEnds
 from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
 from export_pipeline.failures import ExportFailure, FailureCode
 
 _BOM = b"\xef\xbb\xbf"
-_NEWLINE = 0x0A
+_NEWLINE, _QUOTE = 0x0A, 0x22
 
 
 class CsvFormat:
@@ -67,9 +67,9 @@ class CsvFormat:
         quotes_all = self._options.csv_quoting == "non_empty"
         if quotes_all:
             frame = _without_bare_values(frame)
-        buffer = io.BytesIO()
+        written = _Written()
         frame.write_csv(
-            buffer,
+            cast("BinaryIO", written),
             include_header=False,
             separator=self._options.csv_delimiter,
             datetime_format=self._clock.iso,
@@ -79,8 +79,8 @@ class CsvFormat:
             # A line with nothing on it is no row to many readers: a null in an only column is written as empty text.
             null_value='""' if frame.width == 1 else None,
         )
-        data = buffer.getbuffer()
-        return EncodedRows(data, frame.height, _ends_finder(data, block, frame))
+        data = memoryview(written.data())
+        return EncodedRows(data, frame.height, partial(_row_ends, data))
 
     def open(self, sink: BinaryIO) -> TextFile:
         """Begin a file with its header."""
@@ -101,7 +101,7 @@ class CsvFormat:
                 text = pl.col(name).cast(pl.String)
                 return text.str.replace(".", options.csv_decimal_mark, literal=True)
             case ColumnType.TEXT | ColumnType.JSON if self._is_guarded(block.columns[place]):
-                values, count = guarded(block.frame[name], block.text_bytes(place))
+                values, count = guarded(block.frame[name], block.arrays[place], block.text_bytes(place))
                 counted["guarded_cells"] += count
                 return values
             case _:
@@ -111,6 +111,23 @@ class CsvFormat:
         # JSON begins with nothing that a spreadsheet would run; the first text of an array may.
         is_text = column.type is ColumnType.TEXT or column.name in self._options.comma_separated
         return is_text and self._options.guard_formulas
+
+
+class _Written:
+    """Keeps what polars writes, in most cases all of it at once; io.BytesIO would copy it into fresh memory."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """There is nothing below."""
+
+    def data(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
 
 def _check(options: FormatOptions) -> None:
@@ -143,22 +160,10 @@ def _without_bare_values(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.when(text != "").then(text), pl.selectors.numeric().cast(pl.String))
 
 
-def _multiline(block: Block) -> list[str]:
-    places = (place for place, column in enumerate(block.columns) if column.type in TEXT_LIKE)
-    return [str(place) for place in places if block.text_bytes(place).has(b"\n")]
-
-
-def _ends_finder(data: memoryview, block: Block, written: pl.DataFrame) -> Callable[[], RowEnds]:
-    """Rows end at newlines, save those inside a text, which are counted a row."""
-
-    def find() -> RowEnds:
-        multiline = written.select(_multiline(block))
-        newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE)
-        if multiline.width:
-            inside = multiline.select(
-                pl.sum_horizontal(pl.all().str.count_matches("\n", literal=True).fill_null(0).cast(pl.Int64))
-            ).to_series()
-            newlines = newlines[np.cumsum(inside.to_numpy() + 1) - 1]
-        return np.asarray(newlines + 1, np.int64)
-
-    return find
+def _row_ends(data: memoryview) -> RowEnds:
+    """Rows end at the newlines outside quotes: those with an even number of quotes before them (RFC 4180)."""
+    values = np.frombuffer(data, np.uint8)
+    newlines = np.flatnonzero(values == _NEWLINE)
+    quotes = np.flatnonzero(values == _QUOTE)
+    whole = np.searchsorted(quotes, newlines) % 2 == 0
+    return np.asarray(newlines[whole] + 1, np.int64)
