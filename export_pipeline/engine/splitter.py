@@ -154,8 +154,12 @@ def even_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         begin = at = 0
         while at < batch.num_rows:
-            step = min(WEIGHED_ROWS - rows % WEIGHED_ROWS, BLOCK_ROWS - rows, batch.num_rows - at)
-            size += batch.slice(at, step).nbytes
+            step = min(BLOCK_ROWS - rows, batch.num_rows - at)
+            weight = batch.slice(at, step).nbytes
+            if size + weight > BLOCK_BYTES // 2:  # else no piece of it can fill the block: it is weighed at once
+                step = min(WEIGHED_ROWS - rows % WEIGHED_ROWS, step)
+                weight = batch.slice(at, step).nbytes
+            size += weight
             at += step
             rows += step
             if rows == BLOCK_ROWS or (size >= BLOCK_BYTES and rows % WEIGHED_ROWS == 0):

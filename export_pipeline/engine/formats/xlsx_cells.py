@@ -15,6 +15,7 @@ from collections import Counter
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from export_pipeline.catalog.model import ColumnType
 from export_pipeline.engine.formats.columns import Block, Clock, TextBytes, byte_table
@@ -35,7 +36,7 @@ _NUMBER_CLOSE = "</v></c>"
 _BLANK = byte_table(b" \t\r\n")
 _NON_CHARACTERS = (b"\xef\xbf\xbe", b"\xef\xbf\xbf")  # U+FFFE and U+FFFF
 _SPECIAL = byte_table(bytes(range(0x20)) + b"&<>\xef")  # EF is the first byte of U+FFFE
-_FORBIDDEN = "[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]"
+_FORBIDDEN = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x{FFFE}\x{FFFF}]"
 _PLAIN_DECIMAL = r"^-?[0-9]+(?:\.[0-9]+)?$"
 _DIGITS = 15
 _LONG_INTEGER = 10**_DIGITS
@@ -49,7 +50,7 @@ _DAY_MS = 86_400_000
 def header_xml(headers: list[str], styles: Styles) -> bytes:
     """The header row."""
     array = pa.array(headers, pa.string())
-    texts, _ = _escaped(pl.Series("header", headers, dtype=pl.String), TextBytes(array), Counter())
+    texts, _ = _escaped(array, TextBytes(array), Counter())
     opening = f'<c s="{styles.header}" t="inlineStr"><is><t xml:space="preserve">'
     return ("<row>" + "".join(opening + text + _TEXT_CLOSE for text in texts) + "</row>\n").encode()
 
@@ -90,7 +91,7 @@ def _cell(block: Block, place: int, clock: Clock, styles: Styles, counters: Coun
         case ColumnType.DATE:
             pieces = _dates(block, place, styles.date)
         case _:
-            text, is_kept = _escaped(block.frame[str(place)], block.text_bytes(place), counters)
+            text, is_kept = _escaped(block.arrays[place], block.text_bytes(place), counters)
             pieces = _either(text, (_KEPT_OPEN if is_kept else _TEXT_OPEN, pl.lit(text), _TEXT_CLOSE))
     return pieces
 
@@ -130,7 +131,7 @@ def _decimals(block: Block, place: int) -> Pieces:
     digits = column.str.replace_all(r"[-.]", "").str.strip_chars_start("0").str.len_bytes()
     is_native = column.str.contains(_PLAIN_DECIMAL) & (digits <= _DIGITS)
     # Staged as text, so what is no number could be anything.
-    text, _ = _escaped(values, block.text_bytes(place), Counter())
+    text, _ = _escaped(block.arrays[place], block.text_bytes(place), Counter())
     if values.to_frame().select(is_native.all()).item():
         return _either(values, ("<c><v>", column, _NUMBER_CLOSE))
     return _split(is_native, ("<c><v>", column, _NUMBER_CLOSE), pl.lit(text))
@@ -160,60 +161,62 @@ def _dated(days: pl.Series, day: pl.Expr, serial: pl.Expr, text: pl.Expr, style:
     return _split(day.is_between(_FIRST_DAY, _LAST_DAY), cell, text)
 
 
-def _escaped(values: pl.Series, raw: TextBytes, counters: Counter[str]) -> tuple[pl.Series, bool]:
-    """The text as XML says it, and whether its blanks must be kept. Each step runs only where it is needed."""
+def _escaped(texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> tuple[pl.Series, bool]:
+    """The text as XML says it, and whether its blanks must be kept. Each step runs only where it is needed.
+
+    By Arrow's own kernels: for the few values of a block an expression of polars takes longer to begin than to do.
+    """
     if raw.longest() > CELL_LIMIT:
-        text, is_multiline = _escaped_texts(values, raw, counters)
-        return text, is_multiline or raw.edge_is_one_of(_BLANK, last=True)
+        rewritten, is_multiline = _escaped_texts(texts, raw, counters)
+        return pl.Series(rewritten), is_multiline or raw.edge_is_one_of(_BLANK, last=True)
     # Most values have nothing to escape: the rest is taken out, rewritten and put back.
+    values, is_multiline = pl.Series(texts), False
     places = raw.places_with(_SPECIAL, b"_x")
-    is_multiline = False
     if len(places):
-        rewritten, is_multiline = _escaped_texts(values.gather(places), raw, counters)
-        values = values.scatter(places, rewritten)
+        rewritten, is_multiline = _escaped_texts(texts.take(pa.array(places)), raw, counters)
+        values = values.scatter(places, pl.Series(rewritten))
     return values, is_multiline or raw.edge_is_one_of(_BLANK, last=True)
 
 
-def _escaped_texts(values: pl.Series, raw: TextBytes, counters: Counter[str]) -> tuple[pl.Series, bool]:
+def _escaped_texts(texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> tuple[pa.Array, bool]:
     """The texts as XML says them, and whether one has several lines; ``raw`` has their bytes among others."""
-    name, has_control = values.name, raw.has_control()
+    has_control = raw.has_control()
     if has_control or raw.has(*_NON_CHARACTERS):
-        values = _without_forbidden(values, counters)
+        texts = _without_forbidden(texts, counters)
     if raw.longest() > CELL_LIMIT:
-        values = _cut(values, counters)
-    text = pl.col(name)
+        texts = _cut(texts, counters)
     if raw.has(b"_x"):
         # Excel reads _x0041_ as a character. More than needed is escaped, as it reads back the same.
-        text = text.str.replace_all(r"_(x[0-9A-Fa-f]{4})", "_x005F_$1")
+        texts = pc.replace_substring_regex(texts, r"_(x[0-9A-Fa-f]{4})", r"_x005F_\1")
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         if raw.has(character.encode()):
-            text = text.str.replace_all(character, entity, literal=True)
+            texts = pc.replace_substring(texts, character, entity)
     if has_control and raw.has(b"\r"):
         # A bare CR would be read as a line feed; openpyxl does not understand Excel's own _x000D_ inline.
-        text = text.str.replace_all("\r", "&#13;", literal=True)
+        texts = pc.replace_substring(texts, "\r", "&#13;")
     has_line_feed = has_control and raw.has(b"\n")
     if has_line_feed:
         # As a reference, so that every line of the sheet is one row.
-        text = text.str.replace_all("\n", "&#10;", literal=True)
-    return values.to_frame().select(text)[name], has_line_feed
+        texts = pc.replace_substring(texts, "\n", "&#10;")
+    return texts, has_line_feed
 
 
-def _without_forbidden(values: pl.Series, counters: Counter[str]) -> pl.Series:
+def _without_forbidden(texts: pa.Array, counters: Counter[str]) -> pa.Array:
     """Characters that XML 1.0 cannot hold become U+FFFD; counts the cells."""
-    count = int(values.str.contains(_FORBIDDEN).sum())
+    count = pc.sum(pc.match_substring_regex(texts, _FORBIDDEN)).as_py() or 0
     counters["replaced_characters"] += count
-    return values.str.replace_all(_FORBIDDEN, "\ufffd") if count else values
+    return pc.replace_substring_regex(texts, _FORBIDDEN, "\ufffd") if count else texts
 
 
-def _cut(values: pl.Series, counters: Counter[str]) -> pl.Series:
+def _cut(texts: pa.Array, counters: Counter[str]) -> pa.Array:
     """Text beyond what a cell holds ends with a mark; counts the cells."""
-    places = (values.str.len_bytes() > CELL_LIMIT).fill_null(value=False).arg_true()
-    # Value by value, but only those of 32 kB or more: polars cannot count UTF-16.
-    wide = [text.encode("utf-16-le") for text in values.gather(places)]
+    is_wide = pc.fill_null(pc.greater(pc.binary_length(texts), CELL_LIMIT), fill_value=False)
+    # Value by value, but only those of 32 kB or more: Arrow cannot count UTF-16.
+    wide = [text.encode("utf-16-le") for text in texts.filter(is_wide).to_pylist()]
     room = (CELL_LIMIT - len(CUT_MARK)) * 2
     cut = [
         text[:room].decode("utf-16-le", "ignore") + CUT_MARK if len(text) > CELL_LIMIT * 2 else text.decode("utf-16-le")
         for text in wide
     ]
     counters["cut_cells"] += sum(len(text) > CELL_LIMIT * 2 for text in wide)
-    return values.scatter(places, pl.Series(cut, dtype=pl.String)) if cut else values
+    return pc.replace_with_mask(texts, is_wide, pa.array(cut, pa.string())) if cut else texts
