@@ -1,7 +1,7 @@
 """Settings of an installation, from the environment alone.
 
-What belongs here: every variable the product reads, its default, and the check that stops the
-start when a value is wrong. What does not: anything that a request can ask for.
+What belongs here: every variable the product reads, its default, and what must hold between them.
+What does not: what one value must be (``setting_types``), anything that a request can ask for.
 
 ``SETTINGS_TABLE`` in ``docs/settings.md`` is held against this module by a test.
 """
@@ -9,28 +9,33 @@ start when a value is wrong. What does not: anything that a request can ask for.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from email_validator import EmailNotValidError, validate_email
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+
+from export_pipeline.setting_types import (
+    NO_MAIL,
+    Address,
+    CatalogDirectory,
+    FaultNames,
+    HttpUrl,
+    MailUrl,
+    PlaceUrl,
+    RequestDatabaseUrl,
+    RunRetention,
+    SecretHttpUrl,
+    SigningKey,
+    SourceDatabaseUrl,
+)
 
 HOME = Path.home() / ".export-pipeline"
 """Where the embedded default keeps everything: readable by its user alone, the same for every process."""
 
 HEARTBEATS_IN_TIMEOUT = 10
-SHORTEST_SIGNING_KEY = 32
-SHORTEST_RUN_RETENTION_DAYS = 3
-FAULTS = ("requester", "transient", "ours")
 LARGE_ROWS = 1_000_000
-NO_MAIL = "none:"
-"""``mail_url`` of an installation that sends no mail."""
-
 ServerSideEncryption = Literal["none", "AES256", "aws:kms"]
 Executor = Literal["in_process", "multiprocess", "celery", "k8s"]
 BEYOND_ONE_MACHINE: tuple[Executor, ...] = ("celery", "k8s")
@@ -54,31 +59,31 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    database_url: str = Field(
+    database_url: RequestDatabaseUrl = Field(
         default=f"sqlite:///{HOME / 'export-pipeline.db'}",
         repr=False,
         description="Database with the `export_requests` table: `postgresql://…` or `sqlite:///path`.",
     )
-    source_url: str = Field(
+    source_url: SourceDatabaseUrl = Field(
         default="",
         repr=False,
         description="Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another that SQLAlchemy "
         "speaks, such as `mariadb+pymysql://…`. Default: the same as `EXPORT_DATABASE_URL`.",
     )
-    store_url: str = Field(
+    store_url: PlaceUrl = Field(
         default=(HOME / "store").as_uri(),
         description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`.",
     )
-    staging_url: str = Field(
+    staging_url: PlaceUrl = Field(
         default=(HOME / "staging").as_uri(),
         description="Where rows wait between steps: `file:///dir`, or `s3://bucket/prefix` for several machines.",
     )
-    s3_endpoint_url: str = Field(default="", description="Endpoint of an S3-compatible store. Default: AWS.")
+    s3_endpoint_url: HttpUrl = Field(default="", description="Endpoint of an S3-compatible store. Default: AWS.")
     s3_server_side_encryption: ServerSideEncryption = Field(
         default="none", description="`none`, `AES256` (SSE-S3) or `aws:kms` (SSE-KMS)."
     )
     s3_kms_key_id: str = Field(default="", description="KMS key of `aws:kms`. Default: the bucket's.")
-    mail_url: str = Field(
+    mail_url: MailUrl = Field(
         default=(HOME / "outbox").as_uri(),
         repr=False,
         description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
@@ -96,7 +101,7 @@ class Settings(BaseSettings):
         description="Exports of at most so many bytes, all files together, are attached to the mail instead of linked; "
         "at most 20000000, 0 = always links.",
     )
-    catalog: str = Field(
+    catalog: CatalogDirectory = Field(
         default="",
         description="Directory of dataset declarations (`*.yaml`). Default: the shipped `contacts` and `entities`.",
     )
@@ -169,38 +174,38 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="Where Celery keeps what steps returned. Default: the broker, which then has to be Redis.",
     )
-    run_retention_days: float = Field(
+    run_retention_days: RunRetention = Field(
         default=0.0,
         ge=0,
         description="How long Dagster keeps our runs that ended, their events and logs: at least 3 days, or 0 = for "
         "ever. The requests' rows stay.",
     )
 
-    public_url: str = Field(
+    public_url: HttpUrl = Field(
         default="",
         description="Where the HTTP gateway is reached from outside, such as `https://exports.example.com`. Mails then "
         "carry its sealed links, which live as long as the files and can be revoked; with `EXPORT_SIGNING_KEY`, those "
         "of recurring exports carry a link to unsubscribe too.",
     )
-    signing_key: SecretStr = Field(
+    signing_key: SigningKey = Field(
         default=SecretStr(""),
         description="Secret of at least 32 characters that signs links to the gateway; the same for every process. "
         "Changing it ends the links that were mailed.",
     )
-    alert_webhook_url: SecretStr = Field(
+    alert_webhook_url: SecretHttpUrl = Field(
         default=SecretStr(""),
         description='Where operators are told of failed runs: a Slack-compatible webhook (JSON `{"text": …}`). '
         "Default: nowhere.",
     )
-    alert_email: str = Field(
+    alert_email: Address = Field(
         default="",
         description="Address that is mailed of failed runs, from `EXPORT_MAIL_FROM`. Default: nobody.",
     )
-    alert_faults: str = Field(
+    alert_faults: FaultNames = Field(
         default="transient,ours",
         description="Whose faults alert: some of `requester`, `transient`, `ours`, with commas.",
     )
-    dagster_url: str = Field(
+    dagster_url: HttpUrl = Field(
         default="", description="Where operators open the Dagster UI, for links in alerts. Default: no links."
     )
     rate_limit_url: str = Field(
@@ -231,105 +236,11 @@ class Settings(BaseSettings):
         validation_alias="SENDGRID_API_KEY",
         description="Key of the mail provider `sendgrid:`.",
     )
-    sendgrid_host: str = Field(
+    sendgrid_host: HttpUrl = Field(
         default="https://api.sendgrid.com",
         validation_alias="SENDGRID_HOST",
         description="Base URL of SendGrid's API (EU: `https://api.eu.sendgrid.com`).",
     )
-
-    @field_validator("database_url", "source_url")
-    @classmethod
-    def _database(cls, value: str, info: ValidationInfo) -> str:
-        if not value and info.field_name == "source_url":
-            return value
-        try:
-            url = make_url(value)
-        except ArgumentError:
-            raise ValueError("is not a database URL; expected postgresql://… or sqlite:///path") from None
-        if url.drivername == "postgresql":
-            # SQLAlchemy 2.1 takes psycopg for it and 2.0 psycopg2: say which, so that both agree.
-            url = url.set(drivername="postgresql+psycopg")
-        if info.field_name == "database_url" and url.get_backend_name() not in ("postgresql", "sqlite"):
-            raise ValueError("requests are kept on PostgreSQL or SQLite; expected postgresql://… or sqlite:///path")
-        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-            raise ValueError("needs a file that several processes can open; expected sqlite:///path")
-        return url.render_as_string(hide_password=False)
-
-    @field_validator("store_url", "staging_url")
-    @classmethod
-    def _place(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme == "s3" and parts.netloc:
-            return value.rstrip("/")
-        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and parts.path.strip("/"):
-            return value.rstrip("/")
-        raise ValueError("expected s3://bucket/prefix or file:///absolute/directory")
-
-    @field_validator("run_retention_days")
-    @classmethod
-    def _run_retention(cls, value: float) -> float:
-        if 0 < value < SHORTEST_RUN_RETENTION_DAYS:
-            raise ValueError(f"expected 0 or at least {SHORTEST_RUN_RETENTION_DAYS} days: mails are tried for two")
-        return value
-
-    @field_validator("alert_webhook_url")
-    @classmethod
-    def _webhook(cls, value: SecretStr) -> SecretStr:
-        cls._http(value.get_secret_value())
-        return value
-
-    @field_validator("alert_email")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        try:
-            return validate_email(value, check_deliverability=False).normalized if value else ""
-        except EmailNotValidError:
-            raise ValueError("expected name@domain") from None
-
-    @field_validator("alert_faults")
-    @classmethod
-    def _faults(cls, value: str) -> str:
-        named = [name.strip() for name in value.split(",")]
-        if not set(named) <= set(FAULTS):
-            raise ValueError(f"expected some of {', '.join(FAULTS)}, with commas")
-        return ",".join(named)
-
-    @field_validator("s3_endpoint_url", "sendgrid_host", "public_url", "dagster_url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc):
-            raise ValueError("expected http://host:port or https://host")
-        if not re.fullmatch(r"[!-~]*", value):
-            raise ValueError("expected a URL in ASCII without spaces; it stands in headers of mails and requests")
-        return value.rstrip("/")
-
-    @field_validator("signing_key")
-    @classmethod
-    def _signing_key(cls, value: SecretStr) -> SecretStr:
-        if 0 < len(value.get_secret_value()) < SHORTEST_SIGNING_KEY:
-            raise ValueError(f"needs at least {SHORTEST_SIGNING_KEY} characters, such as openssl rand -hex 32 makes")
-        return value
-
-    @field_validator("mail_url")
-    @classmethod
-    def _mail(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value in ("sendgrid:", "sendgrid://"):
-            return "sendgrid:"
-        if value in (NO_MAIL, "none://"):
-            return NO_MAIL
-        if parts.scheme in ("smtp", "smtps") and parts.hostname:
-            return value
-        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
-            return value.rstrip("/")
-        raise ValueError("expected sendgrid:, smtp://host:port, file:///absolute/directory or none:")
-
-    @field_validator("catalog")
-    @classmethod
-    def _catalog(cls, value: str) -> str:
-        if value and not Path(value).is_dir():
-            raise ValueError("is not a directory; expected one that holds *.yaml dataset declarations")
-        return value
 
     @model_validator(mode="after")
     def _together(self) -> Settings:

@@ -25,7 +25,7 @@ from psycopg.rows import dict_row
 
 from export_pipeline.demo.data import load_demo_data
 from export_pipeline.demo.home import Home
-from export_pipeline.demo.processes import CODE_LOCATION, Processes, free_port
+from export_pipeline.demo.processes import Processes, free_port
 from export_pipeline.orchestration.launcher.identity import WORKER_TAG, Worker
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import upgrade
@@ -115,12 +115,11 @@ def open_stack(
     directory: Path,
     *,
     prepare: Callable[[Home, str], None] = _as_it_is,
-    module: str = CODE_LOCATION,
     **settings: str,
 ) -> Iterator[Stack]:
     """An installation with its real daemon; ``settings`` are further variables.
 
-    ``prepare`` gets the home and the database's URL before any process starts; ``module`` is the code location.
+    ``prepare`` gets the home and the database's URL before any process starts.
     """
     home = Home(directory / "home")
     home.create()
@@ -153,7 +152,7 @@ def open_stack(
         port = free_port()
         home.write_workspace(port)
         processes = stack.enter_context(Processes(home.logs, environment))
-        processes.code_server(port, module)
+        processes.code_server(port)
         processes.daemon(home.workspace)
         yield Stack(home, url, environment, bucket, smtp, processes)
 

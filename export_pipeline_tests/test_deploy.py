@@ -23,7 +23,8 @@ from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, Postgr
 from moto import mock_aws
 
 from export_pipeline.delivery.objects import ObjectDescription
-from export_pipeline.delivery.s3 import S3Store, build_client
+from export_pipeline.delivery.s3 import S3Store
+from export_pipeline.engine.s3_client import build_client
 from export_pipeline.engine.staging import Staging
 from export_pipeline.orchestration.launcher import WarmRunLauncher
 from export_pipeline.orchestration.resources import s3_resource

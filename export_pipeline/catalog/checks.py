@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from export_pipeline.catalog.names import spellings
 
 if TYPE_CHECKING:
-    from export_pipeline.catalog.model import Dataset
+    from export_pipeline.catalog.model import Column, Dataset
 
 PROBLEMS = "declaration_problems"
 """Type of the pydantic error whose context holds ``problems``."""
@@ -65,8 +65,13 @@ def _values(dataset: Dataset) -> Iterator[Problem]:
             yield Problem(("columns", index, "values", at), f"{column.values[at]!r} is listed twice; list it once")
 
 
+def _named(dataset: Dataset, name: str) -> Column | None:
+    """Of this very name: aliases are what is still to be checked."""
+    return next((column for column in dataset.columns if column.name == name), None)
+
+
 def _key(dataset: Dataset) -> Iterator[Problem]:
-    column = next((column for column in dataset.columns if column.name == dataset.key), None)
+    column = _named(dataset, dataset.key)
     if column is None:
         yield Problem(("key",), _not_declared(dataset, dataset.key))
     elif column.type not in ("text", "integer", "uuid"):
@@ -76,7 +81,7 @@ def _key(dataset: Dataset) -> Iterator[Problem]:
 def _created_at(dataset: Dataset) -> Iterator[Problem]:
     if dataset.created_at is None:
         return
-    column = next((column for column in dataset.columns if column.name == dataset.created_at), None)
+    column = _named(dataset, dataset.created_at)
     if column is None:
         yield Problem(("created_at",), _not_declared(dataset, dataset.created_at))
     elif column.type != "timestamp":
@@ -103,7 +108,7 @@ def _custom_fields(dataset: Dataset) -> Iterator[Problem]:
                 yield Problem(location, "the dataset declares no custom_fields; declare them or remove this")
         return
     name = dataset.custom_fields.column
-    column = next((column for column in dataset.columns if column.name == name), None)
+    column = _named(dataset, name)
     if column is None:
         yield Problem(("custom_fields", "column"), _not_declared(dataset, name))
     elif column.type != "json":

@@ -379,6 +379,12 @@ class Dataset(_Declaration):
         """The child list of that name, in snake_case or camelCase; None if there is none."""
         return next((child for child in self.children if name in spellings(child.name)), None)
 
+    def custom_field(self, key: str, value_type: ColumnType) -> CustomField:
+        """A custom field of a dataset that declares where they are (``custom_fields``)."""
+        if self.custom_fields is None:
+            raise ValueError(f"dataset {self.name} declares no custom fields")
+        return CustomField(self._by_name[self.custom_fields.column], key, value_type)
+
     def layout(self, name: str = DEFAULT_LAYOUT, *, table: bool = True) -> tuple[LayoutColumn, ...] | None:
         """The columns of a layout in order, with their headers; None if there is no such layout.
 

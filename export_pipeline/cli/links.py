@@ -13,9 +13,9 @@ from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.delivery.manifest import read_manifest
 from export_pipeline.delivery.store import open_store
 from export_pipeline.delivery.upload import describe
+from export_pipeline.requests.enums import EventKind, RequestStatus
 from export_pipeline.requests.events import record
 from export_pipeline.requests.sealed_links import revoke_links
-from export_pipeline.requests.tables import EventKind, RequestStatus
 from export_pipeline.settings import Settings
 
 DEFAULT_MINUTES = 15

@@ -20,6 +20,7 @@ from export_pipeline.cli.requests import JsonText
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests import recurring_rows
 from export_pipeline.requests.database import reading, utc_now
+from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
 from export_pipeline.requests.fire_times import Schedule, checked_schedule, fire_times, next_fire
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.recurrence import Coverage
@@ -27,7 +28,7 @@ from export_pipeline.requests.recurring import run_now as make_now
 from export_pipeline.requests.recurring import window_of
 from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
 from export_pipeline.requests.recurring_template import parse_template
-from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, CatchUpPolicy, OverlapPolicy, Window, recurring_exports
+from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, recurring_exports
 from export_pipeline.requests.wall_clock import beginning
 from export_pipeline.settings import Settings
 

@@ -19,14 +19,9 @@ from export_pipeline.delivery.message import FailureMail, failure_message, title
 from export_pipeline.failures import FailureCode, Fault
 from export_pipeline.requests import ledger
 from export_pipeline.requests.database import reading
+from export_pipeline.requests.enums import NotificationKind, NotificationStatus, RequestStatus
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.tables import (
-    NotificationKind,
-    NotificationStatus,
-    RequestStatus,
-    export_requests,
-    recurring_exports,
-)
+from export_pipeline.requests.tables import export_requests, recurring_exports
 from export_pipeline.settings import Settings
 
 _rows = export_requests.c

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown, MailProvider, Message
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import ledger
-from export_pipeline.requests.tables import NotificationStatus
+from export_pipeline.requests.enums import NotificationStatus
 
 
 class MailPostponed(ExportFailure):

@@ -18,7 +18,8 @@ from typing import Protocol
 
 import idna
 
-from export_pipeline.settings import NO_MAIL, Settings, SettingsError, local_path
+from export_pipeline.setting_types import NO_MAIL
+from export_pipeline.settings import Settings, SettingsError, local_path
 
 
 @dataclass(frozen=True)

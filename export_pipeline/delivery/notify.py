@@ -25,11 +25,11 @@ from export_pipeline.delivery.upload import describe
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import ledger
 from export_pipeline.requests.database import reading
+from export_pipeline.requests.enums import NotificationStatus
 from export_pipeline.requests.model import ExportRequest
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.sealed_links import seal, sealed_url
 from export_pipeline.requests.senders import sender_of
-from export_pipeline.requests.tables import NotificationStatus
 from export_pipeline.requests.unsubscribe import make_token
 from export_pipeline.settings import Settings
 

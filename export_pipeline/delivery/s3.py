@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import parse_qs, quote, urlsplit
 
-import boto3
 import botocore.exceptions as boto
-from botocore.config import Config
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
 from export_pipeline.delivery.s3_errors import is_missing, translated
 from export_pipeline.delivery.s3_upload import Upload, abort, mismatch
-from export_pipeline.engine.s3_uploads import uploads_begun_until
+from export_pipeline.engine.s3_client import uploads_begun_until
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.settings import aws_region
 
 LONGEST_LINK = timedelta(days=7)
 """S3's cap on a presigned URL."""
@@ -33,38 +30,6 @@ UNKNOWN_SESSION = timedelta(hours=1)
 
 _CACHE_CONTROL = "private, no-store"
 """The files hold personal data: no shared or disk cache may keep them beyond the link."""
-
-
-def client_config(endpoint_url: str = "") -> Config:
-    """The botocore settings that every client for this store is made with.
-
-    Args:
-        endpoint_url: an S3-compatible store's; empty for AWS.
-    """
-    return Config(
-        # Without it boto3 presigns with SigV2 in us-east-1.
-        signature_version="s3v4",
-        connect_timeout=10,
-        read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 5},
-        # S3-compatible stores seldom have a DNS name a bucket; AWS is giving path addressing up.
-        s3={"addressing_style": "path" if endpoint_url else "auto"},
-        # Checksums are set here by hand; the automatic ones use a trailer that not every store knows.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-
-
-def build_client(endpoint_url: str = "") -> Any:
-    """A boto3 S3 client with the credentials and the region of the environment.
-
-    Raises:
-        ExportFailure: ``store_refused`` if the AWS configuration is unusable.
-    """
-    with translated():
-        return boto3.session.Session(region_name=aws_region()).client(
-            "s3", endpoint_url=endpoint_url or None, config=client_config(endpoint_url)
-        )
 
 
 class S3Store:

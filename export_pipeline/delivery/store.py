@@ -96,11 +96,16 @@ def open_store(settings: Settings, s3_client: Any = None) -> Store:
     directory = local_path(settings.store_url)
     if directory is not None:
         return LocalStore(directory)
-    from export_pipeline.delivery.s3 import S3Store, build_client
+    from export_pipeline.delivery.s3 import S3Store
+    from export_pipeline.delivery.s3_errors import translated
+    from export_pipeline.engine.s3_client import build_client
 
+    if s3_client is None:
+        with translated():
+            s3_client = build_client(settings.s3_endpoint_url)
     parts = urlsplit(settings.store_url)
     return S3Store(
-        s3_client if s3_client is not None else build_client(settings.s3_endpoint_url),
+        s3_client,
         parts.netloc,
         unquote(parts.path).strip("/"),
         server_side_encryption=settings.s3_server_side_encryption,

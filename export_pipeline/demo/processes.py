@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-CODE_LOCATION = "export_pipeline.definitions"
+_CODE_LOCATION = "export_pipeline.definitions"
 
 _STOP_SECONDS = 20.0
 _START_SECONDS = 60.0
@@ -31,7 +31,7 @@ class Processes(ExitStack):
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self.callback(_end_workers, Path(self._environment["DAGSTER_HOME"]))  # last: nobody is left to launch more
 
-    def code_server(self, port: int, module: str = CODE_LOCATION) -> None:
+    def code_server(self, port: int) -> None:
         """Start the code location's gRPC server."""
         self._start(
             "code-server",
@@ -39,7 +39,7 @@ class Processes(ExitStack):
             "api",
             "grpc",
             "-m",
-            module,
+            _CODE_LOCATION,
             "-h",
             "127.0.0.1",
             "-p",

@@ -102,9 +102,8 @@ def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -
         return ()
     columns = [declared.name, declared.field_type]
     rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
-    column = next(column for column in dataset.columns if column.name == declared.column)
     fields = {_key(declared, key): _field_type(declared, kind) for key, kind in rows}
-    return tuple(CustomField(column, key, fields[key]) for key in sorted(fields))
+    return tuple(dataset.custom_field(key, fields[key]) for key in sorted(fields))
 
 
 def _key(declared: CustomFieldTable, key: str | None) -> str:

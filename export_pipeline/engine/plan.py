@@ -201,7 +201,7 @@ def selection(plan: ExportPlan, catalog: Mapping[str, Dataset]) -> Selection:
             field="dataset",
         )
     zone = plan.organization_time_zone
-    fields = _custom_fields(plan, dataset)
+    fields = [dataset.custom_field(field.key, field.value_type) for field in plan.custom_fields]
     groups = [segment_condition(segment, dataset, fields, zone) for segment in plan.segments]
     if plan.list_ids:
         groups.append(OnList(plan.list_ids))
@@ -214,14 +214,6 @@ def selection(plan: ExportPlan, catalog: Mapping[str, Dataset]) -> Selection:
         created_from=plan.created_from,
         created_before=plan.created_before,
     )
-
-
-def _custom_fields(plan: ExportPlan, dataset: Dataset) -> tuple[CustomField, ...]:
-    declared = dataset.custom_fields
-    if declared is None:
-        return ()
-    column = next(column for column in dataset.columns if column.name == declared.column)
-    return tuple(CustomField(column, field.key, field.value_type) for field in plan.custom_fields)
 
 
 def _selected(

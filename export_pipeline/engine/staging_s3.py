@@ -14,13 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from export_pipeline.engine.s3_uploads import uploads_begun_until
+from export_pipeline.engine.s3_client import build_client, uploads_begun_until
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.settings import aws_region
 
 CLOCKS_APART = timedelta(hours=1)
 """How far S3's clock may be ahead of ours."""
@@ -33,10 +30,8 @@ class S3Objects:
         parts = urlsplit(url)
         self._bucket = parts.netloc
         self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
-        config = Config(signature_version="s3v4", retries={"mode": "standard", "total_max_attempts": 5})
         with _translated():
-            session = boto3.session.Session(region_name=aws_region())
-            self._client = session.client("s3", endpoint_url=endpoint_url or None, config=config)
+            self._client = build_client(endpoint_url)
 
     def delete(self, key: str) -> None:
         """Delete one object; one that is not there is no error."""

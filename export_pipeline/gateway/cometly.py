@@ -21,8 +21,9 @@ from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import reading
+from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.model import RequestState, find_state
-from export_pipeline.requests.tables import RequestStatus, export_requests
+from export_pipeline.requests.tables import export_requests
 
 PATH = f"{BASE}/contacts/exports"
 CREATES, READS = 5, 30

@@ -16,10 +16,10 @@ from export_pipeline.gateway.auth import caller_of, may_export
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import reading, utc_now
+from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.events import record_linked
 from export_pipeline.requests.model import RequestState, read_state
 from export_pipeline.requests.sealed_links import StoredFile, files_of, seal, sealed_url
-from export_pipeline.requests.tables import RequestStatus
 
 URL_LIFETIME = timedelta(minutes=15)
 """Counted from the moment it is asked for (Cometly, Get Contact Export)."""

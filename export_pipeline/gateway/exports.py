@@ -20,10 +20,10 @@ from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests import states
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import RequestStatus, Stage
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.progress import eta_seconds, overall_progress
 from export_pipeline.requests.sealed_links import revoke_links
-from export_pipeline.requests.tables import RequestStatus, Stage
 
 Caller = Annotated[ApiKey, Depends(caller())]
 

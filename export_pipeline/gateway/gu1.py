@@ -20,9 +20,9 @@ from export_pipeline.gateway.gu1_shapes import BASE, DATASET, DIALECT, Gu1Caller
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests.api_keys import ApiKey
+from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.progress import overall_progress
-from export_pipeline.requests.tables import RequestStatus
 
 PATH = f"{BASE}/export/jobs"
 MESSAGE = "The export was queued. Every recipient is mailed when it is ready."

@@ -21,9 +21,9 @@ from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import reading
+from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.recent import RecentRequest, recent_requests
-from export_pipeline.requests.tables import RequestStatus
 
 PATH = "/v3/marketing/contacts/exports"
 LISTED = 100

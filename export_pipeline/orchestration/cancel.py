@@ -13,8 +13,8 @@ from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import states
 from export_pipeline.requests.database import reading
+from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.model import read_state
-from export_pipeline.requests.tables import RequestStatus
 
 BY_REQUESTER = "The export was canceled as asked."
 BY_OPERATOR = "The export was canceled by an operator in Dagster."

@@ -20,8 +20,9 @@ from export_pipeline.orchestration.janitor import janitor
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.requests.database import reading
+from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.model import has_uid
-from export_pipeline.requests.tables import RequestStatus, export_requests
+from export_pipeline.requests.tables import export_requests
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,11 @@ from export_pipeline.orchestration.references import (
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.stage import Work, aside, stage, tell_failure
 from export_pipeline.requests import billing, ledger, ownership, states
+from export_pipeline.requests.admission import admit
 from export_pipeline.requests.database import reading
-from export_pipeline.requests.mail_rules import check_mail
+from export_pipeline.requests.enums import NotificationStatus, Stage
 from export_pipeline.requests.model import ExportRequest, load_request
-from export_pipeline.requests.permissions import check_permission
-from export_pipeline.requests.preflight import preflight
 from export_pipeline.requests.recipients import is_silent, recipients_of_files
-from export_pipeline.requests.tables import NotificationStatus, Stage
 
 NOTHING_TO_SAY = "Nothing matched, and the request asks for no mail then (empty_result)."
 
@@ -63,15 +61,8 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
     with stage(context, exports, config.request_id, Stage.PLAN) as work:
         with reading(exports.database) as connection:
             request = load_request(connection, config.request_id)
-            organization = exports.organizations.get(connection, request.organization_id)
-            check_permission(connection, exports.organizations, request)
-        checked = preflight(
-            request,
-            exports.catalog,
-            organization,
-            allow_insecure_webhooks=exports.settings.webhook_allow_insecure,
-        )
-        _secure_mail(context, exports, request, checked.recipients)
+            organization, checked = admit(connection, exports.organizations, exports.catalog, exports.settings, request)
+        _pay_mails(context, exports, request, checked.recipients)
         made = make_plan(request, checked, organization, exports.source, work.attempt)
         key = save_plan(exports.staging, made)
         context.add_output_metadata(
@@ -88,21 +79,14 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
         return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt, key=key)
 
 
-def _secure_mail(
+def _pay_mails(
     context: dg.OpExecutionContext, exports: ExportResource, request: ExportRequest, recipients: Sequence[str]
 ) -> None:
-    """Everybody may be mailed as asked, and the mails are paid for before anything is read."""
+    """The mails are paid for before anything is read."""
     if not recipients:
         return
     with exports.database.begin() as connection:
         ownership.hold(connection, request.id, run_id=context.run_id)
-        check_mail(
-            connection,
-            exports.organizations,
-            request,
-            recipients,
-            provider_configured=exports.settings.sends_mail,
-        )
         billing.reserve(connection, request.organization_id, request.uid, recipients)
 
 

@@ -30,7 +30,7 @@ from export_pipeline.orchestration.metadata import failure_metadata
 from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, states
-from export_pipeline.requests.tables import NotificationStatus, Stage
+from export_pipeline.requests.enums import NotificationStatus, Stage
 
 MAX_RETRIES = 3
 FIRST_RETRY_SECONDS = 2.0

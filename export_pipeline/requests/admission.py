@@ -25,7 +25,7 @@ def admit(
     settings: Settings,
     request: ExportRequest,
 ) -> tuple[Organization, Preflight]:
-    """Check a request before its run does, so that its asker hears of a mistake at once. Nothing is taken.
+    """Check a request: for its run, and before that so that its asker hears of a mistake at once. Nothing is taken.
 
     Raises:
         ExportFailure: the first rule that it breaks; its fault is the requester's.

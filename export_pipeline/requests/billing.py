@@ -21,7 +21,8 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.tables import ChargeStatus, email_charges, organizations
+from export_pipeline.requests.enums import ChargeStatus
+from export_pipeline.requests.tables import email_charges, organizations
 
 _charges = email_charges.c
 _balance = organizations.c.email_balance

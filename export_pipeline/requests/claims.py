@@ -11,15 +11,9 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import EventKind, NotificationKind, NotificationStatus, RequestStatus
 from export_pipeline.requests.events import record, record_asked
-from export_pipeline.requests.tables import (
-    EventKind,
-    NotificationKind,
-    NotificationStatus,
-    RequestStatus,
-    export_notifications,
-    export_requests,
-)
+from export_pipeline.requests.tables import export_notifications, export_requests
 
 _rows = export_requests.c
 _WAITING = sa.and_(

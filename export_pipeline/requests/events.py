@@ -18,7 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.tables import EventKind, export_events, export_requests
+from export_pipeline.requests.enums import EventKind
+from export_pipeline.requests.tables import export_events, export_requests
 
 PIPELINE = "pipeline"
 """The actor of an event that no person caused."""

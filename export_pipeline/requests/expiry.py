@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from export_pipeline.requests import billing
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import EventKind, RequestStatus
 from export_pipeline.requests.events import record
-from export_pipeline.requests.tables import EventKind, RequestStatus, export_files, export_requests
+from export_pipeline.requests.tables import export_files, export_requests
 
 _rows = export_requests.c
 

@@ -17,13 +17,9 @@ from email_validator import EmailNotValidError, validate_email
 
 from export_pipeline.requests import billing
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import NotificationKind, NotificationStatus
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.tables import (
-    NotificationKind,
-    NotificationStatus,
-    export_notifications,
-    export_requests,
-)
+from export_pipeline.requests.tables import export_notifications, export_requests
 
 _rows = export_notifications.c
 _ORGANIZATIONS = Organizations()

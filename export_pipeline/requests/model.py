@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.tables import EmptyResult, RequestStatus, Stage, export_requests
+from export_pipeline.requests.enums import EmptyResult, RequestStatus, Stage
+from export_pipeline.requests.tables import export_requests
 
 
 class RequestState(BaseModel):

@@ -16,8 +16,9 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import EventKind, RequestStatus, Stage
 from export_pipeline.requests.events import record, record_asked
-from export_pipeline.requests.tables import EventKind, RequestStatus, Stage, export_requests
+from export_pipeline.requests.tables import export_requests
 
 _rows = export_requests.c
 _OF_ONE_SHARD = (Stage.SERIALIZE, Stage.UPLOAD)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from export_pipeline.requests.enums import RequestStatus, Stage
 from export_pipeline.requests.model import RequestState
-from export_pipeline.requests.tables import RequestStatus, Stage
 
 FINISHED = (RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELED, RequestStatus.EXPIRED)
 _COUNTED_STAGES = (Stage.FILTER_ENTITIES, Stage.SERIALIZE, Stage.UPLOAD)

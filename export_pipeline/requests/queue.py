@@ -15,7 +15,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.tables import RequestStatus, export_requests
+from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.tables import export_requests
 
 
 class Line(BaseModel):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from email_validator import EmailNotValidError, validate_email
 
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.enums import EmptyResult
 from export_pipeline.requests.model import ExportRequest
-from export_pipeline.requests.tables import EmptyResult
 
 MAX_RECIPIENTS = 26
 """After deduplication (gu1, bulk entity export by e-mail)."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
 from export_pipeline.requests.fire_times import Schedule, last_fire, next_fire
-from export_pipeline.requests.tables import CatchUpPolicy, OverlapPolicy, Window
 
 MISSED_AFTER = timedelta(minutes=10)
 """With ``catch_up_policy`` ``none``, a fire time that could not be made into a request for so long is let go."""

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import states
 from export_pipeline.requests.database import reading, utc_now
+from export_pipeline.requests.enums import RequestStatus, Window
 from export_pipeline.requests.fire_times import checked_schedule
 from export_pipeline.requests.model import has_uid, load_request
 from export_pipeline.requests.organizations import Organizations
@@ -23,7 +24,7 @@ from export_pipeline.requests.recurrence import Act, Coverage, Decision, Rules, 
 from export_pipeline.requests.recurring_authorization import check_recurring
 from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
 from export_pipeline.requests.recurring_template import parse_template
-from export_pipeline.requests.tables import RequestStatus, Window, export_requests, recurring_exports
+from export_pipeline.requests.tables import export_requests, recurring_exports
 from export_pipeline.requests.unsubscribe import without_unsubscribed
 
 _rows = recurring_exports.c

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import Window
 from export_pipeline.requests.recurrence import Coverage, moved_mark
-from export_pipeline.requests.tables import Window, export_requests, recurring_exports
+from export_pipeline.requests.tables import export_requests, recurring_exports
 
 _rows = recurring_exports.c
 _asked = export_requests.c

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
 from export_pipeline.requests.fire_times import checked_schedule
 from export_pipeline.requests.recurrence import Rules
-from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, CatchUpPolicy, OverlapPolicy, Window, recurring_exports
+from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, recurring_exports
 
 _rows = recurring_exports.c
 

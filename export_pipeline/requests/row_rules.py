@@ -168,13 +168,8 @@ def list_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...
     Raises:
         ExportFailure: ``unknown_list`` for an id that no list can have.
     """
-    if not request.list_ids:
-        return ()
-    if dataset.lists is None:
-        message = f"list_ids: dataset {dataset.name} has no lists; leave it NULL."
-        raise ExportFailure(FailureCode.UNKNOWN_LIST, message, field="list_ids")
-    kind = dataset.lists.lists.id_type
-    return _identities(request.list_ids, kind, "list_ids", FailureCode.UNKNOWN_LIST)
+    kind = dataset.lists.lists.id_type if dataset.lists else None
+    return _identities(request.list_ids, kind, dataset, "list", FailureCode.UNKNOWN_LIST)
 
 
 def segment_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
@@ -183,15 +178,18 @@ def segment_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, 
     Raises:
         ExportFailure: ``unknown_segment`` for an id that no segment can have.
     """
-    if not request.segment_ids:
+    kind = dataset.segments.id_type if dataset.segments else None
+    return _identities(request.segment_ids, kind, dataset, "segment", FailureCode.UNKNOWN_SEGMENT)
+
+
+def _identities(
+    texts: Sequence[str] | None, kind: IdentityType | None, dataset: Dataset, what: str, code: FailureCode
+) -> tuple[Identity, ...]:
+    if not texts:
         return ()
-    if dataset.segments is None:
-        message = f"segment_ids: dataset {dataset.name} has no segments; leave it NULL."
-        raise ExportFailure(FailureCode.UNKNOWN_SEGMENT, message, field="segment_ids")
-    return _identities(request.segment_ids, dataset.segments.id_type, "segment_ids", FailureCode.UNKNOWN_SEGMENT)
-
-
-def _identities(texts: Sequence[str], kind: IdentityType, field: str, code: FailureCode) -> tuple[Identity, ...]:
+    field = f"{what}_ids"
+    if kind is None:
+        raise ExportFailure(code, f"{field}: dataset {dataset.name} has no {what}s; leave it NULL.", field=field)
     if len(texts) > MAX_IDENTITIES:
         raise ExportFailure(
             code, f"{field}: holds {len(texts)} ids; at most {MAX_IDENTITIES} are allowed.", field=field

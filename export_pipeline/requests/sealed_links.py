@@ -14,16 +14,10 @@ from enum import Enum
 import sqlalchemy as sa
 
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import EventKind, RequestStatus
 from export_pipeline.requests.events import record
 from export_pipeline.requests.model import has_uid
-from export_pipeline.requests.tables import (
-    EventKind,
-    RequestStatus,
-    export_files,
-    export_links,
-    export_notifications,
-    export_requests,
-)
+from export_pipeline.requests.tables import export_files, export_links, export_notifications, export_requests
 from export_pipeline.requests.tokens import digest_of, new_token
 
 PATH = "/d/"

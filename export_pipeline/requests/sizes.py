@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.tables import RequestStatus, export_requests
+from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.tables import export_requests
 
 LOOK_BACK = 200
 """Of an organization, so many of its last completed and of its last expired requests: its history grows for ever."""

@@ -19,18 +19,12 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import billing, ledger, webhooks
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import EventKind, NotificationStatus, RequestStatus, WebhookEvent
 from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.model import has_uid
 from export_pipeline.requests.ownership import why_not
 from export_pipeline.requests.recurring_outcomes import note_completed, note_failed
-from export_pipeline.requests.tables import (
-    EventKind,
-    NotificationStatus,
-    RequestStatus,
-    WebhookEvent,
-    export_files,
-    export_requests,
-)
+from export_pipeline.requests.tables import export_files, export_requests
 
 _rows = export_requests.c
 

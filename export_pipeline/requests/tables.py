@@ -1,4 +1,4 @@
-"""The tables of the contract, and the enums their check constraints hold.
+"""The tables of the contract.
 
 What belongs here: columns, constraints, defaults. What does not: who may write what and when (``states``).
 
@@ -20,6 +20,20 @@ from export_pipeline.requests.database import (
     generated_uuid,
     json_type,
 )
+from export_pipeline.requests.enums import (
+    CatchUpPolicy,
+    ChargeStatus,
+    EmptyResult,
+    EventKind,
+    NotificationKind,
+    NotificationStatus,
+    OverlapPolicy,
+    RequestStatus,
+    Stage,
+    WebhookEvent,
+    WebhookStatus,
+    Window,
+)
 
 metadata = sa.MetaData(
     naming_convention={
@@ -30,131 +44,6 @@ metadata = sa.MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
-
-
-class RequestStatus(StrEnum):
-    """``export_requests.status``."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELED = "canceled"
-    EXPIRED = "expired"
-
-
-class Stage(StrEnum):
-    """``export_requests.stage``: the op that works on the request, in their order."""
-
-    PLAN = "plan"
-    FILTER_ENTITIES = "filter_entities"
-    SERIALIZE = "serialize"
-    UPLOAD = "upload"
-    PUBLISH = "publish"
-    NOTIFY_RECIPIENTS = "notify_recipients"
-
-
-class NotificationStatus(StrEnum):
-    """``export_notifications.status``."""
-
-    PENDING = "pending"
-    """Nothing was handed over yet."""
-    SENDING = "sending"
-    """Being handed over; found so after a crash it becomes ``unknown``."""
-    SENT = "sent"
-    REFUSED = "refused"
-    """The provider will never take it."""
-    UNKNOWN = "unknown"
-    """Handed over, the answer was lost. Never sent again by itself."""
-
-
-class NotificationKind(StrEnum):
-    """``export_notifications.kind``: what the mail says."""
-
-    READY = "ready"
-    """To a recipient: the files are there."""
-    FAILED = "failed"
-    """To the requester: why there are none, and what to do."""
-
-
-class ChargeStatus(StrEnum):
-    """``email_charges.status``: one e-mail execution of an organization's balance."""
-
-    RESERVED = "reserved"
-    """Taken from the balance before anything started."""
-    CHARGED = "charged"
-    """The mail was handed over."""
-    RELEASED = "released"
-    """Given back: the export ended without this mail."""
-
-
-class EventKind(StrEnum):
-    """``export_events.kind``: the audit trail."""
-
-    ASKED = "asked"
-    STARTED = "started"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELED = "canceled"
-    REQUEUED = "requeued"
-    NOTIFIED = "notified"
-    LINKED = "linked"
-    """Somebody was handed URLs of the files."""
-    DOWNLOADED = "downloaded"
-    """A sealed link was opened."""
-    EXPIRED = "expired"
-    """Nobody is promised the files any more."""
-    DELETED = "deleted"
-    """The files are gone."""
-
-
-class WebhookEvent(StrEnum):
-    """``export_webhooks.event``: what a webhook tells."""
-
-    COMPLETED = "export.completed"
-    FAILED = "export.failed"
-    CANCELED = "export.canceled"
-
-
-class WebhookStatus(StrEnum):
-    """``export_webhooks.status``."""
-
-    PENDING = "pending"
-    """Not taken yet; tried again at ``next_try_at``."""
-    DELIVERED = "delivered"
-    """Answered with 2xx."""
-    ABANDONED = "abandoned"
-    """Tried as often as it is worth, or its URL is refused."""
-
-
-class OverlapPolicy(StrEnum):
-    """``recurring_exports.overlap_policy``: what to do while the previous export still runs."""
-
-    SKIP = "skip"
-    QUEUE = "queue"
-
-
-class CatchUpPolicy(StrEnum):
-    """``recurring_exports.catch_up_policy``: what to do with fire times that were missed."""
-
-    LATEST = "latest"
-    ALL = "all"
-    NONE = "none"
-
-
-class EmptyResult(StrEnum):
-    """``export_requests.empty_result``: what becomes of the mail if nothing matched."""
-
-    SEND = "send"
-    SKIP = "skip"
-
-
-class Window(StrEnum):
-    """``recurring_exports.window_kind``: which rows each export covers."""
-
-    ALL = "all"
-    PREVIOUS_PERIOD = "previous_period"
-    SINCE_LAST_SUCCESS = "since_last_success"
 
 
 def one_of(column: str, values: type[StrEnum]) -> sa.CheckConstraint:

@@ -14,13 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.tables import (
-    WebhookEvent,
-    WebhookStatus,
-    export_requests,
-    export_webhooks,
-    webhook_secrets,
-)
+from export_pipeline.requests.enums import WebhookEvent, WebhookStatus
+from export_pipeline.requests.tables import export_requests, export_webhooks, webhook_secrets
 
 MAX_TRIES = 7
 _GROWTH = 4

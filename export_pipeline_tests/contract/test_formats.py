@@ -27,12 +27,13 @@ from hypothesis import strategies as st
 
 from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.engine import splitter
-from export_pipeline.engine.formats import FORMATS, open_format, xlsx_format
+from export_pipeline.engine.formats import open_format, xlsx_format
 from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.engine.formats.xlsx_cells import CELL_LIMIT, CUT_MARK
 from export_pipeline.engine.formats.xlsx_parts import sheet_title
 from export_pipeline.engine.formats.zip_stream import ZipStream
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.file_rules import FORMATS
 from export_pipeline_tests.contract import format_readers as readers
 from export_pipeline_tests.contract.format_samples import (
     AMPLE,
@@ -701,8 +702,9 @@ def test_a_process_that_opened_every_format_can_still_be_forked() -> None:
     """Run workers are forked; a process in which polars has worked could not be."""
     code = """
 import os, signal
-from export_pipeline.engine.formats import FORMATS, open_format
+from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.requests.file_rules import FORMATS
 from export_pipeline_tests.contract.format_samples import COLUMNS, ordinary_table, write_all
 
 for name in FORMATS:
@@ -717,5 +719,5 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 50
 
 def test_the_names_cost_no_imports() -> None:
     heavy = "{'polars', 'openpyxl', 'pyarrow.parquet', 'isal'} & set(sys.modules)"
-    code = f"import sys, export_pipeline.engine.formats as f; assert f.FORMATS and not {heavy}, {heavy}"
+    code = f"import sys, export_pipeline.engine.formats as f; assert f.open_format and not {heavy}, {heavy}"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -28,9 +28,10 @@ from export_pipeline.delivery.objects import ObjectDescription
 from export_pipeline.delivery.row_counts import UnreadableFileError, count_rows
 from export_pipeline.delivery.s3 import S3Store
 from export_pipeline.delivery.verify import verify
-from export_pipeline.engine.formats import FORMATS, open_format
+from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.file_rules import FORMATS
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 COLUMNS = ("id", "note")

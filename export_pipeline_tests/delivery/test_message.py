@@ -12,9 +12,10 @@ import pytest
 from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.delivery.message import FailureMail, ReadyFile, ReadyMail, failure_message, ready_message
 from export_pipeline.delivery.texts import CATALOG, language_of
-from export_pipeline.engine.formats import FORMATS, open_format
+from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.failures import Fault
+from export_pipeline.requests.file_rules import FORMATS
 
 MAIL = ReadyMail(
     dataset_titles={"en": "Contacts", "es": "Contactos", "pt": "Contatos"},

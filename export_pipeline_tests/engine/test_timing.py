@@ -10,11 +10,12 @@ import pytest
 
 from export_pipeline.catalog.model import ColumnType, OutputColumn
 from export_pipeline.demo.data import generate_contacts
-from export_pipeline.engine.formats import FORMATS, open_format
+from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.engine.splitter import write_files
 from export_pipeline.engine.staging import Staging
 from export_pipeline.engine.timing import StageSeconds, Timer
+from export_pipeline.requests.file_rules import FORMATS
 
 
 def test_the_slowest_part_is_what_bounds_an_export() -> None:

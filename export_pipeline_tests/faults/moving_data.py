@@ -9,7 +9,6 @@ which rows these are. Rows are inserted, updated, deleted, and moved to another 
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -63,13 +62,6 @@ DATASETS = {"by_id": "id", "by_tie": "tied", "by_nothing": "organization_id"}
 COLUMNS = ["id", "owner", "amount", "version"]
 
 
-def seed() -> int:
-    """Of this run's random choices: EXPORT_FAULT_SEED, else a fresh one; printed, so that a failure can be repeated."""
-    chosen = int(os.environ.get("EXPORT_FAULT_SEED") or random.SystemRandom().randrange(2**32))
-    print(f"EXPORT_FAULT_SEED={chosen}")
-    return chosen
-
-
 def write_catalog(directory: Path) -> Path:
     directory.mkdir()
     for name, key in DATASETS.items():
@@ -112,12 +104,12 @@ def version(database: Database) -> int:
 
 
 @contextmanager
-def writers(database: Database, chosen: int) -> Iterator[None]:
+def writers(database: Database, chance: random.Random) -> Iterator[None]:
     """Several connections that write without a pause, in a process of their own; an error of one fails the test.
 
     In this process their SQLite library and the one of the reader would drop each other's locks on the file.
     """
-    command = [sys.executable, "-m", __name__, database.url, str(chosen)]
+    command = [sys.executable, "-m", __name__, database.url, str(chance.getrandbits(32))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline, before = time.monotonic() + 60, version(database)
@@ -129,10 +121,10 @@ def writers(database: Database, chosen: int) -> Iterator[None]:
     assert process.returncode == 0, told
 
 
-def _write_until_told(url: str, chosen: int) -> None:
+def _write_until_told(url: str, seed: int) -> None:
     stop, errors, database = threading.Event(), list[BaseException](), Database(url)
     threads = [
-        threading.Thread(target=_Writer(database, random.Random(chosen + number), number, errors).run, args=[stop])
+        threading.Thread(target=_Writer(database, random.Random(seed + number), number, errors).run, args=[stop])
         for number in range(WRITERS)
     ]
     for thread in threads:

@@ -2,12 +2,15 @@
 
 What belongs here: passing on, breaking, and counting what passed. What does not: what is broken when (the tests).
 
-It hands the Host header on as the client sent it: S3's signatures include it.
+It hands the Host header on as the client sent it: S3's signatures include it. A call that a gate is closed to waits
+until its client gives up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
+import select
 import socket
 import struct
 import threading
@@ -103,12 +106,28 @@ class HttpProxy:
         self.url = ""
         self.calls: list[Call] = []
         self.injected: list[Call] = []
+        self.waiting: list[Call] = []
+        """Every call that ever waited at a gate."""
         self._rules: list[_Rule] = []
+        self._gates: list[re.Pattern[str]] = []
         self._lock = threading.Lock()
 
     def inject(self, fault: Fault, applies: Callable[[Call], bool], *, times: int = 1) -> None:
         """The next ``times`` calls that ``applies`` says yes to meet the fault; rules are asked in their order."""
         self._rules.append(_Rule(applies, fault, times))
+
+    @contextmanager
+    def closed(self, pattern: str) -> Iterator[None]:
+        """Nobody passes whose ``METHOD /path?query`` matches; it opens when the context ends."""
+        gate = re.compile(pattern)
+        self._gates.append(gate)
+        try:
+            yield
+        finally:
+            self._gates.remove(gate)
+
+    def is_closed_to(self, call: Call) -> bool:
+        return any(gate.search(f"{call.method} {call.target}") for gate in self._gates)
 
     def calm(self) -> None:
         """Nothing goes wrong any more, and nothing was counted."""
@@ -140,6 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         call = Call(self.command, self.path, dict(self.headers.items()), body)
+        if not self._let_through(call):
+            self.close_connection = True
+            return
         fault = self.server.proxy.fault_for(call)
         if isinstance(fault, Reply):
             self._answer(fault.status, fault.headers, fault.body, len(fault.body))
@@ -150,6 +172,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     # http.server's names.
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815
+
+    def _let_through(self, call: Call) -> bool:
+        """Wait while a gate is closed; False once the client has hung up."""
+        proxy = self.server.proxy
+        if proxy.is_closed_to(call):
+            proxy.waiting.append(call)
+        while proxy.is_closed_to(call):
+            if select.select([self.connection], [], [], 0.1)[0]:
+                return False
+        return True
 
     def _pass_on(self, call: Call, fault: Fault | None) -> None:
         with contextlib.closing(HTTPConnection(self.server.proxy.upstream, timeout=_TIMEOUT_SECONDS)) as upstream:

@@ -16,7 +16,7 @@ import pytest
 from export_pipeline.demo.processes import Processes, free_port
 from export_pipeline_tests.faults import paced
 from export_pipeline_tests.faults.conftest import Tally
-from export_pipeline_tests.faults.store_gates import Gates, open_gates
+from export_pipeline_tests.faults.proxy import HttpProxy, http_proxy
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, open_stack
@@ -34,7 +34,7 @@ SHARDS = {"max_file_size_mb": 1}
 @dataclass
 class Installation:
     stack: Stack
-    gates: Gates
+    store: HttpProxy
     ui: str
 
 
@@ -43,8 +43,8 @@ def installation(
     postgres_server: PostgresServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
     with ExitStack() as held:
-        gates = held.enter_context(open_gates(s3_server.endpoint))
-        settings = {"EXPORT_S3_ENDPOINT_URL": gates.url, "EXPORT_SHARD_ROWS": "100000"}
+        store = held.enter_context(http_proxy(s3_server.endpoint))
+        settings = {"EXPORT_S3_ENDPOINT_URL": store.url, "EXPORT_SHARD_ROWS": "100000"}
         stack = held.enter_context(
             open_stack(postgres_server, s3_server, tmp_path_factory.mktemp("cancel"), **settings)
         )
@@ -52,7 +52,7 @@ def installation(
         port = free_port()
         processes = held.enter_context(Processes(stack.home.logs, stack.environment))
         processes.webserver(stack.home.workspace, port)
-        yield Installation(stack, gates, f"http://127.0.0.1:{port}")
+        yield Installation(stack, store, f"http://127.0.0.1:{port}")
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def in_stage(stage: str, *, rows: int = 0) -> Callable[[Installation, str], bool
 
 
 def held_at_gate(installation: Installation, uid: str) -> bool:
-    return any(uid in request for request in installation.gates.waiting)
+    return any(uid in call.target for call in installation.store.waiting)
 
 
 READING = in_stage("filter_entities")
@@ -99,14 +99,14 @@ PLACES = {
     "filter_entities, while it counts": Place(rows=1200, counting=0.1),
     "filter_entities, before the first row": Place(rows=1200, reading=0.1),
     "serialize": Place(rows=3_000_000, asked=(("format", "xlsx"),), reached=in_stage("serialize", rows=1)),
-    "upload": Place(hold=lambda installation: installation.gates.closed(r"^PUT .*\.csv"), reached=held_at_gate),
+    "upload": Place(hold=lambda installation: installation.store.closed(r"^PUT .*\.csv"), reached=held_at_gate),
     "upload, the second of three shards": Place(
         rows=300_000,
         asked=tuple(SHARDS.items()),
-        hold=lambda installation: installation.gates.closed(r"^PUT .*part-00002.*\.csv"),
+        hold=lambda installation: installation.store.closed(r"^PUT .*part-00002.*\.csv"),
         reached=held_at_gate,
     ),
-    "publish": Place(hold=lambda installation: installation.gates.closed(r"^PUT .*manifest"), reached=held_at_gate),
+    "publish": Place(hold=lambda installation: installation.store.closed(r"^PUT .*manifest"), reached=held_at_gate),
 }
 
 

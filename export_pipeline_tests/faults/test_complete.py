@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,10 +78,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def test_a_file_is_one_instant_while_others_write(moving: tuple[Database, Pipeline], tally: Tally) -> None:
+def test_a_file_is_one_instant_while_others_write(
+    moving: tuple[Database, Pipeline], chance: random.Random, tally: Tally
+) -> None:
     source, pipeline = moving
     wrong = []
-    with moving_data.writers(source, moving_data.seed()):
+    with moving_data.writers(source, chance):
         for dataset, file_format, asked in CASES:
             result = pipeline.export(
                 organization_id=ORGANIZATION, dataset=dataset, format=file_format, columns=COLUMNS, **asked

@@ -1,7 +1,7 @@
 """Steps in processes of their own under Dagster's own launcher: what outlives its worker, what nobody reports.
 
-The product's job runs its steps in the worker, which the warm run launcher watches. This is the installation that has
-neither, as Dagster ships.
+By default steps run in the worker, which the warm run launcher watches. This is the installation that has neither:
+``EXPORT_EXECUTOR=multiprocess`` without our launcher.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ def with_dagsters_own_launcher(home: Home, database_url: str) -> None:
 def stack(
     postgres_server: PostgresServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    directory, module = tmp_path_factory.mktemp("forked"), "export_pipeline_tests.faults.forked"
-    with open_stack(
-        postgres_server, s3_server, directory, prepare=with_dagsters_own_launcher, module=module, **SETTINGS
-    ) as stack:
+    settings = SETTINGS | {"EXPORT_EXECUTOR": "multiprocess", "EXPORT_EXECUTOR_CONCURRENCY": "2"}
+    directory = tmp_path_factory.mktemp("forked")
+    with open_stack(postgres_server, s3_server, directory, prepare=with_dagsters_own_launcher, **settings) as stack:
         yield stack
 
 

@@ -13,8 +13,9 @@ from export_pipeline.definitions import build_definitions
 from export_pipeline.delivery.local import LocalStore
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import EventKind
 from export_pipeline.requests.events import events_of
-from export_pipeline.requests.tables import EventKind, export_events
+from export_pipeline.requests.tables import export_events
 from export_pipeline.requests.tables import export_requests as table
 from export_pipeline_tests.orchestration.conftest import Pipeline
 

@@ -10,12 +10,8 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import ledger, recurring_rows, unsubscribe
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.tables import (
-    NotificationKind,
-    organization_email_domains,
-    organization_email_senders,
-    organization_members,
-)
+from export_pipeline.requests.enums import NotificationKind
+from export_pipeline.requests.tables import organization_email_domains, organization_email_senders, organization_members
 from export_pipeline_tests.recurring.rows import REFUSED, TEMPLATE, add, cancel, complete, fail, look, made, row
 
 SENDER = "11111111-1111-4111-8111-111111111111"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
 from export_pipeline.requests.fire_times import Schedule
 from export_pipeline.requests.recurrence import (
     Act,
@@ -20,7 +21,6 @@ from export_pipeline.requests.recurrence import (
     decide,
     moved_mark,
 )
-from export_pipeline.requests.tables import CatchUpPolicy, OverlapPolicy, Window
 from export_pipeline_tests.recurring.simulate import LAG, ZONES, all_rules, check, iter_until, simulate
 
 HOURLY = Schedule("0 * * * *", "UTC")

@@ -13,14 +13,8 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode
 from export_pipeline.requests import billing, claims, ledger, ownership, states
-from export_pipeline.requests.tables import (
-    ChargeStatus,
-    NotificationStatus,
-    Stage,
-    email_charges,
-    export_requests,
-    organizations,
-)
+from export_pipeline.requests.enums import ChargeStatus, NotificationStatus, Stage
+from export_pipeline.requests.tables import email_charges, export_requests, organizations
 from export_pipeline_tests.requests.test_states import (
     FAILURE,
     ask,

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from export_pipeline.requests import claims, events, ownership, states
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import EventKind
 from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.tables import EventKind, export_events, export_requests
+from export_pipeline.requests.tables import export_events, export_requests
 
 ASKED = {
     "organization_id": "acme",

@@ -10,13 +10,8 @@ import sqlalchemy as sa
 
 from export_pipeline.requests import claims, ledger, states
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.tables import (
-    NotificationKind,
-    NotificationStatus,
-    Stage,
-    organization_members,
-    organizations,
-)
+from export_pipeline.requests.enums import NotificationKind, NotificationStatus, Stage
+from export_pipeline.requests.tables import organization_members, organizations
 from export_pipeline_tests.requests.test_states import FAILURE, ask, begin, claim, complete, enter, update
 
 

@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
 from export_pipeline.requests import claims, expiry, ownership, states
 from export_pipeline.requests.database import create_engine, utc_now
+from export_pipeline.requests.enums import Stage
 from export_pipeline.requests.migrate import upgrade
 from export_pipeline.requests.model import find_state, insert_request, load_request
 from export_pipeline.requests.states import DeliveredFile
-from export_pipeline.requests.tables import Stage, export_events, export_files, export_requests
+from export_pipeline.requests.tables import export_events, export_files, export_requests
 
 FAILURE = ExportFailure(FailureCode.UNKNOWN_DATASET, "dataset: no such thing.", field="dataset")
 

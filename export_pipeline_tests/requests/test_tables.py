@@ -15,9 +15,7 @@ from alembic.migration import MigrationContext
 from export_pipeline.failures import FailureCode
 from export_pipeline.requests import migrate
 from export_pipeline.requests.database import UtcDateTime, create_engine, utc_now
-from export_pipeline.requests.file_rules import Options
-from export_pipeline.requests.model import ExportRequest, load_request
-from export_pipeline.requests.tables import (
+from export_pipeline.requests.enums import (
     CatchUpPolicy,
     ChargeStatus,
     EventKind,
@@ -28,9 +26,10 @@ from export_pipeline.requests.tables import (
     Stage,
     WebhookStatus,
     Window,
-    export_requests,
-    metadata,
 )
+from export_pipeline.requests.file_rules import Options
+from export_pipeline.requests.model import ExportRequest, load_request
+from export_pipeline.requests.tables import export_requests, metadata
 
 DOCS = Path(__file__).parents[2] / "docs"
 

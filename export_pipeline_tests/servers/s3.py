@@ -16,8 +16,8 @@ from typing import Any
 
 import boto3
 
-from export_pipeline.delivery.s3 import client_config
 from export_pipeline.demo.s3_server import serve_s3
+from export_pipeline.engine.s3_client import client_config
 
 
 @dataclass(frozen=True)

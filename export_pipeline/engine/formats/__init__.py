@@ -1,6 +1,6 @@
 """The file formats: one writer each behind one protocol (``base``), opened by name.
 
-What belongs here: the names of the formats and the way from a name to its writer.
+What belongs here: the way from a format's name to its writer.
 What does not: a format itself. Each lives in a module of its own, imported when it is first opened,
 because the libraries it needs would cost every run, whatever it writes.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from export_pipeline.engine.formats.base import FileFormat, FormatOptions
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.file_rules import FORMATS, Format
 
 
 def _csv(options: FormatOptions) -> FileFormat[Any]:
@@ -44,7 +45,7 @@ def _parquet(options: FormatOptions) -> FileFormat[Any]:
     return ParquetFormat(options)
 
 
-_OPENERS: dict[str, Callable[[FormatOptions], FileFormat[Any]]] = {
+_OPENERS: dict[Format, Callable[[FormatOptions], FileFormat[Any]]] = {
     "csv": _csv,
     "xlsx": _xlsx,
     "json": _json,
@@ -52,14 +53,11 @@ _OPENERS: dict[str, Callable[[FormatOptions], FileFormat[Any]]] = {
     "parquet": _parquet,
 }
 
-FORMATS: tuple[str, ...] = tuple(_OPENERS)
-"""The names that a request's ``format`` may hold."""
-
 
 def open_format(name: str, options: FormatOptions) -> FileFormat[Any]:
     """The format of this name with its options; one that is not known fails."""
-    opener = _OPENERS.get(name)
-    if opener is None:
-        message = f"format {name!r} is not known; use one of {', '.join(FORMATS)}"
-        raise ExportFailure(FailureCode.UNKNOWN_FORMAT, message, field="format")
-    return opener(options)
+    for known in FORMATS:
+        if name == known:
+            return _OPENERS[known](options)
+    message = f"format {name!r} is not known; use one of {', '.join(FORMATS)}"
+    raise ExportFailure(FailureCode.UNKNOWN_FORMAT, message, field="format")
