@@ -21,7 +21,7 @@ from export_pipeline.engine.ahead import ahead, cores
 from export_pipeline.engine.formats.base import FileFormat, FileWriter, WrittenFile
 from export_pipeline.failures import ExportFailure, FailureCode
 
-BLOCK_ROWS = 16_384
+BLOCK_ROWS = 14_336
 BLOCK_BYTES = 16_000_000
 WEIGHED_ROWS = 256
 """A block is encoded at once. Both bounds keep memory constant, whatever arrives."""
