@@ -22,9 +22,10 @@ from export_pipeline.engine.formats.base import FileFormat, FileWriter, WrittenF
 from export_pipeline.failures import ExportFailure, FailureCode
 
 BLOCK_ROWS = 14_336
+BLOCK_CELLS = 400_000
 BLOCK_BYTES = 16_000_000
 WEIGHED_ROWS = 256
-"""A block is encoded at once. Both bounds keep memory constant, whatever arrives."""
+"""A block is encoded at once. The bounds keep memory constant, whatever arrives: long rows, wide ones, fat ones."""
 
 Create = Callable[[int], AbstractContextManager[BinaryIO]]
 
@@ -152,9 +153,10 @@ def even_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     waiting: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
+        block_rows = min(BLOCK_ROWS, max(WEIGHED_ROWS, BLOCK_CELLS // max(1, batch.num_columns)))
         begin = at = 0
         while at < batch.num_rows:
-            step = min(BLOCK_ROWS - rows, batch.num_rows - at)
+            step = min(block_rows - rows, batch.num_rows - at)
             weight = batch.slice(at, step).nbytes
             if size + weight > BLOCK_BYTES // 2:  # else no piece of it can fill the block: it is weighed at once
                 step = min(WEIGHED_ROWS - rows % WEIGHED_ROWS, step)
@@ -162,7 +164,7 @@ def even_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             size += weight
             at += step
             rows += step
-            if rows == BLOCK_ROWS or (size >= BLOCK_BYTES and rows % WEIGHED_ROWS == 0):
+            if rows == block_rows or (size >= BLOCK_BYTES and rows % WEIGHED_ROWS == 0):
                 yield from _bounded(_joined([*waiting, batch.slice(begin, at - begin)]))
                 waiting, rows, size, begin = [], 0, 0, at
         if begin < at:

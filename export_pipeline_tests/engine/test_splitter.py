@@ -1,4 +1,4 @@
-"""The splitter holds a bounded number of bytes, however fat the rows are."""
+"""The splitter holds a bounded number of bytes, however fat or wide the rows are."""
 
 from __future__ import annotations
 
@@ -40,3 +40,8 @@ def test_blocks_do_not_depend_on_how_rows_arrive() -> None:
         [block.num_rows for block in even_blocks(table.to_batches(max_chunksize=size))] for size in (1, 999, 40_000)
     ]
     assert shapes[0] == shapes[1] == shapes[2]
+
+
+def test_wide_rows_come_in_shorter_blocks() -> None:
+    (batch,) = pa.table({f"c{n}": pa.array([n] * 5_000, pa.int64()) for n in range(200)}).to_batches()
+    assert [block.num_rows for block in even_blocks([batch])] == [2_000, 2_000, 1_000]
