@@ -12,7 +12,7 @@ from export_pipeline.delivery.mail import MailNotAccepted
 from export_pipeline.delivery.outbox import Outbox
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration import ops, tags
-from export_pipeline.requests import billing, states
+from export_pipeline.requests import admission, billing, states
 from export_pipeline.requests.tables import organization_members, organizations
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
@@ -98,7 +98,8 @@ def re_execute(
     parent = result.dagster_run
     monkeypatch.setattr(tags, "lineage_of", lambda *arguments: [parent.run_id])
     if from_failure:  # the plan op is not run again
-        monkeypatch.setattr(ops, "_secure_mail", lambda *arguments: None)
+        monkeypatch.setattr(admission, "check_mail", lambda *arguments, **options: None)
+        monkeypatch.setattr(ops, "_pay_mails", lambda *arguments: None)
     return pipeline.job.execute_in_process(
         run_config=parent.run_config, tags=parent.tags, instance=pipeline.instance, raise_on_error=False
     )
@@ -134,15 +135,16 @@ def test_a_cancel_while_the_request_is_planned_leaves_nothing_reserved(
 ) -> None:
     """Carried out by the sensor between the op's start and its payment: whoever comes second sees the first."""
     organization(pipeline, email_balance=5)
-    original = ops.preflight
+    original = ops.admit
 
-    def canceled_meanwhile(request: Any, *arguments: Any, **options: Any) -> Any:
+    def canceled_meanwhile(*arguments: Any) -> Any:
+        request = arguments[-1]
         with pipeline.database.begin() as connection:
             assert states.request_cancel(connection, request.uid)
             assert states.cancel(connection, request.id, by_requester="asked", by_operator="operator")
-        return original(request, *arguments, **options)
+        return original(*arguments)
 
-    monkeypatch.setattr(ops, "preflight", canceled_meanwhile)
+    monkeypatch.setattr(ops, "admit", canceled_meanwhile)
     result, state = pipeline.export(recipient_emails=TWO)
     assert (result.success, state.status) == (False, "canceled")
     assert account(pipeline) == (5, {})
