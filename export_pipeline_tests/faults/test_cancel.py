@@ -98,7 +98,7 @@ PLACES = {
     ),
     "filter_entities, while it counts": Place(rows=1200, counting=0.1),
     "filter_entities, before the first row": Place(rows=1200, reading=0.1),
-    "serialize": Place(rows=3_000_000, asked=(("format", "xlsx"),), reached=in_stage("serialize", rows=1)),
+    "serialize": Place(rows=8_000_000, asked=(("format", "xlsx"),), reached=in_stage("serialize", rows=1)),
     "upload": Place(hold=lambda installation: installation.store.closed(r"^PUT .*\.csv"), reached=held_at_gate),
     "upload, the second of three shards": Place(
         rows=300_000,
