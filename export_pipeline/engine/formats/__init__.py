@@ -12,7 +12,7 @@ from typing import Any
 
 from export_pipeline.engine.formats.base import FileFormat, FormatOptions
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.file_rules import FORMATS, Format
+from export_pipeline.requests.file_rules import FORMATS
 
 
 def _csv(options: FormatOptions) -> FileFormat[Any]:
@@ -45,7 +45,7 @@ def _parquet(options: FormatOptions) -> FileFormat[Any]:
     return ParquetFormat(options)
 
 
-_OPENERS: dict[Format, Callable[[FormatOptions], FileFormat[Any]]] = {
+_OPENERS: dict[str, Callable[[FormatOptions], FileFormat[Any]]] = {
     "csv": _csv,
     "xlsx": _xlsx,
     "json": _json,
@@ -56,8 +56,8 @@ _OPENERS: dict[Format, Callable[[FormatOptions], FileFormat[Any]]] = {
 
 def open_format(name: str, options: FormatOptions) -> FileFormat[Any]:
     """The format of this name with its options; one that is not known fails."""
-    for known in FORMATS:
-        if name == known:
-            return _OPENERS[known](options)
-    message = f"format {name!r} is not known; use one of {', '.join(FORMATS)}"
-    raise ExportFailure(FailureCode.UNKNOWN_FORMAT, message, field="format")
+    opener = _OPENERS.get(name)
+    if opener is None:
+        message = f"format {name!r} is not known; use one of {', '.join(FORMATS)}"
+        raise ExportFailure(FailureCode.UNKNOWN_FORMAT, message, field="format")
+    return opener(options)

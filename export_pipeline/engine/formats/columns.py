@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.model import OutputColumn
 from export_pipeline.engine.formats.base import ARROW_TYPES, FormatOptions
 from export_pipeline.engine.formats.comma_separated import comma_separated_texts
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -209,7 +209,3 @@ def check_time_zone(zone: str) -> None:
     except (ZoneInfoNotFoundError, ValueError, OSError):
         message = f"time_zone {zone!r} is not a zone of the IANA database; use one like 'America/Sao_Paulo'"
         raise ExportFailure(FailureCode.INVALID_OPTION, message, field="time_zone") from None
-
-
-TEXT_LIKE = frozenset({ColumnType.TEXT, ColumnType.UUID, ColumnType.JSON, ColumnType.DECIMAL})
-"""The catalog types that are staged as text."""

@@ -50,7 +50,7 @@ _DAY_MS = 86_400_000
 def header_xml(headers: list[str], styles: Styles) -> bytes:
     """The header row."""
     array = pa.array(headers, pa.string())
-    texts, _ = _escaped(array, TextBytes(array), Counter())
+    texts, _ = _escaped(pl.Series(array), array, TextBytes(array), Counter())
     opening = f'<c s="{styles.header}" t="inlineStr"><is><t xml:space="preserve">'
     return ("<row>" + "".join(opening + text + _TEXT_CLOSE for text in texts) + "</row>\n").encode()
 
@@ -91,7 +91,7 @@ def _cell(block: Block, place: int, clock: Clock, styles: Styles, counters: Coun
         case ColumnType.DATE:
             pieces = _dates(block, place, styles.date)
         case _:
-            text, is_kept = _escaped(block.arrays[place], block.text_bytes(place), counters)
+            text, is_kept = _escaped(block.frame[str(place)], block.arrays[place], block.text_bytes(place), counters)
             pieces = _either(text, (_KEPT_OPEN if is_kept else _TEXT_OPEN, pl.lit(text), _TEXT_CLOSE))
     return pieces
 
@@ -131,7 +131,7 @@ def _decimals(block: Block, place: int) -> Pieces:
     digits = column.str.replace_all(r"[-.]", "").str.strip_chars_start("0").str.len_bytes()
     is_native = column.str.contains(_PLAIN_DECIMAL) & (digits <= _DIGITS)
     # Staged as text, so what is no number could be anything.
-    text, _ = _escaped(block.arrays[place], block.text_bytes(place), Counter())
+    text, _ = _escaped(values, block.arrays[place], block.text_bytes(place), Counter())
     if values.to_frame().select(is_native.all()).item():
         return _either(values, ("<c><v>", column, _NUMBER_CLOSE))
     return _split(is_native, ("<c><v>", column, _NUMBER_CLOSE), pl.lit(text))
@@ -161,16 +161,17 @@ def _dated(days: pl.Series, day: pl.Expr, serial: pl.Expr, text: pl.Expr, style:
     return _split(day.is_between(_FIRST_DAY, _LAST_DAY), cell, text)
 
 
-def _escaped(texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> tuple[pl.Series, bool]:
+def _escaped(values: pl.Series, texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> tuple[pl.Series, bool]:
     """The text as XML says it, and whether its blanks must be kept. Each step runs only where it is needed.
 
-    By Arrow's own kernels: for the few values of a block an expression of polars takes longer to begin than to do.
+    ``texts`` and ``raw`` are the same values, as Arrow has them. By Arrow's own kernels: for the few values of a block
+    an expression of polars takes longer to begin than to do.
     """
     if raw.longest() > CELL_LIMIT:
         rewritten, is_multiline = _escaped_texts(texts, raw, counters)
         return pl.Series(rewritten), is_multiline or raw.edge_is_one_of(_BLANK, last=True)
     # Most values have nothing to escape: the rest is taken out, rewritten and put back.
-    values, is_multiline = pl.Series(texts), False
+    is_multiline = False
     places = raw.places_with(_SPECIAL, b"_x")
     if len(places):
         rewritten, is_multiline = _escaped_texts(texts.take(pa.array(places)), raw, counters)
