@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from dagster._core.launcher import WorkerStatus
+from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
 from export_pipeline.orchestration.launcher.identity import start_ticks
@@ -94,6 +94,16 @@ def test_terminate_cancels_the_run_and_ends_its_process(warm: Installation, tmp_
 def test_terminate_right_after_launch_cancels_too(warm: Installation, tmp_path: Path) -> None:
     run = warm.start("slow", path=str(tmp_path / "pid"))
     assert warm.launcher.terminate(run) is True
+    assert warm.finished(run) == "CANCELED"
+
+
+def test_a_run_that_two_daemons_launch_at_once_is_executed_by_one_worker(warm: Installation, tmp_path: Path) -> None:
+    run, pid = sleeping(warm, tmp_path / "pid")
+    warm.launcher.launch_run(LaunchRunContext(warm.run(run), workspace=None))
+    wait_for(lambda: "launched twice" in warm.log())
+    assert warm.worker(run).pid == pid
+    assert warm.messages(run).count("Started process for run") == 1
+    assert warm.launcher.terminate(run)
     assert warm.finished(run) == "CANCELED"
 
 

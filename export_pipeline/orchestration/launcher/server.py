@@ -127,6 +127,11 @@ class ForkServer:
         if (started := start_ticks(peer)) is not None:
             self._launchers[peer] = started
         send(connection, Reply(kind="accepted"))
+        if any(child.request.run_id == request.run_id and not child.reports for child in self._children.values()):
+            # Two daemons read the same queue, and Dagster lets both launch what both saw there: one worker is enough.
+            self.log.write(f"run {request.run_id} was launched twice; its first worker goes on")
+            send(connection, Reply(kind="running"))
+            return None
         kept = connection.dup()  # for the child: the caller closes the other
         kept.settimeout(REQUEST_SECONDS)
         job = None
