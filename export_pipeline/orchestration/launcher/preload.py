@@ -24,6 +24,8 @@ from typing import Any
 from dagster._core.code_pointer import CodePointer
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
+from export_pipeline.orchestration.launcher.service_models import share_service_models
+
 WARM_MODULES = (
     "adbc_driver_manager",
     "adbc_driver_postgresql",
@@ -104,6 +106,7 @@ def preload(pointer: CodePointer) -> None:
         for name in WARM_MODULES:
             with suppress(ImportError):
                 importlib.import_module(name)
+        share_service_models()
     gc.collect()
     gc.freeze()  # else the first collection of every child writes to, and so copies, every page
 
