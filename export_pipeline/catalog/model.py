@@ -9,99 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from export_pipeline.catalog import checks
 from export_pipeline.catalog.names import DatabaseColumn, DatabaseTable, Header, Name, spellings
+from export_pipeline.catalog.types import OPERATORS_BY_TYPE, ColumnType, FilterOperator, IdentityType, Locale, NameStyle
 
 DEFAULT_LAYOUT = "default"
 """The layout that every dataset has: all exported columns, in the order of the declaration."""
-
-Locale = Literal["en", "es", "pt"]
-NameStyle = Literal["descriptive", "uuid"]
-"""What delivered files are called: dataset, day and uid, or the uid alone."""
-
-
-class ColumnType(StrEnum):
-    """The types a dataset's column can have, independent of any database."""
-
-    TEXT = "text"
-    INTEGER = "integer"
-    FLOAT = "float"
-    DECIMAL = "decimal"
-    BOOLEAN = "boolean"
-    TIMESTAMP = "timestamp"
-    DATE = "date"
-    UUID = "uuid"
-    JSON = "json"
-
-
-class FilterOperator(StrEnum):
-    """What a filter may say about one column."""
-
-    EQ = "eq"
-    NE = "ne"
-    IN = "in"
-    NIN = "nin"
-    GT = "gt"
-    GTE = "gte"
-    LT = "lt"
-    LTE = "lte"
-    CONTAINS = "contains"
-    STARTS_WITH = "starts_with"
-    IS_NULL = "is_null"
-    BETWEEN = "between"
-
-
-_PARTS_OF_TEXT = (FilterOperator.CONTAINS, FilterOperator.STARTS_WITH)
-_ORDERED = tuple(operator for operator in FilterOperator if operator not in _PARTS_OF_TEXT)
-
-OPERATORS_BY_TYPE: Mapping[ColumnType, tuple[FilterOperator, ...]] = {
-    ColumnType.TEXT: (*_ORDERED, *_PARTS_OF_TEXT),
-    ColumnType.INTEGER: _ORDERED,
-    ColumnType.FLOAT: _ORDERED,
-    ColumnType.DECIMAL: _ORDERED,
-    ColumnType.TIMESTAMP: _ORDERED,
-    ColumnType.DATE: _ORDERED,
-    ColumnType.BOOLEAN: (FilterOperator.EQ, FilterOperator.NE, FilterOperator.IS_NULL),
-    ColumnType.UUID: (
-        FilterOperator.EQ,
-        FilterOperator.NE,
-        FilterOperator.IN,
-        FilterOperator.NIN,
-        FilterOperator.IS_NULL,
-    ),
-    ColumnType.JSON: (FilterOperator.IS_NULL,),
-}
-"""What ``filter: true`` allows."""
-
-IdentityType = Literal[ColumnType.TEXT, ColumnType.INTEGER, ColumnType.UUID]
-
-
-class Selected(Protocol):
-    """What can be read for a row: a column, a custom field, or a child list."""
-
-    @property
-    def name(self) -> str:
-        """Its name in staged rows."""
-        ...
-
-    @property
-    def type(self) -> ColumnType:
-        """What its values are."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """What to call it when the data is wrong."""
-        ...
 
 
 class _Declaration(BaseModel):
@@ -307,19 +227,6 @@ class LayoutColumn(NamedTuple):
 
     column: Column
     header: str
-
-
-OutputOrigin = Literal["column", "custom_field", "child"]
-
-
-@dataclass(frozen=True)
-class OutputColumn:
-    """One column of the files: what it is read from, what its header says, its type."""
-
-    name: str
-    header: str
-    type: ColumnType
-    origin: OutputOrigin = "column"
 
 
 class Dataset(_Declaration):

@@ -10,7 +10,7 @@ import re
 from datetime import date
 from uuid import UUID
 
-from export_pipeline.catalog.model import NameStyle
+from export_pipeline.catalog.types import NameStyle
 
 MANIFEST_NAME = "manifest.json"
 

@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from export_pipeline.catalog.model import Column, CustomField, Dataset, FilterOperator
+from export_pipeline.catalog.model import Column, CustomField, Dataset
+from export_pipeline.catalog.types import FilterOperator
 from export_pipeline.engine import arrays, mariadb, sqlite_text
 from export_pipeline.engine.operands import Operands
 from export_pipeline.engine.tenant import of_tenant

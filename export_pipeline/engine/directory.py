@@ -11,7 +11,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import Dataset, IdentityType
+from export_pipeline.catalog.model import Dataset
+from export_pipeline.catalog.types import IdentityType
 from export_pipeline.engine.conditions import table_clause
 from export_pipeline.engine.lookups import bound, find_custom_fields, read_texts, rows_of
 from export_pipeline.engine.query import Selection, build_query

@@ -14,13 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import (
-    ColumnType,
-    CustomField,
-    CustomFieldTable,
-    Dataset,
-    SegmentTable,
-)
+from export_pipeline.catalog.model import CustomField, CustomFieldTable, Dataset, SegmentTable
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine.conditions import table_clause
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import Source, open_snapshot

@@ -16,7 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from export_pipeline.catalog.model import Column, ColumnType, CustomField
+from export_pipeline.catalog.model import Column, CustomField
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine import mariadb, sqlite_text
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar, kind_of

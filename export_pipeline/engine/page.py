@@ -15,7 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import ChildList, Column, CustomField, FilterOperator, OutputColumn, OutputOrigin
+from export_pipeline.catalog.model import ChildList, Column, CustomField
+from export_pipeline.catalog.types import FilterOperator, OutputColumn, OutputOrigin
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import NO_CEILING, FormatOptions, TimestampPrecision
 from export_pipeline.engine.query import Selection, build_query

@@ -16,7 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from export_pipeline.catalog.model import ChildList, Column, ColumnType, CustomField, Dataset, NameStyle, OutputColumn
+from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
+from export_pipeline.catalog.types import ColumnType, NameStyle, OutputColumn
 from export_pipeline.engine.formats.base import FormatOptions
 from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
 from export_pipeline.engine.query import Selection

@@ -15,15 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import (
-    ChildList,
-    Column,
-    ColumnType,
-    CustomField,
-    Dataset,
-    FilterOperator,
-    Selected,
-)
+from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
+from export_pipeline.catalog.types import ColumnType, FilterOperator, Selected
 from export_pipeline.engine.children import child_values
 from export_pipeline.engine.conditions import ConditionCompiler, table_clause
 from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison

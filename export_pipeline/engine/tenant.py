@@ -10,7 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import ColumnType, Dataset
+from export_pipeline.catalog.model import Dataset
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine import mariadb
 
 

@@ -13,7 +13,8 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Literal
 
-from export_pipeline.catalog.model import Column, ColumnType, CustomField, FilterOperator
+from export_pipeline.catalog.model import Column, CustomField
+from export_pipeline.catalog.types import ColumnType, FilterOperator
 
 Scalar = str | int | float | Decimal | bool | date | datetime
 

@@ -17,7 +17,8 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from export_pipeline.catalog.model import Column, ColumnType, Dataset, FilterOperator
+from export_pipeline.catalog.model import Column, Dataset
+from export_pipeline.catalog.types import ColumnType, FilterOperator
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison, Condition, Negation, Scalar
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from export_pipeline.catalog.model import Dataset, OutputColumn
+from export_pipeline.catalog.model import Dataset
+from export_pipeline.catalog.types import OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf
 from export_pipeline.requests.file_rules import (

@@ -11,15 +11,8 @@ from datetime import datetime
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from export_pipeline.catalog.model import (
-    DEFAULT_LAYOUT,
-    ChildList,
-    ColumnType,
-    Dataset,
-    IdentityType,
-    Layout,
-    OutputColumn,
-)
+from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset, Layout
+from export_pipeline.catalog.types import ColumnType, IdentityType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.file_rules import TABLES, Format
 from export_pipeline.requests.model import ExportRequest

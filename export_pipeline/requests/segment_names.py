@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from export_pipeline.catalog.model import Column, ColumnType, CustomField, Dataset
+from export_pipeline.catalog.model import Column, CustomField, Dataset
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.wording import shown
 

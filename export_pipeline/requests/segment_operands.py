@@ -15,7 +15,8 @@ from zoneinfo import ZoneInfo
 
 from sqlglot import exp
 
-from export_pipeline.catalog.model import OPERATORS_BY_TYPE, Column, ColumnType, CustomField, FilterOperator
+from export_pipeline.catalog.model import Column, CustomField
+from export_pipeline.catalog.types import OPERATORS_BY_TYPE, ColumnType, FilterOperator
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar, kind_of
 from export_pipeline.requests.filters import parse_scalar

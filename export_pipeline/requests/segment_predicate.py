@@ -18,7 +18,8 @@ from zoneinfo import ZoneInfo
 
 from sqlglot import exp
 
-from export_pipeline.catalog.model import Column, ColumnType, CustomField, FilterOperator
+from export_pipeline.catalog.model import Column, CustomField
+from export_pipeline.catalog.types import ColumnType, FilterOperator
 from export_pipeline.requests.conditions import (
     AllOf,
     AnyOf,

@@ -90,7 +90,8 @@ def _export(source_url: str, directory: str, file_format: str, rows: int, max_fi
 
 
 def _plan(dataset: object, file_format: str, rows: int, max_file_size_mb: int) -> ExportPlan:
-    from export_pipeline.catalog.model import Dataset, OutputColumn
+    from export_pipeline.catalog.model import Dataset
+    from export_pipeline.catalog.types import OutputColumn
     from export_pipeline.engine.plan import ExportPlan
     from export_pipeline.requests.file_rules import Options
     from export_pipeline_tests.acceptance.source import ORGANIZATION

@@ -14,7 +14,7 @@ from export_pipeline.bench.check import contents
 from export_pipeline.bench.tables import CONTACT_COLUMNS, BenchTable, contacts, fat, wide
 from export_pipeline.bench.works import FORMATS
 from export_pipeline.catalog.loader import parse_dataset
-from export_pipeline.catalog.model import OutputColumn
+from export_pipeline.catalog.types import OutputColumn
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import ARROW_TYPES, FormatOptions
 from export_pipeline.engine.splitter import write_files

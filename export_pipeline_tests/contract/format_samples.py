@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import ARROW_TYPES, FormatOptions, WrittenFile
 from export_pipeline.engine.splitter import write_files

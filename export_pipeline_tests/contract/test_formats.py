@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.engine import splitter
 from export_pipeline.engine.formats import open_format, xlsx_format
 from export_pipeline.engine.formats.base import FormatOptions

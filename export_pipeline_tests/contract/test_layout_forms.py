@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline_tests.contract import format_readers as readers
 from export_pipeline_tests.contract.format_samples import (
     COLUMNS,

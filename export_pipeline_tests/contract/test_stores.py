@@ -446,8 +446,7 @@ class TestJanitor:
             s3_bucket.client.create_multipart_upload(Bucket=s3_bucket.name, Key=key)
         assert s3_store.abort_uploads(HOUR) == 0
         assert s3_store.abort_uploads(timedelta(seconds=-5)) == 2
-        uploads = s3_bucket.client.list_multipart_uploads(Bucket=s3_bucket.name)["Uploads"]
-        assert [upload["Key"] for upload in uploads] == ["theirs/c"]
+        assert [upload["Key"] for upload in s3_bucket.uploads()] == ["theirs/c"]
 
 
 class TestOpenStore:

@@ -21,7 +21,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.delivery.local import LocalStore
 from export_pipeline.delivery.manifest import Manifest, ManifestFile, read_manifest, write_manifest
 from export_pipeline.delivery.objects import ObjectDescription

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.delivery.message import FailureMail, ReadyFile, ReadyMail, failure_message, ready_message
 from export_pipeline.delivery.texts import CATALOG, language_of
 from export_pipeline.engine.formats import open_format

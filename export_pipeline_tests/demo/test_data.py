@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pytest
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.catalog.model import ColumnType, CustomField
+from export_pipeline.catalog.model import CustomField
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo import nasty, schema
 from export_pipeline.demo.contacts import EMAILS_AT_MOST, TOKENS_AT_MOST, generate_emails, generate_tokens
 from export_pipeline.demo.data import (

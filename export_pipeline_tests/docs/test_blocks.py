@@ -17,7 +17,8 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import load_catalog, parse_dataset
-from export_pipeline.catalog.model import ColumnType, CustomField
+from export_pipeline.catalog.model import CustomField
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.cli import cli
 from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
 from export_pipeline.requests.api_keys import create_key

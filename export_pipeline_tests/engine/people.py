@@ -14,7 +14,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
-from export_pipeline.catalog.model import ColumnType, CustomField
+from export_pipeline.catalog.model import CustomField
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine.readers import Source
 
 DATASET = parse_dataset(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from export_pipeline.catalog.model import FilterOperator
+from export_pipeline.catalog.types import FilterOperator
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.failures import ExportFailure, FailureCode

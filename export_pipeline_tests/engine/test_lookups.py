@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.demo.lists import LIST_NAMES, SEGMENTS, list_id, segment_id
 from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
-from export_pipeline.catalog.model import OutputColumn
+from export_pipeline.catalog.types import OutputColumn
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import NO_CEILING, FormatOptions
 from export_pipeline.engine.lookups import find_custom_fields, read_texts

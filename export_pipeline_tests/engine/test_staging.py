@@ -89,8 +89,7 @@ def test_a_full_disk_is_a_failure_of_staging(tmp_path: Path) -> None:
 
 def test_uploads_that_nobody_ended_are_aborted_with_their_tree_or_once_they_are_old(s3_bucket: S3Bucket) -> None:
     def uploads() -> list[str]:
-        listed = s3_bucket.client.list_multipart_uploads(Bucket=s3_bucket.name)
-        return sorted(upload["Key"] for upload in listed.get("Uploads", []))
+        return [upload["Key"] for upload in s3_bucket.uploads()]
 
     staging = Staging(f"s3://{s3_bucket.name}/staging", s3_endpoint_url=s3_bucket.endpoint)
     assert staging.abort_uploads(timedelta(hours=1)) == 0  # rclone answers that with an error

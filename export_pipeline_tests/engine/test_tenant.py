@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.demo.lists import list_id, segment_id
 from export_pipeline.engine import directory

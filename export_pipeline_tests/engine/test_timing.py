@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.demo.data import generate_contacts
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import FormatOptions

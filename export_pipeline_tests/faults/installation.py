@@ -174,14 +174,6 @@ class Installation:
         """Keys that the bucket has of a request, asked past the proxy."""
         return [key for key in self.bucket.keys() if uid in key]  # noqa: SIM118 - no mapping
 
-    def open_uploads(self) -> list[Any]:
-        client = self.bucket.client
-        try:
-            listed = client.list_multipart_uploads(Bucket=self.bucket.name)
-        except client.exceptions.NoSuchUpload:  # what rclone says of a bucket in which no upload ever began
-            return []
-        return list(listed.get("Uploads", []))
-
     def staged(self) -> list[Path]:
         return [path for path in (self.home / "staging").rglob("*") if path.is_file()]
 
@@ -203,7 +195,7 @@ class Installation:
         assert row["row_count"] == manifest["rows"] == len(ids)
         expected = [row["manifest_key"], *(file["key"] for file in manifest["files"])]
         assert self.objects(uid) == sorted(f"exports/{key}" for key in expected)
-        assert self.open_uploads() == []
+        assert self.bucket.uploads() == []
 
     def assert_not_published(self, uid: str, error_code: str) -> None:
         """The row says why; there is no manifest, no file, no upload and no mail."""
@@ -213,7 +205,7 @@ class Installation:
         assert row["manifest_key"] is None
         assert self.query("SELECT 1 FROM export_files WHERE request_id = %s", [row["id"]]) == []
         assert self.objects(uid) == []
-        assert self.open_uploads() == []
+        assert self.bucket.uploads() == []
         assert self.ledger(uid) == {}
         assert self.mailed() == []
 
@@ -227,7 +219,7 @@ class Installation:
         self.smtp.received.clear()
         self.smtp.drops.clear()
         self.smtp.replies.clear()
-        for upload in self.open_uploads():
+        for upload in self.bucket.uploads():
             self.bucket.client.abort_multipart_upload(
                 Bucket=self.bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]
             )

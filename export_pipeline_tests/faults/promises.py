@@ -150,15 +150,6 @@ def unbalanced(stack: Stack) -> list[str]:
     return [row["id"] for row in rows if row["sum"] != BALANCE]
 
 
-def _unfinished_uploads(stack: Stack) -> list[str]:
-    client = stack.bucket.client
-    try:
-        listed = client.list_multipart_uploads(Bucket=stack.bucket.name).get("Uploads", [])
-    except client.exceptions.NoSuchUpload:  # rclone's answer where nothing was ever uploaded in parts
-        return []
-    return [f"upload: {upload['Key']}" for upload in listed]
-
-
 def left_behind(stack: Stack, asked: Sequence[Asked]) -> list[str]:
     """Run the janitor as if a day had passed; whatever is no delivered file or manifest after that."""
     environment = {**os.environ, **stack.environment}
@@ -171,7 +162,7 @@ def left_behind(stack: Stack, asked: Sequence[Asked]) -> list[str]:
         row = stack.row(one.uid)
         delivered = f"exports/{one.uid}/{row['attempt']}/" if row["status"] == "completed" else None
         left += [key for key in stack.objects(one.uid) if delivered is None or not key.startswith(delivered)]
-    left += _unfinished_uploads(stack)
+    left += [f"upload: {upload['Key']}" for upload in stack.bucket.uploads()]
     whole = {f"{stack.bucket.name}/{key}" for key in stack.bucket.keys()}  # noqa: SIM118 - no mapping
     disk = {f"{stack.bucket.name}/{key}" for key in stack.bucket.files()}
     return left + sorted(disk - whole)

@@ -158,12 +158,7 @@ def all_ended(stack: Stack, uid: str) -> bool:
 
 
 def uploads_of(stack: Stack, uid: str) -> list[str]:
-    client = stack.bucket.client
-    try:
-        uploads = client.list_multipart_uploads(Bucket=stack.bucket.name).get("Uploads", [])
-    except client.exceptions.NoSuchUpload:  # rclone's word for "there are none"
-        return []
-    return [upload["Key"] for upload in uploads if uid in upload["Key"]]
+    return [upload["Key"] for upload in stack.bucket.uploads() if uid in upload["Key"]]
 
 
 def staged_of(stack: Stack, uid: str) -> list[str]:

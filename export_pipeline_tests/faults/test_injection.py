@@ -20,7 +20,7 @@ import openpyxl
 import pytest
 from python_calamine import CalamineWorkbook
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.keys import file_name
 from export_pipeline.delivery.mail import Attachment, Message

@@ -146,7 +146,7 @@ def test_uploads_that_nobody_can_end_or_abort_are_the_janitors(
         installation.s3.inject(s3_error(500, "InternalError"), on("CompleteMultipartUpload"), times=ALWAYS)
         installation.s3.inject(Reset(), on("AbortMultipartUpload"), times=2)
         failed, _ = installation.export(organization_id="large")
-        left = installation.open_uploads()
+        left = installation.bucket.uploads()
         assert {uid for upload in left for uid in (served, failed) if uid in upload["Key"]} == {served, failed}
         installation.s3.calm()
         monkeypatch.setattr(janitor, "KEEP_UPLOADS", timedelta(seconds=-5))

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import openpyxl
 import pytest
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo import nasty
 from export_pipeline.engine.formats import xlsx_format
 from export_pipeline_tests.contract import format_samples as samples

@@ -9,7 +9,8 @@ from decimal import Decimal
 import pytest
 
 from export_pipeline.catalog.loader import parse_dataset
-from export_pipeline.catalog.model import Column, ColumnType, CustomField, Dataset, FilterOperator
+from export_pipeline.catalog.model import Column, CustomField, Dataset
+from export_pipeline.catalog.types import ColumnType, FilterOperator
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import (
     AllOf,

@@ -67,6 +67,14 @@ class S3Bucket:
     def keys(self) -> list[str]:
         return sorted(item["Key"] for item in self.client.list_objects_v2(Bucket=self.name).get("Contents", []))
 
+    def uploads(self) -> list[dict[str, Any]]:
+        """Multipart uploads that nobody ended, each with its ``Key`` and ``UploadId``."""
+        try:
+            listed = self.client.list_multipart_uploads(Bucket=self.name)
+        except self.client.exceptions.NoSuchUpload:  # rclone's answer where nothing was ever uploaded in parts
+            return []
+        return sorted(listed.get("Uploads", []), key=lambda upload: str(upload["Key"]))
+
     def files(self) -> list[str]:
         """What lies on the disk, the server's own temporary files included."""
         root = self.server.directory / self.name

@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 
 ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
     ColumnType.TEXT: pa.string(),

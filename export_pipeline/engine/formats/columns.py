@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from export_pipeline.catalog.model import OutputColumn
+from export_pipeline.catalog.types import OutputColumn
 from export_pipeline.engine.formats.base import ARROW_TYPES, FormatOptions
 from export_pipeline.engine.formats.comma_separated import comma_separated_texts
 from export_pipeline.failures import ExportFailure, FailureCode

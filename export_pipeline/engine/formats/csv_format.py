@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from export_pipeline.catalog.model import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.engine.formats import deflate
 from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
 from export_pipeline.engine.formats.columns import ISO_DATE, Block, Clock, check_time_zone

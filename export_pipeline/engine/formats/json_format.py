@@ -17,7 +17,7 @@ from typing import BinaryIO
 import polars as pl
 import pyarrow as pa
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine.formats import deflate
 from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
 from export_pipeline.engine.formats.columns import Block, Clock, byte_table, check_time_zone

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine.formats.base import ARROW_TYPES, FormatOptions
 from export_pipeline.engine.formats.columns import typed_arrays
 from export_pipeline.engine.formats.text_file import too_small

@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export_pipeline.catalog.model import ColumnType
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine.formats.columns import Block, Clock, TextBytes, byte_table
 from export_pipeline.engine.formats.xlsx_parts import Styles
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-from export_pipeline.catalog.model import ColumnType, Selected
+from export_pipeline.catalog.types import ColumnType, Selected
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import STEP_ROWS, Snapshot
 from export_pipeline.engine.readers.types import failure_of, joined, staged_schema, timed_out, to_staged, translated

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import ColumnType, Selected
+from export_pipeline.catalog.types import ColumnType, Selected
 from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import STEP_ROWS, Snapshot

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export_pipeline.catalog.model import ColumnType, Selected
+from export_pipeline.catalog.types import ColumnType, Selected
 from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.engine.readers import FETCH_BYTES, FETCH_ROWS
 from export_pipeline.engine.readers.mariadb import sqlstate_of
