@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator, Selected
@@ -85,7 +86,7 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
             source = source.outerjoin(children, children.c.parent == key)
             read.append(sa.func.coalesce(children.c.listed, "[]").label(column.name))
         else:
-            read.append(_read(table, column, compiler))
+            read.append(_read(table, column, compiler, backend))
     rows = sa.select(*read).select_from(source).where(*where).order_by(key.desc() if last else key).limit(limit)
     count = sa.select(sa.func.count()).select_from(table).where(*where)
     return Query(rows, count, columns)
@@ -109,9 +110,20 @@ def _date_range(selection: Selection, compiler: ConditionCompiler) -> Sequence[s
     ]
 
 
-def _read(table: sa.TableClause, column: Column | CustomField, compiler: ConditionCompiler) -> sa.ColumnElement[Any]:
+def _read(
+    table: sa.TableClause, column: Column | CustomField, compiler: ConditionCompiler, backend: str
+) -> sa.ColumnElement[Any]:
     if isinstance(column, CustomField):
         return compiler.custom_field(column).label(column.name)
     source: sa.ColumnElement[Any] = table.c[column.source]
+    if column.type is ColumnType.JSON and backend == "postgresql":
+        return _checked_json(source).label(column.name)
     # As text: no digit of a decimal is lost, and every driver hands uuid, json and enums over alike.
     return (sa.cast(source, sa.Text) if column.type in _READ_AS_TEXT else source).label(column.name)
+
+
+def _checked_json(source: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """PostgreSQL's JSON as text. What is declared json and is a text there is parsed, and refused if it is none."""
+    is_json = sa.func.pg_typeof(source) == sa.any_(sa.literal_column("ARRAY['json', 'jsonb']::regtype[]"))
+    text = sa.cast(source, sa.Text)
+    return sa.case((is_json, text), else_=sa.cast(sa.cast(text, postgresql.JSON), sa.Text))

@@ -19,8 +19,9 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
-_POSTGRESQL = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
-"""A server that falls silent is noticed within a minute (libpq: seconds, ``tcp_user_timeout`` in milliseconds)."""
+LIVELINESS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
+"""By which libpq notices within a minute or so that a server fell silent, in seconds, and milliseconds for
+``tcp_user_timeout``. By Linux's own defaults it takes two hours."""
 _IDLE_IN_TRANSACTION_SECONDS = 30
 """A process that froze, or a machine that vanished, between two statements would hold its row's lock, and with it the
 reconciler, until the server's TCP keepalive notices: hours. Transactions on this database take milliseconds."""
@@ -152,7 +153,7 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
 
 
 def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
-    engine = sa.create_engine(url, hide_parameters=True, connect_args=_POSTGRESQL, **pool)
+    engine = sa.create_engine(url, hide_parameters=True, connect_args=LIVELINESS, **pool)
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

@@ -147,11 +147,19 @@ def test_csv_guards_what_a_spreadsheet_would_run() -> None:
     assert written.files[0].counters == written.counters
 
 
-@pytest.mark.parametrize("kind", [ColumnType.JSON, ColumnType.DECIMAL, ColumnType.UUID])
-def test_csv_guards_text_columns_alone(kind: ColumnType) -> None:
+@pytest.mark.parametrize("mark", [".", ","])
+@pytest.mark.parametrize("kind", [ColumnType.DECIMAL, ColumnType.UUID])
+def test_csv_guards_what_is_declared_otherwise_and_may_be_any_text_in_the_source(kind: ColumnType, mark: str) -> None:
     table, columns = one_column(kind, ["-1", "=x"])
+    written = write_all("csv", table, columns=columns, csv_decimal_mark=mark, csv_delimiter=";")
+    assert [row[1] for row in readers.csv_module(written.contents[0], delimiter=";")[1]] == ["-1", "'=x"]
+    assert written.counters == {"guarded_cells": 1}
+
+
+def test_csv_does_not_guard_json_which_begins_with_nothing_that_runs() -> None:
+    table, columns = one_column(ColumnType.JSON, ["-1", '["=x"]'])
     written = write_all("csv", table, columns=columns)
-    assert [row[1] for row in readers.csv_module(written.contents[0])[1]] == ["-1", "=x"]
+    assert [row[1] for row in readers.csv_module(written.contents[0])[1]] == ["-1", '["=x"]']
 
 
 def test_csv_guard_can_be_switched_off() -> None:
@@ -228,11 +236,8 @@ def test_json_decimals_that_json_does_not_spell() -> None:
     assert written.counters == {"non_finite_numbers": 1}
 
 
-@pytest.mark.parametrize(
-    ("kind", "value"), [(ColumnType.DECIMAL, "12,5"), (ColumnType.JSON, "plain"), (ColumnType.JSON, "")]
-)
-def test_json_refuses_what_would_break_the_file(kind: ColumnType, value: str) -> None:
-    table, columns = one_column(kind, ["1", value, None])
+def test_json_refuses_a_decimal_that_would_break_the_file() -> None:
+    table, columns = one_column(ColumnType.DECIMAL, ["1", "12,5", None])
     with pytest.raises(ExportFailure) as failure:
         write_all("json", table, columns=columns)
     assert (failure.value.code, failure.value.field) == (FailureCode.SOURCE_DATA_INVALID, "v")

@@ -153,7 +153,7 @@ def test_what_is_looked_up_is_the_organizations_own_and_no_similar_ones(empty: s
 
 
 def test_the_session_is_a_snapshot_that_cannot_write(url: str) -> None:
-    engine = sessions.reading_engine(sa.make_url(url))
+    engine = sessions.reading_engine(sa.make_url(url), 5)
     with engine.connect() as connection:
         sessions.begin(connection, 0)
         (count,) = connection.exec_driver_sql("SELECT count(*) FROM people").one()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine.query import Query, Selection, build_query
 from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.readers.pandas import snapshot as pandas_snapshot
@@ -190,6 +194,61 @@ def test_a_value_of_the_wrong_type_is_told_and_never_dropped(
     failed = failure(source, query_for(source))
     assert failed.code is FailureCode.SOURCE_DATA_INVALID
     assert value not in failed.message
+
+
+NO_JSON = ("plain", "", '1},{"id":999', 'null,"email":"x"', "{'a': 1}", "[NaN]", '{"a": 1')
+
+
+@pytest.mark.parametrize("value", NO_JSON)
+def test_text_that_is_declared_json_and_is_none_is_refused(source: Source, value: str) -> None:
+    """It is spliced into JSON files as it is, so a cell could add rows and forge columns."""
+    with json_as_text(source, value) as query:
+        assert failure(source, query).code is FailureCode.SOURCE_DATA_INVALID
+
+
+def test_text_that_is_declared_json_and_is_some_is_read(source: Source) -> None:
+    with json_as_text(source, '[1, "é"]') as query, open_snapshot(source, query) as snapshot:
+        values = [text for batch in snapshot.batches for text in batch["extra"].to_pylist()]
+    assert values.count('[1, "é"]') == 1
+    assert set(values) == {'[1, "é"]', "{}"}
+
+
+@contextmanager
+def json_as_text(source: Source, value: str) -> Iterator[Query]:
+    """The people with a json column that is a text in the database, and holds the value in one row."""
+    others = ", ".join(column.source for column in DATASET.columns if column.type is not ColumnType.JSON)
+    extra = f"CASE WHEN id = 33 THEN '{value.replace(chr(39), chr(39) * 2)}' ELSE '{{}}' END"
+    write_elsewhere(source, (f"CREATE VIEW texts AS SELECT organization_id, {others}, {extra} AS extra FROM people",))
+    dataset = DATASET.model_copy(update={"table": "texts"})
+    try:
+        yield build_query(Selection(dataset, "acme", dataset.columns, AllOf(())), source.backend)
+    finally:
+        write_elsewhere(source, ("DROP VIEW texts",))
+
+
+def test_a_server_that_falls_silent_is_noticed_within_minutes(postgres_url: str) -> None:
+    """By the kernel's own word: when it next asks the peer of each connection whether it lives (proc(5), net/tcp)."""
+    people.create(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+    source = Source(postgres_url)
+    with open_snapshot(source, query_for(source)) as snapshot:
+        next(snapshot.batches)
+        waits = _keepalives(psycopg.conninfo.conninfo_to_dict(postgres_url)["port"])
+    assert len(waits) >= 2, "the snapshot's connection and ADBC's"
+    assert max(waits) <= 30
+
+
+def _keepalives(port: str | int | None) -> list[float]:
+    """Seconds until the next keepalive of each of this process's connections to a port of this machine."""
+    descriptors = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    mine = {str(entry.readlink()) for entry in descriptors}
+    waits = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, _, remote, _, _, timer, _, _, _, inode, *_ = line.split()
+        if int(remote.rpartition(":")[2], 16) == int(port or 0) and f"socket:[{inode}]" in mine:
+            kind, _, ticks = timer.partition(":")
+            assert kind == "02", "no keepalive"
+            waits.append(int(ticks, 16) / os.sysconf("SC_CLK_TCK"))
+    return waits
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 
 _BOM = b"\xef\xbb\xbf"
 _NEWLINE, _QUOTE = 0x0A, 0x22
+_GUARDED = frozenset({ColumnType.TEXT, ColumnType.UUID, ColumnType.DECIMAL})
 
 
 class CsvFormat:
@@ -98,18 +99,23 @@ class CsvFormat:
             case ColumnType.DATE:
                 return block.dates(place)
             case ColumnType.FLOAT | ColumnType.DECIMAL if options.csv_decimal_mark != ".":
-                text = pl.col(name).cast(pl.String)
-                return text.str.replace(".", options.csv_decimal_mark, literal=True)
-            case ColumnType.TEXT | ColumnType.JSON if self._is_guarded(block.columns[place]):
-                values, count = guarded(block.frame[name], block.arrays[place], block.text_bytes(place))
-                counted["guarded_cells"] += count
-                return values
+                return self._text(block, place, counted).cast(pl.String).str.replace(".", ",", literal=True)
             case _:
-                return pl.col(name)
+                return self._text(block, place, counted)
+
+    def _text(self, block: Block, place: int, counted: Counter[str]) -> pl.Series:
+        """The column, guarded if what it holds was read as text."""
+        values = block.frame[str(place)]
+        if not self._is_guarded(block.columns[place]):
+            return values
+        values, count = guarded(values, block.arrays[place], block.text_bytes(place))
+        counted["guarded_cells"] += count
+        return values
 
     def _is_guarded(self, column: OutputColumn) -> bool:
-        # JSON begins with nothing that a spreadsheet would run; the first text of an array may.
-        is_text = column.type is ColumnType.TEXT or column.name in self._options.comma_separated
+        # A uuid or a decimal may be any text in the source. JSON begins with nothing that a spreadsheet would run; the
+        # first text of an array may.
+        is_text = column.type in _GUARDED or column.name in self._options.comma_separated
         return is_text and self._options.guard_formulas
 
 

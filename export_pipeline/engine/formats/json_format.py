@@ -3,7 +3,8 @@ r"""NDJSON (one object a line) and JSON (one array of the same objects), streame
 What belongs here: how each column type is written as a JSON value, and the frame of an array.
 What does not: the framing of files (text_file).
 
-JSON columns and decimals are spliced in as they are, so that no digit and no nesting is lost.
+JSON columns and decimals are spliced in as they are, so that no digit and no nesting is lost: the readers have seen to
+it that what is staged as JSON is JSON.
 JSON has no NaN and no infinity: they become null and are counted.
 """
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine.formats import deflate
 from export_pipeline.engine.formats.base import MEDIA_TYPES, FormatOptions
-from export_pipeline.engine.formats.columns import Block, Clock, byte_table, check_time_zone
+from export_pipeline.engine.formats.columns import Block, Clock, check_time_zone
 from export_pipeline.engine.formats.rows import EncodedRows
 from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -28,8 +29,6 @@ from export_pipeline.failures import ExportFailure, FailureCode
 _RAW_TYPES = frozenset({ColumnType.JSON, ColumnType.DECIMAL})
 _NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
 _NON_FINITE = r"(?i)^[+-]?(?:s?nan|inf|infinity)$"
-
-_NO_JSON_EDGE = ~byte_table(b'{}[]"-0123456789tfnel \t\r\n')
 
 # A row of an array begins with its separator, so that a piece of rows is complete in itself;
 # the first row of a file leaves the comma out.
@@ -153,24 +152,7 @@ def _decimal(block: Block, place: int, counted: Counter[str]) -> pl.Expr:
 def _json_text(block: Block, place: int) -> pl.Expr:
     """The column's JSON on one line: a line break in JSON can only be blank between tokens."""
     raw, text = block.text_bytes(place), pl.col(str(place))
-    if raw.edge_is_one_of(_NO_JSON_EDGE, last=True) or (block.frame[str(place)] == "").any():
-        _check_json(block, place)
     for line_break in ("\n", "\r"):
         if raw.has(line_break.encode()):
             text = text.str.replace_all(line_break, " ", literal=True)
     return text
-
-
-def _check_json(block: Block, place: int) -> None:
-    """Fail if a value is no JSON. PostgreSQL and MySQL have seen to that; other sources may hold any text.
-
-    It costs half as much as the whole encoding, so it is only called for a column in which some
-    value does not even begin and end like JSON.
-    """
-    values = block.frame[str(place)]
-    is_json = values.str.json_path_match("$").is_not_null() | (values.str.strip_chars() == "null")
-    bad = int((~is_json & values.is_not_null()).sum())
-    if bad:
-        name = block.columns[place].name
-        message = f"json column {name} holds {bad} value(s) that are not JSON; declare it as text, or mend the source"
-        raise ExportFailure(FailureCode.SOURCE_DATA_INVALID, message, field=name)

@@ -6,12 +6,15 @@ What belongs here: what their sessions and their drivers ask for. What does not:
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import sqlalchemy as sa
 
-_CHARSET_DRIVERS = frozenset({"pymysql", "mysqldb"})
+_DRIVERS = frozenset({"pymysql", "mysqldb"})
 _SECONDS_TO_WAIT_FOR_US = 3600
+_SECONDS_OF_SILENCE = 60
+"""What a server may be late with the end of a statement that took as long as it may."""
 _SQLSTATES = {
     1040: "53300",  # too many connections
     1045: "28000",  # access denied
@@ -31,10 +34,17 @@ _SQLSTATES = {
 meaning: their own is HY000, or 70100, for most of them."""
 
 
-def reading_engine(url: sa.URL) -> sa.Engine:
-    """An engine whose text is UTF-8 whatever the URL says: another character set turns letters into question marks."""
-    if url.get_driver_name() in _CHARSET_DRIVERS:
+def reading_engine(url: sa.URL, statement_timeout_seconds: float) -> sa.Engine:
+    """An engine whose text is UTF-8 whatever the URL says, and that does not wait for a server that fell silent.
+
+    Another character set turns letters into question marks. These drivers know no TCP keepalive of their own: what
+    bounds the wait is the longest statement, if there is a limit to it.
+    """
+    if url.get_driver_name() in _DRIVERS:
         url = url.update_query_dict({"charset": "utf8mb4"})
+        if statement_timeout_seconds and "read_timeout" not in url.query:
+            longest = math.ceil(statement_timeout_seconds) + _SECONDS_OF_SILENCE
+            url = url.update_query_dict({"read_timeout": str(longest)})
     engine = sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
     return engine.execution_options(isolation_level="REPEATABLE READ")
 

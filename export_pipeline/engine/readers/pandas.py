@@ -22,20 +22,21 @@ from export_pipeline.engine.readers import STEP_ROWS, Snapshot, mariadb
 from export_pipeline.engine.readers.types import joined, staged_schema, to_staged, translated
 
 _ERRORS = (sa.exc.SQLAlchemyError, pd.errors.DatabaseError)
+_STRICT = ("SNAPSHOT", "SERIALIZABLE", "REPEATABLE READ")
+"""Isolation levels in which a transaction sees one instant, those that read without locks first."""
 
 
 @contextmanager
 def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float = 0) -> Iterator[Snapshot]:
-    """One transaction at the database's strongest snapshot isolation that reads without locks.
+    """One transaction: on MariaDB and MySQL a snapshot that cannot write, within the time-out.
 
-    The time-out is set where the database is known: MariaDB and MySQL.
+    On any other database at the strictest isolation that SQLAlchemy knows of it.
     """
     with translated(_ERRORS):
-        connection = _engine(sa.make_url(source_url)).connect()
+        connection = _engine(sa.make_url(source_url), statement_timeout_seconds).connect()
     try:
         with translated(_ERRORS):
-            if connection.dialect.name in MARIADB:
-                mariadb.begin(connection, statement_timeout_seconds)
+            _begin(connection, statement_timeout_seconds)
             row_count = connection.execute(query.count).scalar_one()
             taken_at = datetime.now(UTC)
         with closing(_Reading(connection, query)) as reading:
@@ -47,13 +48,22 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float 
             connection.close()
 
 
-def _engine(url: sa.URL) -> sa.Engine:
+def _engine(url: sa.URL, statement_timeout_seconds: float) -> sa.Engine:
     if url.get_backend_name() in MARIADB:
-        return mariadb.reading_engine(url)
-    engine = sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
-    if engine.dialect.name == "postgresql":
-        engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    return engine
+        return mariadb.reading_engine(url, statement_timeout_seconds)
+    return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
+
+
+def _begin(connection: sa.Connection, statement_timeout_seconds: float) -> None:
+    if connection.dialect.name in MARIADB:
+        mariadb.begin(connection, statement_timeout_seconds)
+        return
+    driver = connection.connection.dbapi_connection
+    known = connection.dialect.get_isolation_level_values(driver) if driver is not None else ()
+    for level in _STRICT:
+        if level in known:
+            connection.execution_options(isolation_level=level)
+            return
 
 
 class _Reading:

@@ -29,6 +29,7 @@ from export_pipeline.engine.interruptible import Interruptible
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import FETCH_BYTES, Snapshot
 from export_pipeline.engine.readers.types import staged_schema, to_staged, translated
+from export_pipeline.requests.database import LIVELINESS
 
 _ERRORS = (psycopg.Error, adbc.Error, OSError, pa.ArrowException)
 _DIALECT: Dialect = sa.make_url("postgresql+psycopg://").get_dialect()()
@@ -38,7 +39,7 @@ _READ_ONLY = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
 @contextmanager
 def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float) -> Iterator[Snapshot]:
     """One REPEATABLE READ, READ ONLY transaction; ADBC joins it by its exported snapshot."""
-    uri = sa.make_url(source_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    uri = _uri(source_url)
     milliseconds = round(statement_timeout_seconds * 1000)
     with translated(_ERRORS):
         keeper = psycopg.connect(uri)
@@ -52,6 +53,13 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float)
             statement = _statement(query.rows, keeper)
         with closing(_batches(uri, statement, name, milliseconds, query)) as batches:
             yield Snapshot(row_count, taken_at, batches)
+
+
+def _uri(source_url: str) -> str:
+    """What libpq takes. A server that falls silent must fail the read: the run's heartbeat goes on without it."""
+    url = sa.make_url(source_url).set(drivername="postgresql")
+    chosen = {name: str(value) for name, value in LIVELINESS.items() if name not in url.query}
+    return url.update_query_dict(chosen).render_as_string(hide_password=False)
 
 
 def _count(keeper: psycopg.Connection, query: Query) -> int:
@@ -92,7 +100,7 @@ def _batches(
         stream, _ = interruptible(cursor.execute_query)
         with closing(AdbcRecordBatchReader._import_from_c(stream.address)) as reader:  # noqa: SLF001 - see above
             while (batch := interruptible(lambda: next(reader, None))) is not None:
-                yield to_staged(batch, query.columns, schema)
+                yield to_staged(batch, query.columns, schema, json_is_checked=True)  # by engine.query
 
 
 def _statement(select: sa.Select[tuple[int]], connection: psycopg.Connection) -> bytes:

@@ -5,6 +5,7 @@ What belongs here: what all readers share. What does not: any one database's pro
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,14 +36,43 @@ def staged_schema(columns: Sequence[Selected]) -> pa.Schema:
     return pa.schema([pa.field(column.name, ARROW_TYPES[column.type]) for column in columns])
 
 
-def to_staged(batch: pa.RecordBatch, columns: Sequence[Selected], schema: pa.Schema) -> pa.RecordBatch:
+def to_staged(
+    batch: pa.RecordBatch, columns: Sequence[Selected], schema: pa.Schema, *, json_is_checked: bool = False
+) -> pa.RecordBatch:
     """Cast a reader's batch to the staged types.
+
+    Args:
+        batch: as the driver made it.
+        columns: what was read.
+        schema: theirs, ``staged_schema``.
+        json_is_checked: the database has seen to it that what is declared json is JSON.
 
     Raises:
         ExportFailure: ``source_data_invalid``, naming the column.
     """
     arrays = [_cast(array, column) for array, column in zip(batch.columns, columns, strict=True)]
+    for array, column in zip(arrays, columns, strict=True):
+        if column.type is ColumnType.JSON and not json_is_checked:
+            _check_json(array, column)
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _check_json(array: pa.Array, column: Selected) -> None:
+    """It goes into JSON files as it is: text like ``1},{"id":2`` would be a row more, or a key forged."""
+    try:
+        for text in array.to_pylist():
+            if text is not None:
+                _JSON.decode(text)
+    except (ValueError, RecursionError):
+        raise wrong_type(column) from None
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(constant)
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_json)
+"""Strict: Python's own would take ``NaN`` and ``Infinity``."""
 
 
 def joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
