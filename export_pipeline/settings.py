@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     )
     store_url: PlaceUrl = Field(
         default=(HOME / "store").as_uri(),
-        description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`.",
+        description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`. Mails from a directory carry "
+        "`file:` links, good on that machine alone, unless the gateway serves them (`EXPORT_PUBLIC_URL`).",
     )
     staging_url: PlaceUrl = Field(
         default=(HOME / "staging").as_uri(),
@@ -189,8 +190,9 @@ class Settings(BaseSettings):
     )
     signing_key: SigningKey = Field(
         default=SecretStr(""),
-        description="Secret of at least 32 characters that signs links to the gateway; the same for every process. "
-        "Changing it ends the links that were mailed.",
+        description="Secret of at least 32 characters that signs the unsubscribe links of recurring exports; the same for "
+        "every process. Changing it ends those that were mailed; download links are ended by "
+        "`export-pipeline links UID --revoke`.",
     )
     alert_webhook_url: SecretHttpUrl = Field(
         default=SecretStr(""),

@@ -39,7 +39,7 @@ TAG = "export/alert_"
 SENDING, SENT, WAITING, UNKNOWN, GIVEN_UP = "sending", "sent", "waiting", "unknown", "given-up"
 
 NOT_CONFIGURED = (
-    "Nobody is to be alerted: set EXPORT_ALERT_WEBHOOK_URL or EXPORT_ALERT_EMAIL and restart the code server."
+    "Nobody is to be alerted: set EXPORT_ALERT_WEBHOOK_URL or EXPORT_ALERT_EMAIL, restart daemon and code server."
 )
 
 

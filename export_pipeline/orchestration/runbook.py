@@ -77,7 +77,7 @@ RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.PERMISSION_DENIED: _provide("Grant the member `requested_by` the permission `<dataset>:export`"),
     FailureCode.EMAIL_INTEGRATION_OFF: _provide("Turn the organization's e-mail integration on"),
     FailureCode.EMAIL_PROVIDER_NOT_CONFIGURED: _mend(
-        "Set `EXPORT_MAIL_URL` and restart the code server", FROM_THE_START
+        "Set `EXPORT_MAIL_URL` for every process and restart daemon and code server", FROM_THE_START
     ),
     FailureCode.INSUFFICIENT_BALANCE: _provide("Raise the organization's e-mail balance"),
     FailureCode.SENDER_CONFLICT: _correct("give `from_email` or `from_sender_id`, not both"),
