@@ -190,8 +190,8 @@ class Settings(BaseSettings):
     )
     signing_key: SigningKey = Field(
         default=SecretStr(""),
-        description="Secret of at least 32 characters that signs the unsubscribe links of recurring exports; the same for "
-        "every process. Changing it ends those that were mailed; download links are ended by "
+        description="Secret of at least 32 characters that signs the unsubscribe links of recurring exports; the same "
+        "for every process. Changing it ends those that were mailed; download links are ended by "
         "`export-pipeline links UID --revoke`.",
     )
     alert_webhook_url: SecretHttpUrl = Field(

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from export_pipeline.engine import mariadb
+from export_pipeline.engine import expressions, mariadb
 
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
@@ -23,10 +23,10 @@ def contains(column: sa.ColumnElement[Any], value: str, backend: str) -> sa.Colu
         return mariadb.array_has(column, value)
     if backend == "sqlite":
         elements = _elements(column)
-        return _exists(elements, elements.c.value == _text(value))
+        return _exists(elements, elements.c.value == expressions.text(value))
     array = sa.cast(column, postgresql.JSONB)
     # As an array of one: a bare text would also be found in a column that is a bare text.
-    found = array.op("@>", is_comparison=True)(sa.func.jsonb_build_array(sa.cast(_text(value), sa.Text)))
+    found = array.op("@>", is_comparison=True)(sa.func.jsonb_build_array(sa.cast(expressions.text(value), sa.Text)))
     return sa.case((sa.func.jsonb_typeof(array) == "array", found), else_=sa.false())
 
 
@@ -52,13 +52,13 @@ def ends_with_domain(address: sa.ColumnElement[Any], domain: str, backend: str) 
         return mariadb.ends_with_domain(address, domain)
     end = "@" + domain.translate(_LOWER)
     if backend == "sqlite":
-        return sa.func.substr(sa.func.lower(address), -len(end)) == _text(end)
+        return sa.func.substr(sa.func.lower(address), -len(end)) == expressions.text(end)
     # In collation C lower() knows ASCII alone, as it does on SQLite.
-    return sa.func.right(sa.func.lower(sa.collate(sa.cast(address, sa.Text), "C")), len(end)) == _text(end)
+    return sa.func.right(sa.func.lower(sa.collate(sa.cast(address, sa.Text), "C")), len(end)) == expressions.text(end)
 
 
 def _elements(column: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
-    sound = sa.case((sa.func.json_valid(column) == 1, column))
+    sound = expressions.sound_json(column)
     array = sa.case((sa.func.json_type(sound) == "array", sound))
     return sa.func.json_each(array).table_valued("type", "value")
 
@@ -66,7 +66,3 @@ def _elements(column: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
 def _exists(elements: sa.TableValuedAlias, where: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     texts = [elements.c.type == "text"] if "type" in elements.c else []
     return sa.select(sa.literal_column("1")).select_from(elements).where(*texts, where).exists()
-
-
-def _text(value: str) -> sa.BindParameter[str]:
-    return sa.bindparam(None, value, type_=sa.Text(), unique=True)

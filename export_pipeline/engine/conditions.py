@@ -18,7 +18,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from export_pipeline.catalog.model import Column, CustomField, Dataset
 from export_pipeline.catalog.types import FilterOperator
-from export_pipeline.engine import arrays, mariadb, sqlite_text
+from export_pipeline.engine import arrays, expressions, mariadb, sqlite_text
 from export_pipeline.engine.operands import Operands
 from export_pipeline.engine.tenant import of_tenant
 from export_pipeline.requests.conditions import (
@@ -107,7 +107,7 @@ class ConditionCompiler:
         if self._sqlite:
             return sqlite_text.like(source, condition.pattern)
         # No escape character at all: a backslash is a backslash.
-        return source.like(sa.bindparam(None, condition.pattern, type_=sa.Text(), unique=True), escape="")
+        return source.like(expressions.text(condition.pattern), escape="")
 
     def _has_domain(self, condition: HasDomain) -> sa.ColumnElement[bool]:
         self._operands.require_own_sql()
@@ -186,8 +186,7 @@ class ConditionCompiler:
             return mariadb.place(source, str(value))
         if self._sqlite:
             return sa.func.instr(source, self.bound(value), type_=sa.Integer())
-        text = sa.bindparam(None, value, type_=sa.Text(), unique=True)
-        return sa.func.strpos(sa.cast(source, sa.Text), text, type_=sa.Integer())
+        return sa.func.strpos(sa.cast(source, sa.Text), expressions.text(str(value)), type_=sa.Integer())
 
 
 class _Group(sa.sql.functions.FunctionElement[bool]):

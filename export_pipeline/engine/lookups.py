@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import CustomField, CustomFieldTable, Dataset, SegmentTable
 from export_pipeline.catalog.types import ColumnType
+from export_pipeline.engine import expressions
 from export_pipeline.engine.conditions import table_clause
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import Source, open_snapshot
@@ -154,4 +155,4 @@ def rows_of(source: Source, select: sa.Select[Any], columns: Sequence[str]) -> l
 
 def bound(value: Identity) -> sa.BindParameter[Any]:
     """A value that takes the type of the column which it is compared with."""
-    return sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
+    return expressions.untyped(value)

@@ -18,13 +18,14 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from export_pipeline.engine import expressions
+
 BACKENDS = frozenset({"mariadb", "mysql"})
 """As SQLAlchemy names them; ``mysql`` may be either."""
 
 _ESCAPE = "|"
 # Ends with \z, for $ also stands before a line feed at the end.
 _NUMBER = r"^-?[0-9]+([.][0-9]+)?\z"
-_NUMBER_LENGTH = 400
 _DIGITS, _DECIMALS = 65, 30  # the most that MySQL keeps; MariaDB keeps 38 decimals
 _TWO_ROWS = "(SELECT 1 UNION ALL SELECT 2)"
 _TAIL = "SUBSTRING({text}, 20)"
@@ -41,21 +42,21 @@ def same_identity(column: sa.ColumnElement[Any], value: str | int, *, any_case: 
 
     Alone, ``5 = '5abc'`` would be true, and so would ``'acme' = 'ACME '``.
     """
-    given = sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
+    given = expressions.untyped(value)
     text = sa.func.lower(sa.cast(column, sa.Text)) if any_case else column
-    spelled = _text(str(value).lower() if any_case else str(value))
+    spelled = expressions.text(str(value).lower() if any_case else str(value))
     return sa.and_(column == given, exact(text) == spelled)
 
 
 def place(text: sa.ColumnElement[Any], value: str) -> sa.ColumnElement[int]:
     """The place, from 1, of the byte at which a text holds another; 0 = it does not."""
-    return sa.func.locate(_text(value), exact(text), type_=sa.Integer())
+    return sa.func.locate(expressions.text(value), exact(text), type_=sa.Integer())
 
 
 def like(text: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]:
     """LIKE by characters that minds case; a backslash in the pattern is a backslash."""
     escaped = pattern.replace(_ESCAPE, _ESCAPE * 2)
-    return _by_character(text).like(_text(escaped), escape=_ESCAPE)
+    return _by_character(text).like(expressions.text(escaped), escape=_ESCAPE)
 
 
 def ends_with_domain(address: sa.ColumnElement[Any], domain: str) -> sa.ColumnElement[bool]:
@@ -66,12 +67,12 @@ def ends_with_domain(address: sa.ColumnElement[Any], domain: str) -> sa.ColumnEl
 def bound(value: Any) -> sa.ColumnElement[Any]:
     """A value as what it is: instants in UTC, decimals with every digit (an exponent would make them doubles)."""
     if isinstance(value, datetime):
-        return sa.cast(_text(value.replace(tzinfo=None).isoformat(" ")), mysql.DATETIME(fsp=6))
+        return sa.cast(expressions.text(value.replace(tzinfo=None).isoformat(" ")), mysql.DATETIME(fsp=6))
     if isinstance(value, date):
-        return sa.cast(_text(value.isoformat()), sa.Date)
+        return sa.cast(expressions.text(value.isoformat()), sa.Date)
     if isinstance(value, Decimal):
-        return sa.cast(_text(format(value, "f")), sa.Numeric(_DIGITS, min(_DECIMALS, len(_fraction(value)))))
-    return sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
+        return sa.cast(expressions.text(format(value, "f")), sa.Numeric(_DIGITS, min(_DECIMALS, len(_fraction(value)))))
+    return expressions.untyped(value)
 
 
 def number(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -89,7 +90,7 @@ def json_number(column: sa.ColumnElement[Any], key: str) -> sa.ColumnElement[Any
     """A member of a JSON object as a number; null unless it is one, or a text of digits."""
     found, kind = _member(column, key)
     text = sa.func.json_unquote(found)
-    digits = sa.and_(kind == "STRING", sa.func.char_length(text) <= _NUMBER_LENGTH, _matches(text, _NUMBER))
+    digits = sa.and_(kind == "STRING", sa.func.char_length(text) <= expressions.NUMBER_LENGTH, _matches(text, _NUMBER))
     numeric = kind.in_(["INTEGER", "UNSIGNED INTEGER", "DOUBLE", "DECIMAL"])
     return sa.case((sa.or_(numeric, digits), number(text)))
 
@@ -116,7 +117,7 @@ def array_of(texts: sa.ColumnElement[Any], place: sa.ColumnElement[Any]) -> sa.C
 def array_has(column: sa.ColumnElement[Any], value: str) -> sa.ColumnElement[bool]:
     """A JSON array has this text as an element; never null."""
     elements = _elements(column)
-    return _exists(elements, exact(elements.c.value) == _text(value))
+    return _exists(elements, exact(elements.c.value) == expressions.text(value))
 
 
 def array_has_domain(column: sa.ColumnElement[Any], domain: str) -> sa.ColumnElement[bool]:
@@ -167,25 +168,20 @@ class _JsonElements(_Template):
 
 
 def _elements(column: sa.ColumnElement[Any]) -> sa.TableValuedAlias:
-    sound = _sound(column)
+    sound = expressions.sound_json(column)
     array = sa.case((sa.func.json_type(sound) == "ARRAY", sound))
     return _JsonElements(array).table_valued("value", "raw")
 
 
 def _exists(elements: sa.TableValuedAlias, where: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     # A number or a nested array is no text, though it has one.
-    is_text = sa.cast(elements.c.raw, sa.Text).like(_text('"%'))
+    is_text = sa.cast(elements.c.raw, sa.Text).like(expressions.text('"%'))
     return sa.select(sa.literal_column("1")).select_from(elements).where(is_text, where).exists()
 
 
 def _member(column: sa.ColumnElement[Any], key: str) -> tuple[sa.ColumnElement[Any], sa.ColumnElement[Any]]:
-    found = sa.func.json_extract(_sound(column), _text(f'$."{key}"'))
+    found = sa.func.json_extract(expressions.sound_json(column), expressions.text(f'$."{key}"'))
     return found, sa.func.json_type(found)
-
-
-def _sound(source: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """The column's text where it is JSON: the functions end the statement, or warn, at any other."""
-    return sa.case((sa.func.json_valid(source) == 1, source))
 
 
 def _by_character(text: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -193,7 +189,7 @@ def _by_character(text: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
 
 
 def _matches(text: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]:
-    return _by_character(text).op("REGEXP", is_comparison=True)(_text(pattern))
+    return _by_character(text).op("REGEXP", is_comparison=True)(expressions.text(pattern))
 
 
 def _either_case(character: str) -> str:
@@ -204,7 +200,3 @@ def _either_case(character: str) -> str:
 
 def _fraction(value: Decimal) -> str:
     return format(value, "f").partition(".")[2]
-
-
-def _text(value: str) -> sa.BindParameter[str]:
-    return sa.bindparam(None, value, type_=sa.Text(), unique=True)

@@ -18,12 +18,11 @@ from sqlalchemy.dialects import postgresql
 
 from export_pipeline.catalog.model import Column, CustomField
 from export_pipeline.catalog.types import ColumnType
-from export_pipeline.engine import mariadb, sqlite_text
+from export_pipeline.engine import expressions, mariadb, sqlite_text
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import Arithmetic, Operand, Scalar, kind_of
 
 _NUMBER = "^-?[0-9]+([.][0-9]+)?$"
-_NUMBER_LENGTH = 400
 # Every day that there is and no other: PostgreSQL ends the statement at a 31 February.
 _DAY = (
     "([1-9][0-9]{3}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
@@ -82,7 +81,7 @@ class Operands:
         """A bound value without a type: the database gives it the type of what it is compared to."""
         if self._mariadb:
             return mariadb.bound(value)
-        return sa.bindparam(None, self._database_value(value), type_=sa.types.NullType(), unique=True)
+        return expressions.untyped(self._database_value(value))
 
     def custom_text(self, field: CustomField) -> sa.ColumnElement[Any]:
         """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
@@ -92,7 +91,7 @@ class Operands:
         if not self._sqlite:
             text: sa.ColumnElement[Any] = sa.cast(source, postgresql.JSONB)[field.key].astext
             return text
-        path, sound = _path(field), _sound(source)
+        path, sound = _path(field), expressions.sound_json(source)
         kind, value = sa.func.json_type(sound, path), sa.func.json_extract(sound, path)
         # json_extract gives 1 for true and reads numbers as floats; the JSON text keeps both as they are.
         raw = sound.op("->")(path)
@@ -134,13 +133,13 @@ class Operands:
             return mariadb.json_instant(source, field.key, _INSTANT)
         text = self.custom_text(field)
         if number:
-            valid = sa.and_(sa.func.length(text) <= _NUMBER_LENGTH, _matches(text, _NUMBER))
+            valid = sa.and_(sa.func.length(text) <= expressions.NUMBER_LENGTH, _matches(text, _NUMBER))
             return sa.case((valid, sa.cast(text, sa.Numeric)))
         return sa.case((_matches(text, _INSTANT), sa.cast(text, sa.DateTime(timezone=True))))
 
     def _typed_sqlite(self, field: CustomField, *, number: bool) -> sa.ColumnElement[Any]:
         source = self._table.c[field.column.source]
-        sound = _sound(source)
+        sound = expressions.sound_json(source)
         # A row of its own for the value, so that it is looked up once however often the expression names it.
         found = sa.func.json_each(sa.func.json_array(sound.op("->")(_path(field)))).table_valued("type", "value")
         if number:
@@ -197,14 +196,9 @@ class Operands:
         return sa.Float() if self._sqlite else sa.Numeric()
 
 
-def _sound(source: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """On SQLite: the column's text where it is JSON; its functions end the statement at any other."""
-    return sa.case((sa.func.json_valid(source) == 1, source))
-
-
 def _path(field: CustomField) -> sa.BindParameter[str]:
-    return sa.bindparam(None, f'$."{field.key}"', type_=sa.Text(), unique=True)
+    return expressions.text(f'$."{field.key}"')
 
 
 def _matches(text: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]:
-    return text.op("~", is_comparison=True)(sa.bindparam(None, pattern, type_=sa.Text(), unique=True))
+    return text.op("~", is_comparison=True)(expressions.text(pattern))

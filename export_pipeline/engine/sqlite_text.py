@@ -14,10 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from export_pipeline.engine import expressions
+
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 _AS_STORED = f"{_DAY}[T ]??:??:??.?????[0-9]"
 """UTC with six decimals and no offset: nothing to work out."""
-_MAX_NUMBER_LENGTH = 400
 
 # Date and time to the second; what follows; of that, the offset, and the fraction with its point.
 _WHOLE = "replace(substr({text}, 1, 19), 'T', ' ')"
@@ -77,7 +78,7 @@ class Number(_Template):
 
     inherit_cache = True
     type = sa.Float()
-    template = f"""CASE WHEN length({{text}}) <= {_MAX_NUMBER_LENGTH}
+    template = f"""CASE WHEN length({{text}}) <= {expressions.NUMBER_LENGTH}
  AND ({{text}} GLOB '[0-9]*' OR {{text}} GLOB '-[0-9]*') AND {{text}} GLOB '*[0-9]'
  AND substr({{text}}, 2) NOT GLOB '*[^0-9.]*' AND {{text}} NOT GLOB '*.*.*'
 THEN CAST({{text}} AS REAL) END"""
@@ -87,4 +88,4 @@ def like(text: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]:
     """LIKE that minds case: SQLite's own does not, its GLOB does."""
     signs = {"%": "*", "_": "?", "*": "[*]", "?": "[?]", "[": "[[]"}
     given = "".join(signs.get(sign, sign) for sign in pattern)
-    return text.op("GLOB", is_comparison=True)(sa.bindparam(None, given, type_=sa.Text(), unique=True))
+    return text.op("GLOB", is_comparison=True)(expressions.text(given))

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.catalog.types import ColumnType
-from export_pipeline.engine import mariadb
+from export_pipeline.engine import expressions, mariadb
 
 
 def of_tenant(
@@ -27,8 +27,8 @@ def of_tenant(
     if backend in mariadb.BACKENDS:
         return mariadb.same_identity(column, organization_id, any_case=dataset.tenant_type is ColumnType.UUID)
     # Without a type: it takes that of the column, so that an index on it serves.
-    same: sa.ColumnElement[bool] = column == sa.bindparam(None, organization_id, type_=sa.types.NullType(), unique=True)
+    same: sa.ColumnElement[bool] = column == expressions.untyped(organization_id)
     if dataset.tenant_type is not ColumnType.TEXT:
         return same
-    spelled: sa.BindParameter[Any] = sa.bindparam(None, organization_id, type_=sa.Text(), unique=True)
+    spelled: sa.BindParameter[Any] = expressions.text(organization_id)
     return sa.and_(same, sa.cast(column, sa.Text) == spelled)
