@@ -182,7 +182,7 @@ def test_a_process_that_dies_while_sending_tells_nobody_twice(
 
     before = watch.cursor
     with monkeypatch.context() as patch:
-        patch.setattr("export_pipeline.delivery.alerts.Webhook.send", die)
+        patch.setattr("export_pipeline.delivery.alerts.SlackWebhook.send", die)
         with pytest.raises(KeyboardInterrupt):
             watch.tick()
     assert watch.cursor == before
