@@ -153,7 +153,7 @@ def _decimal(block: Block, place: int, counted: Counter[str]) -> pl.Expr:
 def _json_text(block: Block, place: int) -> pl.Expr:
     """The column's JSON on one line: a line break in JSON can only be blank between tokens."""
     raw, text = block.text_bytes(place), pl.col(str(place))
-    if raw.edge_is_one_of(_NO_JSON_EDGE, last=True) or (block.frame[str(place)] == "").any():
+    if raw.edge_is_one_of(_NO_JSON_EDGE) or (block.frame[str(place)] == "").any():
         _check_json(block, place)
     for line_break in ("\n", "\r"):
         if raw.has(line_break.encode()):
