@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import secrets
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
 from export_pipeline.engine.staging import fingerprint_of
@@ -53,9 +54,10 @@ class LocalStore:
         return False
 
     def open(self, key: str) -> BinaryIO:
-        """Open an object for reading."""
+        """Open an object for reading. A disk that fails raises ``store_unavailable``."""
+        path = self._path(key)
         with _translated():
-            return self._path(key).open("rb")
+            return io.BufferedReader(_File(path), buffer_size=2**20)
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, None if there is none."""
@@ -124,6 +126,18 @@ class LocalStore:
         ) or not path.resolve().is_relative_to(self._directory):
             raise ExportFailure(FailureCode.STORE_REFUSED, "An object's key would lead out of the store.")
         return path
+
+
+class _File(io.FileIO):
+    """A file whose reads fail as the store does."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        with _translated():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with _translated():
+            return super().readall()
 
 
 @contextmanager

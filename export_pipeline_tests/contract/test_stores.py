@@ -232,6 +232,12 @@ class TestLocal:
         put(store, b"x", describe("a/2/y"))
         assert store.abort_uploads(timedelta(0)) == 0
 
+    @pytest.mark.parametrize("size", [-1, 1, 2**22])
+    def test_a_disk_that_fails_while_reading_is_the_stores_failure(self, size: int) -> None:
+        # Linux answers EIO to who reads a process's memory at 0.
+        with LocalStore(Path("/proc/self")).open("mem") as memory, fails(FailureCode.STORE_UNAVAILABLE):
+            memory.read(size)
+
     def test_unwritable_directory_names_the_setting_not_the_path(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(ExportFailure, match="EXPORT_STORE_URL") as caught:
