@@ -60,6 +60,7 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
     frame = _Frame(context, exports, request_id)
     with _clean_end(frame):
         owned = frame.enter(which)
+        frame.complete_tags(owned)
         with Pulse(
             exports.database,
             request_id,
@@ -115,8 +116,9 @@ class _Frame:
         self._owned: ownership.Ownership | None = None
 
     def enter(self, which: Stage) -> ownership.Ownership:
-        run, instance = self._context.run, self._context.instance
-        lineage, attempt = tags.lineage_of(instance, run), tags.attempt_of(run.tags)
+        """Take the row for this run."""
+        run = self._context.run
+        lineage, attempt = tags.lineage_of(self._context.instance, run), tags.attempt_of(run.tags)
         with self._exports.database.begin() as connection:
             if which is Stage.PLAN:
                 owned = ownership.begin(
@@ -130,6 +132,11 @@ class _Frame:
                     connection, self._request_id, which, run_id=run.run_id, lineage=lineage, attempt=attempt
                 )
         self._owned = owned
+        return owned
+
+    def complete_tags(self, owned: ownership.Ownership) -> None:
+        """Give the run the tags that it should have begun with, and take what it inherited of a failure."""
+        run, instance = self._context.run, self._context.instance
         missing: dict[str, str] = {}
         if tags.REQUEST_UID not in run.tags:
             # Launched by hand: without its tags neither a cancel nor the reconciler would find the run.
@@ -138,7 +145,6 @@ class _Frame:
             missing |= {tags.ERROR_CODE: tags.NO_FAILURE, tags.FAULT: tags.NO_FAILURE}
         if missing:
             instance.add_run_tags(run.run_id, missing)
-        return owned
 
     def interrupted(self) -> None:
         """The process is told to stop: by a cancel, or because its host goes down.
