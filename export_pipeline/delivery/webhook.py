@@ -95,7 +95,7 @@ def _call(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
 
 
 def payload(connection: sa.Connection, webhook: Webhook) -> bytes | None:
-    """What a webhook says: the export's state, no link and no address.
+    """What a webhook says: the export's state with the row's own ``message``, no link and no recipient.
 
     None if the request is gone or cannot be read.
     """

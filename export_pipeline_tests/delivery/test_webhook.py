@@ -72,7 +72,7 @@ def make_due(database: sa.Engine) -> timedelta:
     return waits
 
 
-def test_a_call_is_signed_and_says_the_state_and_no_address(database: sa.Engine, sink: HookSink) -> None:
+def test_a_call_is_signed_and_says_the_state_and_no_recipient(database: sa.Engine, sink: HookSink) -> None:
     uid = failed_request(database, sink.url)
     failed_request(database, None)
     assert deliver_due(database, SETTINGS) == {"delivered": 1, "not_taken": 0}
@@ -82,6 +82,7 @@ def test_a_call_is_signed_and_says_the_state_and_no_address(database: sa.Engine,
     assert hook.document["id"] == hook.headers["X-Export-Delivery"]
     assert hook.document["export"]["uid"] == uid
     assert (hook.document["export"]["status"], hook.document["export"]["error_code"]) == ("failed", "invalid_filter")
+    assert hook.document["export"]["message"] == FAILURE.message
     assert b"ana@" not in hook.body
     with database.begin() as connection:
         secret = webhooks.secret_of(connection, "acme")
