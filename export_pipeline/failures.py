@@ -4,8 +4,10 @@ What belongs here: the codes an application reads from ``export_requests.error_c
 exceptions that carry them, and the two control signals (canceled, ownership lost).
 What does not: deciding what is retried (orchestration) or how a failure is told (requests, delivery).
 
-A message is shown to the requester and to the operator. It names the field, what is wrong and
-what to do. It never holds a credential, an address or a value of a row.
+A message names the field, what is wrong and what to do. It never holds a credential. That of a requester's fault may
+repeat what they asked for (an address, a filter) or name one of their rows by its key: it is for the row, and for the
+requester's own mail, webhook and HTTP answer, never for the event log or an alert. Every other message holds no address
+and no value of a row.
 """
 
 from __future__ import annotations

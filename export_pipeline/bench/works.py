@@ -12,7 +12,6 @@ from export_pipeline.bench.compare import Goal, Pair
 from export_pipeline.bench.contestants import Contestant, ours, peer, psql_copy, psql_gzip
 from export_pipeline.bench.tables import contacts, fat, wide
 
-OURS = "export-pipeline"
 FORMATS = ("csv", "ndjson.gz", "json", "xlsx", "parquet")
 FLAT = Goal(wall_ratio=1.15, rss_ratio=1.10, rss_mb=450)
 """Ten times the rows: time linear within 15 %, memory flat within 10 %."""

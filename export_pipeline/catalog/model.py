@@ -75,9 +75,6 @@ class Column(_Declaration):
     )
     aliases: tuple[Name, ...] = Field(default=(), description="Other names that a filter may use.")
     exported: bool = Field(default=True, description="false = may be filtered by, never leaves.")
-    max_length: int | None = Field(
-        default=None, ge=1, description="Longest text in characters, for estimates; not enforced."
-    )
 
     @property
     def operators(self) -> tuple[FilterOperator, ...]:

@@ -67,13 +67,13 @@ def open_channels(settings: Settings) -> dict[str, Channel]:
     channels: dict[str, Channel] = {}
     url = settings.alert_webhook_url.get_secret_value()
     if url:
-        channels["webhook"] = Webhook(url)
+        channels["webhook"] = SlackWebhook(url)
     if settings.alert_email:
         channels["mail"] = AlertMail(open_mail_provider(settings), default_sender(settings), settings.alert_email)
     return channels
 
 
-class Webhook:
+class SlackWebhook:
     """POSTs ``{"text": …}`` as Slack's incoming webhooks take it, and those of Mattermost, Rocket.Chat and Zulip."""
 
     def __init__(self, url: str) -> None:

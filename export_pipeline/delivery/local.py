@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import secrets
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
 from export_pipeline.engine.staging import fingerprint_of
@@ -23,6 +24,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 
 _CHUNK = 8 * 2**20
 _TEMPORARY = ".partial"
+_GONE = (FileNotFoundError, NotADirectoryError)
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE})
 
 
@@ -52,16 +54,17 @@ class LocalStore:
         return False
 
     def open(self, key: str) -> BinaryIO:
-        """Open an object for reading."""
+        """Open an object for reading. A disk that fails raises ``store_unavailable``."""
+        path = self._path(key)
         with _translated():
-            return self._path(key).open("rb")
+            return io.BufferedReader(_File(path), buffer_size=2**20)
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, None if there is none."""
         with _translated():
             try:
                 return self._path(key).stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
+            except _GONE:
                 return None
 
     def fingerprint(self, key: str) -> str | None:
@@ -69,7 +72,7 @@ class LocalStore:
         with _translated():
             try:
                 return fingerprint_of(self._path(key))
-            except (FileNotFoundError, NotADirectoryError):
+            except _GONE:
                 return None
 
     def delete(self, key: str) -> None:
@@ -93,8 +96,9 @@ class LocalStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys of all objects that begin with ``prefix``."""
+        directory, _, _ = prefix.rpartition("/")
         with _translated():
-            paths = sorted(path for path in self._directory.rglob("*") if path.is_file())
+            paths = sorted(_files(self._path(directory) if directory else self._directory, passed_over=_GONE))
         for path in paths:
             key = path.relative_to(self._directory).as_posix()
             if key.startswith(prefix) and not _is_temporary(path):
@@ -105,9 +109,10 @@ class LocalStore:
         newest = time.time() - older_than.total_seconds()
         count = 0
         with _translated():
-            for path in self._directory.rglob(f".*{_TEMPORARY}"):
+            # The root of a file system has a directory that nobody may look into (lost+found).
+            for path in _files(self._directory, passed_over=(*_GONE, PermissionError)):
                 with suppress(FileNotFoundError):
-                    if path.stat().st_mtime <= newest:
+                    if _is_temporary(path) and path.stat().st_mtime <= newest:
                         path.unlink()
                         count += 1
         return count
@@ -121,6 +126,18 @@ class LocalStore:
         ) or not path.resolve().is_relative_to(self._directory):
             raise ExportFailure(FailureCode.STORE_REFUSED, "An object's key would lead out of the store.")
         return path
+
+
+class _File(io.FileIO):
+    """A file whose reads fail as the store does."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        with _translated():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with _translated():
+            return super().readall()
 
 
 @contextmanager
@@ -176,6 +193,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _files(top: Path, *, passed_over: tuple[type[OSError], ...]) -> Iterator[Path]:
+    """What is below a directory and is none itself; a directory whose listing fails so is passed over."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, passed_over):
+            raise error
+
+    for directory, _, names in os.walk(top, onerror=fail):
+        yield from (Path(directory, name) for name in names)
 
 
 def _is_temporary(path: Path) -> bool:

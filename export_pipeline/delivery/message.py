@@ -60,7 +60,7 @@ class ReadyMail:
 
 @dataclass(frozen=True)
 class FailureMail:
-    """What the mail of a failed export says: no link, no address."""
+    """What the mail of a failed export says: no link, no recipient."""
 
     fault: Fault
     error_code: str

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from export_pipeline.delivery.manifest import Manifest, ManifestFile, read_manifest
 from export_pipeline.delivery.row_counts import UnreadableFileError, count_rows
 from export_pipeline.delivery.store import Store
+from export_pipeline.engine.formats.formula_guard import guarded_header
 from export_pipeline.failures import ExportFailure, FailureCode
 
 _CHUNK = 2**20
@@ -100,7 +101,7 @@ def _verify_stream(stream: BinaryIO, manifest: Manifest, file: ManifestFile, *, 
                 digesting,
                 file_format=manifest.format,
                 compressed=manifest.compression == "gzip",
-                columns=manifest.columns,
+                columns=_headers(manifest),
                 csv_delimiter=manifest.csv_delimiter,
             )
         except UnreadableFileError as error:
@@ -116,6 +117,12 @@ def _verify_stream(stream: BinaryIO, manifest: Manifest, file: ManifestFile, *, 
     if digesting.sha256 != file.sha256:
         problems.append(f"{file.name}: its SHA-256 is not the manifest's")
     return _FileReport(counted, digesting.bytes, tuple(problems))
+
+
+def _headers(manifest: Manifest) -> list[str]:
+    """The columns as the files write them: in CSV a header is guarded as a cell is."""
+    guards = manifest.format == "csv" and manifest.guard_formulas
+    return [guarded_header(column) if guards else column for column in manifest.columns]
 
 
 class DigestingReader(io.RawIOBase):

@@ -51,7 +51,7 @@ class Call:
     answer: str
     """The status code, or what went wrong; never what the receiver said."""
     final: bool = False
-    """It will never be taken: the URL is refused."""
+    """It will never be taken."""
 
 
 def deliver_due(database: sa.Engine, settings: Settings) -> dict[str, int]:
@@ -68,8 +68,21 @@ def deliver_due(database: sa.Engine, settings: Settings) -> dict[str, int]:
 
 
 def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
+    try:
+        call = _call(database, settings, webhook)
+    except Exception as error:  # noqa: BLE001 - one that breaks something must not keep the others from their calls
+        call = Call(taken=False, answer=f"failed: {type(error).__name__}")
+    retry_seconds = None if call.final else settings.webhook_retry_seconds
+    with database.begin() as connection:
+        webhooks.settle(connection, webhook, taken=call.taken, answer=call.answer, retry_seconds=retry_seconds)
+    return call
+
+
+def _call(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
     with database.begin() as connection:
         body = payload(connection, webhook)
+        if body is None:
+            return Call(taken=False, answer="refused: the request is gone or cannot be read", final=True)
         secret = webhooks.secret_of(connection, webhook.organization_id)
     headers = {
         "Content-Type": "application/json",
@@ -78,20 +91,20 @@ def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
         "X-Export-Delivery": webhook.uid,
         SIGNATURE_HEADER: signature(secret, body, int(time.time())),
     }
+    return post(webhook.url, body, headers, allow_insecure=settings.webhook_allow_insecure)
+
+
+def payload(connection: sa.Connection, webhook: Webhook) -> bytes | None:
+    """What a webhook says: the export's state with the row's own ``message``, no link and no recipient.
+
+    None if the request is gone or cannot be read.
+    """
     try:
-        call = post(webhook.url, body, headers, allow_insecure=settings.webhook_allow_insecure)
-    except Exception as error:  # noqa: BLE001 - one URL that breaks something must not keep the others from their calls
-        call = Call(taken=False, answer=f"failed: {type(error).__name__}")
-    retry_seconds = None if call.final else settings.webhook_retry_seconds
-    with database.begin() as connection:
-        webhooks.settle(connection, webhook, taken=call.taken, answer=call.answer, retry_seconds=retry_seconds)
-    return call
-
-
-def payload(connection: sa.Connection, webhook: Webhook) -> bytes:
-    """What a webhook says: the export's state, no link and no address."""
-    state = read_state(connection, webhook.request_uid)
-    assert state is not None  # noqa: S101 - a webhook goes with its request
+        state = read_state(connection, webhook.request_uid)
+    except (ValueError, TypeError):  # SQLite stores anything anywhere
+        return None
+    if state is None:
+        return None
     told = ("uid", "id", "organization_id", "dataset", "format", "status", "row_count", "byte_count", "file_count",
             "error_code", "message", "created_at", "completed_at", "expires_at")  # fmt: skip
     shown = state.model_dump(mode="json", include=set(told))

@@ -26,7 +26,6 @@ from export_pipeline.demo.columns import (
 from export_pipeline.demo.tenancy import created, organization_ids, organization_numbers, updated
 
 CHUNK_ROWS = 65_536
-LISTS_PER_ORGANIZATION = 3
 TOKENS_AT_MOST = 8
 EMAILS_AT_MOST = 4
 

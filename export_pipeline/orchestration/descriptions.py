@@ -28,6 +28,7 @@ JANITOR = """
 Hourly. Deletes files past `EXPORT_RETENTION_DAYS` (the row says `expired`) and what crashed attempts left behind.
 
 Safe to launch at any time. `failed` in the step's output counts what could not be deleted; the next run tries again.
+**If it fails**, the red step names the parts that were not done; all others were.
 """
 
 PLAN = """

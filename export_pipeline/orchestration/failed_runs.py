@@ -16,9 +16,10 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import FailureCode, Fault
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.janitor import janitor
+from export_pipeline.orchestration.janitor import JANITOR, OUR_JOBS
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.runbook import RUNBOOK
+from export_pipeline.orchestration.webhooks import JOB_NAME as WEBHOOKS_JOB_NAME
 from export_pipeline.requests.database import reading
 from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.model import has_uid
@@ -54,10 +55,10 @@ def judge(
         sqlalchemy.exc.OperationalError: the row had to be asked, and its database could not be reached.
     """
     run = record.dagster_run
-    if run.job_name not in (JOB_NAME, NOTIFY_JOB_NAME, janitor.name):
+    if run.job_name not in OUR_JOBS:
         return Verdict.NOBODYS  # another code location's
     code = failure_code(instance, run.run_id)
-    if code is None and run.job_name == janitor.name:
+    if code is None and run.job_name in (JANITOR, WEBHOOKS_JOB_NAME):
         code = FailureCode.INTERNAL_ERROR
     if code is None and run.job_name == JOB_NAME:
         code, is_open = _of_row(database, run)

@@ -7,7 +7,7 @@ What belongs here: reading runs, writing and telling Dagster, for one row each. 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import ParamSpec
@@ -37,21 +37,59 @@ def mend_all(
     instance: DagsterInstance, exports: ExportResource, orphans: Sequence[claims.Orphan], *, seconds: float
 ) -> tuple[list[str], int]:
     """Mend rows for ``seconds``: the uids of those that could not be, and how many are left for the next time."""
-    failed: list[str] = []
     ends = time.monotonic() + seconds
+
+    def mend(orphan: claims.Orphan, runs: Sequence[RunView]) -> None:
+        _mend(instance, exports, orphan, runs)
+
+    return _each(instance, orphans, mend, lambda: time.monotonic() >= ends)
+
+
+def resume_all(
+    instance: DagsterInstance, orphans: Sequence[claims.Orphan], *, seconds: float, at_most: int
+) -> tuple[list[dg.RunRequest], list[str], int]:
+    """Ask for runs for the mails that are left, for ``seconds`` and ``at_most`` so many.
+
+    Returns:
+        The runs, the uids of the rows of which could not be told whether they need one, and how many rows, the last
+        ones, are left for the next time.
+    """
+    ends = time.monotonic() + seconds
+    asked: list[dg.RunRequest] = []
+
+    def resume(orphan: claims.Orphan, runs: Sequence[RunView]) -> None:
+        asked.extend(_resumed(instance, orphan, runs))
+
+    failed, left = _each(instance, orphans, resume, lambda: time.monotonic() >= ends or len(asked) >= at_most)
+    return asked, failed, left
+
+
+def _each(
+    instance: DagsterInstance,
+    orphans: Sequence[claims.Orphan],
+    do: Callable[[claims.Orphan, Sequence[RunView]], None],
+    is_over: Callable[[], bool],
+) -> tuple[list[str], int]:
+    """Do each row's work until it is over: the uids of those for which it failed, and how many are left."""
+    failed: list[str] = []
+    for number, (orphan, runs) in enumerate(_with_runs(instance, orphans)):
+        if is_over():
+            return failed, len(orphans) - number
+        if runs is None or not done(do, orphan, runs):
+            failed.append(orphan.uid)
+    return failed, 0
+
+
+def _with_runs(
+    instance: DagsterInstance, orphans: Sequence[claims.Orphan]
+) -> Iterator[tuple[claims.Orphan, list[RunView] | None]]:
+    """Each row with its runs; None if they could not be read."""
     for begin in range(0, len(orphans), RUNS_A_CALL):
         some = orphans[begin : begin + RUNS_A_CALL]
-        try:
+        runs: dict[str, list[RunView]] = {}
+        with suppress(Exception):  # told by the tick, tried again at the next
             runs = runs_of_each(instance, [orphan.uid for orphan in some])
-        except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
-            failed += [orphan.uid for orphan in some]
-            continue
-        for number, orphan in enumerate(some):
-            if time.monotonic() >= ends:
-                return failed, len(orphans) - begin - number
-            if not done(_mend, instance, exports, orphan, runs[orphan.uid]):
-                failed.append(orphan.uid)
-    return failed, 0
+        yield from ((orphan, runs.get(orphan.uid)) for orphan in some)
 
 
 def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orphan, runs: Sequence[RunView]) -> None:
@@ -93,18 +131,18 @@ def _bury(instance: DagsterInstance, orphan: claims.Orphan) -> None:
         instance.report_run_failed(owner, "The run wrote no heartbeat; its process is taken for dead.")
 
 
-def resume(instance: DagsterInstance, orphan: claims.Orphan, asked: list[dg.RunRequest]) -> None:
-    """Ask for a run for the mails that are left, unless one is under way or enough were tried."""
-    if orphan.timed_out:
+def _resumed(instance: DagsterInstance, orphan: claims.Orphan, runs: Sequence[RunView]) -> list[dg.RunRequest]:
+    """The run for the mails that are left; none if one is under way or enough were tried."""
+    if orphan.timed_out and any(run.run_id == orphan.run_id and not run.finished for run in runs):
         _bury(instance, orphan)
-    runs = runs_of(instance, orphan.uid)
+        runs = runs_of(instance, orphan.uid)
     tried = [run for run in runs if run.job_name == NOTIFY_JOB_NAME]
     stopped = any(run.canceled and (run.run_id == orphan.run_id or run in tried) for run in runs)
     if stopped or any(not run.finished for run in runs) or len(tried) >= MAX_NOTIFY_RUNS:
-        return  # an operator stopped it, or it is under way, or tried often enough
+        return []  # an operator stopped it, or it is under way, or tried often enough
     if tried and time.time() - max(run.ended_at for run in tried) < NOTIFY_PAUSE_SECONDS * 2 ** len(tried):
-        return
-    asked.append(
+        return []
+    return [
         dg.RunRequest(
             job_name=NOTIFY_JOB_NAME,
             run_key=f"{orphan.uid}:notify:{len(tried) + 1}",
@@ -115,7 +153,7 @@ def resume(instance: DagsterInstance, orphan: claims.Orphan, asked: list[dg.RunR
                 **tags.found_by(orphan.organization_id, orphan.dataset, orphan.format),
             },
         )
-    )
+    ]
 
 
 def done(step: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> bool:

@@ -17,7 +17,7 @@ from dagster import DagsterInstance
 from export_pipeline.orchestration import descriptions, tags
 from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
-from export_pipeline.orchestration.mending import done, mend_all, resume, runs_of, terminated_of
+from export_pipeline.orchestration.mending import done, mend_all, resume_all, runs_of, terminated_of
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import claims, sizes, states
 from export_pipeline.requests.database import reading
@@ -39,8 +39,9 @@ RECONCILE_INTERVAL_SECONDS = 14
 QUIET_HEARTBEATS = 5
 """Heartbeats missed before a row is compared with its run."""
 NOTIFY_WITHIN = timedelta(days=2)
+RESUME_SECONDS = 10.0
 MEND_SECONDS = 30.0
-"""The daemon gives a tick 60 s; what is left is mended at the next."""
+"""The daemon gives a tick 60 s; what is left is done at the next."""
 
 FULL = (
     f"Requests are waiting, and as many as may are claimed and have not begun ({CLAIMED_PER_ORGANIZATION} of an "
@@ -176,7 +177,7 @@ def _cancel(instance: DagsterInstance, exports: ExportResource, request_id: int,
     description=descriptions.EXPORT_RECONCILER,
 )
 def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
-    """What status sensors and crashed workers leave behind."""
+    """What status sensors and crashed workers leave behind. The cursor: the last row whose mails were looked after."""
     settings = exports.settings
     quiet_seconds = QUIET_HEARTBEATS * settings.heartbeat_seconds
     try:
@@ -197,14 +198,27 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
                 unnotified = []
     except sa.exc.OperationalError:
         return dg.SkipReason(UNREACHABLE)
-    asked: list[dg.RunRequest] = []
     # Before what may take long: no request for a run is to be lost with a tick that is cut short.
-    failed = [orphan.uid for orphan in unnotified if not done(resume, context.instance, orphan, asked)]
+    asked, failed, not_resumed = _resume_mails(context, unnotified)
     not_mended, left = mend_all(context.instance, exports, orphans, seconds=MEND_SECONDS)
     if asked:
         return dg.SensorResult(run_requests=asked)
     told = _summary(len(orphans), not_mended + failed, "rows without a heartbeat")
+    left += not_resumed
     return dg.SkipReason(told + (f" {left} are left to the next tick." if left else ""))
+
+
+def _resume_mails(
+    context: dg.SensorEvaluationContext, unnotified: list[claims.Orphan]
+) -> tuple[list[dg.RunRequest], list[str], int]:
+    """``resume_all``, beginning after the row at which the last tick ended: after an outage all get their turn."""
+    cursor = context.cursor or ""
+    after = int(cursor) if cursor.isdecimal() else 0
+    in_turn = sorted(unnotified, key=lambda orphan: (orphan.id <= after, orphan.id))
+    asked, failed, left = resume_all(context.instance, in_turn, seconds=RESUME_SECONDS, at_most=ROWS_PER_TICK)
+    if left < len(in_turn):
+        context.update_cursor(str(in_turn[len(in_turn) - left - 1].id))
+    return asked, failed, left
 
 
 def _summary(number: int, failed: list[str], what: str) -> str:

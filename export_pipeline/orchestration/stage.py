@@ -1,17 +1,11 @@
 """The frame of every op: it takes the row, keeps its pulse, and turns whatever happens into a clean end.
 
-What belongs here: ownership, and the way from an exception to the row, the requester, the retry and Dagster's event
-log.
-What does not: the work itself.
-
-Nothing personal leaves: exceptions are raised ``from None`` with texts of our own, and an unexpected
-one is told by its type and its places in the code, never by its message.
+What belongs here: ownership, and the way from an exception to the row, the requester and the retry.
+What does not: the work itself, what the event log is told of an exception (``outcomes``).
 """
 
 from __future__ import annotations
 
-import re
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +20,7 @@ from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
-from export_pipeline.orchestration.metadata import failure_metadata
+from export_pipeline.orchestration.outcomes import failure_of, metadata_of, told
 from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, states
@@ -60,6 +54,7 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
     frame = _Frame(context, exports, request_id)
     with _clean_end(frame):
         owned = frame.enter(which)
+        frame.complete_tags(owned)
         with Pulse(
             exports.database,
             request_id,
@@ -115,8 +110,9 @@ class _Frame:
         self._owned: ownership.Ownership | None = None
 
     def enter(self, which: Stage) -> ownership.Ownership:
-        run, instance = self._context.run, self._context.instance
-        lineage, attempt = tags.lineage_of(instance, run), tags.attempt_of(run.tags)
+        """Take the row for this run."""
+        run = self._context.run
+        lineage, attempt = tags.lineage_of(self._context.instance, run), tags.attempt_of(run.tags)
         with self._exports.database.begin() as connection:
             if which is Stage.PLAN:
                 owned = ownership.begin(
@@ -130,6 +126,11 @@ class _Frame:
                     connection, self._request_id, which, run_id=run.run_id, lineage=lineage, attempt=attempt
                 )
         self._owned = owned
+        return owned
+
+    def complete_tags(self, owned: ownership.Ownership) -> None:
+        """Give the run the tags that it should have begun with, and take what it inherited of a failure."""
+        run, instance = self._context.run, self._context.instance
         missing: dict[str, str] = {}
         if tags.REQUEST_UID not in run.tags:
             # Launched by hand: without its tags neither a cancel nor the reconciler would find the run.
@@ -138,7 +139,6 @@ class _Frame:
             missing |= {tags.ERROR_CODE: tags.NO_FAILURE, tags.FAULT: tags.NO_FAILURE}
         if missing:
             instance.add_run_tags(run.run_id, missing)
-        return owned
 
     def interrupted(self) -> None:
         """The process is told to stop: by a cancel, or because its host goes down.
@@ -168,12 +168,7 @@ class _Frame:
             return self._canceled()
         if isinstance(error, OwnershipLost):
             return dg.Failure(f"This run does not own the request: {error}. Nothing was done.", allow_retries=False)
-        if isinstance(error, sa.exc.OperationalError):
-            message = "The request database could not be reached. Check that it runs and EXPORT_DATABASE_URL."
-            return self._failed(ExportFailure(FailureCode.DATABASE_UNAVAILABLE, message))
-        if isinstance(error, ExportFailure):
-            return self._failed(error)
-        return self._failed(states.INTERNAL, places=_places(error), kind=type(error).__qualname__)
+        return self._failed(error)
 
     def _canceled(self) -> Exception:
         if self._owned is not None:
@@ -182,7 +177,8 @@ class _Frame:
         self._context.instance.report_run_canceling(self._context.run)
         return dg.Failure(BY_REQUESTER, allow_retries=False)
 
-    def _failed(self, failure: ExportFailure, *, places: str = "", kind: str = "") -> Exception:
+    def _failed(self, error: Exception) -> Exception:
+        failure = failure_of(error)
         wait = self._wait(failure)
         if wait is not None:
             self._context.log.warning("%s: %s Trying again in %.0f s.", failure.code, failure.message, wait)
@@ -192,11 +188,8 @@ class _Frame:
         if self._writes and self._write_failure(failure):
             self._after_failure(failure)
         self._tag(failure)
-        metadata = failure_metadata(failure.code, None if self._owned is None else self._owned.uid)
-        if places:
-            metadata["exception"] = dg.MetadataValue.text(kind)
-            metadata["raised_at"] = dg.MetadataValue.md(f"```\n{places}\n```")
-        return dg.Failure(_told(failure), metadata=metadata, allow_retries=False)
+        metadata = metadata_of(error, None if self._owned is None else self._owned.uid)
+        return dg.Failure(told(failure), metadata=metadata, allow_retries=False)
 
     def _tag(self, failure: ExportFailure) -> None:
         """The list of runs shows and filters by what failed and whose fault it is."""
@@ -240,22 +233,3 @@ class _Frame:
             if not failed:
                 states.note(connection, self._request_id, failure.message, run_id=run_id)
         return failed
-
-
-def _told(failure: ExportFailure) -> str:
-    """What the event log says. A requester's message may repeat what was typed or a row's key: it stays on the row."""
-    if failure.fault is not Fault.REQUESTER:
-        return f"{failure.code}: {failure.message}"
-    column = re.split(r"[.\[]", failure.field or "the request")[0]
-    return f"{failure.code}: {column} has to be corrected by the requester; export_requests.message says how."
-
-
-def _places(error: BaseException) -> str:
-    """Where an exception came from: files, lines and functions, without its message or any value."""
-    lines: list[str] = []
-    current: BaseException | None = error
-    while current is not None:
-        frames = traceback.extract_tb(current.__traceback__)
-        lines += [f"{type(current).__qualname__}", *(f"  {f.filename}:{f.lineno} {f.name}" for f in frames)]
-        current = current.__cause__ or current.__context__
-    return "\n".join(lines)

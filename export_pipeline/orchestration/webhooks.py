@@ -11,6 +11,7 @@ from dagster import DagsterRunStatus, RunsFilter
 from export_pipeline.delivery.webhook import deliver_due
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, UNREACHABLE
+from export_pipeline.orchestration.upkeep import upkeep
 from export_pipeline.requests.database import reading
 from export_pipeline.requests.webhooks import any_due
 
@@ -27,8 +28,7 @@ _UNDER_WAY = [
 @dg.op(description="Calls every webhook that is due, signed; what is not taken is tried again later.")
 def call_webhooks(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     """Everything that is due."""
-    counts = deliver_due(exports.database, exports.settings)
-    context.add_output_metadata(counts)
+    upkeep(context, {"webhooks": lambda: deliver_due(exports.database, exports.settings)})
 
 
 @dg.job(

@@ -41,7 +41,7 @@ def enlist(
         )
 
 
-def enlist_failure(connection: sa.Connection, request_id: int, organizations: Organizations = _ORGANIZATIONS) -> None:
+def enlist_failure(connection: sa.Connection, request_id: int) -> None:
     """The request failed: its requester is to be told, if they are a member with an address. Never its recipients.
 
     Nobody is told if the request wants no mail (``notify_email``) or its organization sends none. The platform sends
@@ -58,9 +58,9 @@ def enlist_failure(connection: sa.Connection, request_id: int, organizations: Or
     ).one()
     if request.notify_email != 1 or request.requested_by is None:
         return
-    if not organizations.get(connection, request.organization_id).email_enabled:
+    if not _ORGANIZATIONS.get(connection, request.organization_id).email_enabled:
         return
-    member = organizations.member(connection, request.organization_id, request.requested_by)
+    member = _ORGANIZATIONS.member(connection, request.organization_id, request.requested_by)
     try:
         address = validate_email(((member and member.email) or "").strip(), check_deliverability=False).normalized
     except EmailNotValidError:

@@ -89,7 +89,12 @@ def take_due(connection: sa.Connection, *, limit: int, lease: timedelta) -> list
 
 def any_due(connection: sa.Connection) -> bool:
     """Whether a call is owed now."""
-    due = sa.exists().where(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= utc_now())
+    due = sa.exists().where(
+        # On SQLite a row may outlive its request: an application need not have foreign keys switched on.
+        _rows.id == _hooks.request_id,
+        _hooks.status == WebhookStatus.PENDING,
+        _hooks.next_try_at <= utc_now(),
+    )
     return bool(connection.execute(sa.select(due)).scalar_one())
 
 

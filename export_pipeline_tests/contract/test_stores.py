@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import secrets
 import subprocess
 import sys
@@ -111,6 +112,8 @@ class TestEveryStore:
         for key in ("a/1/x", "a/2/y", "b/1/z"):
             put(store, b"x", describe(key))
         assert sorted(store.keys("a/")) == ["a/1/x", "a/2/y"]
+        assert sorted(store.keys("a/1")) == ["a/1/x"]
+        assert list(store.keys("no/such/")) == list(store.keys("a/1/x/")) == []
 
     @pytest.mark.parametrize("size", [10, 21 * 2**20])
     def test_another_content_than_promised_leaves_nothing(self, store: Store, size: int) -> None:
@@ -200,6 +203,40 @@ class TestLocal:
         assert store.abort_uploads(HOUR) == 0
         assert store.abort_uploads(timedelta(0)) == 1
         assert list(tmp_path.rglob("*.partial")) == []
+
+    def test_keys_are_looked_for_where_the_prefix_leads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = LocalStore(tmp_path)
+        for key in ("a/1/x", "b/1/y"):
+            put(store, b"x", describe(key))
+        looked: list[str] = []
+        scandir = os.scandir
+        monkeypatch.setattr(os, "scandir", lambda path: looked.append(os.fspath(path)) or scandir(path))
+        assert list(store.keys("a/1/")) == ["a/1/x"]
+        assert looked == [str(tmp_path / "a" / "1")]
+
+    def test_a_directory_that_vanishes_meanwhile_holds_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = LocalStore(tmp_path)
+        for key in ("a/1/x", "a/2/y"):
+            put(store, b"x", describe(key))
+        scandir = os.scandir
+
+        def vanishing(path: Any) -> Any:
+            if str(path).endswith("/2"):
+                store.delete("a/2/y")
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", vanishing)
+        assert list(store.keys("a/")) == ["a/1/x"]
+        put(store, b"x", describe("a/2/y"))
+        assert store.abort_uploads(timedelta(0)) == 0
+
+    @pytest.mark.parametrize("size", [-1, 1, 2**22])
+    def test_a_disk_that_fails_while_reading_is_the_stores_failure(self, size: int) -> None:
+        # Linux answers EIO to who reads a process's memory at 0.
+        with LocalStore(Path("/proc/self")).open("mem") as memory, fails(FailureCode.STORE_UNAVAILABLE):
+            memory.read(size)
 
     def test_unwritable_directory_names_the_setting_not_the_path(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

@@ -203,6 +203,21 @@ def test_sums_of_the_manifest_itself(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("guards", [True, False])
+@pytest.mark.parametrize("file_format", ["csv", "xlsx"])
+def test_a_header_that_begins_like_a_formula(tmp_path: Path, file_format: str, guards: bool) -> None:
+    headers = ("@instagram", "-1", "note")
+    columns = tuple(OutputColumn(f"c{place}", header, ColumnType.TEXT) for place, header in enumerate(headers))
+    options = FormatOptions(columns=columns, max_bytes=10**9, guard_formulas=guards)
+    sink = io.BytesIO()
+    open_format(file_format, options).open(sink).close()
+    manifest = manifest_of(file_format, "none", sink.getvalue(), rows=0).model_copy(
+        update={"columns": headers, "guard_formulas": guards}
+    )
+    deliver(LocalStore(tmp_path), manifest, sink.getvalue())
+    assert verify(LocalStore(tmp_path), "uid/1/s/manifest.json").problems == ()
+
+
 def test_on_s3(s3_bucket: S3Bucket) -> None:
     store = S3Store(s3_bucket.client, s3_bucket.name, "p")
     contents = gzip.compress(as_csv()), gzip.compress(as_csv())

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -29,6 +30,9 @@ from export_pipeline_tests.servers.smtp import self_signed
 
 SETTINGS = Settings(webhook_allow_insecure=True, webhook_retry_seconds=30)
 FAILURE = ExportFailure(FailureCode.INVALID_FILTER, "filters.x: is wrong.", field="filters")
+
+
+ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ def make_due(database: sa.Engine) -> timedelta:
     return waits
 
 
-def test_a_call_is_signed_and_says_the_state_and_no_address(database: sa.Engine, sink: HookSink) -> None:
+def test_a_call_is_signed_and_says_the_state_and_no_recipient(database: sa.Engine, sink: HookSink) -> None:
     uid = failed_request(database, sink.url)
     failed_request(database, None)
     assert deliver_due(database, SETTINGS) == {"delivered": 1, "not_taken": 0}
@@ -78,6 +82,7 @@ def test_a_call_is_signed_and_says_the_state_and_no_address(database: sa.Engine,
     assert hook.document["id"] == hook.headers["X-Export-Delivery"]
     assert hook.document["export"]["uid"] == uid
     assert (hook.document["export"]["status"], hook.document["export"]["error_code"]) == ("failed", "invalid_filter")
+    assert hook.document["export"]["message"] == FAILURE.message
     assert b"ana@" not in hook.body
     with database.begin() as connection:
         secret = webhooks.secret_of(connection, "acme")
@@ -148,6 +153,49 @@ def test_a_call_that_breaks_something_keeps_no_other_from_being_made(
     monkeypatch.setattr(webhook, "_resolved", breaking)
     assert deliver_due(database, SETTINGS) == {"delivered": 1, "not_taken": 1}
     assert ledger(database) == [("pending", 1, "failed: ValueError"), ("delivered", 1, "204")]
+
+
+def test_a_request_that_is_deleted_after_its_call_was_taken_keeps_no_other_from_being_made(
+    database: sa.Engine, sink: HookSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, _ = failed_request(database, sink.url), failed_request(database, sink.url)
+    take_due = webhooks.take_due
+
+    def take_and_delete(connection: sa.Connection, *, limit: int, lease: timedelta) -> list[webhooks.Webhook]:
+        taken = take_due(connection, limit=limit, lease=lease)
+        connection.execute(export_requests.delete().where(export_requests.c.uid == gone))
+        return taken
+
+    monkeypatch.setattr(webhooks, "take_due", take_and_delete)
+    assert deliver_due(database, SETTINGS) == {"delivered": 1, "not_taken": 1}
+    assert ledger(database) == [("delivered", 1, "204")]
+
+
+@ON_SQLITE
+def test_a_request_that_cannot_be_read_is_given_up_and_keeps_no_other_from_its_call(
+    database: sa.Engine, sink: HookSink
+) -> None:
+    unreadable, _ = failed_request(database, sink.url), failed_request(database, sink.url)
+    with database.begin() as connection:
+        connection.exec_driver_sql("UPDATE export_requests SET created_at = 'May' WHERE uid = ?", (unreadable,))
+    assert deliver_due(database, SETTINGS) == {"delivered": 1, "not_taken": 1}
+    assert ledger(database) == [
+        ("abandoned", 1, "refused: the request is gone or cannot be read"),
+        ("delivered", 1, "204"),
+    ]
+
+
+@ON_SQLITE
+def test_a_webhook_that_outlived_its_request_is_not_due(database: sa.Engine, sink: HookSink) -> None:
+    """SQLite deletes with a request what belongs to it only for who switched foreign keys on."""
+    uid = failed_request(database, sink.url)
+    with database.connect() as connection:
+        assert webhooks.any_due(connection)
+    with contextlib.closing(sqlite3.connect(database.url.database or "")) as application, application:
+        application.execute("DELETE FROM export_requests WHERE uid = ?", [uid])
+    with database.connect() as connection:
+        assert not webhooks.any_due(connection)
+    assert deliver_due(database, SETTINGS) == {"delivered": 0, "not_taken": 0}
 
 
 def test_no_organization_waits_behind_the_calls_of_another(database: sa.Engine) -> None:

@@ -182,7 +182,7 @@ def test_a_process_that_dies_while_sending_tells_nobody_twice(
 
     before = watch.cursor
     with monkeypatch.context() as patch:
-        patch.setattr("export_pipeline.delivery.alerts.Webhook.send", die)
+        patch.setattr("export_pipeline.delivery.alerts.SlackWebhook.send", die)
         with pytest.raises(KeyboardInterrupt):
             watch.tick()
     assert watch.cursor == before
@@ -295,14 +295,26 @@ def test_an_unreachable_database_or_odd_row_only_delays_what_needs_it(
     assert "internal_error" in webhook.texts[1]
 
 
-def test_runs_of_others_and_the_retries_of_mails_alert_nobody_and_the_janitor_does(
+def test_runs_of_others_and_the_retries_of_mails_alert_nobody_and_janitor_and_webhooks_do(
     watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instance = watch.pipeline.instance
-    for job in ("somebody_elses", "notify", "janitor"):
+    for job in ("somebody_elses", "notify", "janitor", "webhooks"):
         instance.report_run_failed(create_run_for_test(instance, job_name=job, status=dg.DagsterRunStatus.STARTED))
-    assert watch.tick() == "webhook: told of 1."
+    assert watch.tick() == "webhook: told of 2."
     assert "- janitor:" in webhook.texts[0]
+    assert "- webhooks:" in webhook.texts[0]
+
+
+def test_webhooks_that_could_not_be_called_are_told_by_their_failure(
+    watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch.pipeline.execute("DROP TABLE export_webhooks")
+    job = watch.pipeline.definitions.resolve_job_def("webhooks")
+    failed = job.execute_in_process(instance=watch.pipeline.instance, raise_on_error=False)
+    assert watch.tick() == "webhook: told of 1."
+    assert "database_unavailable" in webhook.texts[0]
+    assert not any("no such table" in dg.serialize_value(event) for event in failed.all_events)
 
 
 def test_a_run_that_failed_before_the_sensor_began_is_history(

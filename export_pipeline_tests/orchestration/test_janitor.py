@@ -12,6 +12,7 @@ import pytest
 from export_pipeline.definitions import build_definitions
 from export_pipeline.delivery.local import LocalStore
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests import rate_windows
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.enums import EventKind
 from export_pipeline.requests.events import events_of
@@ -89,6 +90,38 @@ def test_one_export_that_the_store_will_not_let_go_does_not_keep_the_others(
     monkeypatch.setattr(LocalStore, "delete", original)
     assert clean(pipeline)["expired_exports"] == 1
     assert pipeline.stored == []
+
+
+def test_a_part_that_fails_keeps_no_other_from_being_done_and_shows_no_text_of_strangers(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, old = pipeline.export()
+    update(pipeline, old.uid, expires_at=utc_now() - timedelta(seconds=1))
+
+    def refuse(store: LocalStore, older_than: timedelta) -> int:
+        raise ExportFailure(FailureCode.STORE_UNAVAILABLE, "The store is away.")
+
+    def break_down(*arguments: Any) -> Any:
+        raise ValueError("ana@example.com")
+
+    monkeypatch.setattr(LocalStore, "abort_uploads", refuse)
+    monkeypatch.setattr(rate_windows, "forget_ended", break_down)
+    job = pipeline.definitions.resolve_job_def("janitor")
+    result = job.execute_in_process(instance=pipeline.instance, raise_on_error=False)
+    (step,) = [event for event in result.all_events if event.event_type is dg.DagsterEventType.STEP_FAILURE]
+    told = step.step_failure_data.user_failure_data
+    assert told is not None
+    assert told.description == (
+        "Not done, and tried again by the next run:\n"
+        "- rate windows: internal_error\n"
+        "- uploads to the store: store_unavailable: The store is away."
+    )
+    said = {name: value.value for name, value in told.metadata.items()}
+    assert (said["error_code"], said["exception"]) == ("internal_error", "ValueError")
+    assert "break_down" in str(said["raised_at"])
+    assert (said["expired_exports"], said["aborted_uploads"], said["forgotten_runs"]) == (1, 0, 0)
+    assert pipeline.stored == []
+    assert not any("ana@" in dg.serialize_value(event) for event in result.all_events)
 
 
 def test_an_export_that_is_revived_while_the_janitor_lists_keeps_everything(

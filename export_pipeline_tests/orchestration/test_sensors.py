@@ -23,7 +23,7 @@ from export_pipeline.orchestration.sensors import (
     export_reconciler,
     export_requests,
 )
-from export_pipeline.requests import claims, states
+from export_pipeline.requests import claims, ledger, states
 from export_pipeline.requests.claims import Orphan
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.tables import export_notifications
@@ -360,6 +360,60 @@ def test_the_runs_of_many_rows_are_read_in_few_calls_and_each_row_is_judged_by_i
     assert len(calls) == 2
     again = {claim.uid: claim.attempt for claim in pipeline.claim()}
     assert again == {uid: 2 if uid == uids[3] else 1 for uid in uids if uid != uids[5]}
+
+
+def owes_mail(pipeline: Pipeline) -> str:
+    """A request that completed, and whose run died before it mailed anybody."""
+    uid = pipeline.ask()
+    run_id = a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE)
+    old = utc_now() - STALE
+    update(pipeline, uid, status="completed", attempt=1, run_id=run_id, heartbeat_at=old, completed_at=old)
+    request_id = pipeline.state(uid).id
+    with pipeline.database.begin() as connection:
+        ledger.enlist(connection, request_id, ["ana@example.com"])
+    return uid
+
+
+def test_the_runs_of_many_mails_are_read_in_few_calls(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    uids = [owes_mail(pipeline) for _ in range(7)]
+    calls: list[str] = []
+    monkeypatch.setattr(mending, "RUNS_A_CALL", 4)
+    for name in ("get_run_records", "get_run_by_id"):
+        read = getattr(pipeline.instance, name)
+        monkeypatch.setattr(
+            pipeline.instance, name, lambda *a, _read=read, _name=name, **o: calls.append(_name) or _read(*a, **o)
+        )
+    asked = evaluate(pipeline, export_reconciler).run_requests
+    assert [request.tags[tags.REQUEST_UID] for request in asked] == uids
+    assert calls == ["get_run_records", "get_run_records"]
+
+
+def test_a_tick_asks_for_a_bounded_number_of_mails_and_the_next_goes_on_from_there(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "ROWS_PER_TICK", 2)
+    uids = [owes_mail(pipeline) for _ in range(5)]
+    exports = pipeline.definitions.resources["exports"]  # type: ignore[index]
+    asked: list[list[str]] = []
+    cursor: str | None = "an operator wrote here"
+    for _ in range(4):
+        with dg.build_sensor_context(
+            instance=pipeline.instance, cursor=cursor, resources={"exports": exports}
+        ) as context:
+            result: Any = export_reconciler(context)
+            cursor = context.cursor
+        asked.append([request.tags[tags.REQUEST_UID] for request in result.run_requests])
+    assert asked == [uids[:2], uids[2:4], [uids[4], uids[0]], uids[1:3]]
+
+
+def test_dead_runs_are_mended_however_many_mails_wait(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    owes_mail(pipeline)
+    lost = pipeline.ask()
+    pipeline.claim()
+    update(pipeline, lost, claimed_at=utc_now() - STALE)
+    monkeypatch.setattr(sensors, "RESUME_SECONDS", 0)
+    assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
+    assert [claim.uid for claim in pipeline.claim()] == [lost]
 
 
 def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r") -> Orphan:

@@ -102,14 +102,14 @@ class TextBytes:
         ends = self._offsets[1:] - self._offsets[0]
         return np.unique(np.searchsorted(ends, found, side="right"))
 
-    def edge_is_one_of(self, table: npt.NDArray[np.bool_], *, last: bool = False) -> bool:
-        """Whether a value's first byte (and with ``last`` its last byte) is marked in a 256-entry table."""
+    def edge_is_one_of(self, table: npt.NDArray[np.bool_]) -> bool:
+        """Whether a value's first or last byte is marked in a 256-entry table."""
         starts, ends = self._offsets[:-1], self._offsets[1:]
         filled = starts < ends
         base = self._offsets[0]
         if table[self._values[starts[filled] - base]].any():
             return True
-        return last and bool(table[self._values[ends[filled] - base - 1]].any())
+        return bool(table[self._values[ends[filled] - base - 1]].any())
 
 
 def byte_table(characters: bytes) -> npt.NDArray[np.bool_]:

@@ -169,14 +169,14 @@ def _escaped(values: pl.Series, texts: pa.Array, raw: TextBytes, counters: Count
     """
     if raw.longest() > CELL_LIMIT:
         rewritten, is_multiline = _escaped_texts(texts, raw, counters)
-        return pl.Series(rewritten), is_multiline or raw.edge_is_one_of(_BLANK, last=True)
+        return pl.Series(rewritten), is_multiline or raw.edge_is_one_of(_BLANK)
     # Most values have nothing to escape: the rest is taken out, rewritten and put back.
     is_multiline = False
     places = raw.places_with(_SPECIAL, b"_x")
     if len(places):
         rewritten, is_multiline = _escaped_texts(texts.take(pa.array(places)), raw, counters)
         values = values.scatter(places, pl.Series(rewritten))
-    return values, is_multiline or raw.edge_is_one_of(_BLANK, last=True)
+    return values, is_multiline or raw.edge_is_one_of(_BLANK)
 
 
 def _escaped_texts(texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> tuple[pa.Array, bool]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import dagster as dg
-from dagster import DagsterInstance, DagsterRun
+from dagster import DagsterRun
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.code_pointer import ModuleCodePointer, PackageCodePointer
 from dagster._core.errors import DagsterLaunchFailedError
@@ -198,8 +198,3 @@ class WarmRunLauncher(DefaultRunLauncher):
 
 def _worker(run: DagsterRun) -> Worker | None:
     return Worker.of_tag(run.run_id, run.tags.get(WORKER_TAG))
-
-
-def stop_servers(instance: DagsterInstance) -> None:
-    """End the instance's fork servers and the runs that they serve."""
-    client.stop_servers(Path(instance.root_directory))
