@@ -103,6 +103,6 @@ def _each(items: Iterable[T], do: Callable[[T], bool]) -> tuple[int, int]:
     for item in items:
         try:
             done += do(item)
-        except ExportFailure:
+        except (ExportFailure, ValueError, TypeError):  # the latter two: a value that SQLite should not hold
             failed += 1
     return done, failed
