@@ -12,11 +12,13 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.definitions import build_definitions
+from export_pipeline.orchestration import stage
 from export_pipeline.orchestration.sensors import run_request
 from export_pipeline.requests import claims
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import upgrade
 from export_pipeline.requests.model import RequestState, insert_request, read_state
+from export_pipeline.requests.tables import export_requests
 from export_pipeline_tests.engine import people
 
 CATALOG = """
@@ -85,9 +87,19 @@ class Pipeline:
         assert state is not None
         return state
 
+    def update(self, uid: str, **values: Any) -> None:
+        with self.database.begin() as connection:
+            connection.execute(export_requests.update().where(export_requests.c.uid == uid).values(**values))
+
     def execute(self, statement: str) -> None:
         with self.database.begin() as connection:
             connection.exec_driver_sql(statement)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ops that are tried again are tried at once."""
+    monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -11,20 +11,15 @@ from dagster._core.test_utils import create_run_for_test
 
 from export_pipeline.definitions import build_definitions
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import alerts, ops, stage, tags
+from export_pipeline.orchestration import alerts, ops, tags
 from export_pipeline.orchestration.sensors import export_reconciler
 from export_pipeline.requests.database import utc_now
 from export_pipeline_tests.orchestration.conftest import Pipeline
-from export_pipeline_tests.orchestration.test_sensors import STALE, a_run, evaluate, update
+from export_pipeline_tests.orchestration.test_sensors import STALE, a_run, evaluate
 from export_pipeline_tests.servers.smtp import SmtpSink
 from export_pipeline_tests.servers.webhook import SECRET_PATH, WebhookSink, serve_webhook
 
 OPERATORS = "operators@example.com"
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -267,7 +262,7 @@ def test_a_process_that_died_is_told_when_its_request_is_given_up_and_not_before
         pipeline.claim()
         run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED, attempt)
         pipeline.instance.report_run_failed(cast("Any", pipeline.instance.get_run_by_id(run_id)))
-        update(pipeline, uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
+        pipeline.update(uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
         assert watch.tick() == "webhook: nothing to tell."
         evaluate(pipeline, export_reconciler)
     assert watch.tick() == "webhook: told of 1."
@@ -284,7 +279,7 @@ def test_an_unreachable_database_or_odd_row_only_delays_what_needs_it(
     pipeline.claim()
     run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED)
     pipeline.instance.report_run_failed(cast("Any", pipeline.instance.get_run_by_id(run_id)))
-    update(pipeline, uid, status="failed", run_id=run_id, error_code="no such code", completed_at=utc_now())
+    pipeline.update(uid, status="failed", run_id=run_id, error_code="no such code", completed_at=utc_now())
     failed = failing_export(pipeline, monkeypatch)
     pipeline.execute("ALTER TABLE export_requests RENAME TO elsewhere")
     assert watch.tick() == "webhook: told of 1."

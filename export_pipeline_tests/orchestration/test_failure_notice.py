@@ -19,17 +19,12 @@ from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.tables import export_notifications, organization_email_senders, organization_members
 from export_pipeline_tests.orchestration.conftest import Pipeline
-from export_pipeline_tests.orchestration.test_sensors import STALE, a_run, evaluate, update
+from export_pipeline_tests.orchestration.test_sensors import STALE, a_run, evaluate
 from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink
 
 REQUESTER = "requester@example.com"
 BAD: dict[str, Any] = {"columns": ["shoe_size"], "requested_by": "u1"}
 SECRET = "requester@example.com s3cret"
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -69,7 +64,7 @@ def log_of(pipeline: Pipeline, *run_ids: str) -> str:
 
 def resume(pipeline: Pipeline, state: RequestState) -> dg.ExecuteInProcessResult:
     """What the reconciler asks for, carried out."""
-    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE, completed_at=utc_now() - timedelta(seconds=60))
+    pipeline.update(state.uid, heartbeat_at=utc_now() - STALE, completed_at=utc_now() - timedelta(seconds=60))
     (asked,) = evaluate(pipeline, export_reconciler).run_requests
     assert asked.job_name == "notify"
     assert asked.run_key.startswith(f"{state.uid}:notify:")
@@ -80,7 +75,7 @@ def resume(pipeline: Pipeline, state: RequestState) -> dg.ExecuteInProcessResult
 
 
 def nothing_left(pipeline: Pipeline, state: RequestState) -> bool:
-    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    pipeline.update(state.uid, heartbeat_at=utc_now() - STALE)
     return isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
 
 
@@ -168,7 +163,7 @@ def test_a_request_that_the_reconciler_gives_up_is_told_of_by_a_run_of_its_own(p
     uid = pipeline.ask(requested_by="u1")
     pipeline.claim()
     a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE, attempt=3)
-    update(pipeline, uid, status="running", attempt=3, heartbeat_at=utc_now() - STALE)
+    pipeline.update(uid, status="running", attempt=3, heartbeat_at=utc_now() - STALE)
     evaluate(pipeline, export_reconciler)
     state = pipeline.state(uid)
     assert (state.status, state.error_code) == ("failed", "attempts_exhausted")
@@ -217,7 +212,7 @@ def test_nobody_is_told_of_a_request_that_wants_no_mail(pipeline: Pipeline) -> N
 def test_nobody_is_told_of_a_request_that_was_canceled(pipeline: Pipeline) -> None:
     uid = pipeline.ask(**BAD)
     (claim,) = pipeline.claim()
-    update(pipeline, uid, cancel_requested_at=utc_now())
+    pipeline.update(uid, cancel_requested_at=utc_now())
     pipeline.run(claim)
     evaluate(pipeline, export_cancellations)
     assert pipeline.state(uid).status == "canceled"

@@ -18,7 +18,6 @@ from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.enums import EventKind
 from export_pipeline.requests.events import events_of
 from export_pipeline.requests.tables import export_events
-from export_pipeline.requests.tables import export_requests as table
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 
@@ -29,15 +28,10 @@ def clean(pipeline: Pipeline) -> dict[str, Any]:
     return {name: value.value for name, value in output.step_output_data.metadata.items()}
 
 
-def update(pipeline: Pipeline, uid: str, **values: Any) -> None:
-    with pipeline.database.begin() as connection:
-        connection.execute(table.update().where(table.c.uid == uid).values(**values))
-
-
 def test_files_past_retention_are_deleted_and_the_row_says_expired(pipeline: Pipeline) -> None:
     _, kept = pipeline.export()
     _, old = pipeline.export()
-    update(pipeline, old.uid, expires_at=utc_now() - timedelta(seconds=1))
+    pipeline.update(old.uid, expires_at=utc_now() - timedelta(seconds=1))
     assert clean(pipeline)["expired_exports"] == 1
     assert pipeline.state(old.uid).status == "expired"
     assert pipeline.state(kept.uid).status == "completed"
@@ -48,7 +42,7 @@ def test_files_past_retention_are_deleted_and_the_row_says_expired(pipeline: Pip
 def test_what_a_dead_attempt_left_is_cleared_after_a_day(pipeline: Pipeline) -> None:
     _, state = pipeline.export()
     delivered = set(pipeline.stored)
-    update(pipeline, state.uid, attempt=2)
+    pipeline.update(state.uid, attempt=2)
     for place in ("staging", "store"):
         left = pipeline.home / place / state.uid / "1" / "rows" / "00001.arrow"
         left.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +51,7 @@ def test_what_a_dead_attempt_left_is_cleared_after_a_day(pipeline: Pipeline) -> 
     assert moved  # the delivered files are attempt 1's here; the row says 2, as after a second attempt
     clean(pipeline)
     assert pipeline.staged  # an operator may still re-execute from failure
-    update(pipeline, state.uid, completed_at=utc_now() - timedelta(days=2))
+    pipeline.update(state.uid, completed_at=utc_now() - timedelta(days=2))
     assert clean(pipeline)["cleared_leftovers"] == 1
     assert pipeline.staged == []
     assert pipeline.stored == []
@@ -77,7 +71,7 @@ def test_one_export_that_the_store_will_not_let_go_does_not_keep_the_others(
     _, stuck = pipeline.export()
     _, other = pipeline.export()
     for state in (stuck, other):
-        update(pipeline, state.uid, expires_at=utc_now() - timedelta(seconds=1))
+        pipeline.update(state.uid, expires_at=utc_now() - timedelta(seconds=1))
     original = LocalStore.delete
 
     def refuse(self: LocalStore, key: str) -> None:
@@ -99,7 +93,7 @@ def test_one_row_that_sqlite_should_not_hold_does_not_keep_the_others(pipeline: 
         left = pipeline.home / "staging" / state.uid / "1" / "rows.arrow"
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_bytes(b"rows")
-        update(pipeline, state.uid, completed_at=utc_now() - timedelta(days=2))
+        pipeline.update(state.uid, completed_at=utc_now() - timedelta(days=2))
     garbage = sa.text("UPDATE export_requests SET created_at = 'yesterday' WHERE uid = :uid")
     with pipeline.database.begin() as connection:
         connection.execute(garbage, {"uid": min(state.uid for state in states)})
@@ -111,7 +105,7 @@ def test_a_part_that_fails_keeps_no_other_from_being_done_and_shows_no_text_of_s
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, old = pipeline.export()
-    update(pipeline, old.uid, expires_at=utc_now() - timedelta(seconds=1))
+    pipeline.update(old.uid, expires_at=utc_now() - timedelta(seconds=1))
 
     def refuse(store: LocalStore, older_than: timedelta) -> int:
         raise ExportFailure(FailureCode.STORE_UNAVAILABLE, "The store is away.")
@@ -146,11 +140,11 @@ def test_an_export_that_is_revived_while_the_janitor_lists_keeps_everything(
     left = pipeline.home / "staging" / state.uid / "1" / "rows.arrow"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"rows")
-    update(pipeline, state.uid, status="failed", completed_at=utc_now() - timedelta(days=2))
+    pipeline.update(state.uid, status="failed", completed_at=utc_now() - timedelta(days=2))
     original = LocalStore.keys
 
     def revive_then_list(self: LocalStore, prefix: str) -> Any:
-        update(pipeline, state.uid, status="running", run_id="re-execution")
+        pipeline.update(state.uid, status="running", run_id="re-execution")
         return original(self, prefix)
 
     monkeypatch.setattr(LocalStore, "keys", revive_then_list)
@@ -161,7 +155,7 @@ def test_an_export_that_is_revived_while_the_janitor_lists_keeps_everything(
 
 def test_a_running_request_keeps_what_it_staged(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
-    update(pipeline, uid, status="running", heartbeat_at=utc_now(), attempt=1)
+    pipeline.update(uid, status="running", heartbeat_at=utc_now(), attempt=1)
     staged = pipeline.home / "staging" / uid / "1" / "plan.json"
     staged.parent.mkdir(parents=True)
     staged.write_text("{}")
@@ -174,7 +168,7 @@ def test_the_audit_trail_outlives_the_files_and_ends_when_it_is_set_to(
 ) -> None:
     uids = [pipeline.export()[1].uid for _ in range(3)]
     for uid in uids[:2]:
-        update(pipeline, uid, expires_at=utc_now() - timedelta(seconds=1))
+        pipeline.update(uid, expires_at=utc_now() - timedelta(seconds=1))
     clean(pipeline)
     old, recent, kept = uids
     pipeline.execute(f"DELETE FROM export_requests WHERE uid = '{old}'")

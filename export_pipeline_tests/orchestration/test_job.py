@@ -23,11 +23,6 @@ from export_pipeline_tests.engine.people import ACME
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.01)
-
-
 def failures(result: dg.ExecuteInProcessResult) -> list[str]:
     return [
         event.step_failure_data.user_failure_data.description

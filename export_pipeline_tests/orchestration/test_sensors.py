@@ -27,7 +27,6 @@ from export_pipeline.requests import claims, ledger, states
 from export_pipeline.requests.claims import Orphan
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.tables import export_notifications
-from export_pipeline.requests.tables import export_requests as table
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 
@@ -35,11 +34,6 @@ def evaluate(pipeline: Pipeline, sensor: dg.SensorDefinition) -> Any:
     exports = pipeline.definitions.resources["exports"]  # type: ignore[index]
     with dg.build_sensor_context(instance=pipeline.instance, resources={"exports": exports}) as context:
         return sensor(context)
-
-
-def update(pipeline: Pipeline, uid: str, **values: Any) -> None:
-    with pipeline.database.begin() as connection:
-        connection.execute(table.update().where(table.c.uid == uid).values(**values))
 
 
 def a_run(pipeline: Pipeline, uid: str, status: dg.DagsterRunStatus, attempt: int = 1) -> str:
@@ -144,7 +138,7 @@ def test_a_cancel_whose_run_is_over_ends_the_row(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
     pipeline.claim()
     a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE)
-    update(pipeline, uid, status="running", cancel_requested_at=utc_now(), heartbeat_at=utc_now())
+    pipeline.update(uid, status="running", cancel_requested_at=utc_now(), heartbeat_at=utc_now())
     evaluate(pipeline, export_cancellations)
     assert pipeline.state(uid).status == "canceled"
 
@@ -160,7 +154,7 @@ def test_the_row_of_a_terminated_run_is_told_while_its_process_works_on(
     a_run(pipeline, other, status)  # a re-execution that was terminated before it took the row
     a_run(pipeline, unowned, status)
     for request, owner in ((uid, run_id), (other, goes_on)):
-        update(pipeline, request, status="running", run_id=owner, heartbeat_at=utc_now(), started_at=utc_now())
+        pipeline.update(request, status="running", run_id=owner, heartbeat_at=utc_now(), started_at=utc_now())
     told: list[str] = []
 
     def work_on() -> None:
@@ -186,7 +180,7 @@ def test_a_claim_whose_run_was_never_made_is_asked_for_again_without_charge(pipe
     pipeline.claim()
     evaluate(pipeline, export_reconciler)
     assert pipeline.claim() == []  # the lease still holds
-    update(pipeline, uid, claimed_at=utc_now() - STALE)
+    pipeline.update(uid, claimed_at=utc_now() - STALE)
     evaluate(pipeline, export_reconciler)
     assert [(claim.uid, claim.attempt) for claim in pipeline.claim()] == [(uid, 1)]
 
@@ -195,7 +189,7 @@ def test_a_run_that_waits_its_turn_keeps_its_claim(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
     pipeline.claim()
     a_run(pipeline, uid, dg.DagsterRunStatus.STARTING)
-    update(pipeline, uid, claimed_at=utc_now() - STALE)
+    pipeline.update(uid, claimed_at=utc_now() - STALE)
     evaluate(pipeline, export_reconciler)
     assert pipeline.claim() == []
     assert pipeline.state(uid).attempt == 1
@@ -205,7 +199,7 @@ def test_a_worker_that_died_costs_one_attempt(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
     pipeline.claim()
     a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE)
-    update(pipeline, uid, status="running", heartbeat_at=utc_now() - timedelta(seconds=20))
+    pipeline.update(uid, status="running", heartbeat_at=utc_now() - timedelta(seconds=20))
     evaluate(pipeline, export_reconciler)
     assert [(claim.uid, claim.attempt) for claim in pipeline.claim()] == [(uid, 2)]
 
@@ -214,7 +208,7 @@ def test_code_server_and_worker_killed_together_do_not_leave_the_run_started_for
     uid = pipeline.ask()
     pipeline.claim()
     run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED)
-    update(pipeline, uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
+    pipeline.update(uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
     evaluate(pipeline, export_reconciler)
     run = pipeline.instance.get_run_by_id(run_id)
     assert run is not None
@@ -226,7 +220,7 @@ def test_a_slow_run_with_a_heartbeat_is_left_alone(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
     pipeline.claim()
     run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED)
-    update(pipeline, uid, status="running", started_at=utc_now() - timedelta(days=2), heartbeat_at=utc_now())
+    pipeline.update(uid, status="running", started_at=utc_now() - timedelta(days=2), heartbeat_at=utc_now())
     evaluate(pipeline, export_reconciler)
     run = pipeline.instance.get_run_by_id(run_id)
     assert run is not None
@@ -239,7 +233,7 @@ def test_a_request_that_kills_its_process_every_time_fails_after_its_attempts(pi
     for attempt in (1, 2, 3):
         assert [claim.attempt for claim in pipeline.claim()] == [attempt]
         a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE, attempt)
-        update(pipeline, uid, status="running", heartbeat_at=utc_now() - STALE)
+        pipeline.update(uid, status="running", heartbeat_at=utc_now() - STALE)
         evaluate(pipeline, export_reconciler)
     state = pipeline.state(uid)
     assert (state.status, state.error_code) == ("failed", "attempts_exhausted")
@@ -249,7 +243,7 @@ def test_a_run_canceled_in_dagster_cancels_the_row(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
     pipeline.claim()
     run_id = a_run(pipeline, uid, dg.DagsterRunStatus.CANCELED)
-    update(pipeline, uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
+    pipeline.update(uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
     left = pipeline.home / "staging" / uid / "1" / "rows.arrow"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"rows")
@@ -265,7 +259,7 @@ def test_one_cancel_that_cannot_be_carried_out_does_not_keep_the_others_from_the
     pipeline.claim()
     a_run(pipeline, stuck, dg.DagsterRunStatus.STARTED)
     for uid in (stuck, other):
-        update(pipeline, uid, cancel_requested_at=utc_now())
+        pipeline.update(uid, cancel_requested_at=utc_now())
     # An ephemeral instance cannot reach the run's process, as when its code server is gone.
     told = evaluate(pipeline, export_cancellations).skip_message
     assert stuck in told
@@ -282,7 +276,7 @@ def test_mails_that_a_dead_run_left_are_sent_by_another(pipeline: Pipeline) -> N
     _, state = pipeline.export()
     pipeline.execute("UPDATE export_notifications SET status = 'pending'")
     assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)  # its run was heard of a moment ago
-    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    pipeline.update(state.uid, heartbeat_at=utc_now() - STALE)
     (asked,) = evaluate(pipeline, export_reconciler).run_requests
     assert (asked.job_name, asked.run_key) == ("notify", f"{state.uid}:notify:1")
     assert (asked.tags[tags.ORGANIZATION], asked.tags[tags.DATASET]) == ("acme", "people")
@@ -290,7 +284,7 @@ def test_mails_that_a_dead_run_left_are_sent_by_another(pipeline: Pipeline) -> N
     assert job.execute_in_process(run_config=asked.run_config, tags=asked.tags, instance=pipeline.instance).success
     assert notified(pipeline) == ["sent"]
     assert pipeline.state(state.uid).status == "completed"
-    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    pipeline.update(state.uid, heartbeat_at=utc_now() - STALE)
     assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
 
 
@@ -299,7 +293,7 @@ def test_mails_of_a_run_that_stays_started_for_ever_are_resumed(pipeline: Pipeli
     pipeline.execute("UPDATE export_notifications SET status = 'sending'")
     run_id = a_run(pipeline, state.uid, dg.DagsterRunStatus.STARTED)
     a_run(pipeline, state.uid, dg.DagsterRunStatus.CANCELED)  # a mistaken re-execution says nothing of the mails
-    update(pipeline, state.uid, run_id=run_id, heartbeat_at=utc_now() - STALE)
+    pipeline.update(state.uid, run_id=run_id, heartbeat_at=utc_now() - STALE)
     assert len(evaluate(pipeline, export_reconciler).run_requests) == 1
     run = pipeline.instance.get_run_by_id(run_id)
     assert run is not None
@@ -310,14 +304,14 @@ def test_mails_that_an_operator_stopped_are_not_resumed(pipeline: Pipeline) -> N
     _, state = pipeline.export()
     pipeline.execute("UPDATE export_notifications SET status = 'pending'")
     run_id = a_run(pipeline, state.uid, dg.DagsterRunStatus.CANCELED)
-    update(pipeline, state.uid, run_id=run_id, heartbeat_at=utc_now() - STALE)
+    pipeline.update(state.uid, run_id=run_id, heartbeat_at=utc_now() - STALE)
     assert isinstance(evaluate(pipeline, export_reconciler), dg.SkipReason)
 
 
 def test_mails_are_not_resumed_over_and_over(pipeline: Pipeline) -> None:
     _, state = pipeline.export()
     pipeline.execute("UPDATE export_notifications SET status = 'pending'")
-    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    pipeline.update(state.uid, heartbeat_at=utc_now() - STALE)
     run = create_run_for_test(
         pipeline.instance, job_name="notify", tags={tags.REQUEST_UID: state.uid}, status=dg.DagsterRunStatus.STARTED
     )
@@ -330,13 +324,13 @@ def test_mails_are_asked_for_even_if_mending_takes_longer_than_a_tick_has(
 ) -> None:
     _, state = pipeline.export()
     pipeline.execute("UPDATE export_notifications SET status = 'pending'")
-    update(pipeline, state.uid, heartbeat_at=utc_now() - STALE)
+    pipeline.update(state.uid, heartbeat_at=utc_now() - STALE)
     lost = pipeline.ask()
     pipeline.claim()
-    update(pipeline, lost, claimed_at=utc_now() - STALE)
+    pipeline.update(lost, claimed_at=utc_now() - STALE)
     monkeypatch.setattr(sensors, "MEND_SECONDS", 0)
     assert [asked.job_name for asked in evaluate(pipeline, export_reconciler).run_requests] == ["notify"]
-    update(pipeline, state.uid, heartbeat_at=utc_now())
+    pipeline.update(state.uid, heartbeat_at=utc_now())
     assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
     monkeypatch.setattr(sensors, "MEND_SECONDS", 60)
     evaluate(pipeline, export_reconciler)
@@ -351,7 +345,7 @@ def test_the_runs_of_many_rows_are_read_in_few_calls_and_each_row_is_judged_by_i
     begun = a_run(pipeline, uids[3], dg.DagsterRunStatus.FAILURE)
     a_run(pipeline, uids[5], dg.DagsterRunStatus.NOT_STARTED)
     pipeline.execute("UPDATE export_requests SET claimed_at = '2020-01-01 00:00:00.000000'")
-    update(pipeline, uids[3], status="running", run_id=begun, heartbeat_at=utc_now() - STALE)
+    pipeline.update(uids[3], status="running", run_id=begun, heartbeat_at=utc_now() - STALE)
     calls: list[Any] = []
     read = pipeline.instance.get_run_records
     monkeypatch.setattr(mending, "RUNS_A_CALL", 4)
@@ -367,7 +361,7 @@ def owes_mail(pipeline: Pipeline) -> str:
     uid = pipeline.ask()
     run_id = a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE)
     old = utc_now() - STALE
-    update(pipeline, uid, status="completed", attempt=1, run_id=run_id, heartbeat_at=old, completed_at=old)
+    pipeline.update(uid, status="completed", attempt=1, run_id=run_id, heartbeat_at=old, completed_at=old)
     request_id = pipeline.state(uid).id
     with pipeline.database.begin() as connection:
         ledger.enlist(connection, request_id, ["ana@example.com"])
@@ -410,7 +404,7 @@ def test_dead_runs_are_mended_however_many_mails_wait(pipeline: Pipeline, monkey
     owes_mail(pipeline)
     lost = pipeline.ask()
     pipeline.claim()
-    update(pipeline, lost, claimed_at=utc_now() - STALE)
+    pipeline.update(lost, claimed_at=utc_now() - STALE)
     monkeypatch.setattr(sensors, "RESUME_SECONDS", 0)
     assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
     assert [claim.uid for claim in pipeline.claim()] == [lost]

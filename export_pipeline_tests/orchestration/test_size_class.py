@@ -15,7 +15,7 @@ from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.sensors import CLAIMED_PER_ORGANIZATION, FULL, ROWS_PER_TICK, export_requests
 from export_pipeline.requests import claims, sizes
 from export_pipeline_tests.orchestration.conftest import Pipeline
-from export_pipeline_tests.orchestration.test_sensors import evaluate, update
+from export_pipeline_tests.orchestration.test_sensors import evaluate
 
 LARGE = 2_000_000
 
@@ -41,13 +41,13 @@ def test_a_question_that_was_large_before_is_large_again(
         name: value for name, value in before.items() if name in ("status", "row_count")
     }
     asked = {name: value for name, value in before.items() if name not in told}
-    update(pipeline, pipeline.ask(**asked), **told)
+    pipeline.update(pipeline.ask(**asked), **told)
     pipeline.ask()
     assert classes(pipeline) == [expected]
 
 
 def test_a_new_attempt_knows_what_the_one_before_counted(pipeline: Pipeline) -> None:
-    update(pipeline, pipeline.ask(), rows_total=LARGE)
+    pipeline.update(pipeline.ask(), rows_total=LARGE)
     assert classes(pipeline) == ["large"]
 
 
@@ -60,7 +60,7 @@ def test_exports_start_as_small_ones_if_their_size_cannot_be_looked_up(
         raise sa.exc.DBAPIError("SELECT", {}, Exception("canceling statement due to statement timeout"))
 
     monkeypatch.setattr(sizes, "expected", fails)
-    update(pipeline, pipeline.ask(), rows_total=LARGE)
+    pipeline.update(pipeline.ask(), rows_total=LARGE)
     assert classes(pipeline) == ["small"]
 
 

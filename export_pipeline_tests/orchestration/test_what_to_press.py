@@ -13,7 +13,7 @@ import pytest
 
 from export_pipeline.definitions import build_definitions
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
-from export_pipeline.orchestration import ops, pulse, stage, tags
+from export_pipeline.orchestration import ops, pulse, tags
 from export_pipeline.orchestration.metadata import failure_metadata
 from export_pipeline.orchestration.runbook import RUNBOOK, Turn
 from export_pipeline.orchestration.sensors import run_request
@@ -21,11 +21,6 @@ from export_pipeline.requests.tables import organization_members
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.01)
 
 
 def export_job() -> dg.JobDefinition:
