@@ -6,6 +6,9 @@ What does not: the decision itself (``recurrence``), who may (``recurring_author
 
 from __future__ import annotations
 
+import random
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +32,8 @@ from export_pipeline.requests.unsubscribe import without_unsubscribed
 
 _rows = recurring_exports.c
 _asked = export_requests.c
+_LONGEST_SECONDS = 20.0
+"""After so long a look begins with no further one: Dagster gives a sensor a minute."""
 
 
 @dataclass
@@ -44,30 +49,34 @@ class Tick:
 
 
 def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, now: datetime | None = None) -> Tick:
-    """Turn fire times that are due into requests, of ``limit`` recurring exports at most, one of each.
+    """Turn fire times that are due into requests, or pass them over: of ``limit`` recurring exports, one of each.
 
-    What goes wrong with one keeps none of the others from theirs.
+    Those that wait for an earlier request do not count. What goes wrong with one keeps none of the others from theirs.
 
     Raises:
         sqlalchemy.exc.OperationalError: the database cannot be read.
     """
     now = now or utc_now()
     tick = Tick()
+    ends_at = time.monotonic() + _LONGEST_SECONDS
     with reading(database) as connection:
-        due = _due(connection, now)
-    for recurring_id in due[:limit]:
+        due = _in_turn(_due(connection, now))
+    for recurring_id in due:
         try:
             with database.begin() as connection:
                 _look(connection, organizations, recurring_id, now, tick)
         except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
             tick.not_done.append(recurring_id)
+        if len(tick.made) + tick.passed_over >= limit or time.monotonic() >= ends_at:
+            break
     return tick
 
 
-def _due(connection: sa.Connection, now: datetime) -> list[int]:
+def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
     """What has to be looked at, without locking anything: fire times are remembered, so this is cheap."""
     live = sa.select(
         _rows.id,
+        _rows.organization_id,
         _rows.cron,
         _rows.time_zone,
         _rows.window_kind,
@@ -76,11 +85,11 @@ def _due(connection: sa.Connection, now: datetime) -> list[int]:
         _rows.created_at,
     ).where(_rows.paused_at.is_(None))
     try:
-        rows: Sequence[Any] = connection.execute(live.order_by(_rows.id)).all()
+        rows: Sequence[Any] = connection.execute(live).all()
     except (ValueError, TypeError):
         # One value that SQLite should not hold: each row is looked at by itself, and says so.
-        return list(connection.execute(live.with_only_columns(_rows.id).order_by(_rows.id)).scalars())
-    return [row.id for row in rows if _may_be_due(row, now)]
+        return connection.execute(live.with_only_columns(_rows.id, _rows.organization_id)).all()
+    return [row for row in rows if _may_be_due(row, now)]
 
 
 def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
@@ -90,6 +99,19 @@ def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
         return is_due(rules, row.last_fired_for or row.created_at, now)
     except (ExportFailure, ValueError, TypeError, OverflowError):
         return True  # it is looked at, and says what is wrong
+
+
+def _in_turn(due: Sequence[Any]) -> list[int]:
+    """One of each organization, then the second of each, and so on: nobody's many keep others from theirs.
+
+    Otherwise by chance: whatever a look does not come to, another one begins with.
+    """
+    turns: Counter[str] = Counter()
+    turn_of: dict[int, int] = {}
+    for row in random.sample(due, len(due)):
+        turns[row.organization_id] += 1
+        turn_of[row.id] = turns[row.organization_id]
+    return sorted(turn_of, key=turn_of.__getitem__)
 
 
 def _look(

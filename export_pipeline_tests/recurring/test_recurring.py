@@ -175,8 +175,7 @@ def test_a_fire_time_that_overlaps_is_passed_over_or_waits(database: sa.Engine) 
     skips, queues = add(database), add(database, overlap_policy="queue")
     look(database, "2 10:00")
     first = made(database)
-    with database.begin() as connection:  # made at their time, as the database's clock is not that of March
-        connection.execute(export_requests.update().values(created_at=at("2 10:00")))
+    wait_since(database, "2 10:00")
     assert look(database, "2 11:00").passed_over == 1
     assert len(made(database)) == 2
     for request in first:
@@ -184,6 +183,45 @@ def test_a_fire_time_that_overlaps_is_passed_over_or_waits(database: sa.Engine) 
     look(database, "2 11:05")
     assert [(one.recurring_export_id, one.scheduled_for) for one in made(database)[2:]] == [(queues, at("2 11:00"))]
     assert row(database, skips).last_fired_for == row(database, queues).last_fired_for == at("2 11:00")
+
+
+def wait_since(database: sa.Engine, moment: str) -> None:
+    """All requests so far are unfinished since then: the database's clock is not that of March."""
+    with database.begin() as connection:
+        connection.execute(export_requests.update().values(created_at=at(moment)))
+
+
+def test_many_that_wait_keep_nobody_else_from_their_turn(database: sa.Engine) -> None:
+    waiting = [add(database, overlap_policy="queue") for _ in range(60)]
+    assert [len(look(database, "2 10:00").made) for _ in range(3)] == [50, 10, 0]
+    wait_since(database, "2 10:00")
+    other = add(database, organization_id="other", last_fired_for=at("2 10:00"))
+    (uid,) = look(database, "2 11:00").made
+    assert (made(database)[-1].uid, made(database)[-1].recurring_export_id) == (uid, other)
+    assert {row(database, one).last_fired_for for one in waiting} == {at("2 10:00")}
+
+
+def test_one_of_each_organization_comes_first(database: sa.Engine) -> None:
+    for _ in range(60):
+        add(database)
+    other = add(database, organization_id="other")
+    assert len(look(database, "2 10:00").made) == 50
+    assert other in {request.recurring_export_id for request in made(database)}
+
+
+def test_a_look_that_runs_out_of_time_leaves_nobody_behind_for_ever(
+    database: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurring, "_LONGEST_SECONDS", 0.0)
+    ids = [add(database, overlap_policy="queue") for _ in range(3)]
+    for _ in range(100):
+        if len(made(database)) == len(ids):
+            break
+        assert len(look(database, "2 10:00").made) <= 1
+    wait_since(database, "2 10:00")
+    other = add(database, last_fired_for=at("2 10:00"))
+    assert any(look(database, "2 11:00").made for _ in range(100))
+    assert made(database)[-1].recurring_export_id == other
 
 
 def windows(database: sa.Engine) -> list[tuple[Any, Any]]:
