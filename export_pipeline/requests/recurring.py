@@ -128,7 +128,7 @@ def _look(
     try:
         recurring = load_recurring(connection, recurring_id)
         rules = recurring.rules()
-        decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring_id))
+        decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring))
         covered = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
     except ExportFailure as failure:
         # Nothing can be made of it until somebody corrects it: a request that failed says so, and pauses it.
@@ -159,12 +159,13 @@ def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decis
     return moved.rowcount == 1
 
 
-def _unfinished_since(connection: sa.Connection, recurring_id: int) -> datetime | None:
-    """When the newest of its requests that has not ended was made."""
+def _unfinished_since(connection: sa.Connection, recurring: RecurringExport) -> datetime | None:
+    """When the newest of its requests that has not ended was made; one of another organization is none of them."""
     unfinished = _asked.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
-    return connection.execute(
-        sa.select(sa.func.max(_asked.created_at)).where(_asked.recurring_export_id == recurring_id, unfinished)
-    ).scalar()
+    its = sa.and_(
+        _asked.recurring_export_id == recurring.id, _asked.organization_id == recurring.organization_id, unfinished
+    )
+    return connection.execute(sa.select(sa.func.max(_asked.created_at)).where(its)).scalar()
 
 
 def _exists(connection: sa.Connection, organization_id: str, key: str) -> bool:
@@ -258,7 +259,7 @@ def run_now(
     parse_template(recurring.request)
     if window is None:
         rules = recurring.rules()
-        if rules.window is Window.SINCE_LAST_SUCCESS and _unfinished_since(connection, recurring_id):
+        if rules.window is Window.SINCE_LAST_SUCCESS and _unfinished_since(connection, recurring):
             raise ExportFailure(
                 FailureCode.INVALID_REQUEST,
                 "An earlier request of this recurring export has not ended, and the next window begins where it ends. "

@@ -271,6 +271,24 @@ def test_a_request_of_another_organization_moves_nothing(database: sa.Engine) ->
     assert (found.high_water_mark, found.failures_in_a_row) == (None, 1)
 
 
+def test_an_unfinished_request_of_another_organization_holds_nothing_up(database: sa.Engine) -> None:
+    ids = [
+        add(database),
+        add(database, overlap_policy="queue"),
+        add(database, window_kind="since_last_success", lag_seconds=0),
+    ]
+    with database.begin() as connection:
+        for recurring_id in ids:
+            insert_request(connection, **TEMPLATE, organization_id="other", recurring_export_id=recurring_id)
+    wait_since(database, "2 09:30")
+    tick = look(database, "2 10:00")
+    assert (len(tick.made), tick.passed_over) == (3, 0)
+    for request in made(database)[3:]:
+        complete(database, request.id)
+    with database.begin() as connection:
+        assert recurring.run_now(connection, Organizations(), ids[2], now=at("2 10:30"))
+
+
 def test_a_row_that_nothing_can_be_made_of_is_paused_and_says_so_in_a_failed_request(database: sa.Engine) -> None:
     bad = [
         (add(database, cron="every day"), "invalid_schedule: cron: 'every day' needs five fields"),
