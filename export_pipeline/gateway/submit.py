@@ -18,6 +18,7 @@ from export_pipeline.gateway.services import Services
 from export_pipeline.requests.admission import admit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.model import ExportRequest, insert_and_load, load_request
+from export_pipeline.requests.recurring import KEY_PREFIX
 from export_pipeline.requests.tables import export_requests
 
 MAX_KEY_LENGTH = 255
@@ -56,6 +57,7 @@ def submit(services: Services, caller: ApiKey, asked: Mapping[str, Any], key: st
     Raises:
         ExportFailure: the first rule that it breaks, and nothing is inserted.
     """
+    _check_key(key)
     row = {**asked, "organization_id": caller.organization_id, "requested_by": caller.member_id}
     try:
         return _submit(services, row, key)
@@ -64,6 +66,15 @@ def submit(services: Services, caller: ApiKey, asked: Mapping[str, Any], key: st
             raise
     # Another process inserted it in this very moment.
     return _submit(services, row, key)
+
+
+def _check_key(key: str | None) -> None:
+    # The key of a fire time, used beforehand, would take the place of its request.
+    if key is not None and key.startswith(KEY_PREFIX):
+        message = (
+            f"Idempotency-Key: may not begin with {KEY_PREFIX}, as those of recurring exports do; use another one."
+        )
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message)
 
 
 def _submit(services: Services, row: Mapping[str, Any], key: str | None) -> Submitted:

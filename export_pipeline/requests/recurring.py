@@ -32,6 +32,8 @@ from export_pipeline.requests.unsubscribe import without_unsubscribed
 
 _rows = recurring_exports.c
 _asked = export_requests.c
+KEY_PREFIX = "recurring:"
+"""What the ``idempotency_key`` of every fire time begins with; the gateway takes no such key from a caller."""
 _LONGEST_SECONDS = 20.0
 """After so long a look begins with no further one: Dagster gives a sensor a minute."""
 
@@ -139,8 +141,8 @@ def _look(
     if decision.act is Act.DROP:
         tick.passed_over += 1
         return
-    key = f"recurring:{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
-    if not _exists(connection, recurring.organization_id, key):
+    key = f"{KEY_PREFIX}{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
+    if not _exists(connection, recurring, key):
         made_for = {"scheduled_for": decision.fire_time, "idempotency_key": key}
         tick.made.append(_make(connection, organizations, recurring, covered, made_for))
 
@@ -168,8 +170,13 @@ def _unfinished_since(connection: sa.Connection, recurring: RecurringExport) -> 
     return connection.execute(sa.select(sa.func.max(_asked.created_at)).where(its)).scalar()
 
 
-def _exists(connection: sa.Connection, organization_id: str, key: str) -> bool:
-    same = sa.exists().where(_asked.organization_id == organization_id, _asked.idempotency_key == key)
+def _exists(connection: sa.Connection, recurring: RecurringExport, key: str) -> bool:
+    """Whether the request of a fire time is there. One that only has its key is not: then the insert fails aloud."""
+    same = sa.exists().where(
+        _asked.organization_id == recurring.organization_id,
+        _asked.idempotency_key == key,
+        _asked.recurring_export_id == recurring.id,
+    )
     return bool(connection.execute(sa.select(same)).scalar_one())
 
 

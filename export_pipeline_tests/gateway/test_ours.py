@@ -183,6 +183,15 @@ def test_the_same_idempotency_key_makes_one_export(gateway: Gateway) -> None:
     assert elsewhere.json()["uid"] != answers[0].json()["uid"]
 
 
+def test_the_keys_of_recurring_exports_are_nobody_elses(one_gateway: Gateway) -> None:
+    before = one_gateway.rows("SELECT count(*) FROM export_requests")
+    headers = {"Idempotency-Key": "recurring:1:2026-03-02T10:00:00+00:00"}
+    answer = one_gateway.caller().post("/v1/exports", ASKED, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
+    assert "may not begin with recurring:" in answer.json()["error"]["message"]
+    assert one_gateway.rows("SELECT count(*) FROM export_requests") == before
+
+
 def completed(gateway: Gateway, caller: Caller, **asked: Any) -> dict[str, Any]:
     uid = caller.post("/v1/exports", {**ASKED, **asked}).json()["uid"]
     gateway.work()

@@ -151,6 +151,23 @@ def test_a_pointer_that_somebody_sets_back_doubles_nothing(database: sa.Engine) 
     assert len(made(database)) == 1
 
 
+def test_a_request_that_only_has_a_fire_times_key_spends_no_fire_time(database: sa.Engine) -> None:
+    recurring_id, good = add(database), add(database)
+    key = f"{recurring.KEY_PREFIX}{recurring_id}:2026-03-02T10:00:00+00:00"
+    with database.begin() as connection:
+        insert_request(connection, **TEMPLATE, organization_id="acme", idempotency_key=key)
+    tick = look(database, "2 10:00")
+    assert tick.not_done == [recurring_id]
+    assert row(database, recurring_id).last_fired_for == at("2 09:00")
+    assert made(database)[-1].recurring_export_id == good
+    with database.begin() as connection:
+        connection.execute(
+            export_requests.update().values(idempotency_key=None).where(export_requests.c.idempotency_key == key)
+        )
+    assert len(look(database, "2 10:01").made) == 1
+    assert made(database)[-1].recurring_export_id == recurring_id
+
+
 def test_a_paused_one_makes_nothing_and_catches_up_when_resumed(database: sa.Engine) -> None:
     recurring_id = add(database, catch_up_policy="all", failures_in_a_row=2)
     with database.begin() as connection:
