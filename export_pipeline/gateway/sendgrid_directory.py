@@ -53,7 +53,7 @@ class Segment(BaseModel):
 
     id: str
     name: str
-    contacts_count: int | None
+    contacts_count: int | None = Field(description="Null if the query cannot be used, or counting took too long.")
     query_dsl: str | None
     created_at: str | None = None
     updated_at: str | None = None
@@ -114,7 +114,7 @@ def _list(entry: ListEntry, base: str) -> ContactList:
 
 
 def segments(key: SendGridCaller, services: Serves) -> Segments:
-    """Each counted now."""
+    """Each counted now, as far as the time is enough for it."""
     dataset = services.dataset(DATASET)
     with reading(services.database) as connection:
         organization = services.organizations.get(connection, key.organization_id)
