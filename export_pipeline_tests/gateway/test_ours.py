@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 
-from export_pipeline.gateway import exports
+from export_pipeline.demo.lists import list_id, segment_id
+from export_pipeline.gateway import exports, submit
 from export_pipeline.gateway.app import build
 from export_pipeline.gateway.logs import JsonLines
 from export_pipeline.requests.api_keys import revoke_key
@@ -190,6 +193,39 @@ def test_the_keys_of_recurring_exports_are_nobody_elses(one_gateway: Gateway) ->
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
     assert "may not begin with recurring:" in answer.json()["error"]["message"]
     assert one_gateway.rows("SELECT count(*) FROM export_requests") == before
+
+
+NAMED = {**ASKED, "list_ids": [list_id(OURS, 0)], "segment_ids": [segment_id(OURS, 0)]}
+
+
+def test_no_transaction_is_open_while_the_source_is_asked(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def looked_up(original: Callable[..., Any]) -> Callable[..., Any]:
+        def look_up(*arguments: Any) -> Any:
+            pool = gateway.database.pool
+            assert isinstance(pool, sa.QueuePool)
+            held.append(pool.checkedout())
+            return original(*arguments)
+
+        return look_up
+
+    for name in ("check_lists", "find_segments"):
+        monkeypatch.setattr(submit, name, looked_up(getattr(submit, name)))
+    before = gateway.rows("SELECT count(*) FROM export_requests")[0][0]
+    assert gateway.caller().post("/v1/exports", NAMED).status_code == 202
+    assert held == [0, 0]
+    assert gateway.rows("SELECT count(*) FROM export_requests") == [(before + 1,)]
+
+
+def test_a_replay_is_answered_without_asking_the_source(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller, headers = gateway.caller(), {"Idempotency-Key": str(uuid4())}
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: caller.post("/v1/exports", NAMED, headers=headers), range(4)))
+    (uid,) = {answer.json()["uid"] for answer in answers}
+    monkeypatch.setattr(submit, "check_lists", None)
+    again = caller.post("/v1/exports", NAMED, headers=headers)
+    assert (again.status_code, again.json()["uid"], again.headers["Idempotent-Replayed"]) == (202, uid, "true")
 
 
 def completed(gateway: Gateway, caller: Caller, **asked: Any) -> dict[str, Any]:
