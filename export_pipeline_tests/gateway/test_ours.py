@@ -172,6 +172,30 @@ def test_a_key_acts_for_its_member_whose_permission_counts(gateway: Gateway) -> 
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
 
 
+LISTS = (
+    "/public-api/v1/contacts?start_date=2025-01-01%2000:00:00&end_date=2025-01-31%2023:59:59",
+    "/entities",
+    "/v3/marketing/lists",
+    "/v3/marketing/segments/2.0",
+)
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_member_who_lost_the_permission_lists_nothing(gateway: Gateway, path: str) -> None:
+    organization = str(uuid4())
+    gateway.pipeline.database.execute(
+        "INSERT INTO organization_members (organization_id, member_id, permissions) VALUES (?, ?, ?)",
+        [organization, "ana", '["contacts:export", "entities:export"]'],
+    )
+    caller = gateway.caller(organization, member_id="ana", headers={"X-Organization-ID": organization})
+    assert caller.get(path).status_code == 200
+    gateway.pipeline.database.execute(
+        "UPDATE organization_members SET permissions = '[]' WHERE organization_id = ?", [organization]
+    )
+    assert caller.get(path).status_code == 403
+    assert gateway.caller(organization, headers={"X-Organization-ID": organization}).get(path).status_code == 200
+
+
 def test_the_same_idempotency_key_makes_one_export(gateway: Gateway) -> None:
     caller, headers = gateway.caller(), {"Idempotency-Key": str(uuid4())}
     with ThreadPoolExecutor(6) as threads:
