@@ -43,7 +43,7 @@ def status(uid: str, *, watch: bool, as_json: bool) -> None:
     state = state_of(engine, uid)
     if watch:
         state = _watch(engine, state)
-    runs = _runs(uid)
+    runs = _runs(state.uid)
     if as_json:
         click.echo(json.dumps({"request": state.model_dump(mode="json"), "runs": runs}, indent=2))
     else:
