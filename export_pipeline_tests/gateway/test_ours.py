@@ -23,6 +23,7 @@ from export_pipeline.gateway.app import build
 from export_pipeline.gateway.logs import JsonLines
 from export_pipeline.requests.api_keys import revoke_key
 from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.recurring_template import RequestTemplate
 from export_pipeline.requests.tokens import digest_of
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway
 
@@ -50,6 +51,19 @@ def test_from_the_request_to_the_file(gateway: Gateway) -> None:
         row[0]
         for row in gateway.rows("SELECT id FROM contacts WHERE organization_id = ? AND id <= 100 ORDER BY id", OURS.id)
     ]
+
+
+def test_the_body_has_every_column_that_may_be_asked_but_the_window() -> None:
+    assert set(exports.ExportAsked.model_fields) == {*RequestTemplate.model_fields, "start_date", "end_date"}
+
+
+def test_an_empty_result_may_be_kept_to_oneself(gateway: Gateway) -> None:
+    asked = {**ASKED, "filters": {"id": {"lt": 0}}, "recipient_emails": ["ana@example.com"], "empty_result": "skip"}
+    assert gateway.caller().post("/v1/exports", asked).status_code == 202
+    (result,) = gateway.work()
+    assert (result.state.status, result.state.row_count, result.mails) == ("completed", 0, [])
+    wrong = gateway.caller().post("/v1/exports", {**asked, "empty_result": "burn"})
+    assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "empty_result")
 
 
 def test_progress_and_eta_of_a_running_export(gateway: Gateway) -> None:
