@@ -17,9 +17,8 @@ from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests import expiry
 from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.enums import FINISHED, RequestStatus
 from export_pipeline.requests.model import RequestState, read_state
-from export_pipeline.requests.progress import FINISHED
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import reading
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.enums import UNFINISHED, RequestStatus
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.recent import RecentRequest, recent_requests
 
@@ -240,7 +240,7 @@ def _told(services: Services, request: Request, state: RequestState) -> dict[str
 
 
 def _status(state: RequestState) -> Literal["pending", "ready", "failure"]:
-    if state.status in (RequestStatus.QUEUED, RequestStatus.RUNNING):
+    if state.status in UNFINISHED:
         return "pending"
     # `ready` has at least one URL: what has expired is not ready any more [?].
     return "ready" if has_files(state) else "failure"

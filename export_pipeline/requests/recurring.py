@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import states
 from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.enums import RequestStatus, Window
+from export_pipeline.requests.enums import UNFINISHED, Window
 from export_pipeline.requests.fire_times import checked_schedule
 from export_pipeline.requests.model import has_uid, load_request
 from export_pipeline.requests.organizations import Organizations
@@ -163,7 +163,7 @@ def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decis
 
 def _unfinished_since(connection: sa.Connection, recurring: RecurringExport) -> datetime | None:
     """When the newest of its requests that has not ended was made; one of another organization is none of them."""
-    unfinished = _asked.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
+    unfinished = _asked.status.in_(UNFINISHED)
     its = sa.and_(
         _asked.recurring_export_id == recurring.id, _asked.organization_id == recurring.organization_id, unfinished
     )
