@@ -168,6 +168,11 @@ def is_uuid(text: str) -> bool:
     return True
 
 
+def is_canonical_uuid(text: str) -> bool:
+    """Whether text is a UUID as the database spells it: in lower case, with hyphens."""
+    return is_uuid(text) and str(UUID(text)) == text
+
+
 def read_state(connection: sa.Connection, uid: str) -> RequestState | None:
     """The state of a request by its ``uid``; None if there is none or the text is no UUID."""
     return find_state(connection, has_uid(uid))
