@@ -24,6 +24,7 @@ from export_pipeline.requests.enums import EmptyResult, RequestStatus, Stage
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.progress import eta_seconds, overall_progress
 from export_pipeline.requests.sealed_links import revoke_links
+from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
 
 Caller = Annotated[ApiKey, Depends(caller())]
 
@@ -49,7 +50,7 @@ class ExportAsked(BaseModel):
     end_date: datetime | None = Field(default=None, description="Wall clock of the organization, without an offset.")
     include: list[str] | None = None
     options: dict[str, Any] = {}
-    max_file_size_mb: int = Field(default=5000, ge=1, le=MAX_INTEGER)
+    max_file_size_mb: int = Field(default=DEFAULT_MAX_FILE_SIZE_MB, ge=1, le=MAX_INTEGER)
     notify_email: bool = True
     empty_result: EmptyResult = EmptyResult.SEND
     email_locale: str | None = None

@@ -23,7 +23,9 @@ from export_pipeline.gateway.app import build
 from export_pipeline.gateway.logs import JsonLines
 from export_pipeline.requests.api_keys import revoke_key
 from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.model import has_uid, insert_request, load_request
 from export_pipeline.requests.recurring_template import RequestTemplate
+from export_pipeline.requests.tables import export_requests
 from export_pipeline.requests.tokens import digest_of
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway
 
@@ -55,6 +57,21 @@ def test_from_the_request_to_the_file(gateway: Gateway) -> None:
 
 def test_the_body_has_every_column_that_may_be_asked_but_the_window() -> None:
     assert set(exports.ExportAsked.model_fields) == {*RequestTemplate.model_fields, "start_date", "end_date"}
+
+
+def test_what_the_body_leaves_out_is_as_in_a_row(gateway: Gateway) -> None:
+    asked = {"dataset": "contacts", "format": "csv", "recipient_emails": []}
+    uid = gateway.caller().post("/v1/exports", asked).json()["uid"]
+    with gateway.database.begin() as connection:
+        inserted = insert_request(connection, organization_id=OURS.id, **asked)
+        ids = connection.execute(
+            sa.select(export_requests.c.id)
+            .where(sa.or_(has_uid(uid), has_uid(inserted)))
+            .order_by(export_requests.c.id)
+        ).scalars()
+        posted, bare = [load_request(connection, one) for one in list(ids)]
+    columns = set(exports.ExportAsked.model_fields)
+    assert posted.model_dump(include=columns) == bare.model_dump(include=columns)
 
 
 def test_an_empty_result_may_be_kept_to_oneself(gateway: Gateway) -> None:
