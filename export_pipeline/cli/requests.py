@@ -13,6 +13,7 @@ import click
 from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.requests import states
 from export_pipeline.requests.model import insert_request
+from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
 from export_pipeline.settings import Settings
 
 _LISTS = ("recipient_emails", "columns", "include", "list_ids", "segment_ids")
@@ -45,7 +46,11 @@ class JsonText(click.ParamType[Any]):
 @click.option("--segment", "segment_ids", multiple=True, help="A segment's id; may be repeated.")
 @click.option("--filters", type=JsonText(), help='JSON, such as \'{"country": ["BR", "AR"]}\'.')
 @click.option("--compression", help="none or gzip; default gzip for ndjson, none otherwise.")
-@click.option("--max-file-size-mb", type=int, help="Ceiling of each file, 1 MB = 1,000,000 bytes; default 5000.")
+@click.option(
+    "--max-file-size-mb",
+    type=int,
+    help=f"Ceiling of each file, 1 MB = 1,000,000 bytes; default {DEFAULT_MAX_FILE_SIZE_MB}.",
+)
 @click.option("--locale", "email_locale", help="Language of the mail: en, es or pt.")
 @click.option("--requested-by", help="The requester's id in your application.")
 @click.option("--from-email", help="Sender: an address on a verified domain of the organization.")

@@ -18,9 +18,9 @@ from rich.table import Table
 from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.failures import FailureCode
 from export_pipeline.orchestration.runbook import RUNBOOK
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.enums import FINISHED, RequestStatus
 from export_pipeline.requests.model import RequestState
-from export_pipeline.requests.progress import FINISHED, overall_progress
+from export_pipeline.requests.progress import overall_progress
 from export_pipeline.settings import Settings, dagster_home
 
 POLL_SECONDS = 1.0
@@ -43,7 +43,7 @@ def status(uid: str, *, watch: bool, as_json: bool) -> None:
     state = state_of(engine, uid)
     if watch:
         state = _watch(engine, state)
-    runs = _runs(uid)
+    runs = _runs(state.uid)
     if as_json:
         click.echo(json.dumps({"request": state.model_dump(mode="json"), "runs": runs}, indent=2))
     else:

@@ -10,6 +10,7 @@ import click
 from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.delivery.store import open_store
 from export_pipeline.delivery.verify import verify as verify_files
+from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.settings import Settings
 
 
@@ -24,7 +25,7 @@ def verify(uid: str) -> None:
     """
     settings = Settings.from_environment()
     state = state_of(open_database(settings), uid)
-    if state.manifest_key is None:
+    if state.status is not RequestStatus.COMPLETED or state.manifest_key is None:
         raise click.ClickException(f"the request is {state.status}: it has no files to verify")
     report = verify_files(open_store(settings), state.manifest_key)
     problems = list(report.problems)

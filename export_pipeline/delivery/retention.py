@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TypeVar
-from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -17,9 +16,8 @@ from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests import expiry
 from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.enums import RequestStatus
-from export_pipeline.requests.model import RequestState, read_state
-from export_pipeline.requests.progress import FINISHED
+from export_pipeline.requests.enums import FINISHED, RequestStatus
+from export_pipeline.requests.model import RequestState, is_canonical_uuid, read_state
 
 T = TypeVar("T")
 
@@ -58,15 +56,8 @@ def clear_leftovers(database: sa.Engine, store: Store, staging: Staging) -> tupl
     Returns:
         How many requests are done, and how many could not be.
     """
-    return _each(filter(_is_uid, staging.trees()), lambda uid: _clear(database, store, staging, uid))
-
-
-def _is_uid(name: str) -> bool:
-    """Only what is named like a request is ours to delete: others may keep files beside it."""
-    try:
-        return str(UUID(name)) == name
-    except ValueError:
-        return False
+    # Only what is named like a request is ours to delete: others may keep files beside it.
+    return _each(filter(is_canonical_uuid, staging.trees()), lambda uid: _clear(database, store, staging, uid))
 
 
 def _clear(database: sa.Engine, store: Store, staging: Staging, uid: str) -> bool:

@@ -34,9 +34,9 @@ from export_pipeline.demo.processes import Processes, free_port
 from export_pipeline.demo.s3_server import serve_s3
 from export_pipeline.requests import migrate
 from export_pipeline.requests.database import create_engine, reading, utc_now
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.enums import FINISHED, RequestStatus
 from export_pipeline.requests.model import RequestState, read_state
-from export_pipeline.requests.progress import FINISHED, overall_progress
+from export_pipeline.requests.progress import overall_progress
 from export_pipeline.requests.tables import organization_email_domains, organization_members, organizations
 from export_pipeline.settings import Settings
 

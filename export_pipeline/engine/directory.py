@@ -5,8 +5,9 @@ What belongs here: reading them. What does not: whether a request may name them 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +24,11 @@ from export_pipeline.requests.conditions import AllOf, AnyOf
 from export_pipeline.requests.row_rules import Identity, identity_of
 from export_pipeline.requests.segments import StoredSegment, segment_condition
 
+_COUNTING_SECONDS = 5.0
+"""How long the counts of a directory of segments may take together: somebody waits for it."""
+_SHORTEST_TIMEOUT_SECONDS = 0.001
+"""Databases count milliseconds, and take none for no limit."""
+
 
 @dataclass(frozen=True)
 class ListEntry:
@@ -35,7 +41,7 @@ class ListEntry:
 
 @dataclass(frozen=True)
 class SegmentEntry:
-    """A segment; ``rows`` is None, and ``problem`` says why, if its filter cannot be used."""
+    """A segment; ``rows`` is None if its filter cannot be used, as ``problem`` says, or if time ran out."""
 
     id: str
     name: str | None
@@ -83,7 +89,7 @@ def _identity(text: str, kind: IdentityType) -> Identity:
 
 
 def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zone: str) -> list[SegmentEntry]:
-    """Every segment of the organization, in the order of their ids, each counted.
+    """Every segment of the organization, in the order of their ids, each counted until five seconds are over.
 
     Raises:
         ExportFailure: whatever reading raises.
@@ -95,6 +101,7 @@ def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zon
     rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
     fields = find_custom_fields(source, dataset, organization_id)
     entries = []
+    ends_at = time.monotonic() + _COUNTING_SECONDS
     for key, name, stored, *query in sorted(rows, key=lambda row: row[0] or ""):
         segment = StoredSegment(id=key or "", filter=stored, query_dsl=query[0] if query else None)
         try:
@@ -103,8 +110,23 @@ def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zon
             entries.append(SegmentEntry(segment.id, name, None, failure.message, segment.query_dsl))
             continue
         selected = Selection(dataset, organization_id, (dataset.key_column,), AllOf(()), AnyOf((condition,)))
-        entries.append(SegmentEntry(segment.id, name, count_rows(source, selected), None, segment.query_dsl))
+        count = _count_until(source, selected, ends_at)
+        entries.append(SegmentEntry(segment.id, name, count, None, segment.query_dsl))
     return entries
+
+
+def _count_until(source: Source, selection: Selection, ends_at: float) -> int | None:
+    """How many rows a selection has; None if that is not known at an instant of the monotonic clock."""
+    left = ends_at - time.monotonic()
+    if left <= 0:
+        return None
+    longest = min(left, source.statement_timeout_seconds or left)
+    try:
+        return count_rows(replace(source, statement_timeout_seconds=max(longest, _SHORTEST_TIMEOUT_SECONDS)), selection)
+    except ExportFailure:
+        if time.monotonic() < ends_at:
+            raise
+        return None
 
 
 def count_rows(source: Source, selection: Selection) -> int:

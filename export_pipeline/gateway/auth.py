@@ -18,7 +18,8 @@ from export_pipeline.gateway.rate_limits import Count, per_hour, per_minute
 from export_pipeline.gateway.services import Services, services_of
 from export_pipeline.requests.api_keys import ApiKey, find_key
 from export_pipeline.requests.database import reading
-from export_pipeline.requests.permissions import permission_for
+from export_pipeline.requests.model import draft_request
+from export_pipeline.requests.permissions import check_permission, permission_for
 
 _bearer = HTTPBearer(auto_error=False, description="A key made by `export-pipeline api-key create`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
@@ -83,6 +84,17 @@ def caller_of(request: Request) -> ApiKey:
     """Whom ``caller`` let in."""
     key: ApiKey = request.scope["gateway.caller"]
     return key
+
+
+def check_member(services: Services, key: ApiKey, dataset: str) -> None:
+    """The member that a key acts for needs the permission to export what is listed, as it does for an export.
+
+    Raises:
+        ExportFailure: ``permission_denied``.
+    """
+    asked = draft_request(organization_id=key.organization_id, dataset=dataset, requested_by=key.member_id)
+    with reading(services.database) as connection:
+        check_permission(connection, services.organizations, asked)
 
 
 def may_export(key: ApiKey, dataset: str) -> bool:

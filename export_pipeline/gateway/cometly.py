@@ -21,7 +21,7 @@ from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import reading
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.enums import UNFINISHED, RequestStatus
 from export_pipeline.requests.model import RequestState, find_state
 from export_pipeline.requests.tables import export_requests
 
@@ -122,7 +122,7 @@ def read(
 
 def _view(services: Services, request: Request, state: RequestState) -> ContactExport:
     created_at = instant(state.created_at)
-    if state.status in (RequestStatus.QUEUED, RequestStatus.RUNNING):
+    if state.status in UNFINISHED:
         status: Literal["queued", "processing"] = "queued" if state.status is RequestStatus.QUEUED else "processing"
         return ContactExport(export_id=state.id, status=status, created_at=created_at, message=BEING_PROCESSED)
     if not has_files(state):

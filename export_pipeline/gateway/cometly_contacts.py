@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from export_pipeline.engine.page import listed, read_page
-from export_pipeline.gateway.auth import caller
+from export_pipeline.gateway.auth import caller, check_member
 from export_pipeline.gateway.bodies import parsed
 from export_pipeline.gateway.cometly_shapes import BASE, DATASET, DIALECT, LAYOUT, Range
 from export_pipeline.gateway.dialect import Refusal
@@ -150,6 +150,7 @@ def _page(
 
 
 def _checked(services: Services, key: ApiKey, asked: Listed) -> Preflight:
+    check_member(services, key, DATASET)
     with reading(services.database) as connection:
         organization = services.organizations.get(connection, key.organization_id)
     draft = draft_request(

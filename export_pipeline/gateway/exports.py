@@ -1,4 +1,4 @@
-"""The endpoints of ``/v1/exports``: every column of a request, progress with ETA, cancel.
+"""The endpoints of ``/v1/exports``: a request's columns, progress with ETA, cancel.
 
 What belongs here: these endpoints. What does not: sealed links' pages and health (``ours``).
 """
@@ -20,16 +20,20 @@ from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests import states
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import RequestStatus, Stage
+from export_pipeline.requests.enums import EmptyResult, RequestStatus, Stage
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.progress import eta_seconds, overall_progress
 from export_pipeline.requests.sealed_links import revoke_links
+from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
 
 Caller = Annotated[ApiKey, Depends(caller())]
 
 
 class ExportAsked(BaseModel):
-    """The asked columns of `export_requests`; docs/requests.md says what each means."""
+    """What may be asked of `export_requests`; docs/requests.md says what each column means.
+
+    `window_from` and `window_before`, which recurring exports set, are left out: a caller asks by dates.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,8 +50,9 @@ class ExportAsked(BaseModel):
     end_date: datetime | None = Field(default=None, description="Wall clock of the organization, without an offset.")
     include: list[str] | None = None
     options: dict[str, Any] = {}
-    max_file_size_mb: int = Field(default=5000, ge=1, le=MAX_INTEGER)
+    max_file_size_mb: int = Field(default=DEFAULT_MAX_FILE_SIZE_MB, ge=1, le=MAX_INTEGER)
     notify_email: bool = True
+    empty_result: EmptyResult = EmptyResult.SEND
     email_locale: str | None = None
     from_email: str | None = None
     from_sender_id: str | None = None

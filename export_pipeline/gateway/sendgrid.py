@@ -21,9 +21,10 @@ from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import reading
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.enums import UNFINISHED, RequestStatus
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.recent import RecentRequest, recent_requests
+from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
 
 PATH = "/v3/marketing/contacts/exports"
 LISTED = 100
@@ -44,7 +45,9 @@ class ExportAsked(BaseModel):
     segment_ids: list[str] | None = None
     notifications: Notifications | None = None
     file_type: Literal["csv", "json"] | None = None
-    max_file_size: int | None = Field(default=None, ge=1, le=MAX_INTEGER, description="MB; 5000 by default.")
+    max_file_size: int | None = Field(
+        default=None, ge=1, le=MAX_INTEGER, description=f"MB; {DEFAULT_MAX_FILE_SIZE_MB} by default."
+    )
 
 
 class ExportCreated(BaseModel):
@@ -151,7 +154,7 @@ def _columns(services: Services, key: ApiKey, asked: ExportAsked) -> dict[str, A
         "layout": LAYOUT,
         "list_ids": asked.list_ids or None,
         "segment_ids": asked.segment_ids or None,
-        "max_file_size_mb": asked.max_file_size or 5000,
+        "max_file_size_mb": asked.max_file_size or DEFAULT_MAX_FILE_SIZE_MB,
         "notify_email": mails,
         "recipient_emails": [_address(services, key)] if mails else [],
         # Programs read these files, and a value is to be what was stored.
@@ -240,7 +243,7 @@ def _told(services: Services, request: Request, state: RequestState) -> dict[str
 
 
 def _status(state: RequestState) -> Literal["pending", "ready", "failure"]:
-    if state.status in (RequestStatus.QUEUED, RequestStatus.RUNNING):
+    if state.status in UNFINISHED:
         return "pending"
     # `ready` has at least one URL: what has expired is not ready any more [?].
     return "ready" if has_files(state) else "failure"

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from export_pipeline.engine.directory import ListEntry, SegmentEntry, lists_page, segments_of
+from export_pipeline.gateway.auth import check_member
 from export_pipeline.gateway.downloads import base_url
 from export_pipeline.gateway.sendgrid_shapes import DATASET, DIALECT, Metadata, SendGridCaller
 from export_pipeline.gateway.services import Serves
@@ -53,7 +54,7 @@ class Segment(BaseModel):
 
     id: str
     name: str
-    contacts_count: int | None
+    contacts_count: int | None = Field(description="Null if the query cannot be used, or counting took too long.")
     query_dsl: str | None
     created_at: str | None = None
     updated_at: str | None = None
@@ -90,6 +91,7 @@ def lists(
     page_token: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Lists:  # fmt: skip
     """In the order of their ids."""
+    check_member(services, key, DATASET)
     page = lists_page(
         services.source,
         services.dataset(DATASET),
@@ -114,7 +116,8 @@ def _list(entry: ListEntry, base: str) -> ContactList:
 
 
 def segments(key: SendGridCaller, services: Serves) -> Segments:
-    """Each counted now."""
+    """Each counted now, as far as the time is enough for it."""
+    check_member(services, key, DATASET)
     dataset = services.dataset(DATASET)
     with reading(services.database) as connection:
         organization = services.organizations.get(connection, key.organization_id)

@@ -1,6 +1,6 @@
 """From a dialect's request to a row: inserted, checked by the row's own rules, committed or taken back.
 
-What belongs here: one transaction, and ``Idempotency-Key``. What does not: a rule (requests.admission).
+What belongs here: its transactions, and ``Idempotency-Key``. What does not: a rule (requests.admission).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from export_pipeline.gateway.services import Services
 from export_pipeline.requests.admission import admit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.model import ExportRequest, insert_and_load, load_request
+from export_pipeline.requests.organizations import Organization
+from export_pipeline.requests.preflight import Preflight
+from export_pipeline.requests.recurring import KEY_PREFIX
 from export_pipeline.requests.tables import export_requests
 
 MAX_KEY_LENGTH = 255
@@ -56,6 +59,7 @@ def submit(services: Services, caller: ApiKey, asked: Mapping[str, Any], key: st
     Raises:
         ExportFailure: the first rule that it breaks, and nothing is inserted.
     """
+    _check_key(key)
     row = {**asked, "organization_id": caller.organization_id, "requested_by": caller.member_id}
     try:
         return _submit(services, row, key)
@@ -66,16 +70,44 @@ def submit(services: Services, caller: ApiKey, asked: Mapping[str, Any], key: st
     return _submit(services, row, key)
 
 
+def _check_key(key: str | None) -> None:
+    # The key of a fire time, used beforehand, would take the place of its request.
+    if key is not None and key.startswith(KEY_PREFIX):
+        message = (
+            f"Idempotency-Key: may not begin with {KEY_PREFIX}, as those of recurring exports do; use another one."
+        )
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message)
+
+
 def _submit(services: Services, row: Mapping[str, Any], key: str | None) -> Submitted:
+    if row.get("list_ids") or row.get("segment_ids"):
+        _check_names(services, row, key)
     with services.database.begin() as connection:
         earlier = _with_key(connection, row["organization_id"], key)
         if earlier is not None:
             return Submitted(_same(earlier, row), replayed=True)
         request = _insert(connection, row, key)
-        organization, checked = admit(connection, services.organizations, services.catalog, services.settings, request)
-        check_lists(services.source, checked.dataset, organization.id, checked.list_ids)
-        find_segments(services.source, checked.dataset, organization.id, checked.segment_ids)
+        _admit(connection, services, request)
         return Submitted(request, replayed=False)
+
+
+def _check_names(services: Services, row: Mapping[str, Any], key: str | None) -> None:
+    """Make sure that the organization has the lists and segments, unless the answer is an earlier request's.
+
+    The source may be slow: it is asked before the request is inserted, while no transaction is open.
+    """
+    with services.database.connect() as connection, connection.begin() as transaction:
+        if _with_key(connection, row["organization_id"], key) is not None:
+            return
+        # Inserted and taken back: every rule on the row comes before the look at the source.
+        organization, checked = _admit(connection, services, _insert(connection, row, None))
+        transaction.rollback()
+    check_lists(services.source, checked.dataset, organization.id, checked.list_ids)
+    find_segments(services.source, checked.dataset, organization.id, checked.segment_ids)
+
+
+def _admit(connection: sa.Connection, services: Services, request: ExportRequest) -> tuple[Organization, Preflight]:
+    return admit(connection, services.organizations, services.catalog, services.settings, request)
 
 
 def _insert(connection: sa.Connection, row: Mapping[str, Any], key: str | None) -> ExportRequest:

@@ -21,7 +21,7 @@ from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.orchestration.webhooks import JOB_NAME as WEBHOOKS_JOB_NAME
 from export_pipeline.requests.database import reading
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.enums import UNFINISHED, RequestStatus
 from export_pipeline.requests.model import has_uid
 from export_pipeline.requests.tables import export_requests
 
@@ -104,7 +104,7 @@ def _of_row(database: sa.Engine, run: dg.DagsterRun) -> tuple[FailureCode | None
         return None, False
     if row.status == RequestStatus.FAILED:
         return _known(row.error_code), False
-    return None, row.status in (RequestStatus.QUEUED, RequestStatus.RUNNING)
+    return None, row.status in UNFINISHED
 
 
 def described(failed: Sequence[FailedRun], dagster_url: str) -> tuple[str, str]:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
 
 import dagster as dg
 from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
@@ -20,6 +19,7 @@ from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
 from export_pipeline.delivery.retention import KEEP_LEFTOVERS
 from export_pipeline.engine.staging import Staging
 from export_pipeline.orchestration.executors import OUTPUTS
+from export_pipeline.requests.model import is_canonical_uuid
 
 Log = Callable[[str], None]
 
@@ -105,19 +105,12 @@ def _forget_local_outputs(instance: dg.DagsterInstance, run_id: str) -> None:
 def _forget_outputs(instance: dg.DagsterInstance, staging: Staging) -> int:
     """They are kept as long as staged rows are: without those no run can be re-executed from failure."""
     count = 0
-    for name in filter(_is_run, staging.trees(_STORED)):
+    for name in filter(is_canonical_uuid, staging.trees(_STORED)):
         record = instance.get_run_record_by_id(name)
         if record is None or _ended_long_ago(record):
             staging.delete_tree(f"{_STORED}/{name}")
             count += 1
     return count
-
-
-def _is_run(name: str) -> bool:
-    try:
-        return str(UUID(name)) == name
-    except ValueError:
-        return False
 
 
 def _ended_long_ago(record: dg.RunRecord) -> bool:

@@ -13,7 +13,7 @@ from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, UNREACHABLE
 from export_pipeline.requests.recurring import make_due
 
 MADE_PER_TICK = 50
-"""Each is a transaction of its own; the next tick takes the next 50."""
+"""Each is a transaction of its own; one that waits for an earlier request does not count."""
 
 
 @dg.sensor(

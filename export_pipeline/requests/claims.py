@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import EventKind, NotificationKind, NotificationStatus, RequestStatus
+from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationKind, NotificationStatus, RequestStatus
 from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.tables import export_notifications, export_requests
 
@@ -119,7 +119,7 @@ def release(connection: sa.Connection, request_id: int, *, attempt: int, run_id:
             _rows.id == request_id,
             _rows.attempt == attempt,
             _rows.run_id.is_not_distinct_from(run_id),
-            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
+            _rows.status.in_(UNFINISHED),
         )
         .values(
             status=RequestStatus.QUEUED,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -167,6 +167,11 @@ def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
 def reading(engine: sa.Engine) -> sa.Connection:
     """A connection for reading alone, which on SQLite waits for no writer; use it as a context."""
     return engine.connect().execution_options(**{_SQLITE_BEGIN: "DEFERRED"})
+
+
+def insert_or(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that can say what becomes of a row which is there already."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def utc_now() -> datetime:

@@ -19,6 +19,12 @@ class RequestStatus(StrEnum):
     EXPIRED = "expired"
 
 
+UNFINISHED = (RequestStatus.QUEUED, RequestStatus.RUNNING)
+"""A request that waits or is worked on; it may still be canceled."""
+FINISHED = (RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELED, RequestStatus.EXPIRED)
+"""A request that has ended, one way or another."""
+
+
 class Stage(StrEnum):
     """``export_requests.stage``: the op that works on the request, in their order."""
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.enums import EmptyResult, RequestStatus, Stage
-from export_pipeline.requests.tables import export_requests
+from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB, export_requests
 
 
 class RequestState(BaseModel):
@@ -90,7 +90,7 @@ def draft_request(**asked: Any) -> ExportRequest:
         "layout": "default",
         "filters": {},
         "options": {},
-        "max_file_size_mb": 5000,
+        "max_file_size_mb": DEFAULT_MAX_FILE_SIZE_MB,
         "recipient_emails": [],
         "notify_email": False,
     }
@@ -166,6 +166,11 @@ def is_uuid(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_canonical_uuid(text: str) -> bool:
+    """Whether text is a UUID as the database spells it: in lower case, with hyphens."""
+    return is_uuid(text) and str(UUID(text)) == text
 
 
 def read_state(connection: sa.Connection, uid: str) -> RequestState | None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import EventKind, RequestStatus, Stage
+from export_pipeline.requests.enums import UNFINISHED, EventKind, RequestStatus, Stage
 from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.tables import export_requests
 
@@ -213,9 +213,7 @@ def why_not(connection: sa.Connection, request_id: int) -> Exception:
     ).first()
     if row is None:
         return OwnershipLost(f"request {request_id} no longer exists")
-    if row.status == RequestStatus.CANCELED or (
-        row.cancel and row.status in (RequestStatus.QUEUED, RequestStatus.RUNNING)
-    ):
+    if row.status == RequestStatus.CANCELED or (row.cancel and row.status in UNFINISHED):
         return ExportCanceled(f"request {request_id} is canceled")
     return OwnershipLost(f"request {request_id} is {row.status} and belongs to run {row.run_id}")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.catalog.types import OutputColumn
@@ -26,7 +25,7 @@ from export_pipeline.requests.file_rules import (
     options_of,
 )
 from export_pipeline.requests.filters import parse_filters
-from export_pipeline.requests.model import ExportRequest
+from export_pipeline.requests.model import ExportRequest, is_canonical_uuid
 from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.recipients import recipients_of
 from export_pipeline.requests.row_rules import (
@@ -108,10 +107,6 @@ def preflight(
 
 def _check_uid(request: ExportRequest) -> None:
     # SQLite takes any text for it, and it becomes part of keys.
-    try:
-        valid = str(UUID(request.uid)) == request.uid
-    except ValueError:
-        valid = False
-    if not valid:
+    if not is_canonical_uuid(request.uid):
         message = "uid: is not a UUID in lower case with hyphens; leave it out, the database makes one."
         raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="uid")

@@ -11,7 +11,6 @@ from datetime import datetime
 from export_pipeline.requests.enums import RequestStatus, Stage
 from export_pipeline.requests.model import RequestState
 
-FINISHED = (RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELED, RequestStatus.EXPIRED)
 _COUNTED_STAGES = (Stage.FILTER_ENTITIES, Stage.SERIALIZE, Stage.UPLOAD)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
+from export_pipeline.requests.database import insert_or
 from export_pipeline.requests.tables import rate_windows
 
 _windows = rate_windows.c
@@ -18,7 +18,7 @@ _windows = rate_windows.c
 def count(connection: sa.Connection, key: str, seconds: int, amount: int = 1) -> int:
     """Add to a window and return what it holds now; one that has ended begins anew."""
     now = time.time()
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(rate_windows)
+    insert = insert_or(connection, rate_windows)
     ended = _windows.ends_at <= now
     fresh = insert.excluded
     statement = insert.values(key=key, hits=amount, ends_at=now + seconds).on_conflict_do_update(

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from pydantic import BeforeValidator
 
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.enums import UNFINISHED, RequestStatus
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.tables import export_requests
 
-LISTED = (RequestStatus.QUEUED, RequestStatus.RUNNING, RequestStatus.COMPLETED, RequestStatus.FAILED)
+LISTED = (*UNFINISHED, RequestStatus.COMPLETED, RequestStatus.FAILED)
 """In flight or ended lately; what was canceled or has expired has nothing more to tell."""
 
 

@@ -6,6 +6,9 @@ What does not: the decision itself (``recurrence``), who may (``recurring_author
 
 from __future__ import annotations
 
+import random
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,7 +19,7 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import states
 from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.enums import RequestStatus, Window
+from export_pipeline.requests.enums import UNFINISHED, Window
 from export_pipeline.requests.fire_times import checked_schedule
 from export_pipeline.requests.model import has_uid, load_request
 from export_pipeline.requests.organizations import Organizations
@@ -29,6 +32,10 @@ from export_pipeline.requests.unsubscribe import without_unsubscribed
 
 _rows = recurring_exports.c
 _asked = export_requests.c
+KEY_PREFIX = "recurring:"
+"""What the ``idempotency_key`` of every fire time begins with; the gateway takes no such key from a caller."""
+_LONGEST_SECONDS = 20.0
+"""After so long a look begins with no further one: Dagster gives a sensor a minute."""
 
 
 @dataclass
@@ -44,30 +51,34 @@ class Tick:
 
 
 def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, now: datetime | None = None) -> Tick:
-    """Turn fire times that are due into requests, of ``limit`` recurring exports at most, one of each.
+    """Turn fire times that are due into requests, or pass them over: of ``limit`` recurring exports, one of each.
 
-    What goes wrong with one keeps none of the others from theirs.
+    Those that wait for an earlier request do not count. What goes wrong with one keeps none of the others from theirs.
 
     Raises:
         sqlalchemy.exc.OperationalError: the database cannot be read.
     """
     now = now or utc_now()
     tick = Tick()
+    ends_at = time.monotonic() + _LONGEST_SECONDS
     with reading(database) as connection:
-        due = _due(connection, now)
-    for recurring_id in due[:limit]:
+        due = _in_turn(_due(connection, now))
+    for recurring_id in due:
         try:
             with database.begin() as connection:
                 _look(connection, organizations, recurring_id, now, tick)
         except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
             tick.not_done.append(recurring_id)
+        if len(tick.made) + tick.passed_over >= limit or time.monotonic() >= ends_at:
+            break
     return tick
 
 
-def _due(connection: sa.Connection, now: datetime) -> list[int]:
+def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
     """What has to be looked at, without locking anything: fire times are remembered, so this is cheap."""
     live = sa.select(
         _rows.id,
+        _rows.organization_id,
         _rows.cron,
         _rows.time_zone,
         _rows.window_kind,
@@ -76,11 +87,11 @@ def _due(connection: sa.Connection, now: datetime) -> list[int]:
         _rows.created_at,
     ).where(_rows.paused_at.is_(None))
     try:
-        rows: Sequence[Any] = connection.execute(live.order_by(_rows.id)).all()
+        rows: Sequence[Any] = connection.execute(live).all()
     except (ValueError, TypeError):
         # One value that SQLite should not hold: each row is looked at by itself, and says so.
-        return list(connection.execute(live.with_only_columns(_rows.id).order_by(_rows.id)).scalars())
-    return [row.id for row in rows if _may_be_due(row, now)]
+        return connection.execute(live.with_only_columns(_rows.id, _rows.organization_id)).all()
+    return [row for row in rows if _may_be_due(row, now)]
 
 
 def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
@@ -90,6 +101,19 @@ def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
         return is_due(rules, row.last_fired_for or row.created_at, now)
     except (ExportFailure, ValueError, TypeError, OverflowError):
         return True  # it is looked at, and says what is wrong
+
+
+def _in_turn(due: Sequence[Any]) -> list[int]:
+    """One of each organization, then the second of each, and so on: nobody's many keep others from theirs.
+
+    Otherwise by chance: whatever a look does not come to, another one begins with.
+    """
+    turns: Counter[str] = Counter()
+    turn_of: dict[int, int] = {}
+    for row in random.sample(due, len(due)):
+        turns[row.organization_id] += 1
+        turn_of[row.id] = turns[row.organization_id]
+    return sorted(turn_of, key=turn_of.__getitem__)
 
 
 def _look(
@@ -106,7 +130,7 @@ def _look(
     try:
         recurring = load_recurring(connection, recurring_id)
         rules = recurring.rules()
-        decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring_id))
+        decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring))
         covered = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
     except ExportFailure as failure:
         # Nothing can be made of it until somebody corrects it: a request that failed says so, and pauses it.
@@ -117,8 +141,8 @@ def _look(
     if decision.act is Act.DROP:
         tick.passed_over += 1
         return
-    key = f"recurring:{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
-    if not _exists(connection, recurring.organization_id, key):
+    key = f"{KEY_PREFIX}{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
+    if not _exists(connection, recurring, key):
         made_for = {"scheduled_for": decision.fire_time, "idempotency_key": key}
         tick.made.append(_make(connection, organizations, recurring, covered, made_for))
 
@@ -137,16 +161,22 @@ def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decis
     return moved.rowcount == 1
 
 
-def _unfinished_since(connection: sa.Connection, recurring_id: int) -> datetime | None:
-    """When the newest of its requests that has not ended was made."""
-    unfinished = _asked.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
-    return connection.execute(
-        sa.select(sa.func.max(_asked.created_at)).where(_asked.recurring_export_id == recurring_id, unfinished)
-    ).scalar()
+def _unfinished_since(connection: sa.Connection, recurring: RecurringExport) -> datetime | None:
+    """When the newest of its requests that has not ended was made; one of another organization is none of them."""
+    unfinished = _asked.status.in_(UNFINISHED)
+    its = sa.and_(
+        _asked.recurring_export_id == recurring.id, _asked.organization_id == recurring.organization_id, unfinished
+    )
+    return connection.execute(sa.select(sa.func.max(_asked.created_at)).where(its)).scalar()
 
 
-def _exists(connection: sa.Connection, organization_id: str, key: str) -> bool:
-    same = sa.exists().where(_asked.organization_id == organization_id, _asked.idempotency_key == key)
+def _exists(connection: sa.Connection, recurring: RecurringExport, key: str) -> bool:
+    """Whether the request of a fire time is there. One that only has its key is not: then the insert fails aloud."""
+    same = sa.exists().where(
+        _asked.organization_id == recurring.organization_id,
+        _asked.idempotency_key == key,
+        _asked.recurring_export_id == recurring.id,
+    )
     return bool(connection.execute(sa.select(same)).scalar_one())
 
 
@@ -236,7 +266,7 @@ def run_now(
     parse_template(recurring.request)
     if window is None:
         rules = recurring.rules()
-        if rules.window is Window.SINCE_LAST_SUCCESS and _unfinished_since(connection, recurring_id):
+        if rules.window is Window.SINCE_LAST_SUCCESS and _unfinished_since(connection, recurring):
             raise ExportFailure(
                 FailureCode.INVALID_REQUEST,
                 "An earlier request of this recurring export has not ended, and the next window begins where it ends. "

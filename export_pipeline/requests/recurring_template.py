@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
 
 _Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
@@ -50,7 +51,7 @@ class RequestTemplate(BaseModel):
     segment_ids: list[str] | None = None
     include: list[str] | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    max_file_size_mb: _Int32 = 5000
+    max_file_size_mb: _Int32 = DEFAULT_MAX_FILE_SIZE_MB
     notify_email: bool = True
     empty_result: Literal["send", "skip"] = "send"
     email_locale: str | None = None

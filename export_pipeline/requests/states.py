@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import billing, ledger, webhooks
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import EventKind, NotificationStatus, RequestStatus, WebhookEvent
+from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationStatus, RequestStatus, WebhookEvent
 from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.model import has_uid
 from export_pipeline.requests.ownership import why_not
@@ -102,7 +102,7 @@ def give_up(
     connection: sa.Connection, request_id: int, failure: ExportFailure, *, attempt: int, run_id: str | None
 ) -> bool:
     """Mark a request failed whose last attempt ended without a word, if it is still ``run_id``'s."""
-    unfinished = _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING])
+    unfinished = _rows.status.in_(UNFINISHED)
     orphaned = sa.and_(unfinished, _rows.attempt == attempt, _rows.run_id.is_not_distinct_from(run_id))
     return _fail(connection, request_id, failure, orphaned)
 
@@ -139,7 +139,7 @@ def request_cancel(connection: sa.Connection, uid: str) -> bool:
         export_requests.update()
         .where(
             has_uid(uid),
-            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
+            _rows.status.in_(UNFINISHED),
         )
         .values(
             cancel_requested_at=sa.func.coalesce(
@@ -165,7 +165,7 @@ def cancel(
         export_requests.update()
         .where(
             _rows.id == request_id,
-            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]),
+            _rows.status.in_(UNFINISHED),
             sa.true() if run_id is None else sa.or_(_rows.run_id == run_id, asked.is_not(None)),
         )
         .values(
@@ -188,9 +188,7 @@ def cancel(
 def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
     """Requests that are to be canceled and are not yet: (id, uid)."""
     asked = connection.execute(
-        sa.select(_rows.id, _rows.uid).where(
-            _rows.status.in_([RequestStatus.QUEUED, RequestStatus.RUNNING]), _rows.cancel_requested_at.is_not(None)
-        )
+        sa.select(_rows.id, _rows.uid).where(_rows.status.in_(UNFINISHED), _rows.cancel_requested_at.is_not(None))
     )
     return [(row.id, row.uid) for row in asked]
 

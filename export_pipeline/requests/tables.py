@@ -58,6 +58,8 @@ def valid_json(column: str) -> sa.CheckConstraint:
     return check.ddl_if(dialect="sqlite")
 
 
+DEFAULT_MAX_FILE_SIZE_MB = 5000
+"""The default of ``max_file_size_mb`` (SendGrid, ``max_file_size``)."""
 JSON_COLUMNS = ("columns", "filters", "list_ids", "segment_ids", "include", "options", "recipient_emails")
 
 export_requests = sa.Table(
@@ -95,7 +97,11 @@ export_requests = sa.Table(
         comment="format options, see docs/requests.md",
     ),
     sa.Column(
-        "max_file_size_mb", sa.Integer, nullable=False, server_default=sa.text("5000"), comment="1 MB = 1,000,000 bytes"
+        "max_file_size_mb",
+        sa.Integer,
+        nullable=False,
+        server_default=sa.text(str(DEFAULT_MAX_FILE_SIZE_MB)),
+        comment="1 MB = 1,000,000 bytes",
     ),
     sa.Column("notify_email", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("recipient_emails", json_type(), nullable=False, comment="JSON array of addresses"),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from email_validator import EmailNotValidError, validate_email
 
+from export_pipeline.requests.database import insert_or
 from export_pipeline.requests.tables import export_unsubscriptions, recurring_exports
 
 _rows = export_unsubscriptions.c
@@ -76,12 +77,9 @@ def leave(connection: sa.Connection, key: str, token: str) -> bool:
 
 def unsubscribe(connection: sa.Connection, recurring_export_id: int, recipient: str) -> None:
     """A recipient gets no more mails of a recurring export; a second time changes nothing."""
-    address = _canonical(recipient)
-    known = sa.exists().where(_rows.recurring_export_id == recurring_export_id, _rows.recipient == address)
-    if not connection.execute(sa.select(known)).scalar_one():
-        connection.execute(
-            export_unsubscriptions.insert().values(recurring_export_id=recurring_export_id, recipient=address)
-        )
+    insert = insert_or(connection, export_unsubscriptions)
+    left = insert.values(recurring_export_id=recurring_export_id, recipient=_canonical(recipient))
+    connection.execute(left.on_conflict_do_nothing())
 
 
 def without_unsubscribed(connection: sa.Connection, recurring_export_id: int, recipients: Sequence[str]) -> list[str]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.database import insert_or, utc_now
 from export_pipeline.requests.enums import WebhookEvent, WebhookStatus
 from export_pipeline.requests.tables import export_requests, export_webhooks, webhook_secrets
 
@@ -124,9 +123,9 @@ def settle(
 
 def secret_of(connection: sa.Connection, organization_id: str) -> str:
     """The secret that an organization's webhooks are signed with, made when it is first asked for."""
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(webhook_secrets)
     secret = SECRET_PREFIX + secrets.token_urlsafe(32)
-    connection.execute(insert.values(organization_id=organization_id, secret=secret).on_conflict_do_nothing())
+    insert = insert_or(connection, webhook_secrets).values(organization_id=organization_id, secret=secret)
+    connection.execute(insert.on_conflict_do_nothing())
     found = sa.select(webhook_secrets.c.secret).where(webhook_secrets.c.organization_id == organization_id)
     return str(connection.execute(found).scalar_one())
 

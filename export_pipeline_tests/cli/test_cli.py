@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import click
+import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 
 from export_pipeline.cli import cli, main
+from export_pipeline.orchestration import tags
 from export_pipeline.requests.database import utc_now
 from export_pipeline_tests.orchestration.conftest import Pipeline, pipeline
 
@@ -99,6 +102,27 @@ def test_request_status_verify_of_an_export(pipeline: Pipeline, monkeypatch: pyt
     damaged = run("verify", uid)
     assert damaged.exit_code == 1
     assert "SHA-256" in damaged.output
+
+
+def test_an_expired_export_has_no_files_to_verify(pipeline: Pipeline) -> None:
+    _, state = pipeline.export()
+    pipeline.execute("UPDATE export_requests SET status = 'expired'")
+    assert state.manifest_key is not None
+    shown = run("verify", state.uid)
+    assert (shown.exit_code, "the request is expired: it has no files to verify" in shown.output) == (1, True)
+
+
+def test_status_shows_the_runs_however_the_uid_is_spelled(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    uid = pipeline.ask()
+    with dg.DagsterInstance.get() as instance:
+        instance.add_run(dg.DagsterRun(job_name="export", run_id=str(uuid4()), tags={tags.REQUEST_UID: uid}))
+    for spelled in (uid, uid.upper(), uid.replace("-", "")):
+        assert len(json.loads(run("status", spelled, "--json").output)["runs"]) == 1
 
 
 def test_status_of_a_failed_request_exits_with_1(pipeline: Pipeline) -> None:

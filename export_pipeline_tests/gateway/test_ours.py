@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,18 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 
-from export_pipeline.gateway import exports
+from export_pipeline.demo.lists import list_id, segment_id
+from export_pipeline.gateway import exports, submit
 from export_pipeline.gateway.app import build
 from export_pipeline.gateway.logs import JsonLines
 from export_pipeline.requests.api_keys import revoke_key
 from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.model import has_uid, insert_request, load_request
+from export_pipeline.requests.recurring_template import RequestTemplate
+from export_pipeline.requests.tables import export_requests
 from export_pipeline.requests.tokens import digest_of
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway
 
@@ -47,6 +53,34 @@ def test_from_the_request_to_the_file(gateway: Gateway) -> None:
         row[0]
         for row in gateway.rows("SELECT id FROM contacts WHERE organization_id = ? AND id <= 100 ORDER BY id", OURS.id)
     ]
+
+
+def test_the_body_has_every_column_that_may_be_asked_but_the_window() -> None:
+    assert set(exports.ExportAsked.model_fields) == {*RequestTemplate.model_fields, "start_date", "end_date"}
+
+
+def test_what_the_body_leaves_out_is_as_in_a_row(gateway: Gateway) -> None:
+    asked = {"dataset": "contacts", "format": "csv", "recipient_emails": []}
+    uid = gateway.caller().post("/v1/exports", asked).json()["uid"]
+    with gateway.database.begin() as connection:
+        inserted = insert_request(connection, organization_id=OURS.id, **asked)
+        ids = connection.execute(
+            sa.select(export_requests.c.id)
+            .where(sa.or_(has_uid(uid), has_uid(inserted)))
+            .order_by(export_requests.c.id)
+        ).scalars()
+        posted, bare = [load_request(connection, one) for one in list(ids)]
+    columns = set(exports.ExportAsked.model_fields)
+    assert posted.model_dump(include=columns) == bare.model_dump(include=columns)
+
+
+def test_an_empty_result_may_be_kept_to_oneself(gateway: Gateway) -> None:
+    asked = {**ASKED, "filters": {"id": {"lt": 0}}, "recipient_emails": ["ana@example.com"], "empty_result": "skip"}
+    assert gateway.caller().post("/v1/exports", asked).status_code == 202
+    (result,) = gateway.work()
+    assert (result.state.status, result.state.row_count, result.mails) == ("completed", 0, [])
+    wrong = gateway.caller().post("/v1/exports", {**asked, "empty_result": "burn"})
+    assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "empty_result")
 
 
 def test_progress_and_eta_of_a_running_export(gateway: Gateway) -> None:
@@ -169,6 +203,30 @@ def test_a_key_acts_for_its_member_whose_permission_counts(gateway: Gateway) -> 
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
 
 
+LISTS = (
+    "/public-api/v1/contacts?start_date=2025-01-01%2000:00:00&end_date=2025-01-31%2023:59:59",
+    "/entities",
+    "/v3/marketing/lists",
+    "/v3/marketing/segments/2.0",
+)
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_member_who_lost_the_permission_lists_nothing(gateway: Gateway, path: str) -> None:
+    organization = str(uuid4())
+    gateway.pipeline.database.execute(
+        "INSERT INTO organization_members (organization_id, member_id, permissions) VALUES (?, ?, ?)",
+        [organization, "ana", '["contacts:export", "entities:export"]'],
+    )
+    caller = gateway.caller(organization, member_id="ana", headers={"X-Organization-ID": organization})
+    assert caller.get(path).status_code == 200
+    gateway.pipeline.database.execute(
+        "UPDATE organization_members SET permissions = '[]' WHERE organization_id = ?", [organization]
+    )
+    assert caller.get(path).status_code == 403
+    assert gateway.caller(organization, headers={"X-Organization-ID": organization}).get(path).status_code == 200
+
+
 def test_the_same_idempotency_key_makes_one_export(gateway: Gateway) -> None:
     caller, headers = gateway.caller(), {"Idempotency-Key": str(uuid4())}
     with ThreadPoolExecutor(6) as threads:
@@ -181,6 +239,48 @@ def test_the_same_idempotency_key_makes_one_export(gateway: Gateway) -> None:
     elsewhere = gateway.caller(THEIRS.id).post("/v1/exports", ASKED, headers=headers)
     assert elsewhere.status_code == 202
     assert elsewhere.json()["uid"] != answers[0].json()["uid"]
+
+
+def test_the_keys_of_recurring_exports_are_nobody_elses(one_gateway: Gateway) -> None:
+    before = one_gateway.rows("SELECT count(*) FROM export_requests")
+    headers = {"Idempotency-Key": "recurring:1:2026-03-02T10:00:00+00:00"}
+    answer = one_gateway.caller().post("/v1/exports", ASKED, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
+    assert "may not begin with recurring:" in answer.json()["error"]["message"]
+    assert one_gateway.rows("SELECT count(*) FROM export_requests") == before
+
+
+NAMED = {**ASKED, "list_ids": [list_id(OURS, 0)], "segment_ids": [segment_id(OURS, 0)]}
+
+
+def test_no_transaction_is_open_while_the_source_is_asked(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    def looked_up(original: Callable[..., Any]) -> Callable[..., Any]:
+        def look_up(*arguments: Any) -> Any:
+            pool = gateway.database.pool
+            assert isinstance(pool, sa.QueuePool)
+            held.append(pool.checkedout())
+            return original(*arguments)
+
+        return look_up
+
+    for name in ("check_lists", "find_segments"):
+        monkeypatch.setattr(submit, name, looked_up(getattr(submit, name)))
+    before = gateway.rows("SELECT count(*) FROM export_requests")[0][0]
+    assert gateway.caller().post("/v1/exports", NAMED).status_code == 202
+    assert held == [0, 0]
+    assert gateway.rows("SELECT count(*) FROM export_requests") == [(before + 1,)]
+
+
+def test_a_replay_is_answered_without_asking_the_source(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller, headers = gateway.caller(), {"Idempotency-Key": str(uuid4())}
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: caller.post("/v1/exports", NAMED, headers=headers), range(4)))
+    (uid,) = {answer.json()["uid"] for answer in answers}
+    monkeypatch.setattr(submit, "check_lists", None)
+    again = caller.post("/v1/exports", NAMED, headers=headers)
+    assert (again.status_code, again.json()["uid"], again.headers["Idempotent-Replayed"]) == (202, uid, "true")
 
 
 def completed(gateway: Gateway, caller: Caller, **asked: Any) -> dict[str, Any]:

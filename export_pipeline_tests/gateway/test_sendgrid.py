@@ -19,6 +19,7 @@ import sendgrid
 from python_http_client.exceptions import NotFoundError, UnauthorizedError
 
 from export_pipeline.demo.lists import LIST_NAMES, SEGMENTS, list_id, segment_id
+from export_pipeline.engine import directory
 from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, S3Shelf, open_pipeline
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, open_gateway, served
 from export_pipeline_tests.servers.s3 import S3Bucket
@@ -256,6 +257,29 @@ def test_segments_say_how_many_contacts_they_hold_and_whether_they_can_be_used(g
     assert at_example["status"] == {"query_validation": "VALID", "error_message": ""}
     assert by_id[broken]["status"]["query_validation"] == "INVALID"
     assert "shoe_size" in by_id[broken]["status"]["error_message"]
+
+
+def segments(gateway: Gateway) -> list[dict[str, Any]]:
+    answer = gateway.caller().get("/v3/marketing/segments/2.0")
+    assert answer.status_code == 200
+    found: list[dict[str, Any]] = answer.json()["results"]
+    assert len(found) == len(SEGMENTS)
+    assert {one["status"]["query_validation"] for one in found} == {"VALID"}
+    return found
+
+
+def test_segments_are_not_counted_once_the_time_is_over(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "_COUNTING_SECONDS", 0.0)
+    assert {one["contacts_count"] for one in segments(gateway)} == {None}
+
+
+def test_a_count_that_takes_too_long_is_broken_off(
+    postgresql_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "_COUNTING_SECONDS", 0.5)
+    with postgresql_gateway.database.begin() as holder:
+        holder.exec_driver_sql("LOCK TABLE contacts IN ACCESS EXCLUSIVE MODE")
+        assert {one["contacts_count"] for one in segments(postgresql_gateway)} == {None}
 
 
 def test_every_answer_says_the_rate_and_too_many_is_429(sqlite_installation: Pipeline) -> None:

@@ -151,6 +151,23 @@ def test_a_pointer_that_somebody_sets_back_doubles_nothing(database: sa.Engine) 
     assert len(made(database)) == 1
 
 
+def test_a_request_that_only_has_a_fire_times_key_spends_no_fire_time(database: sa.Engine) -> None:
+    recurring_id, good = add(database), add(database)
+    key = f"{recurring.KEY_PREFIX}{recurring_id}:2026-03-02T10:00:00+00:00"
+    with database.begin() as connection:
+        insert_request(connection, **TEMPLATE, organization_id="acme", idempotency_key=key)
+    tick = look(database, "2 10:00")
+    assert tick.not_done == [recurring_id]
+    assert row(database, recurring_id).last_fired_for == at("2 09:00")
+    assert made(database)[-1].recurring_export_id == good
+    with database.begin() as connection:
+        connection.execute(
+            export_requests.update().values(idempotency_key=None).where(export_requests.c.idempotency_key == key)
+        )
+    assert len(look(database, "2 10:01").made) == 1
+    assert made(database)[-1].recurring_export_id == recurring_id
+
+
 def test_a_paused_one_makes_nothing_and_catches_up_when_resumed(database: sa.Engine) -> None:
     recurring_id = add(database, catch_up_policy="all", failures_in_a_row=2)
     with database.begin() as connection:
@@ -175,8 +192,7 @@ def test_a_fire_time_that_overlaps_is_passed_over_or_waits(database: sa.Engine) 
     skips, queues = add(database), add(database, overlap_policy="queue")
     look(database, "2 10:00")
     first = made(database)
-    with database.begin() as connection:  # made at their time, as the database's clock is not that of March
-        connection.execute(export_requests.update().values(created_at=at("2 10:00")))
+    wait_since(database, "2 10:00")
     assert look(database, "2 11:00").passed_over == 1
     assert len(made(database)) == 2
     for request in first:
@@ -184,6 +200,45 @@ def test_a_fire_time_that_overlaps_is_passed_over_or_waits(database: sa.Engine) 
     look(database, "2 11:05")
     assert [(one.recurring_export_id, one.scheduled_for) for one in made(database)[2:]] == [(queues, at("2 11:00"))]
     assert row(database, skips).last_fired_for == row(database, queues).last_fired_for == at("2 11:00")
+
+
+def wait_since(database: sa.Engine, moment: str) -> None:
+    """All requests so far are unfinished since then: the database's clock is not that of March."""
+    with database.begin() as connection:
+        connection.execute(export_requests.update().values(created_at=at(moment)))
+
+
+def test_many_that_wait_keep_nobody_else_from_their_turn(database: sa.Engine) -> None:
+    waiting = [add(database, overlap_policy="queue") for _ in range(60)]
+    assert [len(look(database, "2 10:00").made) for _ in range(3)] == [50, 10, 0]
+    wait_since(database, "2 10:00")
+    other = add(database, organization_id="other", last_fired_for=at("2 10:00"))
+    (uid,) = look(database, "2 11:00").made
+    assert (made(database)[-1].uid, made(database)[-1].recurring_export_id) == (uid, other)
+    assert {row(database, one).last_fired_for for one in waiting} == {at("2 10:00")}
+
+
+def test_one_of_each_organization_comes_first(database: sa.Engine) -> None:
+    for _ in range(60):
+        add(database)
+    other = add(database, organization_id="other")
+    assert len(look(database, "2 10:00").made) == 50
+    assert other in {request.recurring_export_id for request in made(database)}
+
+
+def test_a_look_that_runs_out_of_time_leaves_nobody_behind_for_ever(
+    database: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurring, "_LONGEST_SECONDS", 0.0)
+    ids = [add(database, overlap_policy="queue") for _ in range(3)]
+    for _ in range(100):
+        if len(made(database)) == len(ids):
+            break
+        assert len(look(database, "2 10:00").made) <= 1
+    wait_since(database, "2 10:00")
+    other = add(database, last_fired_for=at("2 10:00"))
+    assert any(look(database, "2 11:00").made for _ in range(100))
+    assert made(database)[-1].recurring_export_id == other
 
 
 def windows(database: sa.Engine) -> list[tuple[Any, Any]]:
@@ -231,6 +286,24 @@ def test_a_request_of_another_organization_moves_nothing(database: sa.Engine) ->
     fail(database, failed.id)
     found = row(database, recurring_id)
     assert (found.high_water_mark, found.failures_in_a_row) == (None, 1)
+
+
+def test_an_unfinished_request_of_another_organization_holds_nothing_up(database: sa.Engine) -> None:
+    ids = [
+        add(database),
+        add(database, overlap_policy="queue"),
+        add(database, window_kind="since_last_success", lag_seconds=0),
+    ]
+    with database.begin() as connection:
+        for recurring_id in ids:
+            insert_request(connection, **TEMPLATE, organization_id="other", recurring_export_id=recurring_id)
+    wait_since(database, "2 09:30")
+    tick = look(database, "2 10:00")
+    assert (len(tick.made), tick.passed_over) == (3, 0)
+    for request in made(database)[3:]:
+        complete(database, request.id)
+    with database.begin() as connection:
+        assert recurring.run_now(connection, Organizations(), ids[2], now=at("2 10:30"))
 
 
 def test_a_row_that_nothing_can_be_made_of_is_paused_and_says_so_in_a_failed_request(database: sa.Engine) -> None:

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import base64
+from concurrent.futures import ThreadPoolExecutor, wait
 
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export_pipeline.requests.unsubscribe import make_token, verify_token
+from export_pipeline.requests.unsubscribe import leave, make_token, verify_token, without_unsubscribed
+from export_pipeline_tests.recurring.rows import add
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 TOKEN = make_token(KEY, 12, "ana@example.com")
+
+
+def test_whoever_leaves_twice_at_once_has_left(database: sa.Engine) -> None:
+    recurring_id = add(database)
+
+    def again() -> bool:
+        with database.begin() as connection:
+            return leave(connection, KEY, make_token(KEY, recurring_id, "ana@example.com"))
+
+    with ThreadPoolExecutor(1) as thread:
+        with database.begin() as connection:
+            assert leave(connection, KEY, make_token(KEY, recurring_id, "ana@example.com"))
+            second = thread.submit(again)
+            wait([second], timeout=0.5)  # it waits for the first
+        assert second.result()
+    with database.connect() as connection:
+        assert without_unsubscribed(connection, recurring_id, ["ana@example.com"]) == []
 
 
 def test_a_token_says_which_recurring_export_and_no_address() -> None:

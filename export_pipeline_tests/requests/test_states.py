@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
 from export_pipeline.requests import claims, expiry, ownership, states
 from export_pipeline.requests.database import create_engine, utc_now
-from export_pipeline.requests.enums import Stage
+from export_pipeline.requests.enums import FINISHED, UNFINISHED, RequestStatus, Stage
 from export_pipeline.requests.migrate import upgrade
 from export_pipeline.requests.model import find_state, insert_request, load_request
 from export_pipeline.requests.states import DeliveredFile
@@ -96,6 +96,10 @@ def running(database: sa.Engine) -> int:
     claim(database)
     begin(database, request_id)
     return request_id
+
+
+def test_a_request_is_either_finished_or_not() -> None:
+    assert sorted((*UNFINISHED, *FINISHED)) == sorted(RequestStatus)
 
 
 def test_a_request_is_claimed_once_and_charged_one_attempt(database: sa.Engine) -> None:

@@ -28,7 +28,7 @@ from export_pipeline.requests.enums import (
     Window,
 )
 from export_pipeline.requests.file_rules import Options
-from export_pipeline.requests.model import ExportRequest, load_request
+from export_pipeline.requests.model import ExportRequest, is_canonical_uuid, is_uuid, load_request
 from export_pipeline.requests.tables import export_requests, metadata
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -50,6 +50,16 @@ def test_four_columns_of_plain_sql_are_a_whole_request(database: sa.Engine) -> N
     assert (first.filters, first.options, first.notify_email) == ({}, {}, True)
     assert first.recipient_emails == ["ana@example.com"]
     assert abs((utc_now() - first.created_at).total_seconds()) < 60
+
+
+def test_the_databases_spelling_of_a_uuid_is_the_canonical_one(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        connection.exec_driver_sql(FOUR_COLUMNS)
+        uid = load_request(connection, 1).uid
+    assert is_canonical_uuid(uid)
+    for spelled in (uid.replace("-", ""), f"{{{uid}}}", f"urn:uuid:{uid}", uid[:-1] + "A"):
+        assert (is_uuid(spelled), is_canonical_uuid(spelled)) == (True, False)
+    assert not is_canonical_uuid("")
 
 
 def test_the_request_model_has_exactly_the_columns_of_the_table() -> None:
