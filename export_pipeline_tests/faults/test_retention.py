@@ -15,7 +15,6 @@ from click.testing import CliRunner
 
 from export_pipeline.cli import cli
 from export_pipeline.demo.data import load_demo_data
-from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.database import utc_now
 from export_pipeline_tests.acceptance.pipeline import Database, S3Shelf, open_pipeline
 from export_pipeline_tests.faults.conftest import Tally
@@ -80,7 +79,7 @@ def test_the_trail_tells_the_whole_story_when_row_and_files_are_gone(
     due(gateway, uid)
     environment, name = gateway.pipeline.environment, "AWS_SECRET_ACCESS_KEY"
     environment[name], right = "revoked", environment[name]
-    with pytest.raises(ExportFailure, match="S3 refused"):
+    with pytest.raises(dg.Failure, match="S3 refused"):
         clean(gateway)
     assert gateway.client.get(link).status_code == 410
     assert caller.get(f"/v1/exports/{uid}").json()["files"] == []
