@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.catalog.types import IdentityType
+from export_pipeline.engine import expressions
 from export_pipeline.engine.conditions import table_clause
-from export_pipeline.engine.lookups import bound, find_custom_fields, read_texts, rows_of
+from export_pipeline.engine.lookups import find_custom_fields, read_texts, rows_of
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.engine.tenant import of_tenant
@@ -64,7 +65,7 @@ def lists_page(
     table = table_clause(lists.table, [lists.id, lists.name, lists.tenant])
     where = [of_tenant(table, lists.tenant, dataset, organization_id, source.backend)]
     if after is not None:
-        where.append(table.c[lists.id] > bound(_identity(after, lists.id_type)))
+        where.append(table.c[lists.id] > expressions.untyped(_identity(after, lists.id_type)))
     columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
     members = table_clause(membership.table, columns)
     on_list: list[sa.ColumnElement[bool]] = [members.c[membership.list_id] == table.c[lists.id]]

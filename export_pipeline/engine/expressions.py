@@ -20,7 +20,7 @@ def text(value: str) -> sa.BindParameter[str]:
 
 
 def untyped(value: Any) -> sa.BindParameter[Any]:
-    """A bound value whose type the other side of the comparison decides."""
+    """A bound value that takes the type of the column which it is compared with, so that an index serves."""
     return sa.bindparam(None, value, type_=sa.types.NullType(), unique=True)
 
 

@@ -135,7 +135,7 @@ def read_texts(
     clause = table_clause(table, [*columns, tenant])
     where = [of_tenant(clause, tenant, dataset, organization_id, source.backend)]
     if key is not None:
-        where.append(clause.c[key].in_([bound(one) for one in keys]))
+        where.append(clause.c[key].in_([expressions.untyped(one) for one in keys]))
     texts: list[sa.ColumnElement[Any]] = [
         sa.cast(clause.c[column], sa.Text).label(f"c{at}") for at, column in enumerate(columns)
     ]
@@ -151,8 +151,3 @@ def rows_of(source: Source, select: sa.Select[Any], columns: Sequence[str]) -> l
     )
     with open_snapshot(source, query) as snapshot:
         return [row for batch in snapshot.batches for row in zip(*[c.to_pylist() for c in batch.columns], strict=True)]
-
-
-def bound(value: Identity) -> sa.BindParameter[Any]:
-    """A value that takes the type of the column which it is compared with."""
-    return expressions.untyped(value)

@@ -99,11 +99,12 @@ class CsvFormat:
             case ColumnType.DATE:
                 return block.dates(place)
             case ColumnType.FLOAT | ColumnType.DECIMAL if options.csv_decimal_mark != ".":
-                return self._text(block, place, counted).cast(pl.String).str.replace(".", ",", literal=True)
+                text = self._values(block, place, counted).cast(pl.String)
+                return text.str.replace(".", options.csv_decimal_mark, literal=True)
             case _:
-                return self._text(block, place, counted)
+                return self._values(block, place, counted)
 
-    def _text(self, block: Block, place: int, counted: Counter[str]) -> pl.Series:
+    def _values(self, block: Block, place: int, counted: Counter[str]) -> pl.Series:
         """The column, guarded if what it holds was read as text."""
         values = block.frame[str(place)]
         if not self._is_guarded(block.columns[place]):
