@@ -19,6 +19,7 @@ from export_pipeline.gateway.services import Services, services_of
 from export_pipeline.requests.api_keys import ApiKey, find_key
 from export_pipeline.requests.database import reading
 from export_pipeline.requests.model import draft_request
+from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.permissions import check_permission, permission_for
 
 _bearer = HTTPBearer(auto_error=False, description="A key made by `export-pipeline api-key create`.")
@@ -86,8 +87,8 @@ def caller_of(request: Request) -> ApiKey:
     return key
 
 
-def check_member(services: Services, key: ApiKey, dataset: str) -> None:
-    """The member that a key acts for needs the permission to export what is listed, as it does for an export.
+def listing_organization(services: Services, key: ApiKey, dataset: str) -> Organization:
+    """The organization of a key that may list a dataset: its member needs the permission, as it does for an export.
 
     Raises:
         ExportFailure: ``permission_denied``.
@@ -95,6 +96,7 @@ def check_member(services: Services, key: ApiKey, dataset: str) -> None:
     asked = draft_request(organization_id=key.organization_id, dataset=dataset, requested_by=key.member_id)
     with reading(services.database) as connection:
         check_permission(connection, services.organizations, asked)
+        return services.organizations.get(connection, key.organization_id)
 
 
 def may_export(key: ApiKey, dataset: str) -> bool:

@@ -16,14 +16,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from export_pipeline.engine.page import listed, read_page
-from export_pipeline.gateway.auth import caller, check_member
+from export_pipeline.gateway.auth import caller, listing_organization
 from export_pipeline.gateway.bodies import parsed
 from export_pipeline.gateway.cometly_shapes import BASE, DATASET, DIALECT, LAYOUT, Range
 from export_pipeline.gateway.dialect import Refusal
 from export_pipeline.gateway.downloads import base_url
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.database import reading
 from export_pipeline.requests.model import draft_request
 from export_pipeline.requests.preflight import Preflight, preflight
 
@@ -150,9 +149,7 @@ def _page(
 
 
 def _checked(services: Services, key: ApiKey, asked: Listed) -> Preflight:
-    check_member(services, key, DATASET)
-    with reading(services.database) as connection:
-        organization = services.organizations.get(connection, key.organization_id)
+    organization = listing_organization(services, key, DATASET)
     draft = draft_request(
         organization_id=key.organization_id,
         dataset=DATASET,

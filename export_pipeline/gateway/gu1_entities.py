@@ -12,11 +12,10 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 
 from export_pipeline.engine.page import listed, read_page
-from export_pipeline.gateway.auth import check_member
+from export_pipeline.gateway.auth import listing_organization
 from export_pipeline.gateway.dialect import Refusal
 from export_pipeline.gateway.gu1_shapes import BASE, DATASET, DIALECT, Gu1Caller
 from export_pipeline.gateway.services import Serves
-from export_pipeline.requests.database import reading
 from export_pipeline.requests.model import draft_request
 from export_pipeline.requests.preflight import preflight
 
@@ -55,9 +54,7 @@ def entities(request: Request, key: Gu1Caller, services: Serves) -> Entities:
         if name not in FILTERS or name in filters:
             raise Refusal(400, f"{name[:60]}: not one of {', '.join(FILTERS)}, each given once.")
         filters[name] = value
-    check_member(services, key, DATASET)
-    with reading(services.database) as connection:
-        organization = services.organizations.get(connection, key.organization_id)
+    organization = listing_organization(services, key, DATASET)
     draft = draft_request(organization_id=key.organization_id, dataset=DATASET, format="ndjson", filters=filters)
     selection = listed(preflight(draft, services.catalog, organization), key.organization_id)
     headers = [to_camel(column.name) for column in selection.columns]

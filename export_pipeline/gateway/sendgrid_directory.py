@@ -12,11 +12,10 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from export_pipeline.engine.directory import ListEntry, SegmentEntry, lists_page, segments_of
-from export_pipeline.gateway.auth import check_member
+from export_pipeline.gateway.auth import listing_organization
 from export_pipeline.gateway.downloads import base_url
 from export_pipeline.gateway.sendgrid_shapes import DATASET, DIALECT, Metadata, SendGridCaller
 from export_pipeline.gateway.services import Serves
-from export_pipeline.requests.database import reading
 
 LISTS = "/v3/marketing/lists"
 SEGMENTS = "/v3/marketing/segments/2.0"
@@ -91,11 +90,11 @@ def lists(
     page_token: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Lists:  # fmt: skip
     """In the order of their ids."""
-    check_member(services, key, DATASET)
+    organization = listing_organization(services, key, DATASET)
     page = lists_page(
         services.source,
         services.dataset(DATASET),
-        key.organization_id,
+        organization.id,
         after=page_token or None,
         limit=page_size + 1,
     )
@@ -117,11 +116,8 @@ def _list(entry: ListEntry, base: str) -> ContactList:
 
 def segments(key: SendGridCaller, services: Serves) -> Segments:
     """Each counted now, as far as the time is enough for it."""
-    check_member(services, key, DATASET)
-    dataset = services.dataset(DATASET)
-    with reading(services.database) as connection:
-        organization = services.organizations.get(connection, key.organization_id)
-    found = segments_of(services.source, dataset, key.organization_id, organization.time_zone)
+    organization = listing_organization(services, key, DATASET)
+    found = segments_of(services.source, services.dataset(DATASET), organization.id, organization.time_zone)
     return Segments(results=[_segment(one) for one in found])
 
 
