@@ -25,6 +25,13 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
+def postgres18_server() -> Iterator[PostgresServer]:
+    """A newer major version than ``postgres_server``."""
+    with serve_postgres(18) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[MariadbServer]:
     with serve_mariadb() as server:
         yield server

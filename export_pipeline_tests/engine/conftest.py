@@ -14,13 +14,13 @@ from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer
 
 
-@pytest.fixture(scope="module", params=["postgresql", "sqlite", "sqlite shared", "mariadb"])
-def source(
-    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Source]:
+@pytest.fixture(scope="module", params=["postgresql", "postgresql 18", "sqlite", "sqlite shared", "mariadb"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     """Where ``people`` stands, as the settings would name it."""
-    if request.param == "postgresql":
-        with postgres_server.fresh_database() as url:
+    if request.param.startswith("postgresql"):
+        fixture = "postgres_server" if request.param == "postgresql" else "postgres18_server"
+        postgres: PostgresServer = request.getfixturevalue(fixture)
+        with postgres.fresh_database() as url:
             yield people.create(url.replace("postgresql://", "postgresql+psycopg://"))
         return
     if request.param == "mariadb":
