@@ -10,7 +10,7 @@ from dagster import DagsterRunStatus, RunsFilter
 
 from export_pipeline.delivery.webhook import deliver_due
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, UNREACHABLE
+from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, skipped
 from export_pipeline.orchestration.upkeep import upkeep
 from export_pipeline.requests.database import reading
 from export_pipeline.requests.webhooks import any_due
@@ -52,8 +52,8 @@ def export_webhooks(context: dg.SensorEvaluationContext, exports: ExportResource
     try:
         with reading(exports.database) as connection:
             owed = any_due(connection)
-    except sa.exc.OperationalError:
-        return dg.SkipReason(UNREACHABLE)
+    except sa.exc.DBAPIError as error:
+        return skipped(error)
     if not owed:
         return dg.SkipReason("No webhook is due.")
     if context.instance.get_run_ids(RunsFilter(job_name=JOB_NAME, statuses=_UNDER_WAY), limit=1):
