@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from export_pipeline.engine.page import listed, read_page
-from export_pipeline.gateway.auth import caller, listing_organization
+from export_pipeline.gateway.auth import caller, organization_of
 from export_pipeline.gateway.bodies import parsed
 from export_pipeline.gateway.cometly_shapes import BASE, DATASET, DIALECT, LAYOUT, Range
 from export_pipeline.gateway.dialect import Refusal
@@ -149,7 +149,7 @@ def _page(
 
 
 def _checked(services: Services, key: ApiKey, asked: Listed) -> Preflight:
-    organization = listing_organization(services, key, DATASET)
+    organization = organization_of(services, key)
     draft = draft_request(
         organization_id=key.organization_id,
         dataset=DATASET,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from export_pipeline.gateway.auth import caller, may_export
+from export_pipeline.gateway.auth import caller, check_may_export
 from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed
 from export_pipeline.gateway.dialect import Dialect, Refusal
 from export_pipeline.gateway.downloads import downloads, visible
@@ -128,8 +128,7 @@ def routes(dialect: Dialect) -> APIRouter:
         idempotency_key: IdempotencyKey = None,
     ) -> ExportView:  # fmt: skip
         asked = parsed(request, ExportAsked, body)
-        if not may_export(key, asked.dataset):
-            raise Refusal(403, dialect.forbidden)
+        check_may_export(dialect, key, asked.dataset)
         submitted = submit(services, key, _columns(asked), idempotency_key)
         uid = submitted.request.uid
         response.headers.update({"Location": f"/v1/exports/{uid}", **submitted.headers})

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 
 from export_pipeline.engine.page import listed, read_page
-from export_pipeline.gateway.auth import listing_organization
+from export_pipeline.gateway.auth import organization_of
 from export_pipeline.gateway.dialect import Refusal
 from export_pipeline.gateway.gu1_shapes import BASE, DATASET, DIALECT, Gu1Caller
 from export_pipeline.gateway.services import Serves
@@ -54,7 +54,7 @@ def entities(request: Request, key: Gu1Caller, services: Serves) -> Entities:
         if name not in FILTERS or name in filters:
             raise Refusal(400, f"{name[:60]}: not one of {', '.join(FILTERS)}, each given once.")
         filters[name] = value
-    organization = listing_organization(services, key, DATASET)
+    organization = organization_of(services, key)
     draft = draft_request(organization_id=key.organization_id, dataset=DATASET, format="ndjson", filters=filters)
     selection = listed(preflight(draft, services.catalog, organization), key.organization_id)
     headers = [to_camel(column.name) for column in selection.columns]
