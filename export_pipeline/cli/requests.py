@@ -12,6 +12,7 @@ import click
 
 from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.requests import states
+from export_pipeline.requests.json_text import RepeatedKeyError, read_json
 from export_pipeline.requests.model import insert_request
 from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
 from export_pipeline.requests.wall_clock import read_end
@@ -30,9 +31,14 @@ class JsonText(click.ParamType[Any]):
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
+            return read_json(value)
+        except RepeatedKeyError as error:
+            problem = str(error)
         except json.JSONDecodeError as error:
-            self.fail(f"is not JSON: {error.msg} at character {error.pos + 1}", param, ctx)
+            problem = f"is not JSON: {error.msg} at character {error.pos + 1}"
+        except (ValueError, RecursionError):
+            problem = "is not JSON, which has no NaN or Infinity, or is nested too deep"
+        return self.fail(problem, param, ctx)
 
 
 class EndDate(click.DateTime):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from export_pipeline.gateway.dialect import Dialect, Refusal
@@ -80,6 +80,8 @@ Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"enum": [0, 1, "0
 
 class Range(BaseModel):
     """Which contacts, and what of each beside its own fields."""
+
+    model_config = ConfigDict(extra="forbid")
 
     start_date: WallClock = Field(description="Created from, in the space's time zone.")
     # Always a time here: midnight is its second, not the day.

@@ -132,7 +132,7 @@ def routes(dialect: Dialect) -> APIRouter:
         summary="Ask for an export",
     )
     def create(
-        request: Request, response: Response, body: Body, key: Caller, services: Serves,
+        request: Request, response: Response, key: Caller, body: Body, services: Serves,
         idempotency_key: IdempotencyKey = None,
     ) -> ExportView:  # fmt: skip
         asked = parsed(request, ExportAsked, body)
