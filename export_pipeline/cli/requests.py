@@ -12,8 +12,10 @@ import click
 
 from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.requests import states
+from export_pipeline.requests.json_text import RepeatedKeyError, read_json
 from export_pipeline.requests.model import insert_request
 from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
+from export_pipeline.requests.wall_clock import read_end
 from export_pipeline.settings import Settings
 
 _LISTS = ("recipient_emails", "columns", "include", "list_ids", "segment_ids")
@@ -29,9 +31,22 @@ class JsonText(click.ParamType[Any]):
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
+            return read_json(value)
+        except RepeatedKeyError as error:
+            problem = str(error)
         except json.JSONDecodeError as error:
-            self.fail(f"is not JSON: {error.msg} at character {error.pos + 1}", param, ctx)
+            problem = f"is not JSON: {error.msg} at character {error.pos + 1}"
+        except (ValueError, RecursionError):
+            problem = "is not JSON, which has no NaN or Infinity, or is nested too deep"
+        return self.fail(problem, param, ctx)
+
+
+class EndDate(click.DateTime):
+    """The end of a range: a time, or a date alone."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse it."""
+        return read_end(super().convert(value, param, ctx), value)
 
 
 @click.command()
@@ -57,7 +72,7 @@ class JsonText(click.ParamType[Any]):
 @click.option("--from-sender-id", help="Sender: a row of organization_email_senders.")
 @click.option("--notify/--no-notify", "notify_email", default=None, help="Whether anybody is mailed; default yes.")
 @click.option("--start-date", type=click.DateTime(), help="Created from, in the organization's time zone.")
-@click.option("--end-date", type=click.DateTime(), help="Created until, inclusive.")
+@click.option("--end-date", type=EndDate(), help="Created until, inclusive; a date alone is that whole day.")
 @click.option("--options", type=JsonText(), help='JSON, such as \'{"csv_profile": "excel"}\'; see docs/requests.md.')
 @click.option(
     "--dry-run", is_flag=True, help="Insert nothing; say how many rows, bytes, files and seconds it would be."

@@ -1,26 +1,30 @@
-"""Who calls, and whether they may: the key, the scope, the rate.
+"""Who calls, and whether they may: the key, its member's permissions, the scope, the rate.
 
 What belongs here: the way from an ``Authorization`` header to a caller who is let in. What does not: keys themselves
 (requests.api_keys), counting (``rate_limits``), an organization's header (gu1 has one).
+
+A key that acts for a member never may do more than the member may at this moment. ``caller`` reads that for every
+request, so ``may_export`` gives the one answer to every read, download, cancel and revoke.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItem
 
-from export_pipeline.gateway.dialect import Refusal, dialect_of
+from export_pipeline.failures import FailureCode
+from export_pipeline.gateway.dialect import Dialect, Refusal, dialect_of
 from export_pipeline.gateway.rate_limits import Count, per_hour, per_minute
 from export_pipeline.gateway.services import Services, services_of
 from export_pipeline.requests.api_keys import ApiKey, find_key
 from export_pipeline.requests.database import reading
-from export_pipeline.requests.model import draft_request
 from export_pipeline.requests.organizations import Organization
-from export_pipeline.requests.permissions import check_permission, permission_for
+from export_pipeline.requests.permissions import permission_for, permissions_of
 
 _bearer = HTTPBearer(auto_error=False, description="A key made by `export-pipeline api-key create`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
@@ -46,8 +50,8 @@ def caller(dataset: str | None = None, *, endpoint: str = "all", limit: int | No
         request.scope["gateway.caller"] = key
         amount = limit if limit is not None else services.settings.rate_limit_per_minute
         _count(request, services, key, endpoint, per_minute(amount))
-        if dataset is not None and permission_for(dataset) not in key.scopes:
-            raise Refusal(403, dialect.forbidden)
+        if dataset is not None:
+            check_may_export(dialect, key, dataset)
         return key
 
     return let_in
@@ -57,7 +61,11 @@ def _key(services: Services, credentials: HTTPAuthorizationCredentials | None) -
     if credentials is None or not credentials.credentials:
         return None
     with reading(services.database) as connection:
-        return find_key(connection, credentials.credentials)
+        key = find_key(connection, credentials.credentials)
+        if key is None:
+            return None
+        held = permissions_of(connection, services.organizations, key.organization_id, key.member_id)
+    return replace(key, member_permissions=held)
 
 
 def _count(request: Request, services: Services, key: ApiKey, endpoint: str, item: RateLimitItem) -> None:
@@ -87,18 +95,24 @@ def caller_of(request: Request) -> ApiKey:
     return key
 
 
-def listing_organization(services: Services, key: ApiKey, dataset: str) -> Organization:
-    """The organization of a key that may list a dataset: its member needs the permission, as it does for an export.
-
-    Raises:
-        ExportFailure: ``permission_denied``.
-    """
-    asked = draft_request(organization_id=key.organization_id, dataset=dataset, requested_by=key.member_id)
+def organization_of(services: Services, key: ApiKey) -> Organization:
+    """The organization of a key."""
     with reading(services.database) as connection:
-        check_permission(connection, services.organizations, asked)
         return services.organizations.get(connection, key.organization_id)
 
 
 def may_export(key: ApiKey, dataset: str) -> bool:
-    """Whether a key has the scope to export a dataset."""
-    return permission_for(dataset) in key.scopes
+    """Whether a key has the scope to export a dataset, and its member the permission."""
+    permission = permission_for(dataset)
+    return permission in key.scopes and (key.member_permissions is None or permission in key.member_permissions)
+
+
+def check_may_export(dialect: Dialect, key: ApiKey, dataset: str) -> None:
+    """As ``may_export``.
+
+    Raises:
+        Refusal: 403.
+    """
+    if not may_export(key, dataset):
+        member_alone = permission_for(dataset) in key.scopes
+        raise Refusal(403, dialect.forbidden, code=FailureCode.PERMISSION_DENIED if member_alone else None)

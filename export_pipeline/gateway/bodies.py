@@ -5,39 +5,59 @@ What belongs here: what is true of every body. What does not: any dialect's fiel
 
 from __future__ import annotations
 
-import json
+import difflib
 import math
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
+from export_pipeline.gateway.auth import caller_of
 from export_pipeline.gateway.dialect import Refusal, dialect_of, first_problem
+from export_pipeline.requests.json_text import RepeatedKeyError, read_json
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_INTEGER = 2**31 - 1
 """Of a column of `export_requests`."""
 
+MAX_NAME = 60
+"""Characters of a name that we do not know which an answer repeats."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
-async def json_body(request: Request) -> Any:
-    """The body as JSON; an empty one is ``{}``, whatever its ``Content-Type`` (SendGrid's clients send none).
+async def _received(request: Request) -> bytes:
+    """The body's bytes.
 
     Raises:
-        Refusal: too large, no JSON, or JSON that no database stores.
+        Refusal: too large.
+        KeyError: a bug: the endpoint names its body before its caller, so that nobody was let in or counted yet.
     """
-    status = dialect_of(request).invalid_status
+    caller_of(request)
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
         if len(data) > MAX_BYTES:
             raise Refusal(413, f"The body is larger than {MAX_BYTES} bytes.")
+    return bytes(data)
+
+
+# Not asynchronous: parsing takes a thread, and the event loop goes on.
+def json_body(request: Request, data: Annotated[bytes, Depends(_received)]) -> Any:
+    """The body as JSON; an empty one is ``{}``, whatever its ``Content-Type`` (SendGrid's clients send none).
+
+    Raises:
+        Refusal: no JSON, or JSON that no database stores.
+    """
+    status = dialect_of(request).invalid_status
     if not data.strip():
         return {}
     try:
-        body = json.loads(data, parse_constant=_refuse)
+        body = read_json(data)
+    except RepeatedKeyError as error:
+        raise Refusal(status, f"The body {error}.") from None
     except (ValueError, RecursionError):
         raise Refusal(status, "The body is not JSON.") from None
     if not isinstance(body, dict):
@@ -46,10 +66,6 @@ async def json_body(request: Request) -> Any:
     if problem:
         raise Refusal(status, f"The body {problem}.")
     return body
-
-
-def _refuse(_constant: str) -> None:
-    raise ValueError
 
 
 def _problem(value: Any, depth: int) -> str | None:
@@ -74,17 +90,49 @@ def is_storable(text: str) -> bool:
 Body = Annotated[dict[str, Any], Depends(json_body)]
 
 
-def parsed(request: Request, model: type[M], body: Any) -> M:
-    """The body as a model.
+def parsed(request: Request, model: type[M], body: dict[str, Any], *, in_query: Sequence[str] = ()) -> M:
+    """The body as a model, with what may stand in the query instead.
 
     Raises:
-        Refusal: names the first field that is wrong.
+        Refusal: names the first field that is wrong, unknown or given twice.
     """
+    status = dialect_of(request).invalid_status
+    query = query_of(request, in_query)
+    for name, value in query.items():
+        if name in body and str(body[name]) != value:
+            raise Refusal(status, f"{name}: is one thing in the query and another in the body.", field=name)
     try:
-        return model.model_validate(body)
+        return model.model_validate({**query, **body})
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-    raise first_problem(problems, dialect_of(request).invalid_status)
+    first = problems[0]
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        name = str(first["loc"][0])
+        known = [field.alias or field_name for field_name, field in model.model_fields.items()]
+        raise Refusal(status, _unknown(name, known), field=name[:MAX_NAME])
+    raise first_problem(problems, status)
+
+
+def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:
+    """The parameters of the query.
+
+    Raises:
+        Refusal: one that is unknown, which would be ignored and answer too much, or given twice.
+    """
+    status, found = dialect_of(request).invalid_status, dict[str, str]()
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            raise Refusal(status, _unknown(name, known, " in the query"), field=name[:MAX_NAME])
+        if name in found:
+            raise Refusal(status, f"{name}: is given twice; give it once.", field=name)
+        found[name] = value
+    return found
+
+
+def _unknown(name: str, known: Iterable[str], where: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    advice = f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}."
+    return f"{name[:MAX_NAME]}: is not known{where}; {advice}"
 
 
 def described(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:

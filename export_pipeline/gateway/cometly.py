@@ -77,11 +77,11 @@ def build(services: Services) -> FastAPI:
     summary="Create contact export",
 )
 def create(
-    request: Request, response: Response, body: Body, key: Creator, services: Serves,
+    request: Request, response: Response, key: Creator, body: Body, services: Serves,
     idempotency_key: IdempotencyKey = None,
 ) -> ExportQueued:  # fmt: skip
     """The contacts created from one wall-clock time to another, both included, in the space's time zone."""
-    asked = parsed(request, Range, {**request.query_params, **body})
+    asked = parsed(request, Range, body, in_query=tuple(Range.model_fields))
     submitted = submit(services, key, _columns(asked), idempotency_key)
     response.headers.update(submitted.headers)
     return ExportQueued(export_id=submitted.request.id, status="queued")

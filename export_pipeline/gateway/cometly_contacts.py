@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from export_pipeline.engine.page import listed, read_page
-from export_pipeline.gateway.auth import caller, listing_organization
+from export_pipeline.gateway.auth import caller, organization_of
 from export_pipeline.gateway.bodies import parsed
 from export_pipeline.gateway.cometly_shapes import BASE, DATASET, DIALECT, LAYOUT, Range
 from export_pipeline.gateway.dialect import Refusal
@@ -29,7 +29,6 @@ from export_pipeline.requests.preflight import Preflight, preflight
 PATH = f"{BASE}/contacts"
 LISTS = 30
 """A minute and space; the documents name no number for this endpoint [?]: as many as for single contacts."""
-_UNSUPPORTED = ("include_custom_fields", "use_custom_field_labels", "custom_field_filters")
 _INT64 = range(-(2**63), 2**63)
 
 Lister = Annotated[ApiKey, Depends(caller(DATASET, endpoint="list contacts", limit=LISTS))]
@@ -105,7 +104,7 @@ def routes() -> APIRouter:
 
 
 class Parameters(BaseModel):
-    """As they stand in the query."""
+    """The parameters for the OpenAPI document; ``Listed`` reads them."""
 
     start_date: str | None = Field(default=None, description="Required; wall clock of the space.")
     end_date: str | None = Field(default=None, description="Required; both ends included.")
@@ -115,12 +114,9 @@ class Parameters(BaseModel):
     include_all_emails: str | None = Field(default=None, description="0 or 1.")
 
 
-def contacts(request: Request, key: Lister, services: Serves, given: Annotated[Parameters, Query()]) -> Contacts:
+def contacts(request: Request, key: Lister, services: Serves, _given: Annotated[Parameters, Query()]) -> Contacts:
     """The newest first."""
-    for name in _UNSUPPORTED:
-        if name in request.query_params:
-            raise Refusal(422, f"{name}: not supported here; leave it out.", field=name)
-    asked = parsed(request, Listed, given.model_dump(exclude_none=True))
+    asked = parsed(request, Listed, {}, in_query=tuple(Listed.model_fields))
     place = _Cursor.read(asked.cursor)
     rows, before, after = _page(services, key, asked, place)
     return _envelope(services, request, asked, rows, before=before, after=after)
@@ -149,7 +145,7 @@ def _page(
 
 
 def _checked(services: Services, key: ApiKey, asked: Listed) -> Preflight:
-    organization = listing_organization(services, key, DATASET)
+    organization = organization_of(services, key)
     draft = draft_request(
         organization_id=key.organization_id,
         dataset=DATASET,

@@ -8,10 +8,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from export_pipeline.gateway.dialect import Dialect, Refusal
+from export_pipeline.requests.wall_clock import given_as_time
 
 BASE = "/public-api/v1"
 DATASET = "contacts"
@@ -80,8 +81,13 @@ Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"enum": [0, 1, "0
 class Range(BaseModel):
     """Which contacts, and what of each beside its own fields."""
 
+    model_config = ConfigDict(extra="forbid")
+
     start_date: WallClock = Field(description="Created from, in the space's time zone.")
-    end_date: WallClock = Field(description="Created until, both ends included; after `start_date`.")
+    # Always a time here: midnight is its second, not the day.
+    end_date: Annotated[WallClock, AfterValidator(given_as_time)] = Field(
+        description="Created until, both ends included; after `start_date`."
+    )
     include_comet_tokens: Flag = Field(default=False, description="The last five, newest first.")
     include_all_emails: Flag = Field(default=False, description="Those of merged profiles too.")
 

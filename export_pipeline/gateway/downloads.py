@@ -53,8 +53,11 @@ def has_files(state: RequestState) -> bool:
 
 
 def downloads(services: Services, request: Request, state: RequestState) -> list[Download]:
-    """A fresh URL for each file of a request, in their order; none if there are no files (any more)."""
-    if not has_files(state) or state.expires_at is None:
+    """A fresh URL for each file of a request, in their order; none if there are no files (any more).
+
+    Whoever found the request, nothing is minted for a caller who may not see it.
+    """
+    if seen_by(caller_of(request), state) is None or not has_files(state) or state.expires_at is None:
         return []
     ends_at = min(utc_now() + URL_LIFETIME, state.expires_at)
     with services.database.begin() as connection:

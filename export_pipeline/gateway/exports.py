@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
-from export_pipeline.gateway.auth import caller, may_export
+from export_pipeline.gateway.auth import caller, check_may_export
 from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed
 from export_pipeline.gateway.dialect import Dialect, Refusal
 from export_pipeline.gateway.downloads import downloads, visible
@@ -25,8 +25,14 @@ from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.progress import eta_seconds, overall_progress
 from export_pipeline.requests.sealed_links import revoke_links
 from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
+from export_pipeline.requests.wall_clock import read_end
 
 Caller = Annotated[ApiKey, Depends(caller())]
+
+
+def _end_date(value: Any, parse: ValidatorFunctionWrapHandler) -> datetime | None:
+    parsed: datetime | None = parse(value)
+    return parsed and read_end(parsed, value)
 
 
 class ExportAsked(BaseModel):
@@ -47,7 +53,9 @@ class ExportAsked(BaseModel):
     list_ids: list[str] | None = None
     segment_ids: list[str] | None = None
     start_date: datetime | None = Field(default=None, description="Wall clock of the organization, without an offset.")
-    end_date: datetime | None = Field(default=None, description="Wall clock of the organization, without an offset.")
+    end_date: Annotated[datetime | None, WrapValidator(_end_date)] = Field(
+        default=None, description="Wall clock of the organization, without an offset; a date alone is that whole day."
+    )
     include: list[str] | None = None
     options: dict[str, Any] = {}
     max_file_size_mb: int = Field(default=DEFAULT_MAX_FILE_SIZE_MB, ge=1, le=MAX_INTEGER)
@@ -124,12 +132,11 @@ def routes(dialect: Dialect) -> APIRouter:
         summary="Ask for an export",
     )
     def create(
-        request: Request, response: Response, body: Body, key: Caller, services: Serves,
+        request: Request, response: Response, key: Caller, body: Body, services: Serves,
         idempotency_key: IdempotencyKey = None,
     ) -> ExportView:  # fmt: skip
         asked = parsed(request, ExportAsked, body)
-        if not may_export(key, asked.dataset):
-            raise Refusal(403, dialect.forbidden)
+        check_may_export(dialect, key, asked.dataset)
         submitted = submit(services, key, _columns(asked), idempotency_key)
         uid = submitted.request.uid
         response.headers.update({"Location": f"/v1/exports/{uid}", **submitted.headers})

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from export_pipeline.gateway.bodies import Body, described, parsed
 from export_pipeline.gateway.dialect import Refusal, build_app, strip_default_errors
@@ -32,6 +32,8 @@ _GONE = "The files of this export have expired. Ask for a new export."
 
 class JobAsked(Model):
     """A bulk export by e-mail."""
+
+    model_config = ConfigDict(extra="forbid")
 
     recipient_emails: list[str] = Field(min_length=1, description="At most 26 different addresses.")
     format: Literal["csv", "xlsx", "json"]
@@ -120,7 +122,7 @@ _jobs = APIRouter(tags=["export jobs"])
     summary="Export entities and mail them",
 )
 def create(
-    request: Request, response: Response, body: Body, key: Gu1Caller, services: Serves,
+    request: Request, response: Response, key: Gu1Caller, body: Body, services: Serves,
     idempotency_key: IdempotencyKey = None,
 ) -> JobQueued:  # fmt: skip
     """What cannot be served or mailed is refused at once."""

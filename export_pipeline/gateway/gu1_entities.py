@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic.alias_generators import to_camel
 
 from export_pipeline.engine.page import listed, read_page
-from export_pipeline.gateway.auth import listing_organization
-from export_pipeline.gateway.dialect import Refusal
+from export_pipeline.gateway.auth import organization_of
+from export_pipeline.gateway.bodies import query_of
 from export_pipeline.gateway.gu1_shapes import BASE, DATASET, DIALECT, Gu1Caller
 from export_pipeline.gateway.services import Serves
 from export_pipeline.requests.model import draft_request
@@ -49,12 +49,8 @@ def routes() -> APIRouter:
 
 def entities(request: Request, key: Gu1Caller, services: Serves) -> Entities:
     """The first hundred that the filters select; another parameter is refused, as it would be ignored."""
-    filters: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in FILTERS or name in filters:
-            raise Refusal(400, f"{name[:60]}: not one of {', '.join(FILTERS)}, each given once.")
-        filters[name] = value
-    organization = listing_organization(services, key, DATASET)
+    filters = query_of(request, FILTERS)
+    organization = organization_of(services, key)
     draft = draft_request(organization_id=key.organization_id, dataset=DATASET, format="ndjson", filters=filters)
     selection = listed(preflight(draft, services.catalog, organization), key.organization_id)
     headers = [to_camel(column.name) for column in selection.columns]

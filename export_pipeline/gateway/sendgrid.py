@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from export_pipeline.engine.directory import names_of
-from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed
+from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed, query_of
 from export_pipeline.gateway.dialect import Refusal, build_app, strip_default_errors
 from export_pipeline.gateway.downloads import base_url, downloads, has_files, visible
 from export_pipeline.gateway.sendgrid_directory import routes as directory_routes
@@ -35,11 +35,15 @@ LAYOUT = "sendgrid"
 class Notifications(BaseModel):
     """Whether the key's member is mailed a link."""
 
+    model_config = ConfigDict(extra="forbid")
+
     email: bool | None = None
 
 
 class ExportAsked(BaseModel):
-    """All of it optional; unknown keys are ignored, as clients send some (`field_selections`)."""
+    """All of it optional; another key is refused, as it may be meant to narrow the export."""
+
+    model_config = ConfigDict(extra="forbid")
 
     list_ids: list[str] | None = None
     segment_ids: list[str] | None = None
@@ -47,6 +51,9 @@ class ExportAsked(BaseModel):
     file_type: Literal["csv", "json"] | None = None
     max_file_size: int | None = Field(
         default=None, ge=1, le=MAX_INTEGER, description=f"MB; {DEFAULT_MAX_FILE_SIZE_MB} by default."
+    )
+    field_selections: list[Literal["*"]] | None = Field(
+        default=None, description="Not SendGrid's; clients send it, and all fields are what they get."
     )
 
 
@@ -132,13 +139,12 @@ _exports = APIRouter(tags=["exports"])
     summary="Export contacts",
 )
 def create(
-    request: Request, response: Response, body: Body, key: SendGridCaller, services: Serves,
-    file_type: Annotated[str | None, Query(description="csv or json, for clients that send no body.")] = None,
+    request: Request, response: Response, key: SendGridCaller, body: Body, services: Serves,
+    _in_query: Annotated[str | None, Query(alias="file_type", description="For clients that send no body.")] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> ExportCreated:  # fmt: skip
     """Neither lists nor segments: all contacts."""
-    given = {"file_type": file_type} if file_type is not None else {}
-    asked = parsed(request, ExportAsked, {**given, **body})
+    asked = parsed(request, ExportAsked, body, in_query=["file_type"])
     submitted = submit(services, key, _columns(services, key, asked), idempotency_key)
     response.headers.update(submitted.headers)
     uid = submitted.request.uid
@@ -204,6 +210,7 @@ def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> Co
 )
 def list_exports(request: Request, key: SendGridCaller, services: Serves) -> ExportList:
     """Those in flight or recently completed."""
+    query_of(request, ())
     with reading(services.database) as connection:
         found = recent_requests(connection, key.organization_id, DATASET, limit=LISTED)
     names = names_of(

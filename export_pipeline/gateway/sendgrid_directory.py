@@ -12,7 +12,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from export_pipeline.engine.directory import ListEntry, SegmentEntry, lists_page, segments_of
-from export_pipeline.gateway.auth import listing_organization
+from export_pipeline.gateway.auth import organization_of
+from export_pipeline.gateway.bodies import query_of
 from export_pipeline.gateway.downloads import base_url
 from export_pipeline.gateway.sendgrid_shapes import DATASET, DIALECT, Metadata, SendGridCaller
 from export_pipeline.gateway.services import Serves
@@ -90,7 +91,8 @@ def lists(
     page_token: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Lists:  # fmt: skip
     """In the order of their ids."""
-    organization = listing_organization(services, key, DATASET)
+    query_of(request, ("page_size", "page_token"))
+    organization = organization_of(services, key)
     page = lists_page(
         services.source,
         services.dataset(DATASET),
@@ -114,9 +116,10 @@ def _list(entry: ListEntry, base: str) -> ContactList:
     )
 
 
-def segments(key: SendGridCaller, services: Serves) -> Segments:
+def segments(request: Request, key: SendGridCaller, services: Serves) -> Segments:
     """Each counted now, as far as the time is enough for it."""
-    organization = listing_organization(services, key, DATASET)
+    query_of(request, ())
+    organization = organization_of(services, key)
     found = segments_of(services.source, services.dataset(DATASET), organization.id, organization.time_zone)
     return Segments(results=[_segment(one) for one in found])
 

@@ -34,6 +34,8 @@ class ApiKey:
     member_id: str | None
     """Whom the key acts for: ``requested_by`` of what it asks."""
     requests_per_hour: int | None
+    member_permissions: frozenset[str] | None = None
+    """What its member may do now; None: the key alone counts. Only the gateway asks for it (``auth``)."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from export_pipeline.requests.json_text import read_stored
+
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
 LIVELINESS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
 """By which libpq notices within a minute or so that a server fell silent, in seconds, and milliseconds for
@@ -167,7 +169,7 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     busy = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": not connections}
-    engine = sa.create_engine(url, connect_args=busy, hide_parameters=True, **pool)
+    engine = sa.create_engine(url, connect_args=busy, hide_parameters=True, json_deserializer=read_stored, **pool)
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.enums import EmptyResult, RequestStatus, Stage
+from export_pipeline.requests.json_text import RepeatedKey
 from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB, export_requests
 
 
@@ -124,13 +125,16 @@ def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
 
 def _unreadable(connection: sa.Connection, by_id: sa.ColumnElement[bool]) -> ExportFailure:
     for column in export_requests.c:
+        stored = None
         try:
-            _value(column.name, connection.execute(sa.select(_as_stored(column)).where(by_id)).scalar_one())
+            stored = connection.execute(sa.select(_as_stored(column)).where(by_id)).scalar_one()
+            _value(column.name, stored)
         except (ValueError, TypeError, RecursionError):
             break
+    problem = stored if isinstance(stored, RepeatedKey) else f"the value is not a {_expected(column.name)}"
     return ExportFailure(
         FailureCode.INVALID_REQUEST,
-        f"{column.name}: the value is not a {_expected(column.name)}. Insert a new request with a correct one.",
+        f"{column.name}: {problem}. Ask again with a correct one.",
         field=column.name,
     )
 

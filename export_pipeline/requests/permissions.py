@@ -17,6 +17,18 @@ def permission_for(dataset: str) -> str:
     return f"{dataset}:export"
 
 
+def permissions_of(
+    connection: sa.Connection, organizations: Organizations, organization_id: str, member_id: str | None
+) -> frozenset[str] | None:
+    """What a member may do, nothing if they left; None: no member is named, or the organization keeps none."""
+    if member_id is None:
+        return None
+    member = organizations.member(connection, organization_id, member_id)
+    if member is not None:
+        return member.permissions
+    return frozenset() if organizations.keeps_members(connection, organization_id) else None
+
+
 def check_permission(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
     """The requester, if one is named, must be a member with the dataset's permission.
 
@@ -25,11 +37,9 @@ def check_permission(connection: sa.Connection, organizations: Organizations, re
     Raises:
         ExportFailure: ``permission_denied``; the same for somebody unknown, who is not told who is known.
     """
-    if request.requested_by is None or not organizations.keeps_members(connection, request.organization_id):
-        return
-    member = organizations.member(connection, request.organization_id, request.requested_by)
+    held = permissions_of(connection, organizations, request.organization_id, request.requested_by)
     permission = permission_for(request.dataset)
-    if member is None or permission not in member.permissions:
+    if held is not None and permission not in held:
         raise ExportFailure(
             FailureCode.PERMISSION_DENIED,
             f"requested_by: is not a member of the organization with the permission {permission}; ask whoever grants "

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.json_text import RepeatedKey
 from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
 
 _Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
@@ -76,7 +77,9 @@ def parse_template(stored: Any) -> RequestTemplate:
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
     column = str(problem["loc"][0]) if problem["loc"] else ""
-    if problem["type"] == "missing":
+    if isinstance(stored, RepeatedKey):
+        what = str(stored)
+    elif problem["type"] == "missing":
         what = "is missing; every request needs it"
     elif problem["type"] == "extra_forbidden":
         managed = "is set by the recurring export itself" if column in MANAGED else "is no column of a request"

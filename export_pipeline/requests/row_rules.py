@@ -16,7 +16,7 @@ from export_pipeline.catalog.types import ColumnType, IdentityType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.file_rules import TABLES, Format
 from export_pipeline.requests.model import ExportRequest
-from export_pipeline.requests.wall_clock import beginning, end_of_second
+from export_pipeline.requests.wall_clock import beginning, end_of_second, last_moment
 from export_pipeline.requests.wording import shown
 
 Identity = str | int
@@ -63,23 +63,24 @@ def check_organization(request: ExportRequest, dataset: Dataset) -> None:
 def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
     """The creation times that are meant, as instants: from the first one on, and before the second.
 
-    Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export); what becomes of times that
-    happen twice or never: ``wall_clock``. A window is instants already, so that windows meet exactly.
+    Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export). A date alone as the end
+    takes its whole day (``last_moment``). What becomes of times that happen twice or never: ``wall_clock``. A window is
+    instants already, so that windows meet exactly.
 
     Raises:
         ExportFailure: ``invalid_date_range``.
     """
     if request.window_from or request.window_before:
         return _window_of(request, dataset)
-    start, end = request.start_date, request.end_date
+    start, end = request.start_date, last_moment(request.end_date) if request.end_date else None
     if (start or end) and dataset.created_at is None:
         raise _invalid_range("start_date", f"dataset {dataset.name} has no creation time to filter by; leave it NULL")
-    if start and end and end <= start:
+    if start and end and end <= start.replace(microsecond=0):
         raise _invalid_range("end_date", "must be after start_date")
     try:
         return beginning(start, zone) if start else None, end_of_second(end, zone) if end else None
     except OverflowError:
-        raise _invalid_range("end_date" if end else "start_date", "is out of range") from None
+        raise _invalid_range("end_date" if end else "start_date", "is out of range; leave it out") from None
 
 
 def _window_of(request: ExportRequest, dataset: Dataset) -> tuple[datetime | None, datetime | None]:

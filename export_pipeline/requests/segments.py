@@ -6,7 +6,6 @@ What does not: finding it in the source (engine.lookups), SendGrid's query langu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +14,7 @@ from export_pipeline.catalog.model import CustomField, Dataset
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import Condition
 from export_pipeline.requests.filters import parse_filters
+from export_pipeline.requests.json_text import RepeatedKeyError, read_json
 from export_pipeline.requests.segment_query import parse_segment_query
 
 
@@ -50,7 +50,9 @@ def segment_condition(
 
 def _json(text: str | None) -> dict[str, object]:
     try:
-        stored = json.loads(text or "null")
+        stored = read_json(text or "null")
+    except RepeatedKeyError as error:
+        raise ExportFailure(FailureCode.INVALID_SEGMENT, f"its filter {error}.") from None
     except (ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):

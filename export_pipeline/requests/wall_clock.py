@@ -10,10 +10,32 @@ the rows from the jump on, and those at or before it are the rows until the jump
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 _SECOND = timedelta(seconds=1)
+_NOT_QUITE_MIDNIGHT = timedelta(microseconds=1)
+
+
+def last_moment(end: datetime) -> datetime:
+    """The last wall time of a range that ends with ``end``: the whole day of a date alone, else that second.
+
+    A column of times, and most languages, turn a date alone into midnight. So midnight is the day here. Whoever knows
+    that a time was given says so by ``given_as_time``.
+    """
+    if end.time() == time.min:
+        return datetime.combine(end, time.max)
+    return end.replace(microsecond=0)
+
+
+def given_as_time(end: datetime) -> datetime:
+    """The same second as the end of a range, and never taken for a date alone."""
+    return end + _NOT_QUITE_MIDNIGHT if end.time() == time.min else end
+
+
+def read_end(parsed: datetime, text: object) -> datetime:
+    """The end of a range as it was parsed from ``text``; a date alone stays the date."""
+    return given_as_time(parsed) if isinstance(text, str) and ":" in text else parsed
 
 
 def beginning(wall: datetime, zone: ZoneInfo) -> datetime:

@@ -93,7 +93,7 @@ LIMITS: Sequence[Bad] = [
         "invalid_date_range",
         "end_date: ",
     ),
-    ({"start_date": "2024-01-01 00:00:00", "end_date": "2024-01-01 00:00:00"}, "invalid_date_range", "end_date: "),
+    ({"start_date": "2024-01-01 12:00:00", "end_date": "2024-01-01 12:00:00"}, "invalid_date_range", "end_date: "),
     ({"max_file_size_mb": 0}, "invalid_max_file_size", "max_file_size_mb: "),
     ({"max_file_size_mb": -5}, "invalid_max_file_size", "max_file_size_mb: "),
     ({"max_file_size_mb": 2_000_000_000}, "invalid_max_file_size", "max_file_size_mb: "),

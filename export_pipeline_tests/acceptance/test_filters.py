@@ -231,7 +231,16 @@ SECOND = timedelta(seconds=1)
             "2030-01-01 00:00:00",
             "2030-01-02 00:00:00",
             datetime(2030, 1, 1, 3, tzinfo=UTC),
-            datetime(2030, 1, 2, 3, tzinfo=UTC),
+            datetime(2030, 1, 3, 3, tzinfo=UTC),
+        ),
+        # A date alone ends with its day.
+        ("2024-01-01", "2024-12-31", datetime(2024, 1, 1, 3, tzinfo=UTC), datetime(2025, 1, 1, 3, tzinfo=UTC)),
+        ("2018-11-04", "2018-11-04", SUMMER, datetime(2018, 11, 5, 2, tzinfo=UTC)),
+        (
+            "2019-02-16 12:00:00",
+            "2019-02-16",
+            datetime(2019, 2, 16, 14, tzinfo=UTC),
+            datetime(2019, 2, 17, 3, tzinfo=UTC),
         ),
     ],
 )

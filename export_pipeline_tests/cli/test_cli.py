@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import click
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from export_pipeline.cli import cli, main
@@ -102,6 +103,21 @@ def test_request_status_verify_of_an_export(pipeline: Pipeline, monkeypatch: pyt
     damaged = run("verify", uid)
     assert damaged.exit_code == 1
     assert "SHA-256" in damaged.output
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("2024-01-17", "2024-01-17T00:00:00"),
+        ("2024-01-17 00:00:00", "2024-01-17T00:00:00.000001"),
+        ("2024-01-17T23:59:59", "2024-01-17T23:59:59"),
+    ],
+)
+def test_an_end_date_alone_is_a_day_and_a_time_is_its_second(pipeline: Pipeline, given: str, stored: str) -> None:
+    uid = ask("--start-date", "2024-01-16", "--end-date", given)
+    with pipeline.database.connect() as connection:
+        end = connection.execute(sa.text("SELECT end_date FROM export_requests WHERE uid = :uid"), {"uid": uid})
+        assert datetime.fromisoformat(end.scalar_one()) == datetime.fromisoformat(stored)
 
 
 def test_an_expired_export_has_no_files_to_verify(pipeline: Pipeline) -> None:

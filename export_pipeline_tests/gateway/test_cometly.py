@@ -16,6 +16,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from export_pipeline.demo.data import ORGANIZATIONS
+from export_pipeline.requests.model import load_request
+from export_pipeline.requests.row_rules import date_range_of
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway, open_gateway
 
@@ -87,6 +89,17 @@ def test_parameters_may_stand_in_the_query(gateway: Gateway, ours: Caller) -> No
     gateway.work()
 
 
+def test_midnight_is_a_time_and_never_a_date_alone(gateway: Gateway, ours: Caller) -> None:
+    asked = {"start_date": "2024-01-16 00:00:00", "end_date": "2024-01-17 00:00:00"}
+    export_id = ours.post(EXPORTS, asked).json()["export_id"]
+    with gateway.database.connect() as connection:
+        request = load_request(connection, export_id)
+    _, before = date_range_of(request, gateway.services.dataset("contacts"), ZoneInfo("UTC"))
+    assert before == datetime(2024, 1, 17, 0, 0, 1, tzinfo=UTC)
+    same = ours.post(EXPORTS, {**asked, "start_date": asked["end_date"]})
+    assert (same.status_code, list(same.json()["errors"])) == (422, ["end_date"])
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "start_date"),
     ({"start_date": ALL["start_date"]}, "end_date"),
@@ -95,6 +108,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({**ALL, "start_date": "2025-1-1 00:00:00"}, "start_date"),
     ({"start_date": ALL["end_date"], "end_date": ALL["start_date"]}, "end_date"),
     ({"start_date": ALL["start_date"], "end_date": ALL["start_date"]}, "end_date"),
+    ({**ALL, "end_date": "9000-12-31"}, "end_date"),
     ({**ALL, "end_date": "9999-12-31 23:59:59"}, "end_date"),
     ({**ALL, "include_comet_tokens": "yes"}, "include_comet_tokens"),
     ({**ALL, "include_all_emails": 2}, "include_all_emails"),

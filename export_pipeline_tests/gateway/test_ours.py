@@ -9,9 +9,11 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
@@ -25,6 +27,7 @@ from export_pipeline.requests.api_keys import revoke_key
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.model import has_uid, insert_request, load_request
 from export_pipeline.requests.recurring_template import RequestTemplate
+from export_pipeline.requests.row_rules import date_range_of
 from export_pipeline.requests.tables import export_requests
 from export_pipeline.requests.tokens import digest_of
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway
@@ -72,6 +75,44 @@ def test_what_the_body_leaves_out_is_as_in_a_row(gateway: Gateway) -> None:
         posted, bare = [load_request(connection, one) for one in list(ids)]
     columns = set(exports.ExportAsked.model_fields)
     assert posted.model_dump(include=columns) == bare.model_dump(include=columns)
+
+
+DAY = datetime(2024, 1, 18, 3, tzinfo=UTC)
+"""The end of 17 January in the organization's zone."""
+MIDNIGHT = datetime(2024, 1, 17, 3, 0, 1, tzinfo=UTC)
+ENDS = [
+    ("2024-01-17", DAY),
+    ("2024-01-17T00:00:00", MIDNIGHT),
+    ("2024-01-17 00:00", MIDNIGHT),
+    ("2024-01-17T00:00:01", MIDNIGHT + timedelta(seconds=1)),
+    ("2024-01-17T23:59:59", DAY),
+]
+
+
+@pytest.mark.parametrize(("given", "before"), ENDS)
+def test_a_date_alone_as_the_end_takes_its_day_and_a_time_its_second(
+    gateway: Gateway, given: str, before: datetime
+) -> None:
+    caller, headers = gateway.caller(), {"Idempotency-Key": str(uuid4())}
+    asked = {**ASKED, "start_date": "2024-01-16", "end_date": given}
+    uid = caller.post("/v1/exports", asked, headers=headers).json()["uid"]
+    assert created_before(gateway, uid) == before
+    assert caller.post("/v1/exports", asked, headers=headers).json()["uid"] == uid
+
+
+def test_a_date_alone_in_sql_takes_its_day(gateway: Gateway) -> None:
+    row = {"organization_id": OURS.id, "dataset": "contacts", "format": "csv", "recipient_emails": []}
+    for end in ("2024-01-17", "2024-01-17 00:00:00"):
+        (made,) = gateway.pipeline.database.insert("export_requests", {**row, "start_date": end, "end_date": end})
+        ((uid,),) = gateway.rows("SELECT uid FROM export_requests WHERE id = ?", made)
+        assert created_before(gateway, str(uid)) == DAY
+
+
+def created_before(gateway: Gateway, uid: str) -> datetime | None:
+    with gateway.database.begin() as connection:
+        key = connection.execute(sa.select(export_requests.c.id).where(has_uid(uid))).scalar_one()
+        request = load_request(connection, key)
+    return date_range_of(request, gateway.services.dataset("contacts"), ZoneInfo(OURS.time_zone))[1]
 
 
 def test_an_empty_result_may_be_kept_to_oneself(gateway: Gateway) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from export_pipeline.requests.wall_clock import beginning, end_of_second
+from export_pipeline.requests.wall_clock import beginning, end_of_second, given_as_time, last_moment
 
 SECOND = timedelta(seconds=1)
 JUMPS = [
@@ -86,3 +86,22 @@ def test_an_instant_is_in_a_range_exactly_if_its_wall_clock_is(
 def test_a_range_that_ends_meets_the_one_that_begins_a_second_later(zone: str, wall: datetime) -> None:
     place, whole = ZoneInfo(zone), wall.replace(microsecond=0)
     assert end_of_second(whole, place) >= beginning(whole + SECOND, place)
+
+
+@given(
+    zone=st.sampled_from(ZONES).map(ZoneInfo),
+    day=st.dates(date(1990, 1, 1), date(2037, 1, 1)),
+    second=st.integers(-2 * 86_400, 3 * 86_400),
+)
+def test_a_date_alone_twice_is_exactly_that_day(zone: ZoneInfo, day: date, second: int) -> None:
+    assume((zone.key, day) != ("Pacific/Apia", date(2011, 12, 30)))  # never was
+    midnight = datetime.combine(day, time.min)
+    instant = midnight.replace(tzinfo=UTC) + timedelta(seconds=second)
+    inside = beginning(midnight, zone) <= instant < end_of_second(last_moment(midnight), zone)
+    assert inside == (instant.astimezone(zone).date() == day)
+
+
+@given(wall=st.datetimes())
+def test_a_time_that_was_given_as_one_ends_with_its_second(wall: datetime) -> None:
+    for one in (wall, datetime.combine(wall, time.min)):
+        assert last_moment(given_as_time(one)) == one.replace(microsecond=0)
