@@ -7,6 +7,7 @@ What does not: the revisions (``migrations/versions``).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
@@ -28,15 +29,37 @@ def _config(connection: sa.Connection | None = None) -> Config:
     return config
 
 
+LOCK_WAIT_SECONDS = 30
+"""A migration that waits for a table's lock makes everybody after it wait as well."""
+_UPGRADE_LOCK = 0x6578706F7274
+"""Names the advisory lock by which two upgrades at once do one after the other."""
+
+
 def upgrade(engine: sa.Engine) -> str:
     """Create or migrate the tables; does nothing on an up-to-date database.
 
     Returns:
         The revision the database has now.
     """
-    with engine.begin() as connection:
-        command.upgrade(_config(connection), "head")
+    with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            # Before the transaction, in which SQLite ignores it: a table that is made anew is dropped, and must take
+            # neither the rows that refer to it nor views that name it with it.
+            _pragmas(connection, "foreign_keys = OFF", "legacy_alter_table = ON")
+        with connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_SECONDS}s'")
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+            command.upgrade(_config(connection), "head")
+        if connection.dialect.name == "sqlite":
+            _pragmas(connection, "foreign_keys = ON", "legacy_alter_table = OFF")
     return head_revision()
+
+
+def _pragmas(connection: sa.Connection, *settings: str) -> None:
+    raw: Any = connection.connection.dbapi_connection
+    for setting in settings:
+        raw.execute(f"PRAGMA {setting}")
 
 
 def head_revision() -> str:

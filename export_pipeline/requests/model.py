@@ -80,6 +80,11 @@ class ExportRequest(RequestState):
     recurring_export_id: int | None
     scheduled_for: datetime | None
     claimed_at: datetime | None
+    claim_id: str | None
+    uncounted_attempts: int
+    not_before: datetime | None
+    postponed_at: datetime | None
+    postponements: int
 
 
 def draft_request(**asked: Any) -> ExportRequest:

@@ -42,6 +42,7 @@ class RecurringExport(BaseModel):
     pause_reason: str | None
     paused_over: int | None
     last_fired_for: datetime | None
+    counted_by: str | None
     high_water_mark: datetime | None
     created_at: datetime
     updated_at: datetime

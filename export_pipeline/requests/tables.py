@@ -4,6 +4,8 @@ What belongs here: columns, constraints, defaults. What does not: who may write 
 
 An application writes the first group of ``export_requests`` (what is asked), only the pipeline
 writes the second (what is told). Every asked column but four has a database-side default.
+
+No id is used twice, on SQLite neither (``sqlite_autoincrement``): links, mails and runs keep ids longer than rows live.
 """
 
 from __future__ import annotations
@@ -56,6 +58,11 @@ def valid_json(column: str) -> sa.CheckConstraint:
     """On SQLite, where JSON is text: refuse text that is not JSON at the INSERT, as jsonb does."""
     check = sa.CheckConstraint(f"{column} IS NULL OR json_valid({column})", name=f"{column}_json")
     return check.ddl_if(dialect="sqlite")
+
+
+def part_index(name: str, column: str, *, where: str) -> sa.Index:
+    """An index on the few rows that a sensor looks for, so that its cost does not grow with history."""
+    return sa.Index(name, column, postgresql_where=sa.text(where), sqlite_where=sa.text(where))
 
 
 DEFAULT_MAX_FILE_SIZE_MB = 5000
@@ -131,7 +138,18 @@ export_requests = sa.Table(
     sa.Column("status", sa.Text, nullable=False, server_default=RequestStatus.QUEUED.value),
     sa.Column("stage", sa.Text),
     sa.Column("attempt", sa.Integer, nullable=False, server_default=sa.text("0"), comment="runs used up so far"),
+    sa.Column(
+        "uncounted_attempts",
+        sa.Integer,
+        nullable=False,
+        server_default=sa.text("0"),
+        comment="of attempt, those that EXPORT_MAX_ATTEMPTS does not count",
+    ),
     sa.Column("claimed_at", UtcDateTime, comment="when a run was asked of Dagster"),
+    sa.Column("claim_id", UuidText, comment="names the claim; its run has it as a tag"),
+    sa.Column("not_before", UtcDateTime, comment="it is not claimed before this instant"),
+    sa.Column("postponed_at", UtcDateTime, comment="when it was last put back because something did not answer"),
+    sa.Column("postponements", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("run_id", sa.Text, comment="the Dagster run that owns the row"),
     sa.Column(
         "rows_done", sa.BigInteger, nullable=False, server_default=sa.text("0"), comment="rows done in this stage"
@@ -156,6 +174,9 @@ export_requests = sa.Table(
     *[valid_json(name) for name in JSON_COLUMNS],
     sa.Index(None, "status", "organization_id", "id"),
     sa.Index(None, "recurring_export_id"),
+    part_index("ix_export_requests_postponed_at", "postponed_at", where="postponed_at IS NOT NULL"),
+    part_index("ix_export_requests_expires_at", "expires_at", where="status = 'completed'"),
+    sqlite_autoincrement=True,
 )
 
 export_files = sa.Table(
@@ -174,6 +195,8 @@ export_files = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.Column("deleted_at", UtcDateTime),
     sa.UniqueConstraint("request_id", "ordinal"),
+    part_index("ix_export_files_kept", "request_id", where="deleted_at IS NULL"),
+    sqlite_autoincrement=True,
 )
 
 export_notifications = sa.Table(
@@ -189,8 +212,10 @@ export_notifications = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.UniqueConstraint("request_id", "recipient", "kind"),
+    part_index("ix_export_notifications_unfinished", "request_id", where="status IN ('pending', 'sending')"),
     one_of("status", NotificationStatus),
     one_of("kind", NotificationKind),
+    sqlite_autoincrement=True,
 )
 
 email_charges = sa.Table(
@@ -205,6 +230,7 @@ email_charges = sa.Table(
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.UniqueConstraint("request_uid", "recipient"),
     one_of("status", ChargeStatus),
+    sqlite_autoincrement=True,
 )
 
 export_events = sa.Table(
@@ -220,6 +246,7 @@ export_events = sa.Table(
     sa.Column("detail", json_type()),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
     one_of("kind", EventKind),
+    sqlite_autoincrement=True,
 )
 
 LONGEST_LAG_SECONDS = 7 * 24 * 3600
@@ -255,6 +282,7 @@ recurring_exports = sa.Table(
     sa.Column("pause_reason", sa.Text),
     sa.Column("paused_over", big_integer(), comment="the failed request that paused it; its mail tells the owner"),
     sa.Column("last_fired_for", UtcDateTime),
+    sa.Column("counted_by", sa.Text, comment="cron and time zone that last_fired_for was counted by"),
     sa.Column("high_water_mark", UtcDateTime),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
@@ -264,6 +292,7 @@ recurring_exports = sa.Table(
     sa.CheckConstraint(f"lag_seconds BETWEEN 0 AND {LONGEST_LAG_SECONDS}", name="lag_seconds_in_range"),
     sa.CheckConstraint("max_failures >= 1", name="max_failures_positive"),
     valid_json("request"),
+    sqlite_autoincrement=True,
 )
 
 export_unsubscriptions = sa.Table(
@@ -338,6 +367,7 @@ export_links = sa.Table(
     sa.Column("id", big_integer(), sa.Identity(), primary_key=True),
     sa.Column("token_hash", sa.Text, nullable=False, unique=True, comment="SHA-256 of the token, hex"),
     sa.Column("request_id", big_integer(), sa.ForeignKey("export_requests.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("request_uid", UuidText, comment="of the same request: an id alone could be used again"),
     sa.Column("ordinal", sa.Integer, nullable=False, comment="which of the request's files"),
     sa.Column(
         "notification_id",
@@ -351,6 +381,8 @@ export_links = sa.Table(
     sa.Column("revoked_at", UtcDateTime),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.Index(None, "request_id"),
+    sa.Index(None, "notification_id"),
+    sqlite_autoincrement=True,
 )
 
 export_webhooks = sa.Table(
@@ -370,6 +402,7 @@ export_webhooks = sa.Table(
     sa.Index(None, "status", "next_try_at"),
     one_of("event", WebhookEvent),
     one_of("status", WebhookStatus),
+    sqlite_autoincrement=True,
 )
 
 webhook_secrets = sa.Table(

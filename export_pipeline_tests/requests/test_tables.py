@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from uuid import UUID
@@ -30,6 +32,7 @@ from export_pipeline.requests.enums import (
 from export_pipeline.requests.file_rules import Options
 from export_pipeline.requests.model import ExportRequest, is_canonical_uuid, is_uuid, load_request
 from export_pipeline.requests.tables import export_requests, metadata
+from export_pipeline.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -156,3 +159,109 @@ def test_docs_name_every_column_status_stage_and_code() -> None:
     assert _documented(text, "Stages") == {stage.value for stage in Stage}
     assert _documented(text, "Failure codes") == {code.value for code in FailureCode}
     assert _documented(text, "Options") == set(Options.model_fields)
+
+
+def _at_revision(database_url: str, revision: str) -> sa.Engine:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        migrate.command.upgrade(migrate._config(connection), revision)
+    return engine
+
+
+OLD_ROWS = """
+INSERT INTO export_requests (organization_id, dataset, format, recipient_emails, status)
+VALUES ('6f0c', 'contacts', 'csv', '["ana@example.com"]', 'completed');
+INSERT INTO export_files (request_id, ordinal, key, name, bytes, rows, sha256, media_type)
+VALUES (1, 1, 'k', 'n', 1, 1, 's', 'text/csv');
+INSERT INTO export_notifications (request_id, recipient, status) VALUES (1, 'ana@example.com', 'sent');
+INSERT INTO export_links (token_hash, request_id, ordinal, notification_id, expires_at)
+VALUES ('h', 1, 1, 1, '2030-01-01 00:00:00.000000');
+INSERT INTO export_webhooks (request_id, event) VALUES (1, 'export.completed');
+INSERT INTO recurring_exports (organization_id, cron, request) VALUES ('6f0c', '0 6 * * *', '{}');
+INSERT INTO export_unsubscriptions (recurring_export_id, recipient) VALUES (1, 'ana@example.com');
+INSERT INTO email_charges (organization_id, request_uid, recipient)
+VALUES ('6f0c', '00000000-0000-4000-8000-000000000000', 'ana@example.com');
+INSERT INTO export_events (request_uid, organization_id, kind)
+VALUES ('00000000-0000-4000-8000-000000000000', '6f0c', 'asked')
+"""
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
+def test_an_upgrade_from_the_revision_before_keeps_every_row(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    on_sqlite = kind == "sqlite"
+    url = f"sqlite:///{tmp_path / 'old.db'}" if on_sqlite else request.getfixturevalue("postgres_url")
+    engine = _at_revision(Settings(database_url=url).database_url, "0005")
+    with engine.begin() as connection:
+        for statement in OLD_ROWS.split(";"):
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("ALTER TABLE export_requests ADD COLUMN host_note text DEFAULT 'kept'")
+        connection.exec_driver_sql("CREATE VIEW host_view AS SELECT id, host_note FROM export_requests")
+        connection.exec_driver_sql("CREATE INDEX host_index ON export_requests (requested_by)")
+        if on_sqlite:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER host_trigger AFTER UPDATE ON export_requests BEGIN SELECT 1; END"
+            )
+    tables = [table for table in metadata.tables if table in OLD_ROWS]
+    migrate.upgrade(engine)
+    with engine.connect() as connection:
+        counts = {table: connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() for table in tables}
+        assert counts == dict.fromkeys(tables, 1)
+        assert connection.exec_driver_sql("SELECT * FROM host_view").all() == [(1, "kept")]
+        assert "host_index" in {index["name"] for index in sa.inspect(connection).get_indexes("export_requests")}
+        uids = connection.exec_driver_sql(
+            "SELECT count(*) FROM export_links JOIN export_requests r ON r.uid = request_uid"
+        )
+        assert uids.scalar() == 1
+        if on_sqlite:
+            assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+            assert connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all() == [
+                ("host_trigger",)
+            ]
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM export_requests")
+        connection.exec_driver_sql(FOUR_COLUMNS)
+        assert connection.exec_driver_sql("SELECT id FROM export_requests").all() == [(2,)]
+        assert connection.exec_driver_sql("SELECT count(*) FROM export_files").scalar() == 0  # the keys still cascade
+    engine.dispose()
+
+
+def test_an_upgrade_begins_after_every_id_that_outlived_its_row(tmp_path: Path) -> None:
+    engine = _at_revision(f"sqlite:///{tmp_path / 'old.db'}", "0005")
+    path = engine.url.database or ""
+    with sqlite3.connect(path) as plain:  # as an application does it: foreign keys are off
+        plain.executescript(OLD_ROWS + ";DELETE FROM export_requests; DELETE FROM recurring_exports;")
+    plain.close()
+    migrate.upgrade(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(FOUR_COLUMNS)
+        connection.exec_driver_sql(
+            "INSERT INTO recurring_exports (organization_id, cron, request) VALUES ('6f0c', '0 6 * * *', '{}')"
+        )
+        assert connection.exec_driver_sql("SELECT id FROM export_requests").scalar() == 2
+        assert connection.exec_driver_sql("SELECT id FROM recurring_exports").scalar() == 2
+    engine.dispose()
+
+
+def test_no_integer_id_is_used_twice(database: sa.Engine) -> None:
+    keyed = [
+        table for table in metadata.tables.values() if "id" in table.c and isinstance(table.c.id.type, sa.BigInteger)
+    ]
+    assert len(keyed) == 8
+    for table in keyed:
+        if database.dialect.name == "sqlite":
+            with database.connect() as connection:
+                found = connection.execute(
+                    sa.text("SELECT sql FROM sqlite_master WHERE name = :table"), {"table": table.name}
+                ).scalar_one()
+            assert "PRIMARY KEY AUTOINCREMENT" in found, table.name
+        else:
+            assert sa.inspect(database).get_columns(table.name)[0]["identity"], table.name
+
+
+def test_two_upgrades_at_once_are_one_after_the_other(postgres_url: str) -> None:
+    url = Settings(database_url=postgres_url).database_url
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(lambda _: migrate.upgrade(create_engine(url)), range(2)))
+    assert done == [migrate.head_revision()] * 2
