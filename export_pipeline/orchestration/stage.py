@@ -194,9 +194,7 @@ class _Frame:
     def _tag(self, failure: ExportFailure) -> None:
         """The list of runs shows and filters by what failed and whose fault it is."""
         with suppress(Exception):  # the step's own metadata says the same
-            self._context.instance.add_run_tags(
-                self._context.run_id, {tags.ERROR_CODE: failure.code.value, tags.FAULT: failure.fault.value}
-            )
+            self._context.instance.add_run_tags(self._context.run_id, tags.failure_tags(failure.code))
 
     def _wait(self, failure: ExportFailure) -> float | None:
         """Seconds until this op is tried again; None if it is not."""
