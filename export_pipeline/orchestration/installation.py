@@ -14,10 +14,15 @@ from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration import descriptions, last_good
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.sensors import UNREACHABLE
-from export_pipeline.requests.database import reading
+from export_pipeline.requests import health
 
 NAME = "export_installation"
 INTERVAL_SECONDS = 14
+
+
+WRITABLE = (
+    "Check that `export-pipeline db upgrade` was run, the rights of the role, and that it is no read-only replica."
+)
 
 
 class InstallationBroken(Exception):
@@ -43,11 +48,15 @@ def _catalog_problems(exports: ExportResource) -> list[str]:
 
 
 def _database_problems(exports: ExportResource) -> list[str]:
+    """The tick is noted there: a database that cannot be written to is as bad as one that does not answer."""
     try:
-        with reading(exports.database) as connection:
-            connection.execute(sa.text("SELECT 1"))
+        with exports.database.begin() as connection:
+            health.note_tick(connection, NAME)
     except sa.exc.OperationalError:
         return [UNREACHABLE]
+    except sa.exc.DBAPIError as error:
+        refusal = f"The request database refused to be written to ({type(error.orig).__name__})."
+        return [f"{refusal} {WRITABLE}"]
     return []
 
 
