@@ -52,12 +52,13 @@ def _database_problems(exports: ExportResource) -> list[str]:
     try:
         with exports.database.begin() as connection:
             health.note_tick(connection, NAME)
+            outage = health.outage(connection)
     except sa.exc.OperationalError:
         return [UNREACHABLE]
     except sa.exc.DBAPIError as error:
         refusal = f"The request database refused to be written to ({type(error.orig).__name__})."
         return [f"{refusal} {WRITABLE}"]
-    return []
+    return [] if outage.ok else [f"Exports wait, and go on by themselves when it answers: {outage.meaning}"]
 
 
 @dg.sensor(

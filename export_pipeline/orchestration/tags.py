@@ -25,6 +25,8 @@ FORMAT = "export/format"
 SIZE_CLASS = "export/size_class"
 ERROR_CODE = "export/error_code"
 FAULT = "export/fault"
+POSTPONED = "export/postponed"
+"""What did not answer: the request waits in the queue, and gets another run."""
 NO_FAILURE = "none"
 """A re-execution gets the tags of the run that failed, and Dagster removes none: its own say that it did not fail."""
 

@@ -55,7 +55,6 @@ def checks(
     silent_bound = 2 * heartbeat_timeout_seconds + 60
     queued = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.postponed_at.is_(None))
     running = _rows.status == RequestStatus.RUNNING
-    postponed = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.postponed_at.is_not(None))
     return [
         _tick(connection),
         _check(
@@ -84,14 +83,18 @@ def checks(
             LONGEST_OWED_SECONDS,
             "the longest that a webhook has been due. Look at the sensor export_webhooks and the runs of job webhooks.",
         ),
-        _check(
-            "most_postponements",
-            connection.execute(sa.select(sa.func.max(_rows.postponements)).where(postponed)).scalar_one(),
-            MOST_POSTPONEMENTS,
-            "how often a request was postponed because something did not answer"
-            f"{_not_answering(connection, postponed)}.",
-        ),
+        outage(connection),
     ]
+
+
+def outage(connection: sa.Connection) -> Check:
+    """Whether the source, the store or staging has not answered for long; names it."""
+    postponed = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.postponed_at.is_not(None))
+    most = connection.execute(sa.select(sa.func.max(_rows.postponements)).where(postponed)).scalar_one()
+    codes = connection.execute(sa.select(_rows.error_code).where(postponed).distinct().order_by(_rows.error_code))
+    names = ", ".join(str(code) for code in codes.scalars() if code)
+    meaning = f"how often requests were postponed because something did not answer ({names or 'nothing now'})."
+    return _check("most_postponements", most, MOST_POSTPONEMENTS, meaning)
 
 
 def _tick(connection: sa.Connection) -> Check:
@@ -127,9 +130,3 @@ def _owes_mail() -> sa.ColumnElement[bool]:
     ended = _rows.status.in_([RequestStatus.COMPLETED, RequestStatus.FAILED])
     age = unix_seconds(current_instant()) - unix_seconds(_rows.completed_at)
     return sa.and_(ended, age < TRIED_FOR_SECONDS, waiting)
-
-
-def _not_answering(connection: sa.Connection, postponed: sa.ColumnElement[bool]) -> str:
-    codes = connection.execute(sa.select(_rows.error_code).where(postponed).distinct().order_by(_rows.error_code))
-    names = ", ".join(str(code) for code in codes.scalars() if code)
-    return f" ({names})" if names else ""
