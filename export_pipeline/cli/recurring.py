@@ -21,7 +21,7 @@ from export_pipeline.failures import ExportFailure
 from export_pipeline.requests import recurring_rows
 from export_pipeline.requests.database import reading, utc_now
 from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
-from export_pipeline.requests.fire_times import Schedule, checked_schedule, fire_times, next_fire
+from export_pipeline.requests.fire_times import Schedule, checked_schedule, fire_times, next_fire, uneven_steps
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.recurrence import Coverage
 from export_pipeline.requests.recurring import run_now as make_now
@@ -88,6 +88,8 @@ def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
     with _told():
         schedule = checked_schedule(cron, time_zone)
         asked = parse_template(template).asked()
+    for warning in uneven_steps(schedule):
+        click.echo(f"Warning: cron: {warning}", err=True)
     given = {name: value for name, value in columns.items() if value is not None}
     with engine.begin() as connection:
         inserted = connection.execute(
@@ -139,7 +141,7 @@ def _next_of(one: RecurringExport) -> str | None:
     if one.paused_at is not None:
         return None
     try:
-        return _printed(next_fire(one.rules().schedule, utc_now()), one.rules().schedule)
+        return _printed(next_fire(one.rules().schedule, max(utc_now(), one.last_done)), one.rules().schedule)
     except ExportFailure as failure:
         return failure.message
 

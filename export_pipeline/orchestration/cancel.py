@@ -12,7 +12,7 @@ from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import states
-from export_pipeline.requests.database import reading
+from export_pipeline.requests.database import impatient, reading
 from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.model import read_state
 
@@ -20,14 +20,25 @@ BY_REQUESTER = "The export was canceled as asked."
 BY_OPERATOR = "The export was canceled by an operator in Dagster."
 
 
-def cancel_and_discard(exports: ExportResource, request_id: int, uid: str, *, run_id: str | None = None) -> None:
+def cancel_and_discard(
+    exports: ExportResource,
+    request_id: int,
+    uid: str,
+    *,
+    run_id: str | None = None,
+    claim_id: str | None = None,
+    wait: bool = True,
+) -> None:
     """Mark a request canceled, unless it is finished, and delete what its attempts left in both stores.
 
-    With ``run_id``, for what an operator did to that run: only if the request is still the run's.
-    Safe to call again: a sensor may win the transition while the worker still holds files.
+    With ``run_id`` or ``claim_id``, for what an operator did to that run: only if the request is still the run's, or
+    still waits for the run of that claim. Safe to call again: a sensor may win the transition while the worker still
+    holds files. A sensor does not ``wait`` for a row that somebody else has locked: it has others to see to.
     """
-    with exports.database.begin() as connection:
-        states.cancel(connection, request_id, by_requester=BY_REQUESTER, by_operator=BY_OPERATOR, run_id=run_id)
+    database = exports.database if wait else impatient(exports.database)
+    told = {"by_requester": BY_REQUESTER, "by_operator": BY_OPERATOR}
+    with database.begin() as connection:
+        states.cancel(connection, request_id, **told, run_id=run_id, claim_id=claim_id)
     with reading(exports.database) as connection:
         state = read_state(connection, uid)
     if state is None or state.status is not RequestStatus.CANCELED:

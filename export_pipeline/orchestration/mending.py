@@ -6,6 +6,7 @@ What belongs here: reading runs, writing and telling Dagster, for one row each. 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,21 +14,27 @@ from dataclasses import replace
 from typing import ParamSpec
 
 import dagster as dg
+import sqlalchemy as sa
 from dagster import DagsterInstance, RunsFilter
 
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.cancel import cancel_and_discard
-from export_pipeline.orchestration.job import NOTIFY_JOB_NAME
-from export_pipeline.orchestration.reconcile import Fate, RunView, fate, write
+from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
+from export_pipeline.orchestration.reconcile import Fate, RunView, fate, is_of, write
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.step_queue import has_waiting_step
 from export_pipeline.requests import claims
+from export_pipeline.requests.database import impatient, reading
+from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.requests.model import is_canonical_uuid
 from export_pipeline.settings import BEYOND_ONE_MACHINE
 
 P = ParamSpec("P")
 
 RUNS_A_CALL = 50
 """So many rows' runs are read at once: fewer calls, and what is read is not old when it is acted upon."""
+LONGEST_START_SECONDS = 3600.0
+"""A run that is being started for longer is taken for dead: an image is pulled, a machine is bought in that time."""
 MAX_NOTIFY_RUNS = 6
 NOTIFY_PAUSE_SECONDS = 60
 """Mails that a dead run or an unreachable provider left are tried again after 2, 4, 8, ... times as long."""
@@ -38,6 +45,8 @@ def mend_all(
 ) -> tuple[list[str], int]:
     """Mend rows for ``seconds``: the uids of those that could not be, and how many are left for the next time."""
     ends = time.monotonic() + seconds
+    # By chance: a row on which every tick waits (its lock) is not always before the same others.
+    orphans = random.sample(orphans, len(orphans))
 
     def mend(orphan: claims.Orphan, runs: Sequence[RunView]) -> None:
         _mend(instance, exports, orphan, runs)
@@ -98,15 +107,16 @@ def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orp
         runs = [run if run.finished else replace(run, waiting=_waits(instance, run)) for run in runs]
     decided = fate(orphan, runs, max_attempts=exports.settings.max_attempts)
     if decided is Fate.CANCEL:
-        cancel_and_discard(exports, orphan.id, orphan.uid, run_id=orphan.run_id)
+        cancel_and_discard(exports, orphan.id, orphan.uid, run_id=orphan.run_id, wait=False)
         return
-    if decided is not Fate.LEAVE and not beyond_one_machine:
-        _bury(instance, orphan)
-    with exports.database.begin() as connection:
+    lost = decided in (Fate.NEW_ATTEMPT, Fate.GIVE_UP, Fate.REQUEST_AGAIN)
+    if lost and not beyond_one_machine:
+        _bury_all(instance, orphan, runs)
+    with impatient(exports.database).begin() as connection:
         write(connection, orphan, decided)
-    if decided is not Fate.LEAVE and beyond_one_machine:
+    if lost and beyond_one_machine:
         _interrupt(instance, orphan)
-        _bury(instance, orphan)
+        _bury_all(instance, orphan, runs)
 
 
 def _waits(instance: DagsterInstance, run: RunView) -> bool:
@@ -122,6 +132,50 @@ def _interrupt(instance: DagsterInstance, orphan: claims.Orphan) -> None:
     if owner is not None and not owner.is_finished:
         with suppress(Exception):  # a process that cannot be reached does no harm: it owns nothing
             instance.run_launcher.terminate(owner.run_id)
+
+
+def _bury_all(instance: DagsterInstance, orphan: claims.Orphan, runs: Sequence[RunView]) -> None:
+    """Tell Dagster that the run which owned the row is dead, and so are those that never came to own it."""
+    _bury(instance, orphan)
+    if orphan.run_id is None:
+        for view in runs:
+            run = instance.get_run_by_id(view.run_id) if not view.finished and is_of(view, orphan) else None
+            if run is not None and not run.is_finished:
+                instance.report_run_failed(run, "The run did not begin its work; its process is taken for dead.")
+
+
+def end_lost_runs(instance: DagsterInstance, database: sa.Engine, *, timeout: float) -> int:
+    """Tell Dagster of runs that are dead and whose row does not say so: it has ended, or belongs to another run.
+
+    Each would keep a slot for ever. A run that owns its row, or waits to take it, is judged with the row. One that
+    another installation launched is not known here, and left alone.
+    """
+    begun = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    jobs = (JOB_NAME, NOTIFY_JOB_NAME)
+    runs = [run for job in jobs for run in instance.get_runs(RunsFilter(job_name=job, statuses=begun))]
+    by_uid = {run.run_id: uid for run in runs if is_canonical_uuid(uid := run.tags.get(tags.REQUEST_UID, ""))}
+    if not by_uid:
+        return 0
+    with reading(database) as connection:
+        owners = claims.owners(connection, set(by_uid.values()), heartbeat_timeout_seconds=timeout)
+    lost = [run for run in runs if _is_lost(instance, run, owners.get(by_uid.get(run.run_id, "")), timeout)]
+    for run in lost:
+        if run.status is dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, "The run's process is taken for dead; the run is canceled.")
+        else:
+            instance.report_run_failed(run, "The run's process is taken for dead; its request does not need it.")
+    return len(lost)
+
+
+def _is_lost(instance: DagsterInstance, run: dg.DagsterRun, owner: claims.Owner | None, timeout: float) -> bool:
+    if owner is None:
+        return False
+    if owner.run_id == run.run_id:
+        return owner.silent and owner.status is not RequestStatus.RUNNING
+    if owner.status is RequestStatus.QUEUED and owner.claim_id == run.tags.get(tags.CLAIM):
+        return False
+    record = instance.get_run_record_by_id(run.run_id)
+    return record is not None and time.time() - (record.start_time or time.time()) > timeout
 
 
 def _bury(instance: DagsterInstance, orphan: claims.Orphan) -> None:
@@ -145,18 +199,20 @@ def _resumed(instance: DagsterInstance, orphan: claims.Orphan, runs: Sequence[Ru
     return [
         dg.RunRequest(
             job_name=NOTIFY_JOB_NAME,
-            run_key=f"{orphan.uid}:notify:{len(tried) + 1}",
+            run_key=f"{orphan.uid}:notify:{1 + sum(run.job_name == NOTIFY_JOB_NAME for run in runs)}",
             run_config={"ops": {"resume_notification": {"config": {"request_id": orphan.id}}}},
             tags={
                 tags.REQUEST_ID: str(orphan.id),
                 tags.REQUEST_UID: orphan.uid,
-                **tags.found_by(orphan.organization_id, orphan.dataset, orphan.format),
+                # Not the organization: left mails are not to wait for a place behind its own long exports.
+                tags.DATASET: tags.tag_value(orphan.dataset),
+                tags.FORMAT: tags.tag_value(orphan.format),
             },
         )
     ]
 
 
-def done(step: Callable[P, None], *arguments: P.args, **options: P.kwargs) -> bool:
+def done(step: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> bool:
     """Do one row's work; what goes wrong with one must not keep the others from theirs."""
     try:
         step(*arguments, **options)
@@ -180,6 +236,25 @@ def runs_of_each(instance: DagsterInstance, uids: Collection[str]) -> dict[str, 
     return {uid: found[value] for uid, value in values.items()}
 
 
+def _has_not_begun(record: dg.RunRecord) -> bool:
+    status = record.dagster_run.status
+    if status is dg.DagsterRunStatus.STARTING:  # run monitoring ends it, unless it is switched off
+        return time.time() - record.update_timestamp.timestamp() < LONGEST_START_SECONDS
+    return status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
+
+
+def terminated_before_they_began(instance: DagsterInstance, claimed: Sequence[claims.Orphan]) -> list[claims.Orphan]:
+    """Those claimed requests whose run an operator ended before it took them."""
+    stopped = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED]
+    found: list[claims.Orphan] = []
+    for begin in range(0, len(claimed), RUNS_A_CALL):
+        some = {one.claim_id: one for one in claimed[begin : begin + RUNS_A_CALL] if one.claim_id is not None}
+        if some:
+            runs = instance.get_runs(RunsFilter(tags={tags.CLAIM: list(some)}, statuses=stopped))
+            found += [some[claim] for claim in {run.tags[tags.CLAIM] for run in runs}]
+    return found
+
+
 def terminated_of(instance: DagsterInstance, run_ids: Sequence[str]) -> set[str]:
     """Those of the runs that Dagster was told to end."""
     terminated = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED]
@@ -196,7 +271,8 @@ def _view(record: dg.RunRecord) -> RunView:
         finished=run.is_finished,
         canceled=run.status is dg.DagsterRunStatus.CANCELED,
         canceling=run.status is dg.DagsterRunStatus.CANCELING,
-        waiting=run.status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED),
+        waiting=_has_not_begun(record),
+        claim_id=run.tags.get(tags.CLAIM),
         job_name=run.job_name,
         ended_at=record.end_time or 0.0,
     )

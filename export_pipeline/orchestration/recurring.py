@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from export_pipeline.orchestration.job import JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, UNREACHABLE
+from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, skipped
 from export_pipeline.requests.recurring import make_due
 
 MADE_PER_TICK = 50
@@ -26,9 +26,11 @@ def recurring_exports(_context: dg.SensorEvaluationContext, exports: ExportResou
     """Fire times to requests. No cursor: `last_fired_for` of each row is the cursor."""
     try:
         tick = make_due(exports.database, exports.organizations, limit=MADE_PER_TICK)
-    except sa.exc.OperationalError:
-        return dg.SkipReason(UNREACHABLE)
+    except sa.exc.DBAPIError as error:
+        return skipped(error)
     told = f"{len(tick.made)} requests made, {tick.passed_over} recurring exports with fire times passed over."
     if tick.not_done:
         told += f" Not done, to be tried again: {', '.join(map(str, tick.not_done))}"
+    if tick.corrected:
+        told += f" A clock was wrong, marks in the future are corrected: {', '.join(map(str, tick.corrected))}."
     return dg.SkipReason(told)

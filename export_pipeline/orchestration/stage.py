@@ -132,7 +132,12 @@ class _Frame:
         with self._exports.database.begin() as connection:
             if which is Stage.PLAN:
                 owned = ownership.begin(
-                    connection, self._request_id, run_id=run.run_id, lineage=lineage, attempt=attempt
+                    connection,
+                    self._request_id,
+                    run_id=run.run_id,
+                    lineage=lineage,
+                    attempt=attempt,
+                    claim_id=run.tags.get(tags.CLAIM),
                 )
             elif which is Stage.NOTIFY_RECIPIENTS:
                 # The mail comes after `completed`, so that its link is live.
@@ -151,6 +156,7 @@ class _Frame:
         if tags.REQUEST_UID not in run.tags:
             # Launched by hand: without its tags neither a cancel nor the reconciler would find the run.
             missing = {tags.REQUEST_UID: tags.tag_value(owned.uid), tags.ATTEMPT: str(owned.attempt)}
+            missing[tags.CLAIM] = tags.tag_value(owned.claim_id)
         if tags.inherited_failure(instance, run):
             missing |= {tags.ERROR_CODE: tags.NO_FAILURE, tags.FAULT: tags.NO_FAILURE}
         if missing:

@@ -19,6 +19,7 @@ from export_pipeline.requests.claims import Claim
 REQUEST_ID = "export/request_id"
 REQUEST_UID = "export/request_uid"
 ATTEMPT = "export/attempt"
+CLAIM = "export/claim"
 ORGANIZATION = "export/organization"
 DATASET = "export/dataset"
 FORMAT = "export/format"
@@ -66,6 +67,7 @@ def run_tags(claim: Claim, *, rows: int | None, large_rows: int) -> dict[str, st
         REQUEST_ID: str(claim.id),
         REQUEST_UID: tag_value(claim.uid),
         ATTEMPT: str(claim.attempt),
+        CLAIM: tag_value(claim.claim_id),
         **found_by(claim.organization_id, claim.dataset, claim.format),
     }
 

@@ -17,7 +17,7 @@ from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
 from export_pipeline.delivery.webhook import deliver_due
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, UNREACHABLE
+from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, skipped
 from export_pipeline.orchestration.upkeep import upkeep
 from export_pipeline.requests.database import reading
 from export_pipeline.requests.webhooks import any_due
@@ -66,8 +66,8 @@ def export_webhooks(context: dg.SensorEvaluationContext, exports: ExportResource
     try:
         with reading(exports.database) as connection:
             owed = any_due(connection)
-    except sa.exc.OperationalError:
-        return dg.SkipReason(UNREACHABLE)
+    except sa.exc.DBAPIError as error:
+        return skipped(error)
     if not owed:
         return dg.SkipReason("No webhook is due.")
     if any(_is_under_way(context.instance, record) for record in _under_way(context)):

@@ -5,21 +5,49 @@ What belongs here: the way from the queue to a run and back. What does not: what
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationKind, NotificationStatus, RequestStatus
+from export_pipeline.requests.database import current_instant, generated_uuid, instant_after
+from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationKind, RequestStatus, Stage
 from export_pipeline.requests.events import record, record_asked
+from export_pipeline.requests.postponement import LONGEST_WAIT_SECONDS
 from export_pipeline.requests.tables import export_notifications, export_requests
 
+CLOCK_SLACK_SECONDS = 60
+"""An instant that lies further ahead than this was written while a clock was wrong: nothing waits for it."""
+PROBE_SECONDS = 60
+"""A run that is to show whether the source answers again is waited for so long, then another one may try."""
+CANDIDATES = 20
+"""For each row that is claimed so many are looked at: the others may be locked."""
+
 _rows = export_requests.c
+_ENDED_BEFORE = _rows.completed_at.is_not(None)
+"""Of a queued row: it ended and was queued again, by ``export-pipeline retry`` or by SQL."""
 _WAITING = sa.and_(
-    _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_(None), _rows.cancel_requested_at.is_(None)
+    _rows.status == RequestStatus.QUEUED,
+    sa.or_(_rows.claimed_at.is_(None), _ENDED_BEFORE),
+    _rows.cancel_requested_at.is_(None),
 )
-_NOT_BEGUN = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
+_NOT_BEGUN = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None), ~_ENDED_BEFORE)
+_DUE = sa.and_(
+    _WAITING,
+    sa.or_(
+        _rows.not_before.is_(None),
+        _rows.not_before <= current_instant(),
+        _rows.not_before > instant_after(2 * LONGEST_WAIT_SECONDS),
+    ),
+)
+_POSTPONED = sa.and_(_rows.postponed_at.is_not(None), _rows.status.in_(UNFINISHED))
+_PROBING = sa.and_(
+    _rows.status.in_(UNFINISHED),
+    _rows.claimed_at > instant_after(-PROBE_SECONDS),
+    sa.or_(_rows.stage.is_(None), _rows.stage.in_([Stage.PLAN, Stage.FILTER_ENTITIES])),
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +60,12 @@ class Claim:
     organization_id: str
     dataset: str
     format: str
+    claim_id: str = ""
 
     @property
     def run_key(self) -> str:
-        """Dagster's run key. It is remembered for ever, so every attempt has its own."""
-        return f"{self.uid}:{self.attempt}"
+        """Dagster's run key. It is remembered for ever, so every claim has its own, whatever SQL did to the row."""
+        return f"{self.uid}:{self.attempt}:{self.claim_id}"
 
 
 def is_any_waiting(connection: sa.Connection) -> bool:
@@ -44,15 +73,18 @@ def is_any_waiting(connection: sa.Connection) -> bool:
     return bool(connection.execute(sa.select(sa.exists().where(_WAITING))).scalar_one())
 
 
+def is_any_postponed(connection: sa.Connection) -> bool:
+    """Whether the source or the store did not answer an export, and none that came later; takes no lock."""
+    return bool(connection.execute(sa.select(sa.exists().where(_POSTPONED))).scalar_one())
+
+
 def is_any_claimable(connection: sa.Connection, *, per_organization: int, in_total: int) -> bool:
     """Whether ``claim`` would find a request within its bounds; takes no lock."""
-    if _room(connection, in_total) <= 0:
+    if _bounded(connection, 1, in_total) <= 0:
         return False
     ahead = _claimed_and_not_begun()
     full = sa.select(ahead.c.organization_id).where(ahead.c.number >= per_organization)
-    return bool(
-        connection.execute(sa.select(sa.exists().where(_WAITING, _rows.organization_id.not_in(full)))).scalar_one()
-    )
+    return bool(connection.execute(sa.select(sa.exists().where(_DUE, _rows.organization_id.not_in(full)))).scalar_one())
 
 
 def claim(
@@ -60,7 +92,8 @@ def claim(
 ) -> list[Claim]:
     """Claim waiting requests, in fair turns across organizations, and charge each one attempt.
 
-    The table's state is the cursor: a row that commits late is found whatever its id.
+    The table's state is the cursor: a row that commits late is found whatever its id. A row that somebody else has
+    locked is passed over. While the source or the store does not answer, one request at a time tries it.
 
     Args:
         connection: an open transaction.
@@ -69,34 +102,75 @@ def claim(
             here, where waiting costs nothing and ``priority`` counts; None = no bound.
         in_total: the same of all organizations together. Who has fewest claimed goes first.
     """
-    if in_total is not None:
-        limit = min(limit, _room(connection, in_total))
-        if limit <= 0:
-            return []
-    ahead = _claimed_and_not_begun()
-    turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=(_rows.priority.desc(), _rows.id))
-    candidates = sa.select(_rows.id, _rows.organization_id, turn.label("turn")).where(_WAITING).subquery()
-    place = candidates.c.turn + sa.func.coalesce(ahead.c.number, 0)
-    chosen = (
-        sa.select(candidates.c.id)
-        .outerjoin_from(candidates, ahead, ahead.c.organization_id == candidates.c.organization_id)
-        .where(sa.true() if per_organization is None else place <= per_organization)
-        .order_by(place, candidates.c.id)
-        .limit(limit)
-    )
-    ids = connection.execute(chosen).scalars()
-    now = utc_now()
+    limit = _bounded(connection, limit, in_total)
+    if limit <= 0:
+        return []
+    probe = is_any_postponed(connection)
+    ids = list(connection.execute(_chosen(limit, per_organization, probe=probe)).scalars())
+    ended = _ENDED_BEFORE  # what EXPORT_MAX_ATTEMPTS counts begins anew
+    counted = sa.case((ended, _rows.attempt), (_rows.uncounted_attempts > _rows.attempt, _rows.attempt))
     claimed = connection.execute(
         export_requests.update()
-        .where(_rows.id.in_(list(ids)), _WAITING)
-        .values(claimed_at=now, attempt=_rows.attempt + 1, run_id=None, updated_at=now)
-        .returning(_rows.id, _rows.uid, _rows.attempt, _rows.organization_id, _rows.dataset, _rows.format)
+        .where(_rows.id.in_(ids), _WAITING)
+        .values(
+            claimed_at=current_instant(),
+            claim_id=generated_uuid(),
+            attempt=_rows.attempt + 1,
+            uncounted_attempts=sa.func.coalesce(counted, _rows.uncounted_attempts),
+            run_id=None,
+            stage=None,
+            not_before=None,
+            error_code=sa.case((ended, sa.null()), else_=_rows.error_code),
+            message=sa.case((ended, sa.null()), else_=_rows.message),
+            completed_at=None,
+            updated_at=current_instant(),
+        )
+        .returning(*(_rows[name] for name in Claim.__dataclass_fields__))
     )
     claims = sorted((Claim(*row) for row in claimed), key=lambda claim: claim.id)
     first = [one.id for one in claims if one.attempt == 1]
     if first:
         record_asked(connection, first)
     return claims
+
+
+def _chosen(limit: int, per_organization: int | None, *, probe: bool) -> sa.Select[tuple[int]]:
+    """The ids of the rows to claim, locked; ``probe``: of what was postponed least, whose own fault it hardly is."""
+    ahead = _claimed_and_not_begun()
+    least = (_rows.postponements,) if probe else ()
+    turn = sa.func.row_number().over(
+        partition_by=_rows.organization_id, order_by=(*least, _rows.priority.desc(), _rows.id)
+    )
+    candidates = (
+        sa.select(_rows.id, _rows.organization_id, _rows.postponements, turn.label("turn")).where(_DUE).subquery()
+    )
+    place = (candidates.c.turn + sa.func.coalesce(ahead.c.number, 0)).label("place")
+    first = (
+        sa.select(candidates.c.id, place, candidates.c.postponements)
+        .outerjoin_from(candidates, ahead, ahead.c.organization_id == candidates.c.organization_id)
+        .where(sa.true() if per_organization is None else place <= per_organization)
+        .order_by(*((candidates.c.postponements,) if probe else ()), place, candidates.c.id)
+        .limit(limit * CANDIDATES)
+        .subquery()
+    )
+    return (
+        sa.select(_rows.id)
+        .join(first, first.c.id == _rows.id)
+        .where(_WAITING)
+        .order_by(*((first.c.postponements,) if probe else ()), first.c.place, _rows.id)
+        .limit(limit)
+        .with_for_update(of=export_requests, skip_locked=True)
+    )
+
+
+def _bounded(connection: sa.Connection, limit: int, in_total: int | None) -> int:
+    """How many may be claimed now."""
+    if in_total is not None:
+        limit = min(limit, _room(connection, in_total))
+    if limit > 0 and is_any_postponed(connection):
+        probing = connection.execute(sa.select(sa.exists().where(_PROBING))).scalar_one()
+        return 0 if probing else 1
+    return limit
 
 
 def _room(connection: sa.Connection, in_total: int) -> int:
@@ -112,7 +186,6 @@ def _claimed_and_not_begun() -> sa.Subquery:
 
 def release(connection: sa.Connection, request_id: int, *, attempt: int, run_id: str | None, charged: bool) -> bool:
     """Give a request back to the queue, if it is still ``run_id``'s; ``charged`` = its attempt was really used."""
-    now = utc_now()
     released = connection.execute(
         export_requests.update()
         .where(
@@ -127,8 +200,8 @@ def release(connection: sa.Connection, request_id: int, *, attempt: int, run_id:
             run_id=None,
             claimed_at=None,
             rows_done=0,
-            attempt=attempt if charged else attempt - 1,
-            updated_at=now,
+            attempt=attempt if charged else max(attempt - 1, 0),
+            updated_at=current_instant(),
         )
         .returning(_rows.uid, _rows.organization_id)
     ).first()
@@ -158,36 +231,55 @@ class Orphan:
     organization_id: str = ""
     dataset: str = ""
     format: str = ""
+    claim_id: str | None = None
+    uncounted_attempts: int = 0
+
+    @property
+    def counted_attempts(self) -> int:
+        """Those of its attempts that ``EXPORT_MAX_ATTEMPTS`` bounds."""
+        return self.attempt - self.uncounted_attempts
 
 
 def quiet(
     connection: sa.Connection, *, lease_seconds: float, quiet_seconds: float, heartbeat_timeout_seconds: float
 ) -> list[Orphan]:
-    """Claimed rows whose lease ended before they began, and running rows without a recent heartbeat."""
-    now = utc_now()
-    never_began = sa.and_(
-        _rows.status == RequestStatus.QUEUED, _rows.claimed_at < now - timedelta(seconds=lease_seconds)
+    """Claimed rows whose lease ended before they began, and running rows without a recent heartbeat.
+
+    An application that inserts a row as ``running`` never gave it a heartbeat; it is found as well.
+    """
+    never_began = sa.and_(_NOT_BEGUN, _silent_for(_rows.claimed_at, lease_seconds))
+    silent = sa.and_(_rows.status == RequestStatus.RUNNING, _silent_for(_LAST_HEARD, quiet_seconds))
+    # A claim is renewed while its run waits in Dagster: one that is not renewed has a run that has begun.
+    timed_out = sa.or_(
+        sa.and_(never_began, _silent_for(_rows.claimed_at, lease_seconds + heartbeat_timeout_seconds)),
+        sa.and_(silent, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds)),
     )
-    silent = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.heartbeat_at < now - timedelta(seconds=quiet_seconds))
-    return _orphans(connection, sa.or_(never_began, silent), now - timedelta(seconds=heartbeat_timeout_seconds))
+    return _orphans(connection, sa.select(export_requests).where(sa.or_(never_began, silent)), timed_out)
 
 
-def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldest_heartbeat: datetime) -> list[Orphan]:
+_LAST_HEARD = sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at, _rows.created_at)
+
+
+def _silent_for(heard: sa.ColumnElement[datetime], seconds: float) -> sa.ColumnElement[bool]:
+    """By the database's clock; what is said to be heard in the future is no sign of life."""
+    return sa.or_(heard < instant_after(-seconds), heard > instant_after(CLOCK_SLACK_SECONDS))
+
+
+def _orphans(connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.ColumnElement[bool]) -> list[Orphan]:
     found = connection.execute(
-        sa.select(
+        rows.with_only_columns(
             _rows.id,
             _rows.uid,
             _rows.attempt,
+            _rows.uncounted_attempts,
             _rows.status,
             _rows.run_id,
+            _rows.claim_id,
             _rows.organization_id,
             _rows.dataset,
             _rows.format,
-            # A request that was given up before it began never had a heartbeat.
-            sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at).label("last_heard"),
-        )
-        .where(condition)
-        .order_by(_rows.id)
+            timed_out.label("timed_out"),
+        ).order_by(_rows.id)
     )
     return [
         Orphan(
@@ -196,22 +288,47 @@ def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldes
             attempt=row.attempt,
             running=row.status != RequestStatus.QUEUED,
             run_id=row.run_id,
-            timed_out=row.status != RequestStatus.QUEUED and row.last_heard < oldest_heartbeat,
+            timed_out=bool(row.timed_out),
             organization_id=row.organization_id,
             dataset=row.dataset,
             format=row.format,
+            claim_id=row.claim_id,
+            uncounted_attempts=row.uncounted_attempts,
         )
         for row in found
     ]
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Whose a request is, for somebody who has a run of it at hand."""
+
+    status: RequestStatus
+    run_id: str | None
+    claim_id: str | None
+    silent: bool
+    """Nothing was heard of its run for as long as a run is waited for."""
+
+
+def owners(connection: sa.Connection, uids: Collection[str], *, heartbeat_timeout_seconds: float) -> dict[str, Owner]:
+    """Whose each of these requests is, by ``uid``; those that are not there are left out."""
+    silent = _silent_for(_LAST_HEARD, heartbeat_timeout_seconds).label("silent")
+    found = connection.execute(
+        sa.select(_rows.uid, _rows.status, _rows.run_id, _rows.claim_id, silent).where(_rows.uid.in_(uids))
+    )
+    return {row.uid: Owner(RequestStatus(row.status), row.run_id, row.claim_id, bool(row.silent)) for row in found}
+
+
 def renew_lease(connection: sa.Connection, request_id: int) -> None:
     """The claimed request's run still waits its turn in Dagster: leave it its claim."""
     connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.claimed_at.is_not(None))
-        .values(claimed_at=utc_now())
+        export_requests.update().where(_rows.id == request_id, _NOT_BEGUN).values(claimed_at=current_instant())
     )
+
+
+def not_begun(connection: sa.Connection) -> list[Orphan]:
+    """Claimed requests that no run has taken yet."""
+    return _orphans(connection, sa.select(export_requests).where(_NOT_BEGUN), sa.false())
 
 
 def unnotified(
@@ -219,24 +336,24 @@ def unnotified(
 ) -> list[Orphan]:
     """Requests that ended ``within`` that time with a mail still to send, of whose run nothing was heard for a while.
 
-    A completed one owes its recipients theirs, a failed one its requester.
+    A completed one owes its recipients theirs, a failed one its requester. Found from the mails that are unfinished:
+    requests that ended are many and stay for ever.
     """
-    now = utc_now()
+    mails = export_notifications.c
+    unfinished = mails.status.in_([sa.literal_column("'pending'"), sa.literal_column("'sending'")])  # as the index says
     owes_mail = sa.or_(
-        sa.and_(_rows.status == RequestStatus.COMPLETED, _waiting(NotificationKind.READY)),
-        sa.and_(_rows.status == RequestStatus.FAILED, _waiting(NotificationKind.FAILED)),
+        sa.and_(_rows.status == RequestStatus.COMPLETED, mails.kind == NotificationKind.READY),
+        sa.and_(_rows.status == RequestStatus.FAILED, mails.kind == NotificationKind.FAILED),
     )
-    fell_silent = sa.and_(
-        owes_mail,
-        _rows.completed_at > now - within,
-        sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at) < now - timedelta(seconds=quiet_seconds),
+    rows = (
+        sa.select(export_requests)
+        .join(export_notifications, mails.request_id == _rows.id)
+        .where(
+            unfinished,
+            owes_mail,
+            _rows.completed_at > instant_after(-within.total_seconds()),
+            _silent_for(_LAST_HEARD, quiet_seconds),
+        )
+        .distinct()
     )
-    return _orphans(connection, fell_silent, now - timedelta(seconds=heartbeat_timeout_seconds))
-
-
-def _waiting(kind: NotificationKind) -> sa.ColumnElement[bool]:
-    return sa.exists().where(
-        export_notifications.c.request_id == _rows.id,
-        export_notifications.c.kind == kind,
-        export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
-    )
+    return _orphans(connection, rows, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds))

@@ -22,10 +22,21 @@ SQLITE_BUSY_TIMEOUT_SECONDS = 30
 LIVELINESS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
 """By which libpq notices within a minute or so that a server fell silent, in seconds, and milliseconds for
 ``tcp_user_timeout``. By Linux's own defaults it takes two hours."""
-_IDLE_IN_TRANSACTION_SECONDS = 30
-"""A process that froze, or a machine that vanished, between two statements would hold its row's lock, and with it the
-reconciler, until the server's TCP keepalive notices: hours. Transactions on this database take milliseconds."""
 _SQLITE_BEGIN = "sqlite_begin"
+_LOCK_WAIT = "lock_wait"
+LOCK_WAIT, SHORT_LOCK_WAIT = "10s", "100ms"
+"""How long a statement waits for a lock: a run, and a sensor, which has many rows to see to (PostgreSQL)."""
+_SESSION = {
+    # A process that froze, or a machine that vanished, between two statements would hold its row's lock until the
+    # server's TCP keepalive notices: hours. Transactions on this database take milliseconds.
+    "idle_in_transaction_session_timeout": "30s",
+    "statement_timeout": "10min",
+    # What values mean must not depend on the role, the database or the server.
+    "DateStyle": "ISO, MDY",
+    "TimeZone": "UTC",
+    "standard_conforming_strings": "on",
+    "extra_float_digits": "1",
+}
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -115,6 +126,30 @@ def _current_instant_sqlite(_element: current_instant, _compiler: SQLCompiler, *
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
+class instant_after(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it stands for
+    """The database's clock plus so many seconds. Leases are written and compared by it: machines' clocks differ."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(instant_after, "postgresql")
+def _instant_after_postgresql(element: instant_after, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
+
+
+@compiles(instant_after, "sqlite")
+def _instant_after_sqlite(element: instant_after, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')"
+
+
+def database_now(connection: sa.Connection) -> datetime:
+    """The present instant by the database's clock."""
+    return connection.execute(sa.select(current_instant())).scalar_one()
+
+
 def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
     """An engine on the request database.
 
@@ -153,15 +188,26 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
 
 
 def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
-    engine = sa.create_engine(url, hide_parameters=True, connect_args=LIVELINESS, **pool)
+    # pgbouncer hands one server session to many clients in turn: it refuses the connection's `options`, and what is
+    # prepared or set for the session would be there for whoever has it next. So nothing outlives its transaction.
+    arguments = LIVELINESS | {"client_encoding": "UTF8", "prepare_threshold": None}
+    engine = sa.create_engine(
+        url, hide_parameters=True, connect_args=arguments, isolation_level="READ COMMITTED", **pool
+    )
 
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
-        # Not by the connection's `options`, which pgbouncer refuses in transaction mode.
-        connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION_SECONDS}s'")
-        connection.commit()
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        lock_wait = connection.get_execution_options().get(_LOCK_WAIT, LOCK_WAIT)
+        settings = {**_SESSION, "lock_timeout": lock_wait}
+        local = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+        connection.exec_driver_sql(f"SELECT {local}")
 
     return engine
+
+
+def impatient(engine: sa.Engine) -> sa.Engine:
+    """The same database for a sensor: a row that somebody else has locked is left, and seen to at a later tick."""
+    return engine.execution_options(**{_LOCK_WAIT: SHORT_LOCK_WAIT})
 
 
 def reading(engine: sa.Engine) -> sa.Connection:
@@ -177,3 +223,32 @@ def insert_or(connection: sa.Connection, table: sa.Table) -> postgresql.Insert |
 def utc_now() -> datetime:
     """The present instant, aware, in UTC."""
     return datetime.now(UTC)
+
+
+_SENTENCES = {
+    "25006": "The request database does not let the pipeline write: default_transaction_read_only is on for its role "
+    "or database, or EXPORT_DATABASE_URL names a replica. Switch it off, or name the primary.",
+    "42501": "The pipeline's role lacks a privilege on a table of the request database. Grant it.",
+    "55P03": "Another transaction holds a lock in the request database for too long; find it in pg_stat_activity.",
+    "57014": "A statement on the request database took too long and was ended.",
+    "42P01": "The request database lacks a table of this version; run: export-pipeline db upgrade.",
+    "42703": "The request database lacks a column of this version; run: export-pipeline db upgrade.",
+}
+_SQLITE_SENTENCES = {
+    "no such table": _SENTENCES["42P01"],
+    "no such column": _SENTENCES["42703"],
+    "readonly database": "The file of the request database may not be written by the pipeline's user.",
+    "database is locked": "Another process has been writing to the request database for too long.",
+}
+UNREACHABLE = (
+    "The request database could not be reached; check that it runs, EXPORT_DATABASE_URL, and that `export-pipeline db "
+    "upgrade` was run."
+)
+
+
+def why_unavailable(error: sa.exc.DBAPIError) -> str | None:
+    """Why the request database did not serve, in one sentence without credentials; None for a mistake of ours."""
+    known = _SENTENCES.get(getattr(error.orig, "sqlstate", None) or "")
+    text = str(error.orig)
+    known = known or next((sentence for part, sentence in _SQLITE_SENTENCES.items() if part in text), None)
+    return known or (UNREACHABLE if isinstance(error, sa.exc.OperationalError) else None)

@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.database import current_instant, instant_after
 from export_pipeline.requests.enums import EventKind
 from export_pipeline.requests.tables import export_events, export_requests
 
@@ -78,9 +78,17 @@ def record_asked(connection: sa.Connection, request_ids: Sequence[int]) -> None:
         sa.literal(EventKind.ASKED.value),
         sa.func.coalesce(_rows.requested_by, APPLICATION),
         build(*parts),
+        sa.func.coalesce(_asked_at(on_sqlite=on_sqlite), current_instant()),
     ).where(_rows.id.in_(request_ids), ~known)
-    names = ["request_uid", "organization_id", "kind", "actor", "detail"]
+    names = ["request_uid", "organization_id", "kind", "actor", "detail", "created_at"]
     connection.execute(export_events.insert().from_select(names, asked))
+
+
+def _asked_at(*, on_sqlite: bool) -> sa.ColumnElement[Any]:
+    """When the row was inserted; on SQLite NULL if what stands there is no instant."""
+    if not on_sqlite:
+        return _rows.created_at
+    return sa.func.strftime("%Y-%m-%d %H:%M:%f", _rows.created_at).op("||")("000")
 
 
 def _asked(name: str, *, on_sqlite: bool) -> sa.ColumnElement[Any]:
@@ -104,7 +112,8 @@ def record_linked(
     A client that polls is handed new ones at every read.
     """
     same = (_events.request_uid == uid, _events.kind == EventKind.LINKED, _events.actor == actor)
-    if connection.execute(sa.select(_events.id).where(*same, _events.created_at > utc_now() - within)).first() is None:
+    recent = _events.created_at > instant_after(-within.total_seconds())
+    if connection.execute(sa.select(_events.id).where(*same, recent)).first() is None:
         record(connection, uid, organization_id, EventKind.LINKED, {"files": files}, actor=actor)
 
 
@@ -118,7 +127,7 @@ def events_of(connection: sa.Connection, uid: str) -> list[Event]:
 
 def forget(connection: sa.Connection, keep: timedelta) -> int:
     """Delete the trails whose last event is older than ``keep``; how many events that were."""
-    oldest = utc_now() - keep
+    oldest = instant_after(-keep.total_seconds())
     newer = export_events.alias("newer")
     goes_on = sa.exists().where(newer.c.request_uid == _events.request_uid, newer.c.created_at >= oldest)
     return connection.execute(export_events.delete().where(_events.created_at < oldest, ~goes_on)).rowcount

@@ -14,6 +14,7 @@ cronsim's own reading of zones is not used: with it ``0 */2 * * *`` misses 02:00
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import MAXYEAR, UTC, datetime, timedelta
@@ -47,6 +48,11 @@ class Schedule:
         return minute.startswith("*") or hour.startswith("*")
 
     @property
+    def name(self) -> str:
+        """The schedule as one text, to tell whether it was changed."""
+        return f"{self.cron} {self.time_zone}"
+
+    @property
     def zone(self) -> ZoneInfo:
         """The zone."""
         return ZoneInfo(self.time_zone)
@@ -69,6 +75,21 @@ def checked_schedule(cron: str, time_zone: str) -> Schedule:
     if first is None:
         raise _invalid(cron, "never fires")
     return Schedule(" ".join(cron.split()), time_zone)
+
+
+def uneven_steps(schedule: Schedule) -> list[str]:
+    """What most people who write such a step do not mean: one that its field cannot hold a whole number of times."""
+    fields = (("minute", 60, "hour"), ("hour", 24, "day"))
+    found: list[str] = []
+    for (field, size, whole), text in zip(fields, schedule.cron.split(), strict=False):
+        step = re.fullmatch(r"\*/(\d+)", text)
+        if step is not None and size % int(step[1]):
+            at = ", ".join(str(value) for value in range(0, size, int(step[1])))
+            found.append(
+                f"{field} {text} is not every {step[1]} {field}s: it counts anew in each {whole}, and fires at {field} "
+                f"{at}."
+            )
+    return found
 
 
 def _invalid(cron: str, what: str) -> ExportFailure:

@@ -15,9 +15,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
-from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.database import current_instant, generated_uuid
 from export_pipeline.requests.enums import UNFINISHED, EventKind, RequestStatus, Stage
 from export_pipeline.requests.events import record, record_asked
+from export_pipeline.requests.postponement import READ, wake
+from export_pipeline.requests.recurring_outcomes import covered_by
 from export_pipeline.requests.tables import export_requests
 
 _rows = export_requests.c
@@ -35,12 +37,20 @@ class Ownership:
     """Of a request that is completed already."""
     rows_total: int | None = None
     """Rows of its snapshot, once there is one."""
+    claim_id: str | None = None
+    """The claim that its run was requested for."""
     failed: bool = False
     """Another shard of the same run has failed it: this one's work is for the re-execution that goes on from there."""
 
 
 def begin(
-    connection: sa.Connection, request_id: int, *, run_id: str, lineage: Sequence[str], attempt: int | None
+    connection: sa.Connection,
+    request_id: int,
+    *,
+    run_id: str,
+    lineage: Sequence[str],
+    attempt: int | None,
+    claim_id: str | None = None,
 ) -> Ownership:
     """The first op takes the row for its run.
 
@@ -50,16 +60,22 @@ def begin(
         run_id: this run.
         lineage: the runs that this one re-executes.
         attempt: the attempt that this run was launched for; None when an operator launched it by hand.
+        claim_id: the claim that it was launched for.
 
     Raises:
         ExportCanceled: the requester canceled before it began.
         OwnershipLost: the row belongs to another run, or is finished.
     """
+    _check_not_covered(connection, request_id, lineage)
     fresh = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.run_id.is_(None))
+    claimed = sa.and_(_rows.attempt == attempt, sa.true() if claim_id is None else _rows.claim_id == claim_id)
     if attempt is not None:
-        fresh = sa.and_(fresh, _rows.attempt == attempt)
+        fresh = sa.and_(fresh, claimed)
     else:
         _charge_by_hand(connection, request_id)
+    if attempt is not None and lineage:
+        # Every process of the claim died before it took the row: no run owned it, and it is re-executed all the same.
+        fresh = sa.or_(fresh, sa.and_(_rows.status == RequestStatus.FAILED, _rows.run_id.is_(None), claimed))
     return _take(connection, request_id, sa.or_(fresh, _owned(run_id, lineage)), run_id=run_id, stage=Stage.PLAN)
 
 
@@ -68,7 +84,7 @@ def _charge_by_hand(connection: sa.Connection, request_id: int) -> None:
     charged = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.run_id.is_(None))
-        .values(attempt=_rows.attempt + 1, claimed_at=utc_now())
+        .values(attempt=_rows.attempt + 1, claimed_at=current_instant(), claim_id=generated_uuid())
     )
     if charged.rowcount:
         record_asked(connection, [request_id])
@@ -107,17 +123,30 @@ def enter(
         return enter_completed(connection, request_id, stage, run_id=run_id, lineage=lineage, attempt=attempt)
     if stage in _OF_ONE_SHARD and (beside := _beside_a_failed_shard(connection, request_id, run_id)) is not None:
         return beside
+    _check_not_covered(connection, request_id, lineage)
     return _take(connection, request_id, _owned(run_id, lineage), run_id=run_id, stage=stage)
+
+
+def _check_not_covered(connection: sa.Connection, request_id: int, lineage: Sequence[str]) -> None:
+    """A failed request whose rows a later one delivers is not re-executed: its rows would be delivered twice."""
+    later = covered_by(connection, request_id) if lineage else None
+    if later is not None:
+        raise OwnershipLost(
+            f"the later request {later} of the same recurring export delivers rows of this one; to deliver them twice "
+            "all the same, run: export-pipeline recurring run-now ID --again UID"
+        )
 
 
 def _beside_a_failed_shard(connection: sa.Connection, request_id: int, run_id: str) -> Ownership | None:
     """Dagster goes on with the other shards of a run after one has failed; the row stays as that one left it."""
     row = connection.execute(
-        sa.select(_rows.uid, _rows.attempt, _rows.rows_total).where(
+        sa.select(_rows.uid, _rows.attempt, _rows.rows_total, _rows.claim_id).where(
             _rows.id == request_id, _rows.run_id == run_id, _failed_and_may_be_resumed()
         )
     ).first()
-    return None if row is None else Ownership(row.uid, row.attempt, rows_total=row.rows_total, failed=True)
+    if row is None:
+        return None
+    return Ownership(row.uid, row.attempt, rows_total=row.rows_total, claim_id=row.claim_id, failed=True)
 
 
 def _failed_and_may_be_resumed() -> sa.ColumnElement[bool]:
@@ -157,22 +186,23 @@ def enter_completed(
     if lineage is not None:
         same_attempt = sa.false() if attempt is None else _rows.attempt == attempt
         owned = sa.and_(owned, sa.or_(_rows.run_id.in_([run_id, *lineage]), same_attempt))
-    now = utc_now()
+    now = current_instant()
     taken = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, owned)
         .values(stage=stage, run_id=run_id, message=None, heartbeat_at=now, updated_at=now)
-        .returning(_rows.uid, _rows.attempt, _rows.manifest_key)
+        .returning(_rows.uid, _rows.attempt, _rows.manifest_key, _rows.claim_id)
     ).first()
     if taken is None:
         raise why_not(connection, request_id)
-    return Ownership(taken.uid, taken.attempt, taken.manifest_key)
+    return Ownership(taken.uid, taken.attempt, taken.manifest_key, claim_id=taken.claim_id)
 
 
 def _take(
     connection: sa.Connection, request_id: int, condition: sa.ColumnElement[bool], *, run_id: str, stage: Stage
 ) -> Ownership:
-    now = utc_now()
+    now = current_instant()
+    read = {"postponed_at": None} if stage is Stage.SERIALIZE else {}
     taken = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, condition, _rows.cancel_requested_at.is_(None))
@@ -185,13 +215,16 @@ def _take(
             message=None,
             completed_at=None,
             heartbeat_at=now,
-            started_at=sa.func.coalesce(_rows.started_at, sa.bindparam("started", now, _rows.started_at.type)),
+            started_at=sa.func.coalesce(_rows.started_at, now),
             updated_at=now,
+            **read,
         )
-        .returning(_rows.uid, _rows.organization_id, _rows.attempt, _rows.rows_total)
+        .returning(_rows.uid, _rows.organization_id, _rows.attempt, _rows.rows_total, _rows.claim_id)
     ).first()
     if taken is None:
         raise why_not(connection, request_id)
+    if read:
+        wake(connection, READ)
     if stage is Stage.PLAN:
         record(
             connection,
@@ -200,7 +233,7 @@ def _take(
             EventKind.STARTED,
             {"run_id": run_id, "attempt": taken.attempt},
         )
-    return Ownership(taken.uid, taken.attempt, rows_total=taken.rows_total)
+    return Ownership(taken.uid, taken.attempt, rows_total=taken.rows_total, claim_id=taken.claim_id)
 
 
 def why_not(connection: sa.Connection, request_id: int) -> Exception:
@@ -225,7 +258,7 @@ def heartbeat(connection: sa.Connection, request_id: int, *, run_id: str, values
         ExportCanceled: the requester canceled.
         OwnershipLost: the row belongs to another run, or is finished.
     """
-    now = utc_now()
+    now = current_instant()
     found = connection.execute(
         export_requests.update().where(_goes_on(request_id, run_id)).values(heartbeat_at=now, updated_at=now, **values)
     )

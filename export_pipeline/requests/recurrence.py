@@ -17,6 +17,10 @@ MISSED_AFTER = timedelta(minutes=10)
 """With ``catch_up_policy`` ``none``, a fire time that could not be made into a request for so long is let go."""
 
 
+CLOCK_SLACK = timedelta(minutes=5)
+"""Two clocks may differ by so much."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a recurring export was set to."""
@@ -68,6 +72,11 @@ def is_due(rules: Rules, last_fired_for: datetime, now: datetime) -> bool:
         ExportFailure: ``invalid_schedule``, it never fires again.
     """
     return next_fire(rules.schedule, last_fired_for) + rules.lag <= now
+
+
+def is_ahead(now: datetime, *marks: datetime | None) -> bool:
+    """Whether a mark lies in the future: it was written while a clock was wrong."""
+    return any(mark is not None and mark > now + CLOCK_SLACK for mark in marks)
 
 
 def decide(rules: Rules, last_fired_for: datetime, now: datetime, unfinished_since: datetime | None) -> Decision:

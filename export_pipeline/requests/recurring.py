@@ -18,12 +18,22 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import states
-from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.enums import UNFINISHED, Window
-from export_pipeline.requests.fire_times import checked_schedule
+from export_pipeline.requests.database import current_instant, database_now, impatient, reading
+from export_pipeline.requests.enums import UNFINISHED, RequestStatus, Window
+from export_pipeline.requests.fire_times import checked_schedule, last_fire
 from export_pipeline.requests.model import has_uid, load_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.recurrence import Act, Coverage, Decision, Rules, coverage, coverage_now, decide, is_due
+from export_pipeline.requests.recurrence import (
+    Act,
+    Coverage,
+    Decision,
+    Rules,
+    coverage,
+    coverage_now,
+    decide,
+    is_ahead,
+    is_due,
+)
 from export_pipeline.requests.recurring_authorization import check_recurring
 from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
 from export_pipeline.requests.recurring_template import parse_template
@@ -48,6 +58,8 @@ class Tick:
     """Fire times that overlapped or were missed."""
     not_done: list[int] = field(default_factory=list)
     """Recurring exports with which something went wrong; the next look tries again."""
+    corrected: list[int] = field(default_factory=list)
+    """Recurring exports with a mark in the future: a clock was wrong, and nothing would have been due until then."""
 
 
 def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, now: datetime | None = None) -> Tick:
@@ -58,14 +70,14 @@ def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, n
     Raises:
         sqlalchemy.exc.OperationalError: the database cannot be read.
     """
-    now = now or utc_now()
     tick = Tick()
     ends_at = time.monotonic() + _LONGEST_SECONDS
     with reading(database) as connection:
+        now = now or database_now(connection)
         due = _in_turn(_due(connection, now))
     for recurring_id in due:
         try:
-            with database.begin() as connection:
+            with impatient(database).begin() as connection:
                 _look(connection, organizations, recurring_id, now, tick)
         except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
             tick.not_done.append(recurring_id)
@@ -84,6 +96,8 @@ def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
         _rows.window_kind,
         _rows.lag_seconds,
         _rows.last_fired_for,
+        _rows.high_water_mark,
+        _rows.counted_by,
         _rows.created_at,
     ).where(_rows.paused_at.is_(None))
     try:
@@ -98,6 +112,8 @@ def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
     try:
         lag = timedelta() if row.window_kind == Window.ALL else timedelta(seconds=row.lag_seconds)
         rules = Rules(checked_schedule(row.cron, row.time_zone), Window(row.window_kind), lag)
+        if row.counted_by != rules.schedule.name or is_ahead(now, row.last_fired_for, row.high_water_mark):
+            return True
         return is_due(rules, row.last_fired_for or row.created_at, now)
     except (ExportFailure, ValueError, TypeError, OverflowError):
         return True  # it is looked at, and says what is wrong
@@ -130,6 +146,7 @@ def _look(
     try:
         recurring = load_recurring(connection, recurring_id)
         rules = recurring.rules()
+        recurring = _corrected(connection, recurring, rules, now, tick)
         decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring))
         covered = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
     except ExportFailure as failure:
@@ -147,6 +164,30 @@ def _look(
         tick.made.append(_make(connection, organizations, recurring, covered, made_for))
 
 
+def _corrected(
+    connection: sa.Connection, recurring: RecurringExport, rules: Rules, now: datetime, tick: Tick
+) -> RecurringExport:
+    """Its marks as they have to be: by the cron that it has now, and none in the future."""
+    changed: dict[str, Any] = {}
+    if recurring.counted_by != rules.schedule.name:
+        changed["counted_by"] = rules.schedule.name
+        if recurring.counted_by is not None:
+            changed["last_fired_for"] = now  # another cron or zone: its fire times count from the change on
+    its = sa.and_(_asked.recurring_export_id == recurring.id, _asked.organization_id == recurring.organization_id)
+    if is_ahead(now, recurring.last_fired_for):
+        made = sa.select(sa.func.max(_asked.scheduled_for)).where(its, _asked.scheduled_for <= now)
+        changed["last_fired_for"] = connection.execute(made).scalar() or last_fire(rules.schedule, now)
+        tick.corrected.append(recurring.id)
+    if is_ahead(now, recurring.high_water_mark):
+        delivered = sa.and_(its, _asked.status.in_((RequestStatus.COMPLETED, RequestStatus.EXPIRED)))
+        ends = sa.select(sa.func.max(_asked.window_before)).where(delivered, _asked.window_before <= now)
+        changed["high_water_mark"] = connection.execute(ends).scalar() or now - rules.lag
+        tick.corrected.append(recurring.id)
+    if changed:
+        connection.execute(recurring_exports.update().where(_rows.id == recurring.id).values(**changed))
+    return recurring.model_copy(update=changed)
+
+
 def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decision) -> bool:
     """The fire time is done with, unless somebody else was first."""
     moved = connection.execute(
@@ -156,7 +197,7 @@ def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decis
             _rows.paused_at.is_(None),
             _rows.last_fired_for.is_not_distinct_from(recurring.last_fired_for),
         )
-        .values(last_fired_for=decision.fire_time, updated_at=utc_now())
+        .values(last_fired_for=decision.fire_time, updated_at=current_instant())
     )
     return moved.rowcount == 1
 
@@ -272,7 +313,7 @@ def run_now(
                 "An earlier request of this recurring export has not ended, and the next window begins where it ends. "
                 "Wait for it or cancel it.",
             )
-        window = coverage_now(rules, now or utc_now(), recurring.high_water_mark)
+        window = coverage_now(rules, now or database_now(connection), recurring.high_water_mark)
     return _make(connection, organizations, recurring, window, {})
 
 

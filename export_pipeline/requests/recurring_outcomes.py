@@ -12,8 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import Window
+from export_pipeline.requests.database import current_instant
+from export_pipeline.requests.enums import UNFINISHED, RequestStatus, Window
 from export_pipeline.requests.recurrence import Coverage, moved_mark
 from export_pipeline.requests.tables import export_requests, recurring_exports
 
@@ -46,12 +46,14 @@ def note_completed(connection: sa.Connection, request_id: int) -> None:
     def values(recurring: sa.Row[Any], request: sa.Row[Any]) -> dict[str, Any]:
         changed: dict[str, Any] = {"failures_in_a_row": 0}
         if recurring.window_kind == Window.SINCE_LAST_SUCCESS:
-            covered = Coverage(request.window_from, request.window_before)
+            # What is created after the request was made is in no file of it, wherever its window ends.
+            end = min(request.window_before, request.created_at) if request.window_before else None
+            covered = Coverage(request.window_from, end)
             changed["high_water_mark"] = moved_mark(recurring.high_water_mark, covered)
         return changed
 
     read = (_rows.window_kind, _rows.high_water_mark)
-    _update(connection, request_id, read, (_asked.window_from, _asked.window_before), values)
+    _update(connection, request_id, read, (_asked.window_from, _asked.window_before, _asked.created_at), values)
 
 
 def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailure) -> None:
@@ -65,7 +67,7 @@ def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailu
             reason = f"{failure.code}: {failure.message}"
             counted = f"{failures} failures in a row, the last one: {reason}"
             changed |= {
-                "paused_at": utc_now(),
+                "paused_at": current_instant(),
                 "pause_reason": reason if failure.code in PAUSE_AT_ONCE else counted,
                 "paused_over": request_id,
             }
@@ -74,6 +76,33 @@ def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailu
     # Whether, not when: SQLite may hold any text there.
     read = (_rows.failures_in_a_row, _rows.max_failures, _rows.paused_at.is_not(None).label("paused"))
     _update(connection, request_id, read, (), values)
+
+
+def covered_by(connection: sa.Connection, request_id: int) -> str | None:
+    """The ``uid`` of a later request that delivers rows of a failed one, and would so deliver them twice; or None.
+
+    Of ``since_last_success`` alone: there the next window begins where the last completed one ended.
+    """
+    later = export_requests.alias()
+    its = later.c
+    found = connection.execute(
+        sa.select(its.uid)
+        .join_from(export_requests, recurring_exports, _rows.id == _asked.recurring_export_id)
+        .join(later, its.recurring_export_id == _asked.recurring_export_id)
+        .where(
+            _asked.id == request_id,
+            _asked.status.in_((RequestStatus.FAILED, RequestStatus.CANCELED)),
+            _rows.window_kind == Window.SINCE_LAST_SUCCESS,
+            its.organization_id == _asked.organization_id,
+            its.id > _asked.id,
+            its.status.in_((*UNFINISHED, RequestStatus.COMPLETED, RequestStatus.EXPIRED)),
+            sa.or_(its.window_from.is_(None), _asked.window_before.is_(None), its.window_from < _asked.window_before),
+            sa.or_(its.window_before.is_(None), _asked.window_from.is_(None), its.window_before > _asked.window_from),
+        )
+        .order_by(its.id)
+        .limit(1)
+    ).scalar()
+    return None if found is None else str(found)
 
 
 def _update(
@@ -93,4 +122,4 @@ def _update(
     recurring = connection.execute(sa.select(*read).where(own).with_for_update()).first()
     if recurring is not None:
         changed = values(recurring, request)
-        connection.execute(recurring_exports.update().where(own).values(**changed, updated_at=utc_now()))
+        connection.execute(recurring_exports.update().where(own).values(**changed, updated_at=current_instant()))

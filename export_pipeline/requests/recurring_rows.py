@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.database import current_instant
 from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
 from export_pipeline.requests.fire_times import checked_schedule
 from export_pipeline.requests.recurrence import Rules
@@ -102,7 +102,7 @@ def pause(connection: sa.Connection, recurring_id: int, reason: str) -> bool:
     paused = connection.execute(
         recurring_exports.update()
         .where(_rows.id == recurring_id, _rows.paused_at.is_(None))
-        .values(paused_at=utc_now(), pause_reason=reason, paused_over=None, updated_at=utc_now())
+        .values(paused_at=current_instant(), pause_reason=reason, paused_over=None, updated_at=current_instant())
     )
     return paused.rowcount == 1
 
@@ -115,6 +115,6 @@ def resume(connection: sa.Connection, recurring_id: int) -> bool:
     resumed = connection.execute(
         recurring_exports.update()
         .where(_rows.id == recurring_id, _rows.paused_at.is_not(None))
-        .values(paused_at=None, pause_reason=None, paused_over=None, failures_in_a_row=0, updated_at=utc_now())
+        .values(paused_at=None, pause_reason=None, paused_over=None, failures_in_a_row=0, updated_at=current_instant())
     )
     return resumed.rowcount == 1

@@ -13,7 +13,7 @@ from enum import Enum
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.database import current_instant
 from export_pipeline.requests.enums import EventKind, RequestStatus
 from export_pipeline.requests.events import record
 from export_pipeline.requests.model import has_uid
@@ -25,6 +25,8 @@ PATH = "/d/"
 
 _links = export_links.c
 _rows = export_requests.c
+_OF_REQUEST = sa.and_(_rows.id == _links.request_id, _rows.uid == _links.request_uid)
+"""By both: the id alone may be another request's by now (SQLite, a table that was restored or emptied)."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,16 @@ def seal(
     if notification_id is None:
         connection.execute(
             export_links.delete().where(
-                _links.request_id == request_id, _links.notification_id.is_(None), _links.expires_at < utc_now()
+                _links.request_id == request_id, _links.notification_id.is_(None), _links.expires_at < current_instant()
             )
         )
+    uid = connection.execute(sa.select(_rows.uid).where(_rows.id == request_id)).scalar_one()
     tokens = [new_token() for _ in ordinals]
     rows = [
         {
             "token_hash": digest_of(token),
             "request_id": request_id,
+            "request_uid": uid,
             "ordinal": ordinal,
             "notification_id": notification_id,
             "expires_at": expires_at,
@@ -114,8 +118,9 @@ def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
             _rows.organization_id,
             _rows.status,
             export_notifications.c.recipient,
+            (_links.expires_at <= current_instant()).label("is_over"),
         )
-        .join(export_requests, _rows.id == _links.request_id)
+        .join(export_requests, _OF_REQUEST)
         .outerjoin(export_notifications, export_notifications.c.id == _links.notification_id)
         .where(_links.token_hash == digest_of(token))
     ).first()
@@ -124,12 +129,12 @@ def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
     if row.revoked_at is not None:
         return Closed.REVOKED
     files = [file for file in files_of(connection, row.request_id) if file.ordinal == row.ordinal]
-    if row.expires_at <= utc_now() or row.status != RequestStatus.COMPLETED or not files:
+    if row.is_over or row.status != RequestStatus.COMPLETED or not files:
         return Closed.EXPIRED
     connection.execute(
         export_links.update()
         .where(_links.id == row.id)
-        .values(opened_count=_links.opened_count + 1, last_opened_at=utc_now())
+        .values(opened_count=_links.opened_count + 1, last_opened_at=current_instant())
     )
     # Whose mail it stood in; whoever they passed it on to cannot be known.
     mailed = {} if row.recipient is None else {"recipient": row.recipient}
@@ -141,9 +146,7 @@ def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
 def language_of_link(connection: sa.Connection, token: str) -> str | None:
     """The language that the mails of the link's request are in; None if the link is unknown or it names none."""
     return connection.execute(
-        sa.select(_rows.email_locale)
-        .join(export_links, _rows.id == _links.request_id)
-        .where(_links.token_hash == digest_of(token))
+        sa.select(_rows.email_locale).join(export_links, _OF_REQUEST).where(_links.token_hash == digest_of(token))
     ).scalar()
 
 
@@ -153,7 +156,7 @@ def revoke_links(connection: sa.Connection, uid: str) -> int:
     revoked = connection.execute(
         export_links.update()
         .where(_links.request_id == owner, _links.revoked_at.is_(None))
-        .values(revoked_at=utc_now())
+        .values(revoked_at=current_instant())
     )
     return revoked.rowcount
 

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import billing, ledger, webhooks
-from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.database import current_instant
 from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationStatus, RequestStatus, WebhookEvent
 from export_pipeline.requests.events import record, record_asked
 from export_pipeline.requests.model import has_uid
 from export_pipeline.requests.ownership import why_not
-from export_pipeline.requests.recurring_outcomes import note_completed, note_failed
+from export_pipeline.requests.postponement import MOST_POSTPONEMENTS, wait_seconds, wake
+from export_pipeline.requests.recurring_outcomes import covered_by, note_completed, note_failed
 from export_pipeline.requests.tables import export_files, export_requests
 
 _rows = export_requests.c
@@ -58,7 +59,7 @@ def complete(
         ExportCanceled: the requester canceled in the last moment; the caller deletes the files.
         OwnershipLost: the row belongs to another run.
     """
-    now = utc_now()
+    now = current_instant()
     rows = sum(file.rows for file in files)
     done = connection.execute(
         export_requests.update()
@@ -78,6 +79,7 @@ def complete(
             heartbeat_at=now,
             completed_at=now,
             expires_at=expires_at,
+            postponed_at=None,
             updated_at=now,
         )
         .returning(_rows.uid, _rows.organization_id)
@@ -86,6 +88,7 @@ def complete(
         raise why_not(connection, request_id)
     connection.execute(export_files.delete().where(export_files.c.request_id == request_id))
     connection.execute(export_files.insert(), [{"request_id": request_id, **vars(file)} for file in files])
+    wake(connection)
     note_completed(connection, request_id)
     webhooks.enlist(connection, request_id, WebhookEvent.COMPLETED)
     record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
@@ -110,7 +113,19 @@ def give_up(
 def _fail(
     connection: sa.Connection, request_id: int, failure: ExportFailure, condition: sa.ColumnElement[bool]
 ) -> bool:
-    now = utc_now()
+    """Write a failure; one whose text this database cannot hold (its encoding, a NUL) is written in plain ASCII."""
+    try:
+        with connection.begin_nested():
+            return _write_failure(connection, request_id, failure, condition)
+    except (sa.exc.DataError, sa.exc.NotSupportedError, UnicodeError):
+        text = failure.message.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00")
+        return _write_failure(connection, request_id, ExportFailure(failure.code, text), condition)
+
+
+def _write_failure(
+    connection: sa.Connection, request_id: int, failure: ExportFailure, condition: sa.ColumnElement[bool]
+) -> bool:
+    now = current_instant()
     failed = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, condition)
@@ -124,6 +139,7 @@ def _fail(
         .returning(_rows.uid, _rows.organization_id)
     ).first()
     if failed is not None:
+        record_asked(connection, [request_id])  # one that was refused at its insert has no trail yet
         note_failed(connection, request_id, failure)
         billing.release(connection, failed.uid)
         ledger.enlist_failure(connection, request_id)
@@ -132,9 +148,94 @@ def _fail(
     return failed is not None
 
 
+def postpone(connection: sa.Connection, request_id: int, failure: ExportFailure, *, run_id: str) -> bool:
+    """What the run needs does not answer: put its request back in the queue, to be tried later; no attempt is used up.
+
+    Returns:
+        False if the request is not the run's any more, or was postponed for about a day: then it is to fail.
+    """
+    owned = sa.and_(
+        _rows.id == request_id,
+        _rows.run_id == run_id,
+        _rows.status == RequestStatus.RUNNING,
+        _rows.cancel_requested_at.is_(None),
+        _rows.postponements < MOST_POSTPONEMENTS,
+    )
+    row = connection.execute(sa.select(_rows.postponements, current_instant().label("now")).where(owned)).first()
+    if row is None:
+        return False
+    not_before = row.now + timedelta(seconds=wait_seconds(row.postponements))
+    what = _NO_ANSWER.get(failure.code, "Something that the export needs does not answer")
+    postponed = connection.execute(
+        export_requests.update()
+        .where(owned)
+        .values(
+            status=RequestStatus.QUEUED,
+            stage=None,
+            run_id=None,
+            claimed_at=None,
+            rows_done=0,
+            uncounted_attempts=_rows.uncounted_attempts + 1,
+            not_before=not_before,
+            postponed_at=current_instant(),
+            postponements=_rows.postponements + 1,
+            error_code=failure.code.value,
+            message=f"{what}. The export waits and is tried again, next at {not_before:%Y-%m-%d %H:%M:%S} UTC.",
+            updated_at=current_instant(),
+        )
+        .returning(_rows.uid, _rows.organization_id, _rows.attempt)
+    ).first()
+    if postponed is not None:
+        detail = {"attempt": postponed.attempt, "charged": False, "error_code": failure.code.value}
+        record(connection, postponed.uid, postponed.organization_id, EventKind.REQUEUED, detail)
+    return postponed is not None
+
+
+_NO_ANSWER = {
+    FailureCode.SOURCE_UNAVAILABLE: "The database that the rows are read from does not answer",
+    FailureCode.STORE_UNAVAILABLE: "The place where the files are kept does not answer",
+}
+
+
+def retry(connection: sa.Connection, uid: str, *, actor: str) -> bool:
+    """Put a failed or canceled request back in the queue, its attempts counted anew; False if it is neither.
+
+    Raises:
+        ExportFailure: ``invalid_request``, its rows were delivered by a later request of its recurring export.
+    """
+    ended = sa.and_(has_uid(uid), _rows.status.in_((RequestStatus.FAILED, RequestStatus.CANCELED)))
+    row = connection.execute(sa.select(_rows.id, _rows.uid, _rows.organization_id).where(ended)).first()
+    if row is None:
+        return False
+    if (later := covered_by(connection, row.id)) is not None:
+        raise ExportFailure(
+            FailureCode.INVALID_REQUEST,
+            f"The later request {later} of the same recurring export delivers rows of this one, which would be "
+            "delivered twice. To do that all the same: "
+            f"export-pipeline recurring run-now ID --again {row.uid}.",
+        )
+    again = connection.execute(
+        export_requests.update()
+        .where(ended)
+        .values(
+            status=RequestStatus.QUEUED,
+            claimed_at=None,
+            run_id=None,
+            cancel_requested_at=None,
+            not_before=None,
+            postponed_at=None,
+            postponements=0,
+            updated_at=current_instant(),
+        )
+    )
+    if again.rowcount:
+        record(connection, row.uid, row.organization_id, EventKind.REQUEUED, {"retried": True}, actor=actor)
+    return bool(again.rowcount)
+
+
 def request_cancel(connection: sa.Connection, uid: str) -> bool:
     """Ask for a request to be canceled; False if it is unknown or already finished."""
-    now = utc_now()
+    now = current_instant()
     asked = connection.execute(
         export_requests.update()
         .where(
@@ -142,9 +243,7 @@ def request_cancel(connection: sa.Connection, uid: str) -> bool:
             _rows.status.in_(UNFINISHED),
         )
         .values(
-            cancel_requested_at=sa.func.coalesce(
-                _rows.cancel_requested_at, sa.bindparam("asked", now, _rows.cancel_requested_at.type)
-            ),
+            cancel_requested_at=sa.func.coalesce(_rows.cancel_requested_at, now),
             updated_at=now,
         )
     )
@@ -152,14 +251,21 @@ def request_cancel(connection: sa.Connection, uid: str) -> bool:
 
 
 def cancel(
-    connection: sa.Connection, request_id: int, *, by_requester: str, by_operator: str, run_id: str | None = None
+    connection: sa.Connection,
+    request_id: int,
+    *,
+    by_requester: str,
+    by_operator: str,
+    run_id: str | None = None,
+    claim_id: str | None = None,
 ) -> bool:
     """Mark a queued or running request canceled. It stays so, whatever its run says later.
 
     The row tells who wished it: the requester set ``cancel_requested_at``, an operator did not. What an
-    operator did to a run cancels the request only if it is still that run's (``run_id``).
+    operator did to a run cancels the request only if it is still that run's (``run_id``), or waits for it to begin
+    (``claim_id``).
     """
-    now = utc_now()
+    now = current_instant()
     asked = _rows.cancel_requested_at
     canceled = connection.execute(
         export_requests.update()
@@ -167,11 +273,12 @@ def cancel(
             _rows.id == request_id,
             _rows.status.in_(UNFINISHED),
             sa.true() if run_id is None else sa.or_(_rows.run_id == run_id, asked.is_not(None)),
+            sa.true() if claim_id is None else sa.and_(_rows.claim_id == claim_id, _rows.run_id.is_(None)),
         )
         .values(
             status=RequestStatus.CANCELED,
             message=sa.case((asked.is_not(None), by_requester), else_=by_operator),
-            cancel_requested_at=sa.func.coalesce(asked, sa.bindparam("asked", now, asked.type)),
+            cancel_requested_at=sa.func.coalesce(asked, now),
             completed_at=now,
             updated_at=now,
         )
@@ -208,7 +315,7 @@ def note(connection: sa.Connection, request_id: int, message: str | None, *, run
     connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED, _rows.run_id == run_id)
-        .values(message=message, updated_at=utc_now())
+        .values(message=message, updated_at=current_instant())
     )
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import insert_or, utc_now
+from export_pipeline.requests.database import current_instant, insert_or, instant_after
 from export_pipeline.requests.enums import WebhookEvent, WebhookStatus
 from export_pipeline.requests.tables import export_requests, export_webhooks, webhook_secrets
 
@@ -54,15 +54,25 @@ def take_due(connection: sa.Connection, *, limit: int, lease: timedelta) -> list
 
     A process that dies with one costs it a try: the call may have arrived.
     """
-    now = utc_now()
-    due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= now)
+    due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= current_instant())
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=_hooks.next_try_at).label("turn")
     candidates = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(due).subquery()
-    ids = connection.execute(sa.select(candidates.c.id).order_by(candidates.c.turn).limit(limit)).scalars().all()
+    chosen = (
+        sa.select(_hooks.id)
+        .join(candidates, candidates.c.id == _hooks.id)
+        .order_by(candidates.c.turn)
+        .limit(limit)
+        .with_for_update(of=export_webhooks, skip_locked=True)
+    )
+    ids = connection.execute(chosen).scalars().all()
     taken = connection.execute(
         export_webhooks.update()
         .where(_hooks.id.in_(ids), due)
-        .values(tries=_hooks.tries + 1, next_try_at=now + lease, updated_at=now)
+        .values(
+            tries=_hooks.tries + 1,
+            next_try_at=instant_after(lease.total_seconds()),
+            updated_at=current_instant(),
+        )
         .returning(_hooks.id)
     ).scalars()
     found = connection.execute(
@@ -92,7 +102,7 @@ def any_due(connection: sa.Connection) -> bool:
         # On SQLite a row may outlive its request: an application need not have foreign keys switched on.
         _rows.id == _hooks.request_id,
         _hooks.status == WebhookStatus.PENDING,
-        _hooks.next_try_at <= utc_now(),
+        _hooks.next_try_at <= current_instant(),
     )
     return bool(connection.execute(sa.select(due)).scalar_one())
 
@@ -109,15 +119,15 @@ def settle(
         answer: the status code, or what went wrong.
         retry_seconds: the first wait; each further one is four times as long, up to ``MAX_TRIES``; None: never again.
     """
-    status, next_try_at = WebhookStatus.DELIVERED, utc_now()
+    status, wait = WebhookStatus.DELIVERED, 0.0
     if not taken:
         again = retry_seconds is not None and webhook.tries < MAX_TRIES
         status = WebhookStatus.PENDING if again else WebhookStatus.ABANDONED
-        next_try_at += timedelta(seconds=(retry_seconds or 0) * _GROWTH ** (webhook.tries - 1))
+        wait = (retry_seconds or 0.0) * _GROWTH ** (webhook.tries - 1)
     connection.execute(
         export_webhooks.update()
         .where(_hooks.id == webhook.id, _hooks.status == WebhookStatus.PENDING)
-        .values(status=status, next_try_at=next_try_at, answer=answer, updated_at=utc_now())
+        .values(status=status, next_try_at=instant_after(wait), answer=answer, updated_at=current_instant())
     )
 
 

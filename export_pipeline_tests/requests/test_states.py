@@ -106,7 +106,7 @@ def test_a_request_is_claimed_once_and_charged_one_attempt(database: sa.Engine) 
     request_id = ask(database)
     (claimed,) = claim(database)
     assert (claimed.id, claimed.attempt) == (request_id, 1)
-    assert claimed.run_key == f"{row(database, request_id).uid}:1"
+    assert claimed.run_key == f"{row(database, request_id).uid}:1:{claimed.claim_id}"
     assert claim(database) == []
     assert row(database, request_id).status == "queued"
 

@@ -8,6 +8,7 @@ Create Date: 2026-11-27
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +20,7 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-_KEPT_IDS = {
+_KEPT_IDS: dict[str, list[tuple[str, str]]] = {
     "export_requests": [
         ("export_files", "request_id"),
         ("export_notifications", "request_id"),
@@ -39,7 +40,7 @@ _KEPT_IDS = {
 }
 """The tables with an integer id, and where such an id may have outlived its row."""
 
-_COLUMNS = {
+_COLUMNS: dict[str, list[sa.Column[Any]]] = {
     "export_requests": [
         sa.Column(
             "uncounted_attempts",
