@@ -5,37 +5,49 @@ What belongs here: putting job, sensors and resources together. What does not: a
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
-from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.delivery.mail import default_sender, open_mail_provider
+from export_pipeline.failures import ExportFailure
+from export_pipeline.orchestration import last_good
 from export_pipeline.orchestration.alerts import alerts_sensor
 from export_pipeline.orchestration.assets import dataset_assets
 from export_pipeline.orchestration.executors import executor_of, io_manager_of
+from export_pipeline.orchestration.installation import always_broken, export_installation
 from export_pipeline.orchestration.janitor import janitor, janitor_schedule
 from export_pipeline.orchestration.job import export_job, notify_job
 from export_pipeline.orchestration.recurring import recurring_exports
 from export_pipeline.orchestration.resources import ExportResource, s3_resource
 from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
 from export_pipeline.orchestration.webhooks import export_webhooks, webhook_job
-from export_pipeline.settings import Settings
+from export_pipeline.settings import Settings, SettingsError
 
 
 def build_definitions() -> dg.Definitions:
     """Everything that a code location needs, for the settings in the environment.
 
     Raises:
-        SettingsError: a setting is wrong; the code location does not load, and says which.
-        CatalogError: a dataset's declaration is wrong.
+        SettingsError: a setting is wrong.
+        ImportError: a setting needs an extra that is not installed.
     """
     settings = Settings.from_environment()
     default_sender(settings)
     if settings.sends_mail:
         open_mail_provider(settings)
-    catalog = load_catalog(settings.catalog)
+    executor = executor_of(settings)
+    resources: dict[str, Any] = {"exports": ExportResource(s3=s3_resource(settings)), **io_manager_of(settings)}
+    alerts = alerts_sensor(running=settings.alerts)
+    try:
+        catalog = last_good.load(settings).catalog
+    except (CatalogError, ExportFailure):  # the sensors say which
+        return dg.Definitions(sensors=[export_installation, alerts], resources=resources)
     return dg.Definitions(
         assets=dataset_assets(catalog),
-        jobs=[export_job, notify_job, webhook_job, janitor],
+        # The executor is the job's own: in a project that merges these definitions all other jobs keep theirs.
+        jobs=[export_job.with_executor_def(executor), notify_job, webhook_job, janitor],
         schedules=[janitor_schedule],
         sensors=[
             export_requests,
@@ -43,11 +55,25 @@ def build_definitions() -> dg.Definitions:
             export_reconciler,
             recurring_exports,
             export_webhooks,
-            alerts_sensor(running=settings.alerts),
+            export_installation,
+            alerts,
         ],
-        resources={"exports": ExportResource(s3=s3_resource(settings)), **io_manager_of(settings)},
-        executor=executor_of(settings),
+        resources=resources,
     )
 
 
-defs = build_definitions()
+def load_definitions() -> dg.Definitions:
+    """``build_definitions``; with wrong settings one sensor, whose ticks fail and say what is wrong.
+
+    A code location that does not load is red nowhere: the daemon writes a traceback, goes on, and no sensor ticks.
+    """
+    try:
+        return build_definitions()
+    except SettingsError as error:
+        problem = str(error)
+    except ImportError as error:
+        problem = f"The package {error.name} is not installed: install the extra of export-pipeline that brings it."
+    return dg.Definitions(sensors=[always_broken(problem)])
+
+
+defs = load_definitions()

@@ -7,7 +7,6 @@ What belongs here: a type for every kind of value. What does not: the settings, 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -103,12 +102,6 @@ def _fault_names(value: str) -> str:
     return ",".join(named)
 
 
-def _directory(value: str) -> str:
-    if value and not Path(value).is_dir():
-        raise ValueError("is not a directory; expected one that holds *.yaml dataset declarations")
-    return value
-
-
 def _run_retention(value: float) -> float:
     if 0 < value < SHORTEST_RUN_RETENTION_DAYS:
         raise ValueError(f"expected 0 or at least {SHORTEST_RUN_RETENTION_DAYS} days: mails are tried for two")
@@ -124,5 +117,4 @@ SecretHttpUrl = Annotated[SecretStr, AfterValidator(_secret_http)]
 SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
 Address = Annotated[str, AfterValidator(_address)]
 FaultNames = Annotated[str, AfterValidator(_fault_names)]
-CatalogDirectory = Annotated[str, AfterValidator(_directory)]
 RunRetention = Annotated[float, AfterValidator(_run_retention)]

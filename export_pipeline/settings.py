@@ -19,7 +19,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from export_pipeline.setting_types import (
     NO_MAIL,
     Address,
-    CatalogDirectory,
     FaultNames,
     HttpUrl,
     MailUrl,
@@ -102,7 +101,7 @@ class Settings(BaseSettings):
         description="Exports of at most so many bytes, all files together, are attached to the mail instead of linked; "
         "at most 20000000, 0 = always links.",
     )
-    catalog: CatalogDirectory = Field(
+    catalog: str = Field(
         default="",
         description="Directory of dataset declarations (`*.yaml`). Default: the shipped `contacts` and `entities`.",
     )

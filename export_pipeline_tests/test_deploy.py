@@ -91,12 +91,11 @@ def test_production_differs_from_the_embedded_default_where_it_must_and_nowhere_
 
 
 def limits(instance: Any) -> list[dict[str, Any]]:
-    """What must not differ: who is limited, and to how many, or to half of the slots."""
+    """What must not differ: who is limited, and to how many, to half of the slots, or to all but one."""
     runs = instance["concurrency"]["runs"]
-    half = runs["max_concurrent_runs"] // 2
-    return [
-        {**one, "limit": "half" if one["limit"] == half else one["limit"]} for one in runs["tag_concurrency_limits"]
-    ]
+    slots = runs["max_concurrent_runs"]
+    words = {slots // 2: "half", slots - 1: "all but one"}
+    return [{**one, "limit": words.get(one["limit"], one["limit"])} for one in runs["tag_concurrency_limits"]]
 
 
 def given(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Settings:

@@ -28,7 +28,6 @@ WRONG = [
     ("EXPORT_S3_ENDPOINT_URL", "localhost:9000"),
     ("EXPORT_S3_SERVER_SIDE_ENCRYPTION", "rot13"),
     ("EXPORT_MAIL_URL", "imap://mail"),
-    ("EXPORT_CATALOG", "/nowhere/at/all"),
     ("EXPORT_LINK_LIFETIME_HOURS", "169"),
     ("EXPORT_RETENTION_DAYS", "-1"),
     ("EXPORT_MAX_ATTEMPTS", "0"),

@@ -15,6 +15,7 @@ from export_pipeline.cli.bench import bench
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
 from export_pipeline.cli.gateway import api_key, gateway, webhook_secret
+from export_pipeline.cli.health import health
 from export_pipeline.cli.links import links
 from export_pipeline.cli.queue import queue
 from export_pipeline.cli.recurring import recurring
@@ -40,6 +41,7 @@ cli.add_command(request)
 cli.add_command(status)
 cli.add_command(cancel)
 cli.add_command(queue)
+cli.add_command(health)
 cli.add_command(verify)
 cli.add_command(links)
 cli.add_command(audit)

@@ -13,6 +13,7 @@ import hmac
 import http.client
 import ipaddress
 import json
+import math
 import socket
 import ssl
 import threading
@@ -54,17 +55,22 @@ class Call:
     """It will never be taken."""
 
 
-def deliver_due(database: sa.Engine, settings: Settings) -> dict[str, int]:
-    """Make every call that is owed now, several at once; how many were taken, and how many not."""
+def deliver_due(database: sa.Engine, settings: Settings, *, seconds: float = math.inf) -> dict[str, int]:
+    """Make every call that is owed now, several at once; how many were taken, and how many not.
+
+    After so many ``seconds`` no more are taken; what is left stays owed.
+    """
     counts = {"delivered": 0, "not_taken": 0}
+    ends = time.monotonic() + seconds
     with ThreadPoolExecutor(_THREADS) as threads:
-        while True:
+        while time.monotonic() < ends:
             with database.begin() as connection:
                 due = webhooks.take_due(connection, limit=_BATCH, lease=_LEASE)
             if not due:
                 return counts
             for call in threads.map(lambda webhook: _deliver(database, settings, webhook), due):
                 counts["delivered" if call.taken else "not_taken"] += 1
+        return counts
 
 
 def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:

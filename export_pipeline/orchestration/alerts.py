@@ -1,4 +1,4 @@
-"""The sensor that tells operators of failed runs, each at most once a channel, however often delivery has to be tried.
+"""The sensor that tells operators of failed runs and of a broken installation, each at most once a channel.
 
 What belongs here: which failed runs are still to be told of, and the memory of it. What does not: what a failed run
 means and how it is described (``failed_runs``), how a notice travels (delivery.alerts).
@@ -21,7 +21,7 @@ from dagster import DagsterInstance, RunsFilter
 from export_pipeline.delivery.alerts import AlertNotAccepted, AlertOutcomeUnknown, Channel, Notice, open_channels
 from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.failed_runs import FailedRun, Verdict, described, judge
-from export_pipeline.orchestration.job import JOB_NAME
+from export_pipeline.orchestration.installation import problems
 from export_pipeline.orchestration.resources import ExportResource
 
 INTERVAL_SECONDS = 14
@@ -32,6 +32,8 @@ OVERLAP_SECONDS = 30.0
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 1800.0
 """A channel that takes nothing is tried again after 60, 120, 240, ... s."""
 GIVE_UP_SECONDS = 86_400.0
+BROKEN_SECONDS = 30.0
+"""So long the installation is broken before operators hear of it: a database may restart, a file be half written."""
 RECONCILED_SECONDS = 600.0
 """So long after its heartbeat's time-out the reconciler is waited for to decide what a silent end means."""
 
@@ -52,6 +54,9 @@ class Memory:
     failures: int = 0
     """Deliveries in a row that were not accepted."""
     not_before: float = 0.0
+    broken_since: float | None = None
+    """When the installation was first seen broken; None while it is not."""
+    broken_told: bool = False
 
 
 def alerts_sensor(*, running: bool) -> dg.SensorDefinition:
@@ -59,17 +64,17 @@ def alerts_sensor(*, running: bool) -> dg.SensorDefinition:
     status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
 
     @dg.sensor(
-        job_name=JOB_NAME,
         minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=status,
         description=descriptions.EXPORT_ALERTS,
     )
     def export_alerts(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult:
-        """Failed runs to operators."""
+        """Failed runs, and a broken installation, to operators."""
         channels = open_channels(exports.settings)
         memories = _read(context.cursor)
+        broken = problems(exports) if channels else []
         told = [
-            _Teller(context.instance, exports, name, channel, memories.setdefault(name, _now_on())).tell()
+            _Teller(context.instance, exports, name, channel, memories.setdefault(name, _now_on())).tell(broken)
             for name, channel in channels.items()
         ]
         cursor = json.dumps({name: asdict(memory) for name, memory in memories.items() if name in channels})
@@ -102,13 +107,21 @@ class _Teller:
         self._memory = memory
         self._unsettled: list[float] = []
 
-    def tell(self) -> str:
-        """Tell of what is due; returns what the tick says of it."""
+    def tell(self, broken: Sequence[str]) -> str:
+        """Tell of what is due; returns what the tick says of it.
+
+        Args:
+            broken: what is wrong with the installation as a whole.
+        """
         now, memory = time.time(), self._memory
         if now < memory.not_before:
             return (
                 f"{self._name}: not delivered {memory.failures} times, tried again in {memory.not_before - now:.0f} s."
             )
+        if self._is_newly_broken(broken, now):
+            state, said = self._hand_over(Notice("Export pipeline: the installation is broken", "\n\n".join(broken)))
+            memory.broken_told = state != WAITING  # also if the answer was lost: once is enough
+            return said
         seen = memory.since
         due: list[FailedRun] = []
         records = self._records()
@@ -125,9 +138,21 @@ class _Teller:
         else:
             if len(records) < RECORDS_PER_TICK:
                 seen = max(seen, now - OVERLAP_SECONDS)
-        said = self._hand_over(due) if due else f"{self._name}: nothing to tell."
+        said = f"{self._name}: nothing to tell."
+        if due:
+            notice = Notice(*described(due, self._exports.settings.dagster_url))
+            _, said = self._hand_over(notice, [one.run_id for one in due])
         memory.since = min([seen, *self._unsettled])
         return said
+
+    def _is_newly_broken(self, broken: Sequence[str], now: float) -> bool:
+        """Whether it has been broken for a while, and this channel has not been told."""
+        memory = self._memory
+        if not broken:
+            memory.broken_since, memory.broken_told = None, False
+            return False
+        memory.broken_since = memory.broken_since or now
+        return not memory.broken_told and now - memory.broken_since >= BROKEN_SECONDS
 
     def _records(self) -> Sequence[dg.RunRecord]:
         since = datetime.fromtimestamp(self._memory.since - OVERLAP_SECONDS, UTC)
@@ -160,23 +185,26 @@ class _Teller:
             return Verdict.NOBODYS
         return found
 
-    def _hand_over(self, due: Sequence[FailedRun]) -> str:
-        runs = [one.run_id for one in due]
+    def _hand_over(self, notice: Notice, runs: Sequence[str] = ()) -> tuple[str, str]:
+        """Send a notice, about runs or about the installation: what became of it, and what the tick says."""
         self._mark(runs, SENDING)
+        state, self._memory.failures = SENT, self._memory.failures + 1
         try:
-            self._channel.send(Notice(*described(due, self._exports.settings.dagster_url)))
+            self._channel.send(notice)
         except AlertNotAccepted as refusal:
-            self._mark(runs, WAITING)
-            self._memory.failures += 1
+            state = WAITING
             pause = min(PAUSE_SECONDS * 2**self._memory.failures, LONGEST_PAUSE_SECONDS)
             self._memory.not_before = time.time() + pause
-            return f"{self._name}: not delivered ({refusal}), {len(runs)} wait; tried again in {pause:.0f} s."
+            said = f"{self._name}: not delivered ({refusal}), {len(runs) or 1} wait; tried again in {pause:.0f} s."
         except AlertOutcomeUnknown as unknown:
-            self._mark(runs, UNKNOWN)
-            return f"{self._name}: the answer was lost ({unknown}); not sent again."
-        self._mark(runs, SENT)
-        self._memory.failures = 0
-        return f"{self._name}: told of {len(runs)}."
+            state = UNKNOWN
+            said = f"{self._name}: the answer was lost ({unknown}); not sent again."
+        else:
+            said = f"{self._name}: told of {len(runs) or 'the installation'}."
+        if state != WAITING:
+            self._memory.failures = 0
+        self._mark(runs, state)
+        return state, said
 
     def _mark(self, run_ids: Sequence[str], state: str) -> None:
         for run_id in run_ids:

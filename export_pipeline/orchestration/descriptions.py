@@ -99,9 +99,15 @@ EXPORT_RECONCILER = (
 )
 
 EXPORT_ALERTS = (
-    "Tells operators of failed runs by a Slack-compatible webhook (EXPORT_ALERT_WEBHOOK_URL), a mail "
-    "(EXPORT_ALERT_EMAIL), or both; off unless one of them is set. Faults of requesters alert nobody "
-    "(EXPORT_ALERT_FAULTS). At most one alert a failed run: its tags export/alert_webhook and export/alert_mail say "
-    "what became of it. If ticks are skipped with 'not delivered', look at the webhook or the mail provider; it is "
-    "tried again by itself for a day."
+    "Tells operators of failed runs, and of an installation that is broken, by a Slack-compatible webhook "
+    "(EXPORT_ALERT_WEBHOOK_URL), a mail (EXPORT_ALERT_EMAIL), or both; off unless one of them is set. Faults of "
+    "requesters alert nobody (EXPORT_ALERT_FAULTS). At most one alert a failed run: its tags export/alert_webhook and "
+    "export/alert_mail say what became of it. If ticks are skipped with 'not delivered', look at the webhook or the "
+    "mail provider; it is tried again by itself for a day."
+)
+
+EXPORT_INSTALLATION = (
+    "Fails while something keeps the whole installation from its work: settings that are wrong, a catalog that does "
+    "not load (exports go on with the last good one), a request database that does not answer. The error of the failed "
+    "tick says what to correct. export_alerts tells operators once."
 )

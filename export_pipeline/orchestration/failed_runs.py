@@ -7,9 +7,10 @@ What does not: telling anybody (``alerts``).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from export_pipeline.failures import FailureCode, Fault
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.janitor import JANITOR, OUR_JOBS
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
+from export_pipeline.orchestration.outcomes import POSTPONED_UNTIL
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.orchestration.webhooks import JOB_NAME as WEBHOOKS_JOB_NAME
 from export_pipeline.requests.database import reading
@@ -57,7 +59,10 @@ def judge(
     run = record.dagster_run
     if run.job_name not in OUR_JOBS:
         return Verdict.NOBODYS  # another code location's
-    code = failure_code(instance, run.run_id)
+    told = _told_failures(instance, run.run_id)
+    if any(POSTPONED_UNTIL in metadata for metadata in told):
+        return Verdict.NOBODYS  # its request waits in the queue
+    code = next((_known(metadata["error_code"].value) for metadata in told if "error_code" in metadata), None)
     if code is None and run.job_name in (JANITOR, WEBHOOKS_JOB_NAME):
         code = FailureCode.INTERNAL_ERROR
     if code is None and run.job_name == JOB_NAME:
@@ -71,15 +76,12 @@ def judge(
     return FailedRun(run.run_id, run.job_name, code, dict(run.tags))
 
 
-def failure_code(instance: dg.DagsterInstance, run_id: str) -> FailureCode | None:
-    """The first failure that a step of the run told; None if none did."""
-    for record in instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=20).records:
-        event = record.event_log_entry.dagster_event
-        told = event.step_failure_data.user_failure_data if event is not None else None
-        code = told.metadata.get("error_code") if told is not None else None
-        if code is not None:
-            return _known(code.value)
-    return None
+def _told_failures(instance: dg.DagsterInstance, run_id: str) -> list[Mapping[str, dg.MetadataValue[Any]]]:
+    """What the run's failed steps say of their failures, the first one first."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=20).records
+    events = [record.event_log_entry.dagster_event for record in records]
+    told = [event.step_failure_data.user_failure_data for event in events if event is not None]
+    return [data.metadata for data in told if data is not None]
 
 
 def _known(code: object) -> FailureCode:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import dagster as dg
 
 from export_pipeline.delivery.retention import KEEP_UPLOADS, clear_leftovers, expire_exports
-from export_pipeline.orchestration import descriptions, pruning
+from export_pipeline.orchestration import descriptions, pruning, tags
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.upkeep import upkeep
@@ -16,6 +16,8 @@ from export_pipeline.orchestration.webhooks import JOB_NAME as WEBHOOKS_JOB_NAME
 from export_pipeline.requests import events, rate_windows
 
 JANITOR = "janitor"
+LONGEST_RUN = timedelta(hours=6)
+"""What is left then is the next run's."""
 OUR_JOBS = (JANITOR, JOB_NAME, NOTIFY_JOB_NAME, WEBHOOKS_JOB_NAME)
 
 
@@ -65,7 +67,12 @@ def _forget_events(exports: ExportResource) -> dict[str, int]:
         return {"forgotten_audit_events": events.forget(connection, timedelta(days=keep))}
 
 
-@dg.job(name=JANITOR, description=descriptions.JANITOR, executor_def=dg.in_process_executor)
+@dg.job(
+    name=JANITOR,
+    description=descriptions.JANITOR,
+    executor_def=dg.in_process_executor,
+    run_tags=tags.upkeep_job_tags(LONGEST_RUN),
+)
 def janitor() -> None:
     """One op."""
     clean()

@@ -3,9 +3,11 @@
 What belongs here: the order of the ops. What does not: the ops.
 """
 
+from datetime import timedelta
+
 import dagster as dg
 
-from export_pipeline.orchestration import descriptions
+from export_pipeline.orchestration import descriptions, tags
 from export_pipeline.orchestration.ops import (
     filter_entities,
     notify_recipients,
@@ -19,7 +21,8 @@ from export_pipeline.orchestration.ops import (
 JOB_NAME = "export"
 
 
-@dg.job(name=JOB_NAME, description=descriptions.EXPORT)  # the executor is the settings': definitions
+# The executor is the settings': definitions.
+@dg.job(name=JOB_NAME, description=descriptions.EXPORT, run_tags=tags.export_job_tags())
 def export_job() -> None:
     """Request to file to mail, one way."""
     shards, snapshot = filter_entities(plan())
@@ -28,12 +31,15 @@ def export_job() -> None:
 
 
 NOTIFY_JOB_NAME = "notify"
+LONGEST_NOTIFY = timedelta(minutes=30)
+"""26 mails, each with the provider's time-outs."""
 
 
 @dg.job(
     name=NOTIFY_JOB_NAME,
     description=descriptions.NOTIFY,
     executor_def=dg.in_process_executor,
+    run_tags=tags.upkeep_job_tags(LONGEST_NOTIFY),
 )
 def notify_job() -> None:
     """One op."""

@@ -101,6 +101,7 @@ def filter_entities(
     with stage(context, exports, planned.request_id, Stage.FILTER_ENTITIES) as work:
         made = _plan(exports, planned)
         watch = Stopwatch()
+        context.log.info("Counting the rows ...")
         staged = stage_rows(
             exports.source,
             selection(made, exports.catalog),

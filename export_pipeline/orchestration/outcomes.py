@@ -18,6 +18,9 @@ from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.orchestration.metadata import Metadata, failure_metadata
 from export_pipeline.requests import states
 
+POSTPONED_UNTIL = "postponed_until"
+"""Metadata of a failed step whose run put its request back into the queue: nobody has to do anything."""
+
 
 def failure_of(error: Exception) -> ExportFailure:
     """The failure that an exception means; ``states.INTERNAL`` if it is none that was expected."""

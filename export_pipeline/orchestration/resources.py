@@ -13,11 +13,12 @@ import sqlalchemy as sa
 from dagster_aws.s3 import S3Resource
 from pydantic import PrivateAttr
 
-from export_pipeline.catalog.loader import Catalog, load_catalog
+from export_pipeline.catalog.loader import Catalog
 from export_pipeline.delivery.mail import MailProvider, open_mail_provider
 from export_pipeline.delivery.store import Store, open_store
 from export_pipeline.engine.readers import Source, source_of
 from export_pipeline.engine.staging import Staging
+from export_pipeline.orchestration import last_good
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings, aws_region
@@ -43,8 +44,8 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
 
     @cached_property
     def catalog(self) -> Catalog:
-        """What may be exported."""
-        return load_catalog(self.settings.catalog)
+        """What may be exported; the last good one while the live one does not load."""
+        return last_good.load(self.settings, self.staging).catalog
 
     @cached_property
     def organizations(self) -> Organizations:

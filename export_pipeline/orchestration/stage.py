@@ -6,6 +6,7 @@ What does not: the work itself, what the event log is told of an exception (``ou
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,17 +18,27 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from export_pipeline.delivery.failure_mail import mail_failure
 from export_pipeline.delivery.handover import MailPostponed
 from export_pipeline.delivery.upload import discard_attempt
+from export_pipeline.engine.plan import staging_prefix
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
-from export_pipeline.orchestration.outcomes import failure_of, metadata_of, told
+from export_pipeline.orchestration.outcomes import POSTPONED_UNTIL, failure_of, metadata_of, told
 from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, states
-from export_pipeline.requests.enums import NotificationStatus, Stage
+from export_pipeline.requests.database import reading
+from export_pipeline.requests.enums import NotificationStatus, RequestStatus, Stage
+from export_pipeline.requests.model import read_state
 
 MAX_RETRIES = 3
 FIRST_RETRY_SECONDS = 2.0
+DATABASE_RETRIES = 60
+"""Eight minutes, with waits that do not grow: while the request database is away nothing else could use the slot, and
+the row must hear of its run soon after."""
+POSTPONED = frozenset({FailureCode.SOURCE_UNAVAILABLE, FailureCode.STORE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE})
+"""What does not answer for longer than the retries of an op: the request waits in the queue, and not in a slot."""
+_LONGEST_DATABASE_WAIT = 4.0
+"""In first waits."""
 LONGEST_RETRY_SECONDS = 60.0
 """A provider that asks for a longer wait is left to a later run: this one would hold its place for nothing."""
 
@@ -99,6 +110,11 @@ def _clean_end(frame: _Frame) -> Iterator[None]:
         raise frame.outcome(error) from None
 
 
+def _retries(failure: ExportFailure) -> int:
+    """How often an op that failed so is tried again by its run."""
+    return DATABASE_RETRIES if failure.code is FailureCode.DATABASE_UNAVAILABLE else MAX_RETRIES
+
+
 class _Frame:
     def __init__(
         self, context: dg.OpExecutionContext, exports: ExportResource, request_id: int, *, writes: bool = True
@@ -160,14 +176,20 @@ class _Frame:
 
     def outcome(self, error: Exception) -> Exception:
         """How the op ends: never with the error itself, whose text may hold anything."""
-        try:
-            return self._outcome(error)
-        except Exception as second:  # noqa: BLE001 - telling failed too: the reconciler tells the row
-            return dg.Failure(
-                "The end of this step could not be written to the row; the reconciler will mend it.",
-                metadata={"exception": dg.MetadataValue.text(type(second).__qualname__)},
-                allow_retries=False,
-            )
+        for _ in range(DATABASE_RETRIES):
+            try:
+                return self._outcome(error)
+            except sa.exc.OperationalError as second:
+                unwritten: Exception = second
+                time.sleep(_LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
+            except Exception as second:  # noqa: BLE001 - writing it failed too: the reconciler writes it
+                unwritten = second
+                break
+        return dg.Failure(
+            "The end of this step could not be written to the row; the request gets a new attempt within minutes.",
+            metadata={"exception": dg.MetadataValue.text(type(unwritten).__qualname__)},
+            allow_retries=False,
+        )
 
     def _outcome(self, error: Exception) -> Exception:
         if isinstance(error, ExportCanceled):
@@ -190,7 +212,9 @@ class _Frame:
             self._context.log.warning("%s: %s Trying again in %.0f s.", failure.code, failure.message, wait)
             if failure.code is FailureCode.STORE_UNAVAILABLE:
                 self._exports.forget_store()
-            return dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait)
+            return dg.RetryRequested(max_retries=_retries(failure), seconds_to_wait=wait)
+        if self._writes and failure.code in POSTPONED and (until := self._postpone(failure)):
+            return self._postponed(failure, until)
         if self._writes and self._write_failure(failure):
             self._after_failure(failure)
         self._tag(failure)
@@ -200,23 +224,53 @@ class _Frame:
     def _tag(self, failure: ExportFailure) -> None:
         """The list of runs shows and filters by what failed and whose fault it is."""
         with suppress(Exception):  # the step's own metadata says the same
-            self._context.instance.add_run_tags(
-                self._context.run_id, {tags.ERROR_CODE: failure.code.value, tags.FAULT: failure.fault.value}
-            )
+            self._context.instance.add_run_tags(self._context.run_id, tags.failure_tags(failure.code))
 
     def _wait(self, failure: ExportFailure) -> float | None:
         """Seconds until this op is tried again; None if it is not."""
-        if failure.fault is not Fault.TRANSIENT or self._context.retry_number >= MAX_RETRIES:
+        if failure.fault is not Fault.TRANSIENT or self._context.retry_number >= _retries(failure):
             return None
         if self._owned is not None and self._owned.failed:
             return None  # the requester knows already; a re-execution tries it again, with whatever failed before
         wait = float(FIRST_RETRY_SECONDS * 2**self._context.retry_number)
+        if failure.code is FailureCode.DATABASE_UNAVAILABLE:
+            return min(wait, _LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
         asked = failure.retry_after if isinstance(failure, MailPostponed) else None
         if asked is None:
             return wait
         # Nothing is heard of a run that waits: it must not be taken for dead meanwhile.
         longest = min(LONGEST_RETRY_SECONDS, self._exports.settings.heartbeat_timeout_seconds / 2)
         return max(wait, asked) if asked <= longest else None
+
+    def _postpone(self, failure: ExportFailure) -> str | None:
+        """Put the request back into the queue, uncharged: when it is tried again. None if it may not be."""
+        with self._exports.database.begin() as connection:
+            states.postpone(connection, self._request_id, failure, run_id=self._context.run_id)
+        if self._owned is None:
+            return None
+        with reading(self._exports.database) as connection:
+            state = read_state(connection, self._owned.uid)
+        # Of several shards of one run that fail at once, one postpones it.
+        ours = state is not None and state.attempt == self._owned.attempt and state.status is RequestStatus.QUEUED
+        return f"{state.not_before:%Y-%m-%d %H:%M:%S} UTC" if ours and state and state.not_before else None
+
+    def _postponed(self, failure: ExportFailure, until: str) -> Exception:
+        """The next run begins anew: nothing of this one stays, so that a full disk has its room back."""
+        if self._owned is not None:
+            prefix = staging_prefix(self._owned.uid, self._owned.attempt)
+            with suppress(ExportFailure):
+                self._exports.staging.delete_tree(prefix)
+            if failure.code is not FailureCode.STORE_UNAVAILABLE:
+                with suppress(ExportFailure):
+                    discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        with suppress(Exception):  # the step's own metadata says the same
+            self._context.instance.add_run_tags(self._context.run_id, {tags.POSTPONED: failure.code.value})
+        return dg.Failure(
+            f"Postponed until {until}: {told(failure)} Nothing to press: the request waits in the queue and gets "
+            "another run then, or as soon as another export reaches what did not answer. No attempt is used up.",
+            metadata={POSTPONED_UNTIL: until, "not_answering": failure.code.value},
+            allow_retries=False,
+        )
 
     def _after_failure(self, failure: ExportFailure) -> None:
         """The row says ``failed``: clear away what nobody will go on with, and tell the requester."""

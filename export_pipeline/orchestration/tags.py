@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 
 import dagster as dg
 
+from export_pipeline.failures import FailureCode
 from export_pipeline.requests.claims import Claim
 
 REQUEST_ID = "export/request_id"
@@ -24,8 +26,15 @@ FORMAT = "export/format"
 SIZE_CLASS = "export/size_class"
 ERROR_CODE = "export/error_code"
 FAULT = "export/fault"
+POSTPONED = "export/postponed"
+"""What did not answer: the request waits in the queue, and gets another run."""
 NO_FAILURE = "none"
 """A re-execution gets the tags of the run that failed, and Dagster removes none: its own say that it did not fail."""
+
+_FINAL = {"dagster/max_retries": "0"}
+"""Ops retry what may pass and the reconciler what died: Dagster's run retries would repeat what is final."""
+LONGEST_EXPORT = timedelta(days=7)
+"""An export whose process is gone ends long before, by its heartbeat: this is for a run that nothing else judges."""
 
 SMALL, LARGE = "small", "large"
 """What ``tag_concurrency_limits`` of dagster.yaml tells apart, so that those known to be large leave slots."""
@@ -33,6 +42,16 @@ SMALL, LARGE = "small", "large"
 MAX_LINEAGE = 50
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
+
+
+def export_job_tags() -> dict[str, str]:
+    """What each run of an export carries."""
+    return {**_FINAL, "dagster/max_runtime": str(int(LONGEST_EXPORT.total_seconds()))}
+
+
+def upkeep_job_tags(longest: timedelta) -> dict[str, str]:
+    """What each run of a job carries that serves all exports: it goes before them in the queue, and has an end."""
+    return {**_FINAL, "dagster/priority": "10", "dagster/max_runtime": str(int(longest.total_seconds()))}
 
 
 def size_class(rows: object, large_rows: int) -> str:
@@ -77,6 +96,11 @@ def attempt_of(tags: Mapping[str, str]) -> int | None:
     """The attempt that a run was launched for; None if an operator launched it by hand."""
     value = tags.get(ATTEMPT, "")
     return int(value) if value.isdigit() else None
+
+
+def failure_tags(code: FailureCode) -> dict[str, str]:
+    """By which the list of runs shows and filters what failed and whose fault it is."""
+    return {ERROR_CODE: code.value, FAULT: code.fault.value}
 
 
 def inherited_failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

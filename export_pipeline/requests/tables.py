@@ -420,3 +420,10 @@ rate_windows = sa.Table(
     sa.Column("hits", sa.Integer, nullable=False),
     sa.Column("ends_at", sa.Double, nullable=False, comment="Unix seconds"),
 )
+
+export_ticks = sa.Table(
+    "export_ticks",
+    metadata,
+    sa.Column("sensor", sa.Text, primary_key=True),
+    sa.Column("ticked_at", UtcDateTime, nullable=False, comment="export-pipeline health reads how long ago that is"),
+)

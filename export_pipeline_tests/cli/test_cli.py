@@ -16,8 +16,10 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from export_pipeline.cli import cli, main
+from export_pipeline.cli.health import NAMES
 from export_pipeline.orchestration import tags
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.health import note_tick
 from export_pipeline_tests.orchestration.conftest import Pipeline, pipeline
 
 __all__ = ["pipeline"]
@@ -188,3 +190,28 @@ def test_filters_that_are_no_json_are_refused_by_the_command(pipeline: Pipeline)
     shown = run("request", "--organization", "a", "--dataset", "people", "--format", "csv", "--filters", "{")
     assert shown.exit_code == 2
     assert "is not JSON" in shown.output
+
+
+def test_health_is_an_exit_code_for_monitors(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    silent = run("health")
+    assert silent.exit_code == 1
+    assert "no tick yet" in silent.output
+    with pipeline.database.begin() as connection:
+        note_tick(connection, "export_installation")
+    assert run("health").exit_code == 0
+    document = json.loads(run("health", "--json").output)
+    assert document["ok"]
+    assert [check["name"] for check in document["checks"]] == list(NAMES)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("EXPORT_CATALOG", str(tmp_path / "empty"))
+    broken = run("health")
+    assert broken.exit_code == 1
+    assert "holds no *.yaml file" in broken.output
+    assert run("health", "--only", "last_tick_seconds").exit_code == 0
+    monkeypatch.setenv("EXPORT_DATABASE_URL", "postgresql://app:s3cret@127.0.0.1:1/app")
+    unreachable = run("health")
+    assert unreachable.exit_code == 1
+    assert "could not be reached" in unreachable.output
+    assert "s3cret" not in unreachable.output

@@ -74,7 +74,7 @@ def prepare(home: Home, database_url: str) -> None:
     for slow, quick in (
         ("start_timeout_seconds: 180", "start_timeout_seconds: 30"),
         ("poll_interval_seconds: 30", "poll_interval_seconds: 5"),
-        ("max_concurrent_runs: 4", "max_concurrent_runs: 6"),
+        ("max_concurrent_runs: 5", "max_concurrent_runs: 7"),
         ("user_code_failure_retry_delay: 5", "user_code_failure_retry_delay: 2"),
     ):
         assert slow in text

@@ -12,6 +12,7 @@ import pytest
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
+from export_pipeline.orchestration.launcher import identity
 from export_pipeline.orchestration.launcher.identity import start_ticks
 from export_pipeline_tests.launcher.conftest import Installation, install, wait_for
 
@@ -193,3 +194,16 @@ def test_a_server_ends_at_once_when_stopped_and_by_itself_when_its_home_is_gone(
         installation.home.rename(tmp_path / "gone")
         wait_for(lambda: start_ticks(server) is None)
         (tmp_path / "gone").rename(installation.home)
+
+
+def test_a_worker_of_another_container_is_taken_for_dead_after_a_while_not_at_once(
+    warm: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, pid = sleeping(warm, tmp_path / "away")
+    monkeypatch.setattr(identity, "_place", lambda: {"host": "other", "boot": "other", "namespace": "other"})
+    assert warm.launcher.check_run_worker_health(warm.run(run_id)).status is WorkerStatus.RUNNING
+    monkeypatch.setattr(warm.launcher, "_unreachable_seconds", 0)
+    (record,) = [one for one in warm.instance.get_run_records() if one.dagster_run.run_id == run_id]
+    monitor_started_run(warm.instance, None, record, logging.getLogger("test"))  # type: ignore[arg-type]
+    assert warm.run(run_id).status.value == "FAILURE"
+    os.kill(pid, signal.SIGKILL)

@@ -34,6 +34,9 @@ IDLE_SECONDS = 3600
 AGAIN_SECONDS = 60.0
 """For how long a server that could not be started is not tried again."""
 
+UNREACHABLE_SECONDS = 300
+"""A container that is being replaced, and its runs, may live beside the new one for a while."""
+
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -41,8 +44,9 @@ class WarmRunLauncher(DefaultRunLauncher):
     """Launches the runs of some code locations by forking, and all others as Dagster does.
 
     ``modules``: the code locations, by the module that each loads. ``idle_seconds``: how long a server without runs
-    stays. A run gets the environment of the process that launches it, as with Dagster's container launchers: start
-    daemon and code server with the same.
+    stays. ``unreachable_seconds``: how long a worker in another container or on another host, which only an earlier
+    daemon can have launched, is not yet taken for dead. A run gets the environment of the process that launches it, as
+    with Dagster's container launchers: start daemon and code server with the same.
     """
 
     def __init__(
@@ -50,10 +54,13 @@ class WarmRunLauncher(DefaultRunLauncher):
         inst_data: ConfigurableClassData | None = None,
         modules: list[str] | None = None,
         idle_seconds: float = IDLE_SECONDS,
+        unreachable_seconds: float = UNREACHABLE_SECONDS,
     ) -> None:
         super().__init__(inst_data)
         self._modules = modules or ["export_pipeline.definitions"]
         self._idle_seconds = idle_seconds
+        self._unreachable_seconds = unreachable_seconds
+        self._unreachable_since: dict[str, float] = {}
         self._unavailable: dict[str, tuple[float, str]] = {}
         self._lock = threading.Lock()
 
@@ -64,6 +71,11 @@ class WarmRunLauncher(DefaultRunLauncher):
             "modules": dg.Field([str], is_required=False, description="Code locations, by the module that each loads."),
             "idle_seconds": dg.Field(
                 int, default_value=IDLE_SECONDS, description="A server without runs stays so long."
+            ),
+            "unreachable_seconds": dg.Field(
+                int,
+                default_value=UNREACHABLE_SECONDS,
+                description="A worker in another container or on another host is taken for dead after so long.",
             ),
         }
 
@@ -170,8 +182,9 @@ class WarmRunLauncher(DefaultRunLauncher):
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Whether the worker lives.
 
-        Run monitoring fails a run for any other answer, so a worker that cannot be judged from here is said to live,
-        and left to the heartbeat on the row.
+        Run monitoring fails a run for any other answer, so a worker that cannot be judged from here is said to live at
+        first. Workers live where the daemon lives that launched them, and there is one daemon: those of an earlier one
+        are gone with its container or host, or about to be.
         """
         worker = _worker(run)
         if worker is None:
@@ -179,7 +192,14 @@ class WarmRunLauncher(DefaultRunLauncher):
         life = worker.life()
         if life is Life.DEAD:
             return CheckRunHealthResult(WorkerStatus.FAILED, self._death(worker), run_worker_id=str(worker.pid))
+        if life is Life.UNKNOWN and self._was_unreachable_for_long(run.run_id):
+            message = f"Run execution process {worker.pid} is in another container or on another host: taken for dead."
+            return CheckRunHealthResult(WorkerStatus.FAILED, message, run_worker_id=str(worker.pid))
         return CheckRunHealthResult(WorkerStatus.RUNNING, life.value, run_worker_id=str(worker.pid))
+
+    def _was_unreachable_for_long(self, run_id: str) -> bool:
+        first = self._unreachable_since.setdefault(run_id, time.monotonic())
+        return time.monotonic() - first >= self._unreachable_seconds
 
     def get_run_worker_debug_info(self, run: DagsterRun, include_container_logs: bool | None = True) -> str | None:  # noqa: ARG002
         """What can be said of the worker beside the run's own events."""

@@ -1,0 +1,90 @@
+"""``export-pipeline health``: for monitors. Nothing beyond its bound is exit code 0."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from export_pipeline.catalog.loader import CatalogError, load_catalog
+from export_pipeline.cli.common import open_database
+from export_pipeline.requests.database import reading
+from export_pipeline.requests.health import LONGEST_WAIT_SECONDS, Check, checks
+from export_pipeline.settings import Settings
+
+NAMES = (
+    "last_tick_seconds",
+    "oldest_wait_seconds",
+    "longest_silence_seconds",
+    "oldest_owed_mail_seconds",
+    "oldest_due_webhook_seconds",
+    "most_postponements",
+    "catalog_problems",
+)
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Look at this alone; may be given several times.")
+@click.option(
+    "--longest-wait",
+    type=click.FloatRange(min=0),
+    default=LONGEST_WAIT_SECONDS,
+    show_default=True,
+    help="Bound of oldest_wait_seconds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for programs.")
+def health(only: tuple[str, ...], longest_wait: float, *, as_json: bool) -> None:
+    r"""Say whether anything waits that should not. Exit code 1 if something is beyond its bound.
+
+    It asks the request database alone and needs no Dagster instance. The request database that does not answer is exit
+    code 1 too, a wrong setting 2.
+
+    \b
+    Examples:
+      export-pipeline health
+      export-pipeline health --only last_tick_seconds
+      export-pipeline health --json | jq '.checks[] | select(.ok | not)'
+    """
+    settings = Settings.from_environment()
+    engine = open_database(settings)
+    with reading(engine) as connection:
+        found = checks(
+            connection,
+            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+            longest_wait_seconds=longest_wait,
+        )
+    found.append(_catalog(settings))
+    found = [check for check in found if not only or check.name in only]
+    ok = all(check.ok for check in found)
+    if as_json:
+        click.echo(json.dumps({"ok": ok, "checks": [check.model_dump() for check in found]}, indent=2))
+    else:
+        _show(found)
+    if not ok:
+        raise SystemExit(1)
+
+
+def _catalog(settings: Settings) -> Check:
+    problems: tuple[str, ...] = ()
+    try:
+        load_catalog(settings.catalog)
+    except CatalogError as error:
+        problems = error.problems
+    meaning = "problems of the catalog; exports go on with the last good one." + "".join(f"\n{one}" for one in problems)
+    return Check(name="catalog_problems", value=len(problems), bound=0, ok=not problems, meaning=meaning)
+
+
+def _show(found: list[Check]) -> None:
+    table = Table("", "check", box=None)
+    table.add_column("value", justify="right")
+    table.add_column("bound", justify="right")
+    for check in found:
+        value = "-" if check.value is None else f"{check.value:,.0f}"
+        table.add_row("ok" if check.ok else "BAD", check.name, value, f"{check.bound:,.0f}")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    for check in found:
+        if not check.ok:
+            console.print(f"\n{check.name}: {check.meaning}")

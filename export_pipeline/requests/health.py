@@ -1,0 +1,132 @@
+"""What monitors ask of an installation: does anything wait that should not.
+
+Each check is one number that the request database knows, and the bound above which somebody should look. All times are
+the database's. Needs no Dagster instance: the sensor ``export_installation`` leaves its tick here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict
+
+from export_pipeline.requests.database import current_instant, insert_or
+from export_pipeline.requests.enums import NotificationStatus, RequestStatus, WebhookStatus
+from export_pipeline.requests.queue import unix_seconds
+from export_pipeline.requests.tables import export_notifications, export_requests, export_ticks, export_webhooks
+
+LONGEST_TICK_SECONDS = 180.0
+"""The daemon loads a new code location every minute, and a busy machine is slow at it."""
+LONGEST_WAIT_SECONDS = 3600.0
+LONGEST_OWED_SECONDS = 3600.0
+TRIED_FOR_SECONDS = 2 * 86_400.0
+"""Mails and webhooks that are older are not tried any more: there is nothing left to wait for."""
+MOST_POSTPONEMENTS = 5
+"""That many come to some ten minutes: the source or the store has not answered for so long."""
+
+_rows = export_requests.c
+
+
+class Check(BaseModel):
+    """One number and its bound."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    value: float | None
+    """None: nothing of the kind."""
+    bound: float
+    ok: bool
+    meaning: str
+    """Of the number; what to look at, if it is beyond its bound."""
+
+
+def note_tick(connection: sa.Connection, sensor: str) -> None:
+    """The sensor ticks now."""
+    insert = insert_or(connection, export_ticks).values(sensor=sensor, ticked_at=current_instant())
+    connection.execute(insert.on_conflict_do_update(index_elements=["sensor"], set_={"ticked_at": current_instant()}))
+
+
+def checks(
+    connection: sa.Connection, *, heartbeat_timeout_seconds: float, longest_wait_seconds: float = LONGEST_WAIT_SECONDS
+) -> list[Check]:
+    """All checks, in the order in which somebody should look."""
+    silent_bound = 2 * heartbeat_timeout_seconds + 60
+    queued = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.postponed_at.is_(None))
+    running = _rows.status == RequestStatus.RUNNING
+    return [
+        _tick(connection),
+        _check(
+            "oldest_wait_seconds",
+            _oldest(connection, _rows.created_at, queued),
+            longest_wait_seconds,
+            "the longest that a request has waited. Look at export-pipeline queue, the sensor export_requests and the "
+            "run queue.",
+        ),
+        _check(
+            "longest_silence_seconds",
+            _oldest(connection, _rows.heartbeat_at, running),
+            silent_bound,
+            "the longest that a running export has written no heartbeat. Look at the sensor export_reconciler.",
+        ),
+        _check(
+            "oldest_owed_mail_seconds",
+            _oldest(connection, _rows.completed_at, _owes_mail()),
+            LONGEST_OWED_SECONDS,
+            "the longest that a mail has waited since its export ended. Look at the runs of job notify and at the mail "
+            "provider.",
+        ),
+        _check(
+            "oldest_due_webhook_seconds",
+            _oldest(connection, export_webhooks.c.next_try_at, export_webhooks.c.status == WebhookStatus.PENDING),
+            LONGEST_OWED_SECONDS,
+            "the longest that a webhook has been due. Look at the sensor export_webhooks and the runs of job webhooks.",
+        ),
+        outage(connection),
+    ]
+
+
+def outage(connection: sa.Connection) -> Check:
+    """Whether the source, the store or staging has not answered for long; names it."""
+    postponed = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.postponed_at.is_not(None))
+    most = connection.execute(sa.select(sa.func.max(_rows.postponements)).where(postponed)).scalar_one()
+    codes = connection.execute(sa.select(_rows.error_code).where(postponed).distinct().order_by(_rows.error_code))
+    names = ", ".join(str(code) for code in codes.scalars() if code)
+    meaning = f"how often requests were postponed because something did not answer ({names or 'nothing now'})."
+    return _check("most_postponements", most, MOST_POSTPONEMENTS, meaning)
+
+
+def _tick(connection: sa.Connection) -> Check:
+    seconds = _oldest(connection, export_ticks.c.ticked_at, sa.true())
+    meaning = (
+        "since the sensor export_installation ticked. Look at the daemon's process and log, and whether the sensor is "
+        "on: nothing starts while no sensor ticks."
+    )
+    if seconds is None:
+        meaning = f"no tick yet {meaning}"
+    ok = seconds is not None and seconds <= LONGEST_TICK_SECONDS
+    return Check(name="last_tick_seconds", value=seconds, bound=LONGEST_TICK_SECONDS, ok=ok, meaning=meaning)
+
+
+def _check(name: str, value: float | None, bound: float, meaning: str) -> Check:
+    return Check(name=name, value=value, bound=bound, ok=value is None or value <= bound, meaning=meaning)
+
+
+def _oldest(
+    connection: sa.Connection, instant: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]
+) -> float | None:
+    """Seconds since the earliest of the instants that meet the condition; None if none does, or all are to come."""
+    age = unix_seconds(current_instant()) - unix_seconds(instant)
+    seconds = connection.execute(sa.select(sa.func.max(age)).where(condition)).scalar_one()
+    return None if seconds is None else max(float(seconds), 0.0)
+
+
+def _owes_mail() -> sa.ColumnElement[bool]:
+    waiting = sa.exists().where(
+        export_notifications.c.request_id == _rows.id,
+        export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
+    )
+    ended = _rows.status.in_([RequestStatus.COMPLETED, RequestStatus.FAILED])
+    age = unix_seconds(current_instant()) - unix_seconds(_rows.completed_at)
+    return sa.and_(ended, age < TRIED_FOR_SECONDS, waiting)
