@@ -15,7 +15,7 @@ from export_pipeline.orchestration.executors import executor_of, io_manager_of
 from export_pipeline.orchestration.janitor import janitor, janitor_schedule
 from export_pipeline.orchestration.job import export_job, notify_job
 from export_pipeline.orchestration.recurring import recurring_exports
-from export_pipeline.orchestration.resources import ExportResource, s3_resource
+from export_pipeline.orchestration.resources import S3, ExportResource
 from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
 from export_pipeline.orchestration.webhooks import export_webhooks, webhook_job
 from export_pipeline.settings import Settings
@@ -33,6 +33,7 @@ def build_definitions() -> dg.Definitions:
     if settings.sends_mail:
         open_mail_provider(settings)
     catalog = load_catalog(settings.catalog)
+    exports = ExportResource(s3=S3(endpoint_url=settings.s3_endpoint_url or None))
     return dg.Definitions(
         assets=dataset_assets(catalog),
         jobs=[export_job, notify_job, webhook_job, janitor],
@@ -45,7 +46,7 @@ def build_definitions() -> dg.Definitions:
             export_webhooks,
             alerts_sensor(running=settings.alerts),
         ],
-        resources={"exports": ExportResource(s3=s3_resource(settings)), **io_manager_of(settings)},
+        resources={"exports": exports, **io_manager_of(settings, exports)},
         executor=executor_of(settings),
     )
 

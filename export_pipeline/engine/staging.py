@@ -10,6 +10,7 @@ whoever writes takes a key that nobody else has (``unique``), and a key counts o
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,10 @@ from export_pipeline.settings import aws_region, local_path
 
 if TYPE_CHECKING:
     from export_pipeline.engine.staging_s3 import S3Objects
+
+_AWS_ERROR = re.compile(r"AWS Error ([A-Z0-9_]{1,64})(?: \[code \d+\])? during (\w{1,64})")
+"""How Arrow words a refusal of S3."""
+_REFUSALS = frozenset({"ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"})
 
 
 def unique(prefix: str) -> str:
@@ -60,7 +65,7 @@ class Staging:
     """Objects under one root, named by ``/``-separated keys.
 
     Every method, and reading and writing what it opened, raises ``ExportFailure``: ``staging_unavailable``
-    for what may pass, ``staging_lost`` for an object that is gone or forbidden.
+    for what may pass, ``staging_refused`` where S3 denies access, ``staging_lost`` for an object that is gone.
     """
 
     def __init__(self, url: str, *, s3_endpoint_url: str = "") -> None:
@@ -251,7 +256,16 @@ def _translated() -> Iterator[None]:
             "its start, or check the permissions under EXPORT_STAGING_URL.",
         ) from None
     except (OSError, pa.ArrowException) as error:
+        # The rest of the message may hold a key.
+        found = _AWS_ERROR.search(str(error))
+        what = f"{found[1]} on {found[2]}" if found else type(error).__name__
+        if found and found[1] in _REFUSALS:
+            raise ExportFailure(
+                FailureCode.STAGING_REFUSED,
+                f"S3 refused ({what}). Check EXPORT_STAGING_URL, EXPORT_S3_ENDPOINT_URL and the rights of the AWS "
+                "credentials.",
+            ) from None
         raise ExportFailure(
             FailureCode.STAGING_UNAVAILABLE,
-            f"The staging store failed ({type(error).__name__}). Check EXPORT_STAGING_URL and its free space.",
+            f"The staging store failed ({what}). Check EXPORT_STAGING_URL and its free space.",
         ) from None

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
 from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.execution.context.system import StepExecutionContext
 
 from export_pipeline.delivery.failure_mail import mail_failure
 from export_pipeline.delivery.handover import MailPostponed
@@ -75,6 +77,25 @@ def aside(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
     """
     with _clean_end(_Frame(context, exports, request_id, writes=False)):
         yield
+
+
+@contextmanager
+def outside_op(step: StepExecutionContext, exports: ExportResource) -> Iterator[None]:
+    """Do what Dagster does for a step before or after its op, such as storing its output; it ends as a stage does.
+
+    Raises:
+        dagster.RetryRequested, dagster.Failure: as ``stage``.
+    """
+    context = dg.OpExecutionContext(step)
+    with _clean_end(_Frame(context, exports, _request_of(context.run))):
+        yield
+
+
+def _request_of(run: dg.DagsterRun) -> int:
+    """The request that the first op of every job about a request is configured with."""
+    ops: Any = run.run_config["ops"]
+    (first,) = ops.values()
+    return int(first["config"]["request_id"])
 
 
 def tell_failure(exports: ExportResource, request_id: int) -> dict[NotificationStatus, int]:
