@@ -138,16 +138,20 @@ class S3Store:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys of all objects that begin with ``prefix``."""
-        pages = iter(
-            self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
-        )
-        while True:
-            with translated():
-                page = next(pages, None)
-            if page is None:
-                return
+        for page in self._pages(Prefix=self._prefix + prefix):
             for item in page.get("Contents", []):
                 yield item["Key"].removeprefix(self._prefix)
+
+    def trees(self) -> Iterator[str]:
+        """The first pieces of all keys."""
+        for page in self._pages(Prefix=self._prefix, Delimiter="/"):
+            for item in page.get("CommonPrefixes", []):
+                yield item["Prefix"].removeprefix(self._prefix).rstrip("/")
+
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object whose key begins with ``prefix`` was last written."""
+        pages = self._pages(Prefix=self._prefix + prefix)
+        return max((item["LastModified"] for page in pages for item in page.get("Contents", [])), default=None)
 
     def abort_uploads(self, older_than: timedelta) -> int:
         """Abort multipart uploads that began longer ago: their parts cost money until then. How many."""
@@ -157,6 +161,15 @@ class S3Store:
                 abort(self._client, {"Bucket": self._bucket, "Key": key}, upload)
                 count += 1
         return count
+
+    def _pages(self, **options: str) -> Iterator[dict[str, Any]]:
+        pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, **options))
+        while True:
+            with translated():
+                page = next(pages, None)
+            if page is None:
+                return
+            yield page
 
     def _at(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}

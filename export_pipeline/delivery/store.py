@@ -11,7 +11,7 @@ will not (no such bucket, access denied); no other exception of its client leave
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
@@ -76,6 +76,14 @@ class Store(Protocol):
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys of all objects that begin with ``prefix``, for a janitor."""
+        ...
+
+    def trees(self) -> Iterator[str]:
+        """The first pieces of all keys, each once, for a janitor."""
+        ...
+
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object whose key begins with ``prefix`` was last written (UTC), None if there is none."""
         ...
 
     def abort_uploads(self, older_than: timedelta) -> int:

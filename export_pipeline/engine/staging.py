@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -129,6 +129,16 @@ class Staging:
             selector = pyarrow.fs.FileSelector(below, allow_not_found=True, recursive=False)
             infos = self._filesystem.get_file_info(selector)
         return [info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory]
+
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object under a prefix was last written, of none when a directory was; None if there is neither."""
+        if self._objects is not None:
+            return self._objects.written_at(_inside(prefix))
+        with _translated():
+            selector = pyarrow.fs.FileSelector(_inside(prefix), allow_not_found=True, recursive=True)
+            infos = [*self._filesystem.get_file_info(selector), *self._filesystem.get_file_info([prefix])]
+        files = [info for info in infos if info.type == pyarrow.fs.FileType.File]
+        return max((info.mtime for info in files or infos if info.mtime is not None), default=None)
 
     def abort_uploads(self, older_than: timedelta) -> int:
         """Abort what began to be written longer ago and never ended, where that is not an object yet. How many."""

@@ -57,6 +57,12 @@ class S3Objects:
             ]
         return [prefix.removeprefix(root).rstrip("/") for prefix in found]
 
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object under a prefix was last written."""
+        with translated(STAGING):
+            pages = self._pages(Prefix=f"{self._prefix}{prefix}/")
+            return max((item["LastModified"] for page in pages for item in page.get("Contents", [])), default=None)
+
     def abort_uploads(self, older_than: timedelta, *, prefix: str = "") -> int:
         """Abort uploads that began longer ago: a killed process cannot end its own. How many."""
         newest, count = datetime.now(UTC) - older_than, 0

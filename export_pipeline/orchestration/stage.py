@@ -18,6 +18,7 @@ from dagster._core.execution.context.system import StepExecutionContext
 
 from export_pipeline.delivery.failure_mail import mail_failure
 from export_pipeline.delivery.handover import MailPostponed
+from export_pipeline.delivery.retention import discard_abandoned
 from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.orchestration import tags
@@ -188,8 +189,17 @@ class _Frame:
         if isinstance(error, ExportCanceled):
             return self._canceled()
         if isinstance(error, OwnershipLost):
+            self._discard_abandoned()
             return dg.Failure(f"This run does not own the request: {error}. Nothing was done.", allow_retries=False)
         return self._failed(error)
+
+    def _discard_abandoned(self) -> None:
+        """Take back what this worker wrote after its attempt had been cleared away."""
+        if self._owned is None:
+            return
+        exports = self._exports
+        with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # else the janitor does
+            discard_abandoned(exports.database, exports.store, exports.staging, self._owned.uid, self._owned.attempt)
 
     def _canceled(self) -> Exception:
         if self._owned is not None:

@@ -468,6 +468,17 @@ class TestS3Faults:
             assert caught.value.code == FailureCode.STORE_REFUSED
 
 
+def test_trees_and_when_they_were_written(store: Store) -> None:
+    begun = datetime.now(UTC) - timedelta(seconds=2)  # S3 says whole seconds
+    assert (list(store.trees()), store.written_at("a/")) == ([], None)
+    for key in ("a/1/x.csv", "a/2/y.csv", "ab/1/x.csv", "z.csv"):
+        put(store, b"x", describe(key))
+    assert sorted(store.trees()) == ["a", "ab"]
+    written = store.written_at("a/")
+    assert written is not None
+    assert begun <= written <= datetime.now(UTC) + timedelta(seconds=2)
+
+
 AWS = {
     "us-east-1": "s3.us-east-1.amazonaws.com",
     "eu-west-1": "s3.eu-west-1.amazonaws.com",
