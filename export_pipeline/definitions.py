@@ -20,7 +20,7 @@ from export_pipeline.orchestration.installation import always_broken, export_ins
 from export_pipeline.orchestration.janitor import janitor, janitor_schedule
 from export_pipeline.orchestration.job import export_job, notify_job
 from export_pipeline.orchestration.recurring import recurring_exports
-from export_pipeline.orchestration.resources import ExportResource, s3_resource
+from export_pipeline.orchestration.resources import S3, ExportResource
 from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
 from export_pipeline.orchestration.webhooks import export_webhooks, webhook_job
 from export_pipeline.settings import Settings, SettingsError
@@ -38,7 +38,8 @@ def build_definitions() -> dg.Definitions:
     if settings.sends_mail:
         open_mail_provider(settings)
     executor = executor_of(settings)
-    resources: dict[str, Any] = {"exports": ExportResource(s3=s3_resource(settings)), **io_manager_of(settings)}
+    exports = ExportResource(s3=S3(endpoint_url=settings.s3_endpoint_url or None))
+    resources: dict[str, Any] = {"exports": exports, **io_manager_of(settings, exports)}
     alerts = alerts_sensor(running=settings.alerts)
     try:
         catalog = last_good.load(settings).catalog

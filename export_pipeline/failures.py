@@ -70,6 +70,7 @@ class FailureCode(StrEnum):
 
     SOURCE_REFUSED = "source_refused"
     STAGING_LOST = "staging_lost"
+    STAGING_REFUSED = "staging_refused"
     STORE_REFUSED = "store_refused"
     SOURCE_DATA_INVALID = "source_data_invalid"
     COUNT_MISMATCH = "count_mismatch"
@@ -93,6 +94,7 @@ _FAULTS: dict[FailureCode, Fault] = {
     FailureCode.SOURCE_REFUSED: Fault.OURS,
     FailureCode.STORE_REFUSED: Fault.OURS,
     FailureCode.STAGING_LOST: Fault.OURS,
+    FailureCode.STAGING_REFUSED: Fault.OURS,
     FailureCode.SOURCE_DATA_INVALID: Fault.OURS,
     FailureCode.COUNT_MISMATCH: Fault.OURS,
     FailureCode.CHECKSUM_MISMATCH: Fault.OURS,

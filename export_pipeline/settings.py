@@ -79,6 +79,11 @@ class Settings(BaseSettings):
         description="Where rows wait between steps: `file:///dir`, or `s3://bucket/prefix` for several machines.",
     )
     s3_endpoint_url: HttpUrl = Field(default="", description="Endpoint of an S3-compatible store. Default: AWS.")
+    s3_public_endpoint_url: HttpUrl = Field(
+        default="",
+        description="Endpoint by which recipients reach the store, such as `https://files.example.com`; links are "
+        "signed for it, everything else goes to `EXPORT_S3_ENDPOINT_URL`. Default: the same endpoint.",
+    )
     s3_server_side_encryption: ServerSideEncryption = Field(
         default="none", description="`none`, `AES256` (SSE-S3) or `aws:kms` (SSE-KMS)."
     )

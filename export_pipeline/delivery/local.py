@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,6 +103,18 @@ class LocalStore:
             key = path.relative_to(self._directory).as_posix()
             if key.startswith(prefix) and not _is_temporary(path):
                 yield key
+
+    def trees(self) -> Iterator[str]:
+        """The first pieces of all keys."""
+        with _translated():
+            found = sorted(entry.name for entry in os.scandir(self._directory) if entry.is_dir(follow_symlinks=False))
+        yield from found
+
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object whose key begins with ``prefix`` was last written."""
+        with _translated():
+            times = [written for key in self.keys(prefix) if (written := _written_at(self._path(key))) is not None]
+        return max(times, default=None)
 
     def abort_uploads(self, older_than: timedelta) -> int:
         """Delete what killed processes left half-written; how many files."""
@@ -204,6 +216,13 @@ def _files(top: Path, *, passed_over: tuple[type[OSError], ...]) -> Iterator[Pat
 
     for directory, _, names in os.walk(top, onerror=fail):
         yield from (Path(directory, name) for name in names)
+
+
+def _written_at(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except _GONE:
+        return None
 
 
 def _is_temporary(path: Path) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -86,9 +87,18 @@ def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
                 FailureCode.CHECKSUM_MISMATCH,
                 f"File {file.ordinal} of {len(manifest.files)} is not in the store as it was sent. Retry the export.",
             )
+    _discard_earlier_attempts(store, plan)
     key = manifest_key(export_prefix(plan.uid, plan.attempt, plan.key_secret))
     write_manifest(store, key, manifest)
     return key
+
+
+def _discard_earlier_attempts(store: Store, plan: ExportPlan) -> None:
+    """A completed export has one manifest: an attempt that died in ``publish`` may have left another."""
+    with suppress(ExportFailure):  # what stays is deleted when the export expires
+        for attempt in range(1, plan.attempt):
+            for key in list(store.keys(f"{plan.uid}/{attempt}/")):
+                store.delete(key)
 
 
 def delivered_files(manifest: Manifest) -> list[DeliveredFile]:

@@ -18,9 +18,9 @@ import botocore.exceptions as boto
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.objects import Link, ObjectDescription, Progress
-from export_pipeline.delivery.s3_errors import is_missing, translated
 from export_pipeline.delivery.s3_upload import Upload, abort, mismatch
-from export_pipeline.engine.s3_client import uploads_begun_until
+from export_pipeline.engine.s3_client import is_aws, uploads_begun_until
+from export_pipeline.engine.s3_errors import is_missing, translated
 from export_pipeline.failures import ExportFailure, FailureCode
 
 LONGEST_LINK = timedelta(days=7)
@@ -33,12 +33,23 @@ _CACHE_CONTROL = "private, no-store"
 
 
 class S3Store:
-    """Objects in a bucket, under a prefix; implements ``delivery.store.Store``."""
+    """Objects in a bucket, under a prefix; implements ``delivery.store.Store``.
+
+    ``signer`` is the client that signs links, where recipients reach the store by another endpoint than we do.
+    """
 
     def __init__(
-        self, client: Any, bucket: str, prefix: str, *, server_side_encryption: str = "none", kms_key_id: str = ""
+        self,
+        client: Any,
+        bucket: str,
+        prefix: str,
+        *,
+        signer: Any = None,
+        server_side_encryption: str = "none",
+        kms_key_id: str = "",
     ) -> None:
         self._client = client
+        self._signer = client if signer is None else signer
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._encryption: dict[str, str] = {}
@@ -46,8 +57,6 @@ class S3Store:
             self._encryption["ServerSideEncryption"] = server_side_encryption
             if kms_key_id:
                 self._encryption["SSEKMSKeyId"] = kms_key_id
-        # A client that others made (dagster-aws takes no Config) would presign with SigV2: say it to the client too.
-        client.meta.events.register_first("choose-signer.s3.GetObject", _sigv4, unique_id="export-pipeline-sigv4")
 
     def put(
         self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
@@ -101,7 +110,7 @@ class S3Store:
         first. A session token that does not tell its end is taken to live one hour.
         """
         with translated():
-            dies = _credentials_expiry(self._client)
+            dies = _credentials_expiry(self._signer)
             lifetime = min(lifetime, LONGEST_LINK)
             if dies is not None:
                 lifetime = min(lifetime, dies - datetime.now(UTC))
@@ -113,7 +122,7 @@ class S3Store:
             }
             if description.content_encoding:
                 parameters["ResponseContentEncoding"] = description.content_encoding
-            url = self._client.generate_presigned_url(
+            url = self._signer.generate_presigned_url(
                 "get_object", Params=parameters, ExpiresIn=max(1, int(lifetime.total_seconds()))
             )
         ends = _signature_expiry(url)
@@ -123,22 +132,26 @@ class S3Store:
         """The object in the AWS console, or its unsigned URL at an S3-compatible store."""
         path = quote(self._prefix + key)
         endpoint = self._client.meta.endpoint_url
-        if not (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        if not is_aws(endpoint):
             return f"{endpoint}/{self._bucket}/{path}"
         return f"https://console.aws.amazon.com/s3/object/{self._bucket}?prefix={quote(self._prefix + key, safe='')}"
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys of all objects that begin with ``prefix``."""
-        pages = iter(
-            self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
-        )
-        while True:
-            with translated():
-                page = next(pages, None)
-            if page is None:
-                return
+        for page in self._pages(Prefix=self._prefix + prefix):
             for item in page.get("Contents", []):
                 yield item["Key"].removeprefix(self._prefix)
+
+    def trees(self) -> Iterator[str]:
+        """The first pieces of all keys."""
+        for page in self._pages(Prefix=self._prefix, Delimiter="/"):
+            for item in page.get("CommonPrefixes", []):
+                yield item["Prefix"].removeprefix(self._prefix).rstrip("/")
+
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object whose key begins with ``prefix`` was last written."""
+        pages = self._pages(Prefix=self._prefix + prefix)
+        return max((item["LastModified"] for page in pages for item in page.get("Contents", [])), default=None)
 
     def abort_uploads(self, older_than: timedelta) -> int:
         """Abort multipart uploads that began longer ago: their parts cost money until then. How many."""
@@ -148,6 +161,15 @@ class S3Store:
                 abort(self._client, {"Bucket": self._bucket, "Key": key}, upload)
                 count += 1
         return count
+
+    def _pages(self, **options: str) -> Iterator[dict[str, Any]]:
+        pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, **options))
+        while True:
+            with translated():
+                page = next(pages, None)
+            if page is None:
+                return
+            yield page
 
     def _at(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}
@@ -191,10 +213,6 @@ class _Download(io.RawIOBase):
         if not self.closed:
             self._body.close()
         super().close()
-
-
-def _sigv4(**_: Any) -> str:
-    return "s3v4"
 
 
 def _credentials_expiry(client: Any) -> datetime | None:

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, cast
 import botocore.exceptions as boto
 
 from export_pipeline.delivery.objects import Progress
-from export_pipeline.delivery.s3_errors import is_missing, translated
 from export_pipeline.engine.ahead import ahead
+from export_pipeline.engine.s3_errors import is_missing, translated
 from export_pipeline.failures import ExportFailure, FailureCode
 
 MINIMUM_PART = 8 * 2**20

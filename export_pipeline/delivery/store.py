@@ -11,9 +11,9 @@ will not (no such bucket, access denied); no other exception of its client leave
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from export_pipeline.delivery.local import LocalStore
@@ -78,17 +78,21 @@ class Store(Protocol):
         """The keys of all objects that begin with ``prefix``, for a janitor."""
         ...
 
+    def trees(self) -> Iterator[str]:
+        """The first pieces of all keys, each once, for a janitor."""
+        ...
+
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object whose key begins with ``prefix`` was last written (UTC), None if there is none."""
+        ...
+
     def abort_uploads(self, older_than: timedelta) -> int:
         """Clear away uploads that began longer ago and never ended; how many there were."""
         ...
 
 
-def open_store(settings: Settings, s3_client: Any = None) -> Store:
+def open_store(settings: Settings) -> Store:
     """The store that ``EXPORT_STORE_URL`` names.
-
-    Args:
-        settings: the installation's settings.
-        s3_client: a boto3 S3 client to use for ``s3://``; by default one is made from the environment.
 
     Raises:
         ExportFailure: ``store_refused`` if a directory cannot be made or AWS is not configured.
@@ -97,17 +101,19 @@ def open_store(settings: Settings, s3_client: Any = None) -> Store:
     if directory is not None:
         return LocalStore(directory)
     from export_pipeline.delivery.s3 import S3Store
-    from export_pipeline.delivery.s3_errors import translated
     from export_pipeline.engine.s3_client import build_client
+    from export_pipeline.engine.s3_errors import translated
 
-    if s3_client is None:
-        with translated():
-            s3_client = build_client(settings.s3_endpoint_url)
+    with translated():
+        client = build_client(settings.s3_endpoint_url)
+        public = settings.s3_public_endpoint_url
+        signer = build_client(public) if public else client
     parts = urlsplit(settings.store_url)
     return S3Store(
-        s3_client,
+        client,
         parts.netloc,
         unquote(parts.path).strip("/"),
+        signer=signer,
         server_side_encryption=settings.s3_server_side_encryption,
         kms_key_id=settings.s3_kms_key_id,
     )

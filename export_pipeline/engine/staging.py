@@ -10,10 +10,11 @@ whoever writes takes a key that nobody else has (``unique``), and a key counts o
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -27,6 +28,10 @@ from export_pipeline.settings import aws_region, local_path
 
 if TYPE_CHECKING:
     from export_pipeline.engine.staging_s3 import S3Objects
+
+_AWS_ERROR = re.compile(r"AWS Error ([A-Z0-9_]{1,64})(?: \[code \d+\])? during (\w{1,64})")
+"""How Arrow words a refusal of S3."""
+_REFUSALS = frozenset({"ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"})
 
 
 def unique(prefix: str) -> str:
@@ -60,7 +65,7 @@ class Staging:
     """Objects under one root, named by ``/``-separated keys.
 
     Every method, and reading and writing what it opened, raises ``ExportFailure``: ``staging_unavailable``
-    for what may pass, ``staging_lost`` for an object that is gone or forbidden.
+    for what may pass, ``staging_refused`` where S3 denies access, ``staging_lost`` for an object that is gone.
     """
 
     def __init__(self, url: str, *, s3_endpoint_url: str = "") -> None:
@@ -124,6 +129,16 @@ class Staging:
             selector = pyarrow.fs.FileSelector(below, allow_not_found=True, recursive=False)
             infos = self._filesystem.get_file_info(selector)
         return [info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory]
+
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object under a prefix was last written, of none when a directory was; None if there is neither."""
+        if self._objects is not None:
+            return self._objects.written_at(_inside(prefix))
+        with _translated():
+            selector = pyarrow.fs.FileSelector(_inside(prefix), allow_not_found=True, recursive=True)
+            infos = [*self._filesystem.get_file_info(selector), *self._filesystem.get_file_info([prefix])]
+        files = [info for info in infos if info.type == pyarrow.fs.FileType.File]
+        return max((info.mtime for info in files or infos if info.mtime is not None), default=None)
 
     def abort_uploads(self, older_than: timedelta) -> int:
         """Abort what began to be written longer ago and never ended, where that is not an object yet. How many."""
@@ -251,7 +266,16 @@ def _translated() -> Iterator[None]:
             "its start, or check the permissions under EXPORT_STAGING_URL.",
         ) from None
     except (OSError, pa.ArrowException) as error:
+        # The rest of the message may hold a key.
+        found = _AWS_ERROR.search(str(error))
+        what = f"{found[1]} on {found[2]}" if found else type(error).__name__
+        if found and found[1] in _REFUSALS:
+            raise ExportFailure(
+                FailureCode.STAGING_REFUSED,
+                f"S3 refused ({what}). Check EXPORT_STAGING_URL, EXPORT_S3_ENDPOINT_URL and the rights of the AWS "
+                "credentials.",
+            ) from None
         raise ExportFailure(
             FailureCode.STAGING_UNAVAILABLE,
-            f"The staging store failed ({type(error).__name__}). Check EXPORT_STAGING_URL and its free space.",
+            f"The staging store failed ({what}). Check EXPORT_STAGING_URL and its free space.",
         ) from None

@@ -9,15 +9,15 @@ ever, and some S3-compatible stores refuse it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from export_pipeline.engine.s3_client import build_client, uploads_begun_until
-from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.engine.s3_errors import STAGING, translated
 
 CLOCKS_APART = timedelta(hours=1)
 """How far S3's clock may be ahead of ours."""
@@ -30,17 +30,17 @@ class S3Objects:
         parts = urlsplit(url)
         self._bucket = parts.netloc
         self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
-        with _translated():
+        with translated(STAGING):
             self._client = build_client(endpoint_url)
 
     def delete(self, key: str) -> None:
         """Delete one object; one that is not there is no error."""
-        with _translated():
+        with translated(STAGING):
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
     def delete_tree(self, prefix: str) -> None:
         """Delete every object under a prefix, and abort the uploads that are under way there."""
-        with _translated():
+        with translated(STAGING):
             for page in self._pages(Prefix=f"{self._prefix}{prefix}/"):
                 for item in page.get("Contents", []):
                     self._client.delete_object(Bucket=self._bucket, Key=item["Key"])
@@ -49,7 +49,7 @@ class S3Objects:
     def trees(self, below: str = "") -> list[str]:
         """The first level of prefixes, below the root or a prefix."""
         root = f"{self._prefix}{below}/" if below else self._prefix
-        with _translated():
+        with translated(STAGING):
             found = [
                 item["Prefix"]
                 for page in self._pages(Prefix=root, Delimiter="/")
@@ -57,10 +57,16 @@ class S3Objects:
             ]
         return [prefix.removeprefix(root).rstrip("/") for prefix in found]
 
+    def written_at(self, prefix: str) -> datetime | None:
+        """When an object under a prefix was last written."""
+        with translated(STAGING):
+            pages = self._pages(Prefix=f"{self._prefix}{prefix}/")
+            return max((item["LastModified"] for page in pages for item in page.get("Contents", [])), default=None)
+
     def abort_uploads(self, older_than: timedelta, *, prefix: str = "") -> int:
         """Abort uploads that began longer ago: a killed process cannot end its own. How many."""
         newest, count = datetime.now(UTC) - older_than, 0
-        with _translated():
+        with translated(STAGING):
             for key, upload in uploads_begun_until(newest, self._client, self._bucket, self._prefix + prefix):
                 self._abort(key, upload)
                 count += 1
@@ -73,14 +79,3 @@ class S3Objects:
 
     def _pages(self, **options: str) -> Iterator[dict[str, Any]]:
         yield from self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, **options)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (BotoCoreError, ClientError) as error:
-        raise ExportFailure(
-            FailureCode.STAGING_UNAVAILABLE,
-            f"The staging store failed ({type(error).__name__}). Check EXPORT_STAGING_URL and the AWS credentials.",
-        ) from None

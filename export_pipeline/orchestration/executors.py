@@ -8,13 +8,12 @@ The extras ``celery`` and ``k8s`` bring the executors' packages; they are import
 
 from __future__ import annotations
 
-import os
 from typing import Any
 from urllib.parse import urlsplit
 
 import dagster as dg
 
-from export_pipeline.orchestration.resources import s3_resource
+from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.settings import Settings
 
 OUTPUTS = "runs"
@@ -60,17 +59,14 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def io_manager_of(settings: Settings) -> dict[str, Any]:
+def io_manager_of(settings: Settings, exports: ExportResource) -> dict[str, Any]:
     """The IO manager, as a resource: on S3 where staging is, else Dagster's own on the disk of its instance."""
     parts = urlsplit(settings.staging_url)
     if parts.scheme != "s3":
         return {}
-    from dagster_aws.s3 import S3PickleIOManager
+    from export_pipeline.orchestration.step_outputs import StepOutputs
 
-    if settings.s3_endpoint_url:
-        # boto3's default checksums come as a trailer, to which S3-compatible stores answer 411.
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     prefix = "/".join(part for part in (parts.path.strip("/"), OUTPUTS) if part)
     return {
-        "io_manager": S3PickleIOManager(s3_resource=s3_resource(settings), s3_bucket=parts.netloc, s3_prefix=prefix)
+        "io_manager": StepOutputs(exports=exports, s3_resource=exports.s3, s3_bucket=parts.netloc, s3_prefix=prefix)
     }

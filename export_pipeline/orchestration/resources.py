@@ -7,6 +7,7 @@ config is stored in snapshots and shown in the UI, and would carry the passwords
 """
 
 from functools import cached_property
+from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
@@ -17,19 +18,27 @@ from export_pipeline.catalog.loader import Catalog
 from export_pipeline.delivery.mail import MailProvider, open_mail_provider
 from export_pipeline.delivery.store import Store, open_store
 from export_pipeline.engine.readers import Source, source_of
+from export_pipeline.engine.s3_client import build_client
 from export_pipeline.engine.staging import Staging
 from export_pipeline.orchestration import last_good
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.settings import Settings, aws_region
+from export_pipeline.settings import Settings
 
-S3_ATTEMPTS = 5
+
+class S3(S3Resource):
+    """dagster-aws' resource with the one client of the product; Dagster's IO manager for S3 takes no other."""
+
+    def get_client(self) -> Any:
+        """A client with the credentials of the environment."""
+        return build_client(self.endpoint_url or "")
 
 
 class ExportResource(dg.ConfigurableResource["ExportResource"]):
     """Everything an op of the export job works with; each part is opened when first asked for."""
 
-    s3: dg.ResourceDependency[S3Resource]
+    s3: dg.ResourceDependency[S3]
+    """Of the step outputs."""
     _settings: Settings = PrivateAttr(default_factory=Settings.from_environment)
 
     @property
@@ -64,10 +73,8 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
 
     @cached_property
     def store(self) -> Store:
-        """Where files are delivered; on S3 through dagster-aws' client."""
-        if not self.settings.store_url.startswith("s3:"):
-            return open_store(self.settings)
-        return open_store(self.settings, self.s3.get_client())
+        """Where files are delivered."""
+        return open_store(self.settings)
 
     def forget_store(self) -> None:
         """Open the store anew when it is next asked for.
@@ -81,8 +88,3 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
     def mail(self) -> MailProvider:
         """How mail leaves."""
         return open_mail_provider(self.settings)
-
-
-def s3_resource(settings: Settings) -> S3Resource:
-    """The S3 client's settings. Credentials are not among them: boto3 finds them in the environment."""
-    return S3Resource(region_name=aws_region(), endpoint_url=settings.s3_endpoint_url or None, max_attempts=S3_ATTEMPTS)

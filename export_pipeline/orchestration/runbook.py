@@ -105,6 +105,7 @@ RUNBOOK: dict[FailureCode, Advice] = {
         "Mend what the source refused (grants, a renamed column, `EXPORT_STATEMENT_TIMEOUT_SECONDS`)"
     ),
     FailureCode.STAGING_LOST: _mend("Find out who deletes under `EXPORT_STAGING_URL`", FROM_THE_START),
+    FailureCode.STAGING_REFUSED: _mend("Make the bucket or directory of `EXPORT_STAGING_URL`, or grant access to it"),
     FailureCode.STORE_REFUSED: _mend("Make the bucket or grant access to it (`EXPORT_STORE_URL`, its credentials)"),
     FailureCode.SOURCE_DATA_INVALID: _mend(
         "Correct the value in the source, or its declared type in the catalog", FROM_THE_START

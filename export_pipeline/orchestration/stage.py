@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
 from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.execution.context.system import StepExecutionContext
 
 from export_pipeline.delivery.failure_mail import mail_failure
 from export_pipeline.delivery.handover import MailPostponed
+from export_pipeline.delivery.retention import discard_abandoned
 from export_pipeline.delivery.upload import discard_attempt
 from export_pipeline.engine.plan import staging_prefix
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
@@ -86,6 +89,25 @@ def aside(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
     """
     with _clean_end(_Frame(context, exports, request_id, writes=False)):
         yield
+
+
+@contextmanager
+def outside_op(step: StepExecutionContext, exports: ExportResource) -> Iterator[None]:
+    """Do what Dagster does for a step before or after its op, such as storing its output; it ends as a stage does.
+
+    Raises:
+        dagster.RetryRequested, dagster.Failure: as ``stage``.
+    """
+    context = dg.OpExecutionContext(step)
+    with _clean_end(_Frame(context, exports, _request_of(context.run))):
+        yield
+
+
+def _request_of(run: dg.DagsterRun) -> int:
+    """The request that the first op of every job about a request is configured with."""
+    ops: Any = run.run_config["ops"]
+    (first,) = ops.values()
+    return int(first["config"]["request_id"])
 
 
 def tell_failure(exports: ExportResource, request_id: int) -> dict[NotificationStatus, int]:
@@ -195,8 +217,17 @@ class _Frame:
         if isinstance(error, ExportCanceled):
             return self._canceled()
         if isinstance(error, OwnershipLost):
+            self._discard_abandoned()
             return dg.Failure(f"This run does not own the request: {error}. Nothing was done.", allow_retries=False)
         return self._failed(error)
+
+    def _discard_abandoned(self) -> None:
+        """Take back what this worker wrote after its attempt had been cleared away."""
+        if self._owned is None:
+            return
+        exports = self._exports
+        with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # else the janitor does
+            discard_abandoned(exports.database, exports.store, exports.staging, self._owned.uid, self._owned.attempt)
 
     def _canceled(self) -> Exception:
         if self._owned is not None:

@@ -41,9 +41,9 @@ def files_deleted(connection: sa.Connection, request_id: int) -> None:
         record(connection, row.uid, row.organization_id, EventKind.DELETED, {"files": deleted})
 
 
-def past_retention(connection: sa.Connection) -> list[tuple[int, str, int]]:
-    """Requests whose files are due for deletion, or were when a janitor died: (id, uid, attempt)."""
-    asked = sa.select(_rows.id, _rows.uid, _rows.attempt)
+def past_retention(connection: sa.Connection) -> list[tuple[int, str]]:
+    """Requests whose files are due for deletion, or were when a janitor died: (id, uid)."""
+    asked = sa.select(_rows.id, _rows.uid)
     # Two questions, each by an index on few rows, in its very words: what expired grows for ever.
     due = asked.where(_rows.status == sa.literal_column("'completed'"), _rows.expires_at < current_instant())
     undeleted = (
@@ -52,4 +52,4 @@ def past_retention(connection: sa.Connection) -> list[tuple[int, str, int]]:
         .distinct()
     )
     found = [row for question in (due, undeleted) for row in connection.execute(question)]
-    return [(row.id, row.uid, row.attempt) for row in found]
+    return [(row.id, row.uid) for row in found]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import boto3
 import botocore.exceptions
@@ -27,14 +28,17 @@ import moto
 import pytest
 from botocore.credentials import RefreshableCredentials
 from botocore.response import StreamingBody
-from dagster_aws.s3 import S3Resource
 
+import export_pipeline
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.local import LocalStore
 from export_pipeline.delivery.s3 import LONGEST_LINK, S3Store
 from export_pipeline.delivery.s3_upload import MAXIMUM_PARTS, part_size
 from export_pipeline.delivery.store import ObjectDescription, Store, open_store
+from export_pipeline.engine import s3_client
+from export_pipeline.engine.s3_client import client_config
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode
+from export_pipeline.orchestration.resources import S3
 from export_pipeline.settings import Settings
 from export_pipeline_tests.servers.s3 import S3Bucket
 
@@ -292,16 +296,11 @@ class TestLinks:
         assert dies - timedelta(seconds=2) <= link.expires_at <= dies
 
     def test_static_session_token_is_taken_to_live_an_hour(self) -> None:
-        client = boto3.client(
-            "s3", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b", aws_session_token="c"
-        )
+        keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "aws_session_token": "c"}
+        client = boto3.client("s3", region_name="us-east-1", config=client_config(), **keys)
         ends = S3Store(client, "bucket", "").link(describe(), timedelta(days=7)).expires_at
         assert ends is not None
         assert ends - datetime.now(UTC) <= HOUR
-
-    def test_foreign_client_presigns_with_sigv4_too(self) -> None:
-        client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
-        assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in S3Store(client, "bucket", "p").link(describe(), HOUR).url
 
     def test_aws_object_url_is_the_console(self) -> None:
         client = boto3.client("s3", region_name="eu-west-1", aws_access_key_id="a", aws_secret_access_key="b")
@@ -320,7 +319,7 @@ def client_of_role(dies: datetime) -> Any:
     session._session._credentials = RefreshableCredentials.create_from_metadata(
         metadata, refresh_using=lambda: metadata, method="test"
     )
-    return session.client("s3")
+    return session.client("s3", config=client_config())
 
 
 class TestDisposition:
@@ -415,7 +414,7 @@ class TestS3Faults:
             assert secret not in str(caught.value)
 
     def test_server_away_is_unavailable(self, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
         settings = Settings(store_url="s3://bucket/x", s3_endpoint_url="http://127.0.0.1:1")
         with pytest.raises(ExportFailure) as caught:
             open_store(settings).size("x")
@@ -435,6 +434,9 @@ class TestS3Faults:
             (403, "InvalidAccessKeyId", FailureCode.STORE_REFUSED),
             (301, "PermanentRedirect", FailureCode.STORE_REFUSED),
             (400, "secret\nin code", FailureCode.STORE_REFUSED),
+            (400, "InvalidArgument", FailureCode.STORE_REFUSED),
+            (400, "KMS.DisabledException", FailureCode.STORE_REFUSED),
+            (400, "InvalidEncryptionAlgorithmError", FailureCode.STORE_REFUSED),
         ],
     )
     def test_error_codes(
@@ -453,6 +455,8 @@ class TestS3Faults:
             put(s3_store, b"x")
         assert caught.value.code == expected
         assert "secret" not in str(caught.value).lower()
+        about_keys = "InvalidArgument" in code or "KMS" in code or "Encryption" in code
+        assert ("EXPORT_S3_KMS_KEY_ID" in str(caught.value)) is about_keys
 
     def test_no_credentials(self, monkeypatch: pytest.MonkeyPatch, s3_bucket: S3Bucket) -> None:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -464,14 +468,95 @@ class TestS3Faults:
             assert caught.value.code == FailureCode.STORE_REFUSED
 
 
-def test_the_client_of_dagster_aws_serves_as_well(s3_bucket: S3Bucket) -> None:
-    """It is made without our ``client_config`` (S3Resource takes none)."""
-    resource = S3Resource(endpoint_url=s3_bucket.endpoint, region_name="us-east-1")
-    store = S3Store(resource.get_client(), s3_bucket.name, "p")
-    content = secrets.token_bytes(17 * 2**20)
-    put(store, content)
-    with urllib.request.urlopen(store.link(describe(), HOUR).url) as reply:
-        assert reply.read() == content
+def test_trees_and_when_they_were_written(store: Store) -> None:
+    begun = datetime.now(UTC) - timedelta(seconds=2)  # S3 says whole seconds
+    assert (list(store.trees()), store.written_at("a/")) == ([], None)
+    for key in ("a/1/x.csv", "a/2/y.csv", "ab/1/x.csv", "z.csv"):
+        put(store, b"x", describe(key))
+    assert sorted(store.trees()) == ["a", "ab"]
+    written = store.written_at("a/")
+    assert written is not None
+    assert begun <= written <= datetime.now(UTC) + timedelta(seconds=2)
+
+
+AWS = {
+    "us-east-1": "s3.us-east-1.amazonaws.com",
+    "eu-west-1": "s3.eu-west-1.amazonaws.com",
+    "mx-central-1": "s3.mx-central-1.amazonaws.com",
+    "cn-north-1": "s3.cn-north-1.amazonaws.com.cn",
+    "us-gov-west-1": "s3.us-gov-west-1.amazonaws.com",
+    "eusc-de-east-1": "s3.eusc-de-east-1.amazonaws.eu",
+}
+
+
+class TestHostOfLinks:
+    @pytest.fixture(autouse=True)
+    def keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in list(os.environ):
+            if name.startswith("AWS_"):
+                monkeypatch.delenv(name)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+
+    def url(self, bucket: str = "my-bucket", **settings: str) -> SplitResult:
+        store = open_store(Settings(store_url=f"s3://{bucket}/p", **settings))
+        return urlsplit(store.link(describe(), HOUR).url)
+
+    @pytest.mark.parametrize(("region", "host"), AWS.items())
+    def test_on_aws_it_is_the_buckets_own_in_its_region(
+        self, monkeypatch: pytest.MonkeyPatch, region: str, host: str
+    ) -> None:
+        """The global host, boto3's default, is dead in regions opened since 2019 and in young buckets."""
+        monkeypatch.setenv("AWS_REGION", region)
+        assert self.url().hostname == f"my-bucket.{host}"
+        # A name with dots matches no certificate of AWS: the bucket is in the path.
+        assert self.url("my.bucket").hostname == host
+        assert self.url("my.bucket").path.startswith("/my.bucket/p/")
+
+    @pytest.mark.parametrize("variable", ["EXPORT_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+    def test_at_another_store_it_is_the_endpoint_and_the_bucket_is_in_the_path(
+        self, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        monkeypatch.setenv(variable, "http://minio:9000")
+        settings = Settings.from_environment()
+        url = self.url(s3_endpoint_url=settings.s3_endpoint_url)
+        assert (url.scheme, url.netloc) == ("http", "minio:9000")
+        assert url.path.startswith("/my-bucket/p/")
+
+    def test_with_a_public_endpoint_it_is_that_while_the_pipeline_uses_its_own(
+        self, monkeypatch: pytest.MonkeyPatch, s3_bucket: S3Bucket
+    ) -> None:
+        for name, value in s3_bucket.server.environment().items():
+            monkeypatch.setenv(name, value)
+        port = urlsplit(s3_bucket.endpoint).port
+        public = f"http://localhost:{port}"  # another host to the signature, and the same server
+        store = open_store(
+            Settings(
+                store_url=f"s3://{s3_bucket.name}/p",
+                s3_endpoint_url=s3_bucket.endpoint,
+                s3_public_endpoint_url=public,
+            )
+        )
+        put(store, b"x")
+        link = store.link(describe(), HOUR)
+        assert link.url.startswith(f"{public}/{s3_bucket.name}/p/")
+        assert store.object_url(describe().key).startswith(s3_bucket.endpoint)
+        with urllib.request.urlopen(link.url) as reply:
+            assert reply.read() == b"x"
+
+    def test_every_client_of_the_product_is_made_by_the_one_function(self) -> None:
+        makers = re.compile(r"""\.(client|resource)\(\s*["']s3|construct_s3_client|S3Resource\(\)""")
+        package = Path(export_pipeline.__file__).parent
+        found = {path.name for path in package.rglob("*.py") if makers.search(path.read_text())}
+        # The second makes one that is never used, to read botocore's descriptions once for all processes.
+        assert found == {"s3_client.py", "service_models.py"}
+
+    def test_the_client_of_the_step_outputs_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_REGION", "mx-central-1")
+        client = S3().get_client()
+        url = client.generate_presigned_url("get_object", Params={"Bucket": "my-bucket", "Key": "k"})
+        assert urlsplit(url).hostname == "my-bucket.s3.mx-central-1.amazonaws.com"
 
 
 class TestJanitor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +55,16 @@ def test_trees_and_their_deletion(staging: Staging) -> None:
         assert source.read() == b"x"
     staging.delete_tree("a")
     assert staging.trees() == ["b"]
+
+
+def test_when_a_tree_was_last_written(staging: Staging) -> None:
+    begun = datetime.now(UTC) - timedelta(seconds=2)  # S3 says whole seconds
+    assert staging.written_at("a") is None
+    with staging.create("a/1/x") as sink:
+        sink.write(b"x")
+    written = staging.written_at("a")
+    assert written is not None
+    assert begun <= written <= datetime.now(UTC) + timedelta(seconds=2)
 
 
 def test_what_is_abandoned_is_gone(staging: Staging) -> None:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
 
 from export_pipeline.cli import cli
 from export_pipeline.definitions import build_definitions
+from export_pipeline.engine import s3_client
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import janitor, resources, stage
+from export_pipeline.orchestration import janitor, stage
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.installation import Installation, judged, open_installation
 from export_pipeline_tests.faults.proxy import LOST_REPLY, Call, Fault, Reply, Reset, Truncate, s3_error
@@ -77,7 +79,7 @@ def test_what_passes_costs_nothing_but_time(
     times: int,
 ) -> None:
     if times == ALWAYS:
-        monkeypatch.setattr(resources, "S3_ATTEMPTS", 2)
+        monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
     installation.s3.inject(injected, applies, times=times)
     with judged(tally, fault, installation):
         uid, _ = installation.export(organization_id=organization)
@@ -121,7 +123,7 @@ def test_an_outage_fails_with_a_reason_and_the_operator_goes_on_from_there(
     organization: str,
     injected: Fault,
 ) -> None:
-    monkeypatch.setattr(resources, "S3_ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
     installation.s3.inject(injected, lambda _: True, times=ALWAYS)
     with judged(tally, "S3: outage", installation):
         uid, failed = installation.export(organization_id=organization)
@@ -139,7 +141,7 @@ def test_uploads_that_nobody_can_end_or_abort_are_the_janitors(
     installation: Installation, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first's reply to its creation is lost: nobody knows its id. The second's abort does not get through."""
-    monkeypatch.setattr(resources, "S3_ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
     with judged(tally, "S3: uploads that never end", installation):
         installation.s3.inject(LOST_REPLY, on("CreateMultipartUpload"))
         served, _ = installation.export(organization_id="large", notify_email=False)
@@ -189,6 +191,39 @@ def test_staging_on_s3_survives_the_same(
 def _is_staged(key: str) -> bool:
     """It is none of the steps' outputs, which Dagster's IO manager keeps until they are pruned."""
     return "staging/runs/" not in key
+
+
+STEP_OUTPUTS: list[tuple[Fault, Callable[[Call], bool], str | None]] = [
+    (s3_error(403, "AccessDenied"), lambda call: "prefix=" in call.target, "AccessDenied on ListObjects"),
+    (s3_error(403, "AccessDenied"), lambda call: call.method == "PUT", "AccessDenied on PutObject"),
+    (s3_error(403, "AccessDenied"), on("GetObject", "plan/result"), "AccessDenied on GetObject"),
+    (s3_error(404, "NoSuchBucket"), lambda call: call.method == "PUT", "NoSuchBucket on PutObject"),
+    (s3_error(404, "NoSuchKey"), on("GetObject", "/result"), "What an earlier step handed on is gone"),
+    (s3_error(503, "SlowDown"), lambda call: call.method == "PUT", "SlowDown on PutObject"),
+]
+
+
+@pytest.mark.parametrize(("injected", "applies", "told"), STEP_OUTPUTS, ids=[str(one[2]) for one in STEP_OUTPUTS])
+def test_a_failure_of_the_step_outputs_on_s3_is_named_on_the_row(
+    installation: Installation,
+    monkeypatch: pytest.MonkeyPatch,
+    injected: Fault,
+    applies: Callable[[Call], bool],
+    told: str,
+) -> None:
+    """Dagster reads and writes them before and after an op: it must not end as a process that died without a word."""
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 1)
+    monkeypatch.setenv("EXPORT_STAGING_URL", f"s3://{installation.bucket.name}/staging")
+    installation.s3.inject(
+        injected, lambda call: "staging/runs" in unquote(call.target) and applies(call), times=ALWAYS
+    )
+    uid, run = installation.export()
+    row = installation.row(uid)
+    assert told in row["message"]
+    passes = "SlowDown" in told
+    expected = "staging_unavailable" if passes else "staging_lost" if "gone" in told else "staging_refused"
+    assert (row["status"], row["error_code"], row["attempt"]) == ("failed", expected, 1)
+    assert max(installation.tries(run).values()) == (TRIES if passes else 1)
 
 
 REFUSED: list[tuple[str, Reply, str, str]] = [

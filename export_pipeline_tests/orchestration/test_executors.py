@@ -18,7 +18,7 @@ from dagster._core.test_utils import create_run_for_test
 from export_pipeline.definitions import build_definitions
 from export_pipeline.engine.staging import Staging
 from export_pipeline.orchestration import pruning, step_queue
-from export_pipeline.orchestration.executors import celery_config, io_manager_of
+from export_pipeline.orchestration.executors import celery_config
 from export_pipeline.orchestration.janitor import OUR_JOBS
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate
 from export_pipeline.orchestration.sensors import run_request
@@ -56,7 +56,7 @@ def test_the_job_has_the_executor_of_the_settings(monkeypatch: pytest.MonkeyPatc
     definitions = build_definitions()
     assert definitions.resolve_job_def("export").executor_def.name == name
     assert definitions.resolve_job_def("notify").executor_def.name == "in_process"  # one op: nothing to spread
-    manager = io_manager_of(Settings.from_environment())["io_manager"]
+    manager = definitions.resources["io_manager"]
     assert (manager.s3_bucket, manager.s3_prefix) == ("bucket", "staging/runs")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 import pytest
@@ -16,7 +19,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import rate_windows
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.enums import EventKind
-from export_pipeline.requests.events import events_of
+from export_pipeline.requests.events import events_of, record
 from export_pipeline.requests.tables import export_events
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
@@ -161,6 +164,101 @@ def test_a_running_request_keeps_what_it_staged(pipeline: Pipeline) -> None:
     staged.write_text("{}")
     assert clean(pipeline)["cleared_leftovers"] == 0
     assert staged.exists()
+
+
+def lay(pipeline: Pipeline, place: str, uid: str, *, attempt: int = 1, name: str = "a.csv", age: timedelta) -> Path:
+    """A file of an attempt that was last written so long ago."""
+    path = pipeline.home / place / uid / str(attempt) / ("f" * 32) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"left")
+    then = (utc_now() - age).timestamp()
+    os.utime(path, (then, then))
+    return path
+
+
+def test_files_of_every_attempt_are_deleted_when_the_export_expires(pipeline: Pipeline) -> None:
+    _, state = pipeline.export()
+    pipeline.update(state.uid, attempt=3, expires_at=utc_now() - timedelta(seconds=1))
+    for attempt in (1, 2, 3):
+        lay(pipeline, "store", state.uid, attempt=attempt, age=timedelta(0))
+    assert clean(pipeline)["expired_exports"] == 1
+    assert pipeline.stored == []
+
+
+@pytest.mark.parametrize("status", ["failed", "canceled", "expired", None])
+def test_what_is_left_in_the_store_alone_is_found_without_staging(pipeline: Pipeline, status: str | None) -> None:
+    """Staging may be lost with its machine, or cleared before a late upload ends."""
+    _, kept = pipeline.export()
+    uid = str(uuid4()) if status is None else pipeline.ask()
+    if status is not None:
+        pipeline.update(uid, status=status, attempt=2, completed_at=utc_now() - timedelta(days=2))
+    left = lay(pipeline, "store", uid, age=timedelta(days=2))
+    assert clean(pipeline)["cleared_leftovers"] == 1
+    assert not left.exists()
+    assert {path.relative_to(pipeline.home / "store").parts[0] for path in pipeline.stored} == {kept.uid}
+
+
+@pytest.mark.parametrize("place", ["staging", "store"])
+@pytest.mark.parametrize(
+    ("name", "age", "is_known", "stays"),
+    [
+        ("a.csv", timedelta(hours=1), False, True),
+        ("a.csv", timedelta(days=2), False, False),
+        ("manifest.json", timedelta(days=2), False, True),
+        ("manifest.json", timedelta(days=2), True, False),
+        ("manifest.json", timedelta(hours=1), True, True),
+    ],
+)
+def test_what_the_database_does_not_know_may_be_another_installations(
+    pipeline: Pipeline, place: str, name: str, age: timedelta, is_known: bool, stays: bool
+) -> None:
+    uid = str(uuid4())
+    paths = [lay(pipeline, "store", uid, name=name, age=age), lay(pipeline, place, uid, age=age)]
+    if is_known:
+        with pipeline.database.begin() as connection:
+            record(connection, uid, "acme", EventKind.COMPLETED)
+    assert clean(pipeline)["cleared_leftovers"] == (0 if stays else 1)
+    assert [path.exists() for path in paths] == [stays, stays]
+
+
+def test_a_later_attempt_leaves_one_manifest_and_no_file_of_an_earlier_one(pipeline: Pipeline) -> None:
+    uid = pipeline.ask()
+    pipeline.update(uid, attempt=1)
+    left = [lay(pipeline, "store", uid, name=name, age=timedelta(0)) for name in ("a.csv", "manifest.json")]
+    (claim,) = pipeline.claim()
+    assert pipeline.run(claim).success
+    assert pipeline.state(uid).attempt == 2
+    assert not any(path.exists() for path in left)
+    assert len([path for path in pipeline.stored if path.name == "manifest.json"]) == 1
+    assert len(pipeline.stored) == 2
+
+
+@pytest.mark.parametrize(
+    ("becomes", "goes"),
+    [
+        ({"status": "failed", "error_code": "row_too_large"}, True),
+        ({"status": "canceled"}, True),
+        ({"status": "queued", "attempt": 2, "run_id": None}, True),
+        ({"status": "failed", "error_code": "store_unavailable"}, False),
+        ({"run_id": "a re-execution"}, False),
+    ],
+)
+def test_a_worker_that_loses_its_request_takes_back_what_it_wrote_unless_another_goes_on_with_it(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, becomes: dict[str, Any], goes: bool
+) -> None:
+    """Whoever ended the attempt cleared the stores while the upload was still under way."""
+    uid = pipeline.ask()
+    put = LocalStore.adopt
+
+    def end_meanwhile(self: LocalStore, *arguments: Any, **options: Any) -> bool:
+        if pipeline.state(uid).status == "running":
+            pipeline.update(uid, **becomes)
+        return put(self, *arguments, **options)
+
+    monkeypatch.setattr(LocalStore, "adopt", end_meanwhile)
+    (claim,) = pipeline.claim()
+    assert not pipeline.run(claim).success
+    assert bool(pipeline.stored) is not goes
 
 
 def test_the_audit_trail_outlives_the_files_and_ends_when_it_is_set_to(

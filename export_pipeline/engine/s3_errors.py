@@ -1,19 +1,29 @@
-"""What errors of S3 mean in the vocabulary of failures.
-
-What belongs here: telling what may pass from what will not, in words that hold no key and no signature.
-What does not: recovering from them (``s3``).
-"""
+"""What errors of S3 mean in the vocabulary of failures, in words that hold no key and no signature."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import botocore.exceptions as boto
 
 from export_pipeline.failures import ExportFailure, FailureCode
+
+
+@dataclass(frozen=True)
+class Place:
+    """What S3 is used for: how its failures are called, and the setting that names it."""
+
+    unavailable: FailureCode
+    refused: FailureCode
+    setting: str
+
+
+STORE = Place(FailureCode.STORE_UNAVAILABLE, FailureCode.STORE_REFUSED, "EXPORT_STORE_URL")
+STAGING = Place(FailureCode.STAGING_UNAVAILABLE, FailureCode.STAGING_REFUSED, "EXPORT_STAGING_URL")
 
 _PASSING_CODES = frozenset({
     "ExpiredToken", "ExpiredTokenException", "IncompleteBody", "InternalError", "NoSuchUpload", "OperationAborted",
@@ -27,9 +37,9 @@ _NEVER_PASSING_CODE = "NotImplemented"
 """The one 5xx of S3 that says the same however often it is asked."""
 
 _ADVICE = {
-    "NoSuchBucket": "The bucket does not exist: check EXPORT_STORE_URL",
+    "NoSuchBucket": "The bucket does not exist: check {setting}",
     "NoSuchKey": "There is no such object: check the bucket's lifecycle rules and who else deletes",
-    "AccessDenied": "Check that the AWS credentials may read and write at EXPORT_STORE_URL, and use the KMS key",
+    "AccessDenied": "Check that the AWS credentials may read and write at {setting}, and use the KMS key",
     "AllAccessDisabled": "The bucket is closed: check the AWS account",
     "InvalidAccessKeyId": "The access key is unknown there: check the AWS credentials and EXPORT_S3_ENDPOINT_URL",
     "SignatureDoesNotMatch": "Check the AWS secret key, and that no proxy rewrites requests",
@@ -39,8 +49,10 @@ _ADVICE = {
     "ExpiredToken": "The AWS session token has expired: renew it",
     "ExpiredTokenException": "The AWS session token has expired: renew it",
     "NotImplemented": "The store lacks this feature: check EXPORT_S3_SERVER_SIDE_ENCRYPTION",
-    "KMS.NotFoundException": "Check EXPORT_S3_KMS_KEY_ID",
 }
+_DEFAULT_ADVICE = "Check {setting}, EXPORT_S3_ENDPOINT_URL and the AWS credentials"
+_ENCRYPTION_ADVICE = "Check EXPORT_S3_SERVER_SIDE_ENCRYPTION and EXPORT_S3_KMS_KEY_ID, and that the store has the key"
+_WRITES = frozenset({"PutObject", "CreateMultipartUpload"})
 
 _PASSING_ERRORS = (
     boto.HTTPClientError,
@@ -65,51 +77,58 @@ def is_missing(error: boto.ClientError) -> bool:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translated(place: Place = STORE) -> Iterator[None]:
     """Let no exception of botocore out but as an ``ExportFailure``."""
     try:
         yield
     except boto.ClientError as error:
-        failure = _from_reply(error)
+        failure = _from_reply(error, place)
     except (boto.BotoCoreError, boto.HTTPClientError) as error:
-        failure = _from_library(error)
+        failure = _from_library(error, place)
     except OSError as error:
-        failure = _unavailable(type(error).__name__)
+        failure = _unavailable(type(error).__name__, place)
     else:
         return
     raise failure from None
 
 
-def _from_reply(error: boto.ClientError) -> ExportFailure:
+def _from_reply(error: boto.ClientError, place: Place) -> ExportFailure:
     code = error_code(error)
     status = _status(error.response)
-    passing = code in _PASSING_CODES or status == 429 or (status >= 500 and code != _NEVER_PASSING_CODE)
+    what = f"{code} on {error.operation_name}"
     if code == _BARE_400:
-        return _unavailable(f"{code} on {error.operation_name}", _ADVICE["ExpiredToken"])
-    advice = _ADVICE.get(code) or _ADVICE.get("AccessDenied" if status == 403 else "")
-    if passing:
-        return _unavailable(f"{code} on {error.operation_name}", advice)
-    advice = advice or "Check EXPORT_STORE_URL, EXPORT_S3_ENDPOINT_URL and the AWS credentials"
-    return ExportFailure(FailureCode.STORE_REFUSED, f"S3 refused ({code} on {error.operation_name}). {advice}.")
+        return _unavailable(what, place, _ADVICE["ExpiredToken"])
+    advice = _advice(code, status, error.operation_name)
+    if code in _PASSING_CODES or status == 429 or (status >= 500 and code != _NEVER_PASSING_CODE):
+        return _unavailable(what, place, advice)
+    advice = (advice or _DEFAULT_ADVICE).format(setting=place.setting)
+    return ExportFailure(place.refused, f"S3 refused ({what}). {advice}.")
 
 
-def _from_library(error: Exception) -> ExportFailure:
+def _advice(code: str, status: int, operation: str) -> str | None:
+    if code in _ADVICE:
+        return _ADVICE[code]
+    # AWS has some ten codes of KMS. Ceph answers InvalidArgument to a key that it does not have; nothing else that we
+    # send with an object can be wrong.
+    if re.search(r"KMS|Kms|Encryption", code) or (code == "InvalidArgument" and operation in _WRITES):
+        return _ENCRYPTION_ADVICE
+    return _ADVICE["AccessDenied"] if status == 403 else None
+
+
+def _from_library(error: Exception, place: Place) -> ExportFailure:
     name = type(error).__name__
     if isinstance(error, _CREDENTIAL_ERRORS):
         return ExportFailure(
-            FailureCode.STORE_REFUSED, f"No usable AWS credentials ({name}). Set AWS_ACCESS_KEY_ID or give a role."
+            place.refused, f"No usable AWS credentials ({name}). Set AWS_ACCESS_KEY_ID or give a role."
         )
     if isinstance(error, _PASSING_ERRORS):
-        return _unavailable(name)
-    return ExportFailure(
-        FailureCode.STORE_REFUSED,
-        f"The S3 client refused ({name}). Check EXPORT_STORE_URL and the AWS config.",
-    )
+        return _unavailable(name, place)
+    return ExportFailure(place.refused, f"The S3 client refused ({name}). Check {place.setting} and the AWS config.")
 
 
-def _unavailable(what: str, advice: str | None = None) -> ExportFailure:
-    advice = advice or "If it lasts, check EXPORT_S3_ENDPOINT_URL and the network"
-    return ExportFailure(FailureCode.STORE_UNAVAILABLE, f"S3 did not answer as it should ({what}). {advice}.")
+def _unavailable(what: str, place: Place, advice: str | None = None) -> ExportFailure:
+    advice = (advice or "If it lasts, check EXPORT_S3_ENDPOINT_URL and the network").format(setting=place.setting)
+    return ExportFailure(place.unavailable, f"S3 did not answer as it should ({what}). {advice}.")
 
 
 def _status(response: dict[str, Any]) -> int:
