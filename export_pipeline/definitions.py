@@ -8,6 +8,7 @@ from __future__ import annotations
 import dagster as dg
 
 from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.check.environment import warn_of_unknown_variables
 from export_pipeline.delivery.mail import default_sender, open_mail_provider
 from export_pipeline.orchestration.alerts import alerts_sensor
 from export_pipeline.orchestration.assets import dataset_assets
@@ -29,6 +30,7 @@ def build_definitions() -> dg.Definitions:
         CatalogError: a dataset's declaration is wrong.
     """
     settings = Settings.from_environment()
+    warn_of_unknown_variables()
     default_sender(settings)
     if settings.sends_mail:
         open_mail_provider(settings)
