@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from export_pipeline.catalog.loader import CatalogError
+from export_pipeline.check.environment import warn_of_unknown_variables
 from export_pipeline.delivery.mail import default_sender, open_mail_provider
 from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration import last_good
@@ -34,6 +35,7 @@ def build_definitions() -> dg.Definitions:
         ImportError: a setting needs an extra that is not installed.
     """
     settings = Settings.from_environment()
+    warn_of_unknown_variables()
     default_sender(settings)
     if settings.sends_mail:
         open_mail_provider(settings)

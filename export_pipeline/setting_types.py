@@ -20,6 +20,8 @@ from export_pipeline.failures import Fault
 NO_MAIL = "none:"
 """The mail provider of an installation that sends no mail."""
 SHORTEST_SIGNING_KEY = 32
+PUBLISHED_SIGNING_KEYS = frozenset({"AT_LEAST_THIRTY_TWO_CHARACTERS_OF_IT"})
+"""What an example file once held in place of a key: everybody can sign with it."""
 SHORTEST_RUN_RETENTION_DAYS = 3
 
 
@@ -85,6 +87,8 @@ def _secret_http(value: SecretStr) -> SecretStr:
 def _signing_key(value: SecretStr) -> SecretStr:
     if 0 < len(value.get_secret_value()) < SHORTEST_SIGNING_KEY:
         raise ValueError(f"needs at least {SHORTEST_SIGNING_KEY} characters, such as openssl rand -hex 32 makes")
+    if value.get_secret_value() in PUBLISHED_SIGNING_KEYS:
+        raise ValueError("is the placeholder of the example file, which everybody knows; run openssl rand -hex 32")
     return value
 
 

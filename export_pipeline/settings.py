@@ -9,6 +9,7 @@ What does not: what one value must be (``setting_types``), anything that a reque
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -250,30 +251,35 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Settings:
+        clashes = list(self.clashes())
+        if clashes:
+            raise ValueError("\n".join(clashes))
+        return self
+
+    def clashes(self) -> Iterator[str]:
+        """What does not go together, each named by its variables."""
         if self.mail_url == "sendgrid:" and not self.sendgrid_api_key.get_secret_value():
-            raise ValueError("EXPORT_MAIL_URL=sendgrid: needs SENDGRID_API_KEY to be set")
+            yield "EXPORT_MAIL_URL=sendgrid: needs SENDGRID_API_KEY to be set"
         if self.heartbeat_timeout_seconds < HEARTBEATS_IN_TIMEOUT * self.heartbeat_seconds:
-            raise ValueError(
+            yield (
                 f"EXPORT_HEARTBEAT_TIMEOUT_SECONDS must be at least {HEARTBEATS_IN_TIMEOUT} times "
                 "EXPORT_HEARTBEAT_SECONDS, or healthy exports are taken for dead"
             )
         if 0 < self.audit_retention_days < self.retention_days:
-            raise ValueError(
+            yield (
                 "EXPORT_AUDIT_RETENTION_DAYS must be 0 or at least EXPORT_RETENTION_DAYS: the trail outlives the files"
             )
         if self.alert_email and not self.sends_mail:
-            raise ValueError(f"EXPORT_ALERT_EMAIL needs a provider in EXPORT_MAIL_URL, which is {NO_MAIL}")
+            yield f"EXPORT_ALERT_EMAIL needs a provider in EXPORT_MAIL_URL, which is {NO_MAIL}"
         if self.s3_kms_key_id and self.s3_server_side_encryption != "aws:kms":
-            raise ValueError("EXPORT_S3_KMS_KEY_ID needs EXPORT_S3_SERVER_SIDE_ENCRYPTION=aws:kms")
-        self._check_executor()
+            yield "EXPORT_S3_KMS_KEY_ID needs EXPORT_S3_SERVER_SIDE_ENCRYPTION=aws:kms"
+        if self.executor in BEYOND_ONE_MACHINE:
+            yield from self._missing_for_the_executor()
         one, other = f"{self.store_url}/", f"{self.staging_url}/"
         if one.startswith(other) or other.startswith(one):
-            raise ValueError("EXPORT_STAGING_URL and EXPORT_STORE_URL must not contain one another: staging is cleared")
-        return self
+            yield "EXPORT_STAGING_URL and EXPORT_STORE_URL must not contain one another: staging is cleared"
 
-    def _check_executor(self) -> None:
-        if self.executor not in BEYOND_ONE_MACHINE:
-            return
+    def _missing_for_the_executor(self) -> Iterator[str]:
         shared = (
             ("EXPORT_DATABASE_URL", self.database_url, "postgresql"),
             ("EXPORT_STORE_URL", self.store_url, "s3"),
@@ -281,14 +287,14 @@ class Settings(BaseSettings):
         )
         for variable, url, scheme in shared:
             if not url.startswith(scheme):
-                raise ValueError(
-                    f"EXPORT_EXECUTOR={self.executor} needs {variable}={scheme}://…: workers share no disk"
-                )
-        if self.executor == "celery" and not self.celery_broker_url.get_secret_value():
-            raise ValueError("EXPORT_EXECUTOR=celery needs EXPORT_CELERY_BROKER_URL to be set")
-        broker = urlsplit(self.celery_broker_url.get_secret_value()).scheme
-        if self.executor == "celery" and broker not in KEEP_RESULTS and not self.celery_result_url.get_secret_value():
-            raise ValueError(
+                yield f"EXPORT_EXECUTOR={self.executor} needs {variable}={scheme}://…: workers share no disk"
+        if self.executor != "celery":
+            return
+        broker = self.celery_broker_url.get_secret_value()
+        if not broker:
+            yield "EXPORT_EXECUTOR=celery needs EXPORT_CELERY_BROKER_URL to be set"
+        elif urlsplit(broker).scheme not in KEEP_RESULTS and not self.celery_result_url.get_secret_value():
+            yield (
                 "EXPORT_EXECUTOR=celery needs EXPORT_CELERY_RESULT_URL to be set, such as redis://host:6379/1: "
                 "EXPORT_CELERY_BROKER_URL is not Redis, and no other broker keeps what steps returned"
             )
@@ -323,17 +329,19 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            lines = [_describe(detail["loc"], detail["msg"]) for detail in error.errors()]
-        raise SettingsError("\n".join(lines))
+            problems = problems_of(error)
+        raise SettingsError("\n".join(problems.values()))
 
 
-def _describe(location: tuple[int | str, ...], message: str) -> str:
-    text = message.removeprefix("Value error, ")
-    if not location:
-        return text
-    name = str(location[0])
-    variable = name if name.isupper() else f"EXPORT_{name.upper()}"
-    return f"{variable}: {text}"
+def problems_of(error: ValidationError) -> dict[str, str]:
+    """What is wrong, by variable; under the empty name what does not go together, one a line."""
+    found: dict[str, str] = {}
+    for detail in error.errors():
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        variable = name if name.isupper() or not name else f"EXPORT_{name.upper()}"
+        text = detail["msg"].removeprefix("Value error, ")
+        found.setdefault(variable, f"{variable}: {text}" if variable else text)
+    return found
 
 
 def local_path(url: str) -> Path | None:

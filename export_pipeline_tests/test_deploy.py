@@ -164,6 +164,24 @@ def test_what_is_filled_in_for_compose_is_not_committed() -> None:
     assert "deploy/compose.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+def test_no_file_holds_a_secret_that_the_settings_take() -> None:
+    """An example that starts as it is printed would be a key that everybody knows."""
+    given = re.compile(r"(EXPORT_SIGNING_KEY|POSTGRES_PASSWORD)[\"']?[=:] ?[\"']?([^\s\"'}]+)")
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *filter(Path.is_file, DEPLOY.rglob("*"))]
+    found = [(path.name, *match) for path in pages for match in given.findall(path.read_text())]
+    assert found == [("compose.yaml", "POSTGRES_PASSWORD", "${POSTGRES_PASSWORD:?set")]
+
+
+def test_the_image_is_built_from_what_it_copies_and_from_nothing_else() -> None:
+    """As Docker reads the file: the last line that matches decides."""
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    copied = re.findall(r"^COPY (?!--from)(?:--\S+ )?(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    sources = {source.removeprefix("./") for line in copied for source in line.split()}
+    assert rules[0] == "*"
+    assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == sources
+    assert "**/__pycache__" in rules
+
+
 def test_compose_waits_for_the_server_that_has_its_databases() -> None:
     """The image's entry point runs compose.sql on a server without TCP, ends it, and starts the one that stays."""
     (_, command) = read("compose.yaml")["services"]["postgres"]["healthcheck"]["test"]

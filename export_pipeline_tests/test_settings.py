@@ -36,6 +36,7 @@ WRONG = [
     ("EXPORT_PUBLIC_URL", "exports.example.com"),
     ("EXPORT_PUBLIC_URL", "https://exports.example.com/a\r\nb"),
     ("EXPORT_SIGNING_KEY", "short-and-secret"),
+    ("EXPORT_SIGNING_KEY", "AT_LEAST_THIRTY_TWO_CHARACTERS_OF_IT"),
     ("EXPORT_ALERT_WEBHOOK_URL", "hooks.example.com/T0/s3cret"),
     ("EXPORT_ALERT_EMAIL", "nobody-at-all"),
     ("EXPORT_ALERT_FAULTS", "everybody"),
@@ -103,6 +104,16 @@ def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("EXPORT_MAIL_URL", "nobody")
     with pytest.raises(SettingsError, match=r"(?s)EXPORT_STORE_URL.*EXPORT_MAIL_URL"):
         Settings.from_environment()
+
+
+def test_everything_that_does_not_go_together_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT_S3_KMS_KEY_ID", "key")
+    monkeypatch.setenv("EXPORT_HEARTBEAT_SECONDS", "600")
+    for variable, value in beyond("celery", EXPORT_CELERY_BROKER_URL="", EXPORT_STORE_URL="file:///srv/x").items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as stopped:
+        Settings.from_environment()
+    assert len(str(stopped.value).splitlines()) == 4
 
 
 def test_sendgrid_needs_its_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ What belongs here: finding the files, and turning every error of the model into
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -20,6 +21,7 @@ from export_pipeline.catalog.checks import PROBLEMS, Location
 from export_pipeline.catalog.model import (
     ChildList,
     Column,
+    CustomFieldTable,
     Dataset,
     Layout,
     ListTable,
@@ -41,6 +43,11 @@ _EXPLAINED = {
     "string_type": "is not text; put quotes around it if it is meant to be",
     "string_too_short": "is empty; write some text",
     "too_short": "is empty; add at least one item",
+    "bool_type": "is not a switch; write true or false",
+    "bool_parsing": "is not a switch; write true or false",
+    "int_type": "is not a whole number",
+    "int_parsing": "is not a whole number",
+    "int_from_float": "is not a whole number",
 }
 _ECHOES = ("default_factory_not_called", "too_short")
 """Errors that may only follow from another one in the same place."""
@@ -145,15 +152,19 @@ def _describe(source: YamlSource, detail: ErrorDetails) -> Iterator[tuple[int, s
 def _message(location: Location, detail: ErrorDetails) -> str:
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in _EXPLAINED:
-        with_value = kind.endswith("_type")
-        return f"{given!r} {_EXPLAINED[kind]}" if with_value else _EXPLAINED[kind]
+        absent = kind == "missing" or kind.endswith("_short")
+        return _EXPLAINED[kind] if absent else f"{given!r} {_EXPLAINED[kind]}"
     if kind == "extra_forbidden":
         return f"is not a known key; {_known(location)}"
     if kind in ("enum", "literal_error"):
-        choices = str(context["expected"]).replace("'", "").replace(" or ", ", ")
+        # Members of an enum in a Literal stand there as <ColumnType.TEXT: 'text'>.
+        named = re.sub(r"<\w+\.\w+: ([^>]*)>", r"\1", str(context["expected"]))
+        choices = named.replace("'", "").replace(" or ", ", ")
         return f"{given!r} is not one of {choices}"
     if kind == "string_pattern_mismatch":
         return f"{given!r} is not {PATTERN_HINTS[context['pattern']]}"
+    if kind == "greater_than_equal":
+        return f"{given!r} is too small; it must be at least {context['ge']}"
     return detail["msg"].removeprefix("Value error, ")
 
 
@@ -172,6 +183,7 @@ def _model_around(location: Location) -> type[BaseModel]:
         "children": ChildList,
         "lists": ListTable if around == ("lists", "lists") else MembershipTable,
         "segments": SegmentTable,
+        "custom_fields": CustomFieldTable,
         "layouts": Layout,
     }
     return models[around[0]] if around else Dataset

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from export_pipeline.catalog import checks
@@ -25,13 +34,13 @@ DEFAULT_LAYOUT = "default"
 
 
 class _Declaration(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Title(_Declaration):
     """A title in the languages of the mails; a plain string in YAML stands for English alone."""
 
-    en: str = Field(min_length=1)
+    en: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     es: str = ""
     pt: str = ""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 _SNAKE_CASE = r"^[a-z][a-z0-9_]{0,62}$"
 _IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$"
@@ -25,7 +25,7 @@ PATTERN_HINTS: Mapping[str, str] = {
 Name = Annotated[str, Field(pattern=_SNAKE_CASE)]
 DatabaseColumn = Annotated[str, Field(pattern=_IDENTIFIER)]
 DatabaseTable = Annotated[str, Field(pattern=_TABLE)]
-Header = Annotated[str, Field(min_length=1, max_length=200)]
+Header = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
 def spellings(name: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import click
 from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.cli.audit import audit
 from export_pipeline.cli.bench import bench
+from export_pipeline.cli.check import check
 from export_pipeline.cli.database import db
 from export_pipeline.cli.demo import demo
 from export_pipeline.cli.gateway import api_key, gateway, webhook_secret
@@ -37,6 +38,7 @@ def cli() -> None:
 
 cli.add_command(demo)
 cli.add_command(db)
+cli.add_command(check)
 cli.add_command(request)
 cli.add_command(status)
 cli.add_command(cancel)

@@ -96,6 +96,14 @@ class MailProvider(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Do all that comes before a message, and send none.
+
+        Raises:
+            MailNotAccepted: a message could not be handed over now.
+        """
+        ...
+
 
 def open_mail_provider(settings: Settings) -> MailProvider:
     """The provider that ``EXPORT_MAIL_URL`` names.

@@ -40,3 +40,17 @@ class Outbox:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise MailNotAccepted(f"outbox {type(error).__name__}", permanent=False) from None
+
+    def check(self) -> None:
+        """Write a file and delete it.
+
+        Raises:
+            MailNotAccepted: the directory cannot be written.
+        """
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe = self._directory / f".check.{secrets.token_hex(4)}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise MailNotAccepted(f"outbox {type(error).__name__}", permanent=False) from None

@@ -7,6 +7,7 @@ What does not: the message's texts.
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import time
 from datetime import UTC, datetime
@@ -60,6 +61,27 @@ class SendGridMail:
             # A redirect was followed, or something that is not SendGrid answered.
             failure = MailOutcomeUnknown(f"sendgrid {reply.status_code}")
         raise failure from None
+
+    def check(self) -> None:
+        """Ask what the key may do.
+
+        Raises:
+            MailNotAccepted: SendGrid cannot be reached, or the key may not send mail.
+        """
+        try:
+            reply = self._client.client.scopes.get()
+            scopes = json.loads(reply.body).get("scopes", [])
+        except HTTPError as error:
+            reason = f"sendgrid {error.status_code}"
+        except URLError as error:
+            reason = f"sendgrid connection {_cause(error)}"
+        except (OSError, HTTPException, ValueError, AttributeError) as error:
+            reason = f"sendgrid {type(error).__name__}"
+        else:
+            if "mail.send" in scopes:
+                return
+            reason = "sendgrid key without mail.send"
+        raise MailNotAccepted(reason, permanent=True)
 
 
 def _request(message: Message) -> helpers.Mail:

@@ -83,6 +83,20 @@ class SmtpMail:
         finally:
             _hang_up(client)
 
+    def check(self) -> None:
+        """Connect, log in and say NOOP.
+
+        Raises:
+            MailNotAccepted: the server cannot be reached, or refuses.
+        """
+        client = self._connect()
+        try:
+            _expect(client.noop()[0], 250)
+        except (smtplib.SMTPException, OSError) as error:
+            raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
+        finally:
+            _hang_up(client)
+
     def _connect(self) -> smtplib.SMTP:
         server = self._server
         client: smtplib.SMTP | None = None

@@ -40,6 +40,7 @@ class SendGridSink:
     url: str = ""
     accepted: list[dict[str, Any]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    scopes: tuple[str, ...] = ("mail.send", "sender_verification_eligible")
     answers: deque[Answer] = field(default_factory=deque)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -99,6 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(answer.status, dict(answer.headers), {"errors": [{"message": body.decode()}]})
         else:
             self._judge(body, answer)
+
+    def do_GET(self) -> None:
+        """What a key may do, which is the one thing that can be asked."""
+        if self.path != "/v3/scopes":
+            self._reply(404, {}, {"errors": [{"message": "not found"}]})
+        elif self.headers["Authorization"] != f"Bearer {API_KEY}":
+            self._reply(401, {}, {"errors": [{"message": "authorization required", "field": None}]})
+        else:
+            self._reply(200, {}, {"scopes": list(self.server.sink.scopes)})
 
     def _judge(self, body: bytes, answer: Answer | None) -> None:
         sink = self.server.sink

@@ -1,0 +1,236 @@
+"""The source: reached, and every dataset of the catalog read as an export reads it, of no rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from export_pipeline.catalog.loader import CatalogError, load_catalog
+from export_pipeline.catalog.model import ChildList, Column, Dataset
+from export_pipeline.catalog.types import ColumnType
+from export_pipeline.check.column_types import family_of, judge
+from export_pipeline.check.findings import Finding, State, ok, warning, wrong
+from export_pipeline.check.source_tables import Found, SourceTables, Wanted, open_tables
+from export_pipeline.engine.lookups import find_custom_fields, read_texts
+from export_pipeline.engine.query import Selection, build_query
+from export_pipeline.engine.readers import Source, open_snapshot, source_of
+from export_pipeline.failures import ExportFailure
+from export_pipeline.requests.conditions import AllOf, AnyOf, OnList
+from export_pipeline.settings import Settings
+
+_STATEMENT_SECONDS = 10.0
+_NOBODY = "00000000-0000-0000-0000-000000000000"
+"""An organization that no application has."""
+
+
+def check_source(settings: Settings) -> Iterator[Finding]:
+    """Everything in the catalog and its tables that would fail an export."""
+    try:
+        catalog: Mapping[str, Dataset] = load_catalog(settings.catalog)
+    except CatalogError as error:
+        yield from (wrong("catalog", problem) for problem in error.problems)
+        catalog = {}
+    else:
+        yield ok("catalog", f"{len(catalog)} datasets: {', '.join(catalog)}")
+    source = replace(source_of(settings), statement_timeout_seconds=_STATEMENT_SECONDS)
+    try:
+        with open_tables(source) as tables:
+            found = {dataset.name: _look(tables, dataset) for dataset in catalog.values()}
+    except ExportFailure as failure:
+        yield wrong("connection", failure.message)
+        return
+    yield ok("connection", f"{source.backend} answers")
+    for dataset in catalog.values():
+        yield from _Reading(source, dataset, found[dataset.name]).findings()
+
+
+def _look(tables: SourceTables, dataset: Dataset) -> dict[str, Found]:
+    return {wanted.place: tables.look(wanted) for wanted in _wanted(dataset)}
+
+
+def _wanted(dataset: Dataset) -> Iterator[Wanted]:
+    """The tables of a dataset, the main one first, by the place that declares them."""
+    name = dataset.name
+    main = {column.source: f"{name}.columns.{column.name}" for column in dataset.columns}
+    yield Wanted(dataset.table, f"{name}.table", {dataset.tenant: f"{name}.tenant"} | main)
+    parts: list[tuple[str, Any, tuple[str, ...]]] = [
+        (f"{name}.children.{child.name}", child, ("foreign_key", "value", "order_by", "tenant"))
+        for child in dataset.children
+    ]
+    if dataset.lists is not None:
+        parts += [
+            (f"{name}.lists", dataset.lists, ("member", "list_id", "tenant")),
+            (f"{name}.lists.lists", dataset.lists.lists, ("id", "name", "tenant")),
+        ]
+    parts.append((f"{name}.segments", dataset.segments, ("id", "name", "tenant", "filter", "query_dsl")))
+    parts.append((f"{name}.custom_fields", dataset.custom_fields, ("name", "field_type", "tenant")))
+    for place, part, keys in parts:
+        if part is not None:
+            columns = {getattr(part, key): f"{place}.{key}" for key in keys if getattr(part, key)}
+            yield Wanted(part.table, place, columns)
+
+
+class _Reading:
+    """The checks of one dataset."""
+
+    def __init__(self, source: Source, dataset: Dataset, found: dict[str, Found]) -> None:
+        self._source = source
+        self._dataset = dataset
+        self._found = found
+        self._main = found[f"{dataset.name}.table"]
+
+    def findings(self) -> Iterator[Finding]:
+        problems = [
+            *(problem for found in self._found.values() for problem in found.problems),
+            *self._types(),
+            *self._key(),
+            *self._hidden(),
+            *self._statements(),
+        ]
+        yield from problems
+        if all(problem.state is not State.WRONG for problem in problems):
+            dataset = self._dataset
+            yield ok(dataset.name, f"{len(dataset.columns)} columns of {dataset.table} can be read")
+
+    def _types(self) -> Iterator[Finding]:
+        dataset, name = self._dataset, self._dataset.name
+        declared = [
+            (self._main, dataset.tenant, dataset.tenant_type, f"{name}.tenant_type"),
+            *((self._main, one.source, one.type, f"{name}.columns.{one.name}") for one in dataset.columns),
+        ]
+        if dataset.lists is not None:
+            lists = dataset.lists.lists
+            declared.append(
+                (self._found[f"{name}.lists.lists"], lists.id, lists.id_type, f"{name}.lists.lists.id_type")
+            )
+        if dataset.segments is not None:
+            segments = dataset.segments
+            declared.append(
+                (self._found[f"{name}.segments"], segments.id, segments.id_type, f"{name}.segments.id_type")
+            )
+        for found, column, kind, place in declared:
+            their_type = found.type_of(column)
+            if their_type is None:
+                continue
+            state, text = judge(ColumnType(kind), their_type, self._source.backend)
+            if state is not State.OK:
+                yield Finding(state, place, f"Column {column} {text}")
+        yield from self._tenant_as_text()
+
+    def _tenant_as_text(self) -> Iterator[Finding]:
+        found, dataset = self._main.type_of(self._dataset.tenant), self._dataset
+        if found is None or dataset.tenant_type is not ColumnType.TEXT or self._source.backend == "sqlite":
+            return
+        family = family_of(found)
+        if family in ("uuid", "integer"):
+            yield warning(
+                f"{dataset.name}.tenant_type",
+                f"Column {dataset.tenant} is {family} in the database and text in the catalog: an organization_id that "
+                f"is no {family} fails in the database. Declare tenant_type: {family}.",
+            )
+
+    def _key(self) -> Iterator[Finding]:
+        dataset, key = self._dataset, self._dataset.key_column.source
+        allowed = {key, dataset.tenant}
+        # Of a view nobody knows.
+        if self._main.is_table and self._main.has(key) and not any(one <= allowed for one in self._main.unique):
+            yield warning(
+                f"{dataset.name}.key",
+                f"Table {dataset.table} has no unique index on {key}: rows that share a key have no certain order, and "
+                "exports are slow. Create one.",
+            )
+
+    def _hidden(self) -> Iterator[Finding]:
+        for place, found in self._found.items():
+            if found.hidden:
+                yield warning(
+                    place,
+                    "Row-level security chooses which rows the user of EXPORT_SOURCE_URL sees: an export could lack "
+                    "rows. Let the user see all of them (BYPASSRLS, or a policy of its own).",
+                )
+
+    def _statements(self) -> Iterator[Finding]:
+        """The statements of an export, the main one first: without it no other can succeed."""
+        dataset, main = self._dataset, self._main
+        if not (main.has(dataset.tenant) and main.has(dataset.key_column.source)):
+            return
+        present = tuple(column for column in dataset.columns if main.has(column.source))
+        refused = list(self._try(f"{dataset.name}.table", lambda: self._read(present)))
+        yield from refused
+        if refused:
+            return
+        key = (dataset.key_column,)
+        for child in dataset.children:
+            place = f"{dataset.name}.children.{child.name}"
+            yield from self._try(place, lambda child=child: self._read((*key, child)))  # type: ignore[misc]
+        yield from self._try(f"{dataset.name}.lists", self._read_list)
+        yield from self._try(f"{dataset.name}.lists.lists", self._read_lists)
+        yield from self._try(f"{dataset.name}.segments", self._read_segments)
+        yield from self._try(f"{dataset.name}.custom_fields", self._read_custom_fields)
+
+    def _try(self, place: str, read: Callable[[], object]) -> Iterator[Finding]:
+        """Nothing to say of what works, is not declared, or lacks what is named already."""
+        found = self._found.get(place)
+        if found is None or (found.problems and place != f"{self._dataset.name}.table"):
+            return
+        try:
+            read()
+        except ExportFailure as failure:
+            yield wrong(place, failure.message)
+
+    def _read(self, columns: tuple[Column | ChildList, ...], lists: tuple[str | int, ...] = ()) -> None:
+        dataset = self._dataset
+        dated = dataset.created_at_column is not None and self._main.has(dataset.created_at_column.source)
+        instant = datetime(2000, 1, 1, tzinfo=UTC) if dated else None
+        selection = Selection(
+            dataset=dataset,
+            organization_id=self._nobody,
+            columns=columns,
+            filters=AllOf(()),
+            any_of=AnyOf((OnList(lists),)) if lists else None,
+            created_from=instant,
+            created_before=instant,
+        )
+        query = build_query(selection, self._source.backend, limit=0)
+        # Counting the rows that were asked for, none: an export's own count may take minutes on a table without index.
+        query = replace(query, count=sa.select(sa.func.count()).select_from(query.rows.subquery()))
+        with open_snapshot(self._source, query) as snapshot:
+            for _ in snapshot.batches:
+                pass
+
+    def _read_list(self) -> None:
+        if self._dataset.lists is not None:
+            self._read((self._dataset.key_column,), (_identity(self._dataset.lists.lists.id_type),))
+
+    def _read_lists(self) -> None:
+        declared = self._dataset.lists
+        if declared is not None:
+            lists = declared.lists
+            self._read_texts(lists.table, [lists.id, lists.name], lists.tenant, lists.id, lists.id_type)
+
+    def _read_segments(self) -> None:
+        segments = self._dataset.segments
+        if segments is not None:
+            columns = [segments.id, segments.name, segments.filter, *filter(None, [segments.query_dsl])]
+            self._read_texts(segments.table, columns, segments.tenant, segments.id, segments.id_type)
+
+    def _read_texts(self, table: str, columns: list[str], tenant: str, key: str, kind: ColumnType) -> None:
+        read_texts(self._source, self._dataset, table, columns, tenant, self._nobody, key, [_identity(kind)])
+
+    def _read_custom_fields(self) -> None:
+        find_custom_fields(self._source, self._dataset, self._nobody)
+
+    @property
+    def _nobody(self) -> str:
+        """An organization that has no rows, of the tenant column's own type."""
+        found = self._main.type_of(self._dataset.tenant)
+        integer = family_of(found) == "integer" if found else self._dataset.tenant_type is ColumnType.INTEGER
+        return "0" if integer else _NOBODY
+
+
+def _identity(kind: ColumnType) -> str | int:
+    return 0 if kind is ColumnType.INTEGER else _NOBODY

@@ -1,0 +1,221 @@
+"""What an export is handed to: the store, its links, staging, mail, alerts. Each is used once, and cleaned up."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+import requests
+
+from export_pipeline.check.findings import Finding, ok, warning, wrong
+from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown, default_sender, open_mail_provider
+from export_pipeline.delivery.objects import Link, ObjectDescription
+from export_pipeline.delivery.store import Store, open_store
+from export_pipeline.engine.staging import Staging, unique
+from export_pipeline.failures import ExportFailure
+from export_pipeline.setting_types import NO_MAIL
+from export_pipeline.settings import Settings, SettingsError, local_path
+
+_PROBE = b"export-pipeline check\n"
+_HTTP_SECONDS = 10.0
+_SLACK = timedelta(minutes=1)
+_AGES_AGO = timedelta(days=36_500)
+
+
+def check_store(settings: Settings) -> Iterator[Finding]:
+    """Write an object, open it by the link that a recipient would get, delete it."""
+    key = f"check/{secrets.token_hex(16)}.txt"
+    description = ObjectDescription(key, "check.txt", "text/plain")
+    try:
+        store = open_store(settings)
+        digest = hashlib.sha256(_PROBE).hexdigest()
+        store.put(io.BytesIO(_PROBE), description, size=len(_PROBE), sha256=digest, progress=lambda _done: None)
+    except ExportFailure as failure:
+        yield wrong("write", failure.message)
+        return
+    yield ok("write", "an object was written")
+    try:
+        yield from _read_back(store, key)
+        yield from _links(store, description, settings)
+    except ExportFailure as failure:
+        yield wrong("read", failure.message)
+    finally:
+        deleted = list(_delete(store, key))
+    yield from deleted
+
+
+def _read_back(store: Store, key: str) -> Iterator[Finding]:
+    with store.open(key) as stream:
+        same = stream.read() == _PROBE
+    yield ok("read", "and read back") if same else wrong("read", "Other bytes came back than were written.")
+    # The janitor lists what is old, and what was never ended.
+    list(store.keys(key))
+    store.abort_uploads(_AGES_AGO)
+    yield ok("list", "objects and unfinished uploads can be listed")
+
+
+def _links(store: Store, description: ObjectDescription, settings: Settings) -> Iterator[Finding]:
+    promised = timedelta(hours=settings.link_lifetime_hours)
+    link = store.link(description, promised)
+    parts = urlsplit(link.url)
+    if parts.scheme == "file":
+        if not settings.public_url:
+            yield warning(
+                "link",
+                "Links lead to files of this machine. Set EXPORT_PUBLIC_URL and run the gateway, or deliver to S3.",
+            )
+        return
+    origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    yield _opened(link, origin)
+    if _is_internal(parts.hostname or ""):
+        yield warning(
+            "link host",
+            f"Links lead to {origin}, which only this network knows: recipients elsewhere cannot open them. Name the "
+            "store by a host that everybody reaches.",
+        )
+    yield from _lifetime(link, promised, settings)
+
+
+def _opened(link: Link, origin: str) -> Finding:
+    """As a browser does, which has no credentials."""
+    try:
+        answer = requests.get(link.url, timeout=_HTTP_SECONDS, allow_redirects=False)
+    except requests.RequestException as error:
+        return wrong("link", f"A signed link to {origin} could not be opened ({type(error).__name__}).")
+    if answer.status_code == requests.codes.ok and answer.content == _PROBE:
+        return ok("link", f"a signed link to {origin} opens")
+    return wrong(
+        "link",
+        f"A signed link to {origin} is answered with HTTP {answer.status_code}. Check AWS_REGION, the clock, and what "
+        "stands before the store.",
+    )
+
+
+def _is_internal(host: str) -> bool:
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".internal", ".localhost", ".svc"))
+
+
+def _lifetime(link: Link, promised: timedelta, settings: Settings) -> Iterator[Finding]:
+    # Sealed links of the gateway make a new one at each click.
+    if link.expires_at is None or settings.public_url:
+        return
+    lives = link.expires_at - datetime.now(UTC)
+    if lives < promised - _SLACK:
+        yield warning(
+            "link lifetime",
+            f"Links live {lives.total_seconds() / 3600:.1f} hours, not the {promised.total_seconds() / 3600:g} of "
+            "EXPORT_LINK_LIFETIME_HOURS: the credentials that sign them die sooner. Sign with keys that do not "
+            "expire, or set EXPORT_PUBLIC_URL and run the gateway.",
+        )
+
+
+def _delete(store: Store, key: str) -> Iterator[Finding]:
+    try:
+        store.delete(key)
+        gone = store.size(key) is None
+    except ExportFailure as failure:
+        yield wrong("delete", failure.message)
+    else:
+        yield (
+            ok("delete", "and deleted") if gone else wrong("delete", "The object is still there after it was deleted.")
+        )
+
+
+def check_staging(settings: Settings) -> Iterator[Finding]:
+    """Write, read, list and delete an object between two steps."""
+    prefix = unique("check")
+    try:
+        staging = Staging(settings.staging_url, s3_endpoint_url=settings.s3_endpoint_url)
+        with staging.create(f"{prefix}/probe") as sink:
+            sink.write(_PROBE)
+        try:
+            with staging.open(f"{prefix}/probe") as stream:
+                same = stream.read() == _PROBE
+            staging.trees()
+        finally:
+            staging.delete_tree("check")
+    except ExportFailure as failure:
+        yield wrong("write, read, delete", f"{failure.message.split(' Re-execute')[0]} Check EXPORT_STAGING_URL.")
+        return
+    yield ok("write, read, delete", "works") if same else wrong("read", "Other bytes came back than were written.")
+
+
+def check_mail(settings: Settings) -> Iterator[Finding]:
+    """Log in where mails are handed over; none is sent."""
+    try:
+        default_sender(settings)
+    except SettingsError as error:
+        yield wrong("sender", str(error))
+    if not settings.sends_mail:
+        yield ok("provider", f"EXPORT_MAIL_URL is {NO_MAIL}: nobody is mailed")
+        return
+    try:
+        open_mail_provider(settings).check()
+    except SettingsError as error:
+        yield wrong("provider", str(error))
+    except (MailNotAccepted, MailOutcomeUnknown) as error:
+        yield wrong("provider", f"No mail can be handed over ({error.reason}). {_mail_advice(error.reason)}")
+    else:
+        where = "the outbox directory" if local_path(settings.mail_url) else urlsplit(settings.mail_url).scheme
+        yield ok("provider", f"{where} takes mails")
+
+
+def _mail_advice(reason: str) -> str:
+    if reason.startswith("sendgrid"):
+        return "Check SENDGRID_API_KEY, its right mail.send, and SENDGRID_HOST."
+    if reason.startswith("outbox"):
+        return "Check the directory of EXPORT_MAIL_URL, and that this user may write there."
+    if "NotSupported" in reason:
+        return "The server takes no login like this: add ?starttls=1 to EXPORT_MAIL_URL, or use smtps://."
+    if "SSL" in reason or "Cert" in reason:
+        return "TLS failed: check the host's name and certificate, and smtp:// against smtps:// in EXPORT_MAIL_URL."
+    if any(code in reason for code in ("530", "534", "535")):
+        return "The server refuses the login: check user and password in EXPORT_MAIL_URL."
+    return "Check that the server runs, and host and port in EXPORT_MAIL_URL."
+
+
+def check_gateway(settings: Settings) -> Iterator[Finding]:
+    """Where mails say that links are opened; a deploy may come before the gateway runs."""
+    if not settings.public_url:
+        return
+    if not settings.signing_key.get_secret_value():
+        yield warning(
+            "signing key", "EXPORT_SIGNING_KEY is not set: mails of recurring exports carry no link to unsubscribe."
+        )
+    reason = ""
+    try:
+        answer = requests.get(f"{settings.public_url}/healthz", timeout=_HTTP_SECONDS, allow_redirects=False)
+        reason = "" if answer.status_code == requests.codes.ok else f"HTTP {answer.status_code}"
+    except requests.RequestException as error:
+        reason = type(error).__name__
+    if reason:
+        yield warning("public URL", f"EXPORT_PUBLIC_URL does not answer as the gateway does ({reason} at /healthz).")
+    else:
+        yield ok("public URL", "the gateway answers")
+
+
+def check_alerts(settings: Settings) -> Iterator[Finding]:
+    """Who is told of failed runs. Nothing is sent: an alert is for people."""
+    if not settings.alerts:
+        yield warning(
+            "channels",
+            "Nobody is told of failed exports. Set EXPORT_ALERT_WEBHOOK_URL or EXPORT_ALERT_EMAIL.",
+        )
+        return
+    url = urlsplit(settings.alert_webhook_url.get_secret_value())
+    if url.netloc and not url.path.strip("/"):
+        yield wrong("webhook", "EXPORT_ALERT_WEBHOOK_URL names a host alone; copy the whole URL of the webhook.")
+    elif url.scheme == "http":
+        yield warning("webhook", "EXPORT_ALERT_WEBHOOK_URL is http: its secret and the alerts travel unencrypted.")
+    elif url.netloc:
+        yield ok("webhook", "is an https URL; nothing was sent")
+    if settings.alert_email:
+        yield ok("mail", "goes through the mail provider")

@@ -1,0 +1,98 @@
+"""All parts of an installation, looked at side by side, each within its time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from export_pipeline.check.datasets import check_source
+from export_pipeline.check.delivery import check_alerts, check_gateway, check_mail, check_staging, check_store
+from export_pipeline.check.environment import Environment, read_environment, unknown_variables
+from export_pipeline.check.findings import Finding, ok, warning, wrong
+from export_pipeline.check.request_database import check_request_database
+from export_pipeline.settings import Settings
+
+LONGEST_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the installation, the settings that it hangs on, and how to look at it."""
+
+    name: str
+    variables: frozenset[str]
+    look: Callable[[Settings], Iterable[Finding]]
+
+
+PARTS = (
+    Part("requests", frozenset({"EXPORT_DATABASE_URL"}), check_request_database),
+    Part("source", frozenset({"EXPORT_DATABASE_URL", "EXPORT_SOURCE_URL", "EXPORT_CATALOG"}), check_source),
+    Part(
+        "store",
+        frozenset({"EXPORT_STORE_URL", "EXPORT_S3_ENDPOINT_URL", "EXPORT_S3_SERVER_SIDE_ENCRYPTION"}),
+        check_store,
+    ),
+    Part("staging", frozenset({"EXPORT_STAGING_URL", "EXPORT_S3_ENDPOINT_URL"}), check_staging),
+    Part("mail", frozenset({"EXPORT_MAIL_URL", "SENDGRID_HOST"}), check_mail),
+    Part("gateway", frozenset({"EXPORT_PUBLIC_URL"}), check_gateway),
+    Part("alerts", frozenset({"EXPORT_ALERT_WEBHOOK_URL", "EXPORT_ALERT_EMAIL"}), check_alerts),
+)
+
+
+def check_installation(
+    environment: Environment | None = None, *, parts: Iterable[Part] = PARTS, seconds: float = LONGEST_SECONDS
+) -> Iterator[tuple[str, Finding]]:
+    """What was found, with the name of its part, in the order of the parts; none takes longer than ``seconds``."""
+    environment = environment or read_environment()
+    for finding in _settings(environment):
+        yield "settings", finding
+    deadline = time.monotonic() + seconds
+    for look in [_Look(part, environment) for part in parts]:
+        for finding in look.findings(deadline):
+            yield look.part.name, finding
+
+
+def _settings(environment: Environment) -> Iterator[Finding]:
+    for problem in environment.problems:
+        variable, _, text = problem.partition(": ")
+        yield wrong(variable, text) if variable in environment.wrong else wrong("together", problem)
+    unknown = unknown_variables()
+    for name, advice in unknown.items():
+        yield wrong(name, advice)
+    if not (environment.problems or unknown):
+        yield ok("environment", "every variable is known, every value can be used")
+
+
+class _Look:
+    """One part in a thread of its own: a server that never answers must not keep the others waiting."""
+
+    def __init__(self, part: Part, environment: Environment) -> None:
+        self.part = part
+        self._environment = environment
+        self._found: list[Finding] = []
+        self._thread = threading.Thread(target=self._run, name=f"check-{part.name}", daemon=True)
+        self._thread.start()
+
+    def findings(self, deadline: float) -> list[Finding]:
+        """What was found until then."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        found = list(self._found)
+        if self._thread.is_alive():
+            found.append(wrong("time", "It did not answer in time. Check that it runs, and the network on the way."))
+        return found
+
+    def _run(self) -> None:
+        wrong_ones = self.part.variables & self._environment.wrong
+        if self.part.name == "source" and self._environment.settings.source_url:
+            wrong_ones -= {"EXPORT_DATABASE_URL"}  # it stands in for a source that is not named
+        if wrong_ones:
+            self._found.append(warning("skipped", f"It was not checked: {', '.join(sorted(wrong_ones))} is wrong."))
+            return
+        try:
+            for finding in self.part.look(self._environment.settings):
+                self._found.append(finding)
+        except Exception as error:  # noqa: BLE001 - one broken part must not hide the others
+            # Its text may hold a credential.
+            self._found.append(wrong("error", f"It could not be checked ({type(error).__name__})."))
