@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationKind, NotificationStatus, RequestStatus
-from export_pipeline.requests.events import record, record_asked
-from export_pipeline.requests.tables import export_notifications, export_requests
+from export_pipeline.requests.events import COMMAND, record, record_asked
+from export_pipeline.requests.tables import export_events, export_notifications, export_requests
 
 _rows = export_requests.c
 _WAITING = sa.and_(
@@ -158,6 +158,8 @@ class Orphan:
     organization_id: str = ""
     dataset: str = ""
     format: str = ""
+    owes_since: float = 0.0
+    """Unix seconds: when it ended, or when its mails were last put back; runs that ended earlier sent other mails."""
 
 
 def quiet(
@@ -185,6 +187,8 @@ def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldes
             _rows.format,
             # A request that was given up before it began never had a heartbeat.
             sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at).label("last_heard"),
+            _rows.completed_at,
+            _put_back_at().label("put_back_at"),
         )
         .where(condition)
         .order_by(_rows.id)
@@ -200,9 +204,22 @@ def _orphans(connection: sa.Connection, condition: sa.ColumnElement[bool], oldes
             organization_id=row.organization_id,
             dataset=row.dataset,
             format=row.format,
+            owes_since=max(
+                (at.timestamp() for at in (row.completed_at, row.put_back_at) if at is not None), default=0.0
+            ),
         )
         for row in found
     ]
+
+
+def _put_back_at() -> sa.ScalarSelect[datetime]:
+    """When an operator last had the request's mails sent again (``export-pipeline resend``)."""
+    events = export_events.c
+    return (
+        sa.select(sa.func.max(events.created_at))
+        .where(events.request_uid == _rows.uid, events.kind == EventKind.NOTIFIED, events.actor == COMMAND)
+        .scalar_subquery()
+    )
 
 
 def renew_lease(connection: sa.Connection, request_id: int) -> None:
@@ -217,7 +234,7 @@ def renew_lease(connection: sa.Connection, request_id: int) -> None:
 def unnotified(
     connection: sa.Connection, *, quiet_seconds: float, heartbeat_timeout_seconds: float, within: timedelta
 ) -> list[Orphan]:
-    """Requests that ended ``within`` that time with a mail still to send, of whose run nothing was heard for a while.
+    """Requests with a mail still to send, that ended or were put back ``within`` that time and are silent for a while.
 
     A completed one owes its recipients theirs, a failed one its requester.
     """
@@ -228,7 +245,7 @@ def unnotified(
     )
     fell_silent = sa.and_(
         owes_mail,
-        _rows.completed_at > now - within,
+        sa.or_(_rows.completed_at > now - within, _put_back_at() > now - within),
         sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at) < now - timedelta(seconds=quiet_seconds),
     )
     return _orphans(connection, fell_silent, now - timedelta(seconds=heartbeat_timeout_seconds))

@@ -16,7 +16,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.requests import billing, ledger, webhooks
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationStatus, RequestStatus, WebhookEvent
@@ -117,7 +117,7 @@ def _fail(
         .values(
             status=RequestStatus.FAILED,
             error_code=failure.code.value,
-            message=failure.message,
+            message=failure.requester_message,
             completed_at=now,
             updated_at=now,
         )
@@ -128,7 +128,11 @@ def _fail(
         billing.release(connection, failed.uid)
         ledger.enlist_failure(connection, request_id)
         webhooks.enlist(connection, request_id, WebhookEvent.FAILED)
-        record(connection, failed.uid, failed.organization_id, EventKind.FAILED, {"error_code": failure.code.value})
+        detail = {"error_code": failure.code.value}
+        if failure.fault is not Fault.REQUESTER:
+            # For operators. A requester's message may repeat what was typed: it stays on the row.
+            detail["message"] = failure.message
+        record(connection, failed.uid, failed.organization_id, EventKind.FAILED, detail)
     return failed is not None
 
 
@@ -226,5 +230,5 @@ def notified(connection: sa.Connection, request_id: int, counts: Mapping[Notific
 
 INTERNAL = ExportFailure(
     FailureCode.INTERNAL_ERROR,
-    "The export failed inside the pipeline. The operators can see why; ask them to retry it.",
+    "The export failed inside the pipeline: the failed step's metadata says where.",
 )
