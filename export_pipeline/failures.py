@@ -7,7 +7,7 @@ What does not: deciding what is retried (orchestration) or how a failure is told
 A message names the field, what is wrong and what to do. It never holds a credential. That of a requester's fault may
 repeat what they asked for (an address, a filter) or name one of their rows by its key: it is for the row, and for the
 requester's own mail, webhook and HTTP answer, never for the event log or an alert. Every other message holds no address
-and no value of a row.
+and no value of a row; it is written for operators, and the row gets ``requester_message`` instead.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class FailureCode(StrEnum):
     STAGING_LOST = "staging_lost"
     STAGING_REFUSED = "staging_refused"
     STORE_REFUSED = "store_refused"
+    MAIL_REFUSED = "mail_refused"
     SOURCE_DATA_INVALID = "source_data_invalid"
     COUNT_MISMATCH = "count_mismatch"
     CHECKSUM_MISMATCH = "checksum_mismatch"
@@ -93,6 +94,7 @@ _FAULTS: dict[FailureCode, Fault] = {
     FailureCode.MAIL_UNAVAILABLE: Fault.TRANSIENT,
     FailureCode.SOURCE_REFUSED: Fault.OURS,
     FailureCode.STORE_REFUSED: Fault.OURS,
+    FailureCode.MAIL_REFUSED: Fault.OURS,
     FailureCode.STAGING_LOST: Fault.OURS,
     FailureCode.STAGING_REFUSED: Fault.OURS,
     FailureCode.SOURCE_DATA_INVALID: Fault.OURS,
@@ -104,14 +106,29 @@ _FAULTS: dict[FailureCode, Fault] = {
 }
 
 
-class ExportFailure(Exception):
-    """A request cannot go on: ``code`` for programs, ``message`` for people, ``field`` if one is at fault."""
+_FOR_THE_REQUESTER: dict[Fault, str] = {
+    Fault.TRANSIENT: "Something that the export needs could not be reached, although it was tried several times. "
+    "Nothing is wrong with the request: ask for the export again later.",
+    Fault.OURS: "The export failed on our side. Nothing is wrong with the request. The operators have to look at it; "
+    "if you write to them, give them the request's uid.",
+}
 
-    def __init__(self, code: FailureCode, message: str, *, field: str | None = None) -> None:
+
+class ExportFailure(Exception):
+    """A request cannot go on: ``code`` for programs, ``message`` for people, ``field`` if one is at fault.
+
+    ``message`` speaks to whoever has to act: the requester if the fault is theirs, else the operators.
+    """
+
+    def __init__(
+        self, code: FailureCode, message: str, *, field: str | None = None, requester_message: str | None = None
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.field = field
+        self.requester_message = requester_message or _FOR_THE_REQUESTER.get(code.fault, message)
+        """What the requester reads, on the row and wherever the row is shown."""
 
     @property
     def fault(self) -> Fault:

@@ -93,8 +93,8 @@ class Settings(BaseSettings):
         default=(HOME / "outbox").as_uri(),
         repr=False,
         description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
-        "the start, `?starttls=1`), an outbox directory `file:///dir`, or `none:`: nobody can be mailed, and requests "
-        "with recipients are refused.",
+        "the start; `?starttls=1` = required, `?starttls=0` = never, neither = if the server offers it), an outbox "
+        "directory `file:///dir`, or `none:`: nobody can be mailed, and requests with recipients are refused.",
     )
     mail_from: str = Field(
         default="exports@localhost.localdomain",

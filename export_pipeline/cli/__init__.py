@@ -21,6 +21,7 @@ from export_pipeline.cli.links import links
 from export_pipeline.cli.queue import queue
 from export_pipeline.cli.recurring import recurring
 from export_pipeline.cli.requests import cancel, request
+from export_pipeline.cli.resend import resend
 from export_pipeline.cli.status import status
 from export_pipeline.cli.verify import verify
 from export_pipeline.failures import ExportFailure
@@ -46,6 +47,7 @@ cli.add_command(queue)
 cli.add_command(health)
 cli.add_command(verify)
 cli.add_command(links)
+cli.add_command(resend)
 cli.add_command(audit)
 cli.add_command(recurring)
 cli.add_command(bench)

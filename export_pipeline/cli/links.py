@@ -14,14 +14,12 @@ from export_pipeline.delivery.manifest import read_manifest
 from export_pipeline.delivery.store import open_store
 from export_pipeline.delivery.upload import describe
 from export_pipeline.requests.enums import EventKind, RequestStatus
-from export_pipeline.requests.events import record
+from export_pipeline.requests.events import COMMAND, record
 from export_pipeline.requests.sealed_links import revoke_links
 from export_pipeline.settings import Settings
 
 DEFAULT_MINUTES = 15
 """Counted from the moment they are asked for (Cometly, Get Contact Export)."""
-ACTOR = "command"
-"""Whom the audit trail names for links that an operator printed."""
 
 
 @click.command()
@@ -52,6 +50,6 @@ def links(uid: str, *, minutes: float, revoke: bool) -> None:
     lifetime = min(timedelta(minutes=minutes), state.expires_at - datetime.now(UTC))
     files = read_manifest(store, state.manifest_key).files
     with engine.begin() as connection:
-        record(connection, state.uid, state.organization_id, EventKind.LINKED, {"files": len(files)}, actor=ACTOR)
+        record(connection, state.uid, state.organization_id, EventKind.LINKED, {"files": len(files)}, actor=COMMAND)
     for file in files:
         click.echo(store.link(describe(file), lifetime).url)

@@ -14,11 +14,15 @@ import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.failures import FailureCode
 from export_pipeline.orchestration.runbook import RUNBOOK
+from export_pipeline.requests import ledger
+from export_pipeline.requests.database import reading
 from export_pipeline.requests.enums import FINISHED, RequestStatus
+from export_pipeline.requests.events import operators_message
 from export_pipeline.requests.model import RequestState
 from export_pipeline.requests.progress import overall_progress
 from export_pipeline.settings import Settings, dagster_home
@@ -44,10 +48,17 @@ def status(uid: str, *, watch: bool, as_json: bool) -> None:
     if watch:
         state = _watch(engine, state)
     runs = _runs(state.uid)
+    with reading(engine) as connection:
+        operators_text = operators_message(connection, state.uid) if state.status is RequestStatus.FAILED else None
+        mails = [
+            {"kind": kind, "status": status, "reason": reason, "mails": number}
+            for kind, status, reason, number in ledger.reasons(connection, state.id)
+        ]
     if as_json:
-        click.echo(json.dumps({"request": state.model_dump(mode="json"), "runs": runs}, indent=2))
+        document = {"request": state.model_dump(mode="json"), "cause": operators_text, "mails": mails, "runs": runs}
+        click.echo(json.dumps(document, indent=2))
     else:
-        _show(state, runs)
+        _show(state, operators_text, mails, runs)
     if state.status is RequestStatus.FAILED:
         raise SystemExit(1)
 
@@ -90,12 +101,19 @@ def _runs(uid: str) -> list[dict[str, Any]]:
         return [run.model_dump(mode="json") for run in run_statuses(instance, uid)]
 
 
-def _show(state: RequestState, runs: list[dict[str, Any]]) -> None:
+def _show(
+    state: RequestState, operators_text: str | None, mails: list[dict[str, Any]], runs: list[dict[str, Any]]
+) -> None:
     console = Console()
     table = Table(show_header=False, box=None)
     for name, value in state.model_dump(mode="json").items():
         if value is not None:
             table.add_row(name, str(value))
+    for mail in mails:
+        reason = f" ({mail['reason']})" if mail["reason"] else ""
+        table.add_row(f"mails {mail['kind']}", f"{mail['mails']} {mail['status']}{reason}")
+    if operators_text:
+        table.add_row("cause", Text(operators_text))
     console.print(table)
     if state.error_code in RUNBOOK:
         advice = RUNBOOK[FailureCode(state.error_code)]

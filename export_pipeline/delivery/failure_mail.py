@@ -1,8 +1,4 @@
-"""The mail of a failed export: to its requester alone, from the platform's sender, at most once.
-
-What belongs here: what of a failed row the mail needs, and sending it. What does not: its words (``message``),
-who is enlisted for it (requests.ledger), when it is tried (orchestration).
-"""
+"""The mail of a failed export: to its requester alone, from the platform's sender, at most once."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
-from export_pipeline.delivery.handover import MailPostponed, hand_over
+from export_pipeline.delivery.handover import hand_over
 from export_pipeline.delivery.mail import MailProvider, Message, default_sender, message_id
 from export_pipeline.delivery.message import FailureMail, failure_message, titles_of
 from export_pipeline.failures import FailureCode, Fault
@@ -65,7 +61,7 @@ def mail_failure(
     organizations: Organizations,
     datasets: Mapping[str, Dataset],
     request_id: int,
-) -> dict[NotificationStatus, int]:
+) -> Mapping[NotificationStatus, int]:
     """Tell the requester of a failed request why there is no export and what to do, unless they were told already.
 
     Who is to be told is in the ledger. The row itself is not touched.
@@ -75,7 +71,7 @@ def mail_failure(
         no longer ``failed`` (it was re-executed).
 
     Raises:
-        MailPostponed: it was not accepted for now; a later call tries again.
+        MailPostponed: it was not accepted; a later call tries again.
     """
     with database.begin() as connection:
         failed = _read_failed(connection, request_id)
@@ -94,16 +90,10 @@ def mail_failure(
         )
         for notification_id, address in waiting
     ]
-    wait = hand_over(database, provider, messages, check=lambda: None)
-    with reading(database) as connection:
-        counts = ledger.counts(connection, request_id, kind=NotificationKind.FAILED)
-    if counts.get(NotificationStatus.PENDING):
-        raise MailPostponed(
-            "The requester could not be told of the failure. Check EXPORT_MAIL_URL and the provider; the reconciler "
-            "has it tried again.",
-            retry_after=wait,
-        )
-    return counts
+    handed = hand_over(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
+    if handed.pending:
+        raise handed.postponed("The requester could not be told of the failure")
+    return handed.counts
 
 
 def _read_failed(connection: sa.Connection, request_id: int) -> _Failed | None:
@@ -153,7 +143,8 @@ def _mail(
     mail = FailureMail(
         fault=failed.fault,
         error_code=failed.error_code,
-        details=failed.message,
+        # Of any other fault the message is the operators' (rows of older versions), or says what the mail says anyway.
+        details=failed.message if failed.fault is Fault.REQUESTER else None,
         reference=failed.uid,
         asked_at=failed.asked_at,
         time_zone=organization.time_zone,

@@ -5,6 +5,7 @@ What does not: texts (``message``), who gets one and whether they had it already
 
 The three outcomes are kept apart because they decide whether a second try may mail twice:
 returned = accepted, ``MailNotAccepted`` = certainly not sent, ``MailOutcomeUnknown`` = perhaps sent.
+Who has to act after a refusal is ``Blame``: what is wrong with the installation must not be booked on a recipient.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from email.headerregistry import Address
 from email.utils import parseaddr
+from enum import Enum
 from typing import Protocol
 
 import idna
@@ -61,18 +63,33 @@ def message_id(about: str, recipient: str) -> str:
     return f"{about}.{hashlib.sha256(recipient.encode()).hexdigest()[:16]}"
 
 
+class Blame(Enum):
+    """Who has to change something before a refused message is taken, as far as the reply says."""
+
+    RECIPIENT = "recipient"
+    """Nobody here: this address takes no mail."""
+    INSTALLATION = "installation"
+    """The operators: the login, the sender, relaying, a policy, the message's size or form."""
+    UNCLEAR = "unclear"
+
+
 class MailNotAccepted(Exception):
     """The provider certainly did not take the message.
 
-    ``permanent``: this recipient or message will never be taken (SMTP 5xx, HTTP 4xx), trying again is useless.
-    ``reason`` is a code such as ``smtp 550``, with no address in it.
+    ``permanent``: this message to this recipient is refused for good, trying again is useless.
+    ``blame``: whose fault the refusal is. One of the installation is never permanent: once the operators have corrected
+    what is wrong, the message is sent.
+    ``reason`` is a code such as ``smtp 550 5.1.1``, with no address in it.
     ``retry_after``: seconds the provider asked to wait, if it did.
     """
 
-    def __init__(self, reason: str, *, permanent: bool, retry_after: float | None = None) -> None:
+    def __init__(
+        self, reason: str, *, permanent: bool, blame: Blame = Blame.UNCLEAR, retry_after: float | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.permanent = permanent
+        self.permanent = permanent and blame is not Blame.INSTALLATION
+        self.blame = blame
         self.retry_after = retry_after
 
 

@@ -1,11 +1,8 @@
-"""The mails "your export is ready" and "your export failed": subject, text and HTML from plain facts.
-
-What belongs here: choosing the language, writing numbers and dates as its readers do, filling the
-templates. What does not: the words (``texts``), sending, and minting links.
-"""
+"""The mails "your export is ready" and "your export failed": subject, text and HTML from plain facts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,8 +12,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import jinja2
 from babel import Locale, UnknownLocaleError
-from babel.dates import format_date, format_time, get_timezone_name
+from babel.dates import format_date, format_time, get_timezone_location, get_timezone_name
 from babel.numbers import format_decimal
+from markupsafe import Markup, escape
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.delivery.mime import one_line
@@ -25,6 +23,11 @@ from export_pipeline.failures import Fault
 
 _BABEL_LOCALES = {"en": "en_US", "es": "es", "pt": "pt_BR"}
 _LONGEST_DETAILS = 2000
+MAX_LISTED = 10
+"""Files that the mail itself lists: Gmail cuts a message off after 102 kB, and a signed link may have 2 kB."""
+_LONGEST_LIST = 5_000_000
+"""Bytes of the attached list of links: a third more in the mail, which most servers take (Postfix: 10,240,000)."""
+LIST_NAME = "links.txt"
 # The formats' counters that a reader should know of; each is also its phrase's name.
 _NOTED_COUNTERS = ("cut_cells", "replaced_characters", "guarded_cells", "non_finite_numbers")
 
@@ -64,8 +67,8 @@ class FailureMail:
 
     fault: Fault
     error_code: str
-    details: str
-    """The row's ``message``, in English: what is wrong, and what to do."""
+    details: str | None
+    """The row's ``message``, in English: what is wrong, and what to do. None if it is not for the requester to do."""
     reference: str
     """The request's ``uid``."""
     asked_at: datetime | None
@@ -106,6 +109,9 @@ class _Writing:
             value, unit = value / 1000, larger
         return f"{self.number(round(value, 1))} {unit}"
 
+    def part(self, number: int, count: int) -> str:
+        return self.texts["part"].format(number=self.number(number), count=self.number(count))
+
     def instant(self, value: datetime) -> str:
         """Date, time to the minute (rounded down: an expiry is never told late), zone and offset."""
         local = value.astimezone(self.zone)
@@ -116,9 +122,15 @@ class _Writing:
 
     def _zone_name(self, local: datetime) -> str:
         offset = _offset(local.utcoffset() or timedelta())
-        if self.zone.key in ("UTC", "Etc/UTC", "GMT") or self.zone.key.startswith("Etc/"):
+        if "/" not in self.zone.key or self.zone.key.startswith("Etc/"):
             return offset
-        return f"{get_timezone_name(self.zone, locale=self.locale)}, {offset}"
+        name = get_timezone_name(self.zone, locale=self.locale)
+        if name == get_timezone_location(self.zone, locale=self.locale):
+            # The language has no name for the zone, and what Babel makes up of the country's may be wrong: "summer time
+            # of Argentina" all year in the Spanish of America, "Argentina (Argentina/Buenos Aires) Time" in English.
+            city = get_timezone_location(self.zone, locale=self.locale, return_city=True)
+            name = city.rpartition("/")[2]
+        return f"{name}, {offset}"
 
 
 def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
@@ -134,15 +146,27 @@ def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
     writing = _Writing.of(locale, mail.time_zone)
     texts = writing.texts
     title = _title(mail.dataset_titles, writing.language)
+    linked = any(file.url for file in mail.files)
+    one = "_one" if len(mail.files) == 1 else ""
+    expires = None
+    if mail.expires_at is not None:
+        expires = texts[f"expires{one}"].format(instant=writing.instant(mail.expires_at))
     context: dict[str, Any] = {
         "heading": texts["heading"],
         "intro": texts["empty"] if mail.rows == 0 else texts["intro"],
         "facts": _ready_facts(mail, writing, title),
         "files": [
-            {"name": one_line(file.name), "size": writing.size(file.bytes), "url": file.url} for file in mail.files
+            {
+                "part": "" if one else writing.part(number, len(mail.files)),
+                "name": one_line(file.name),
+                "size": writing.size(file.bytes),
+                "url": file.url,
+            }
+            for number, file in enumerate(mail.files[:MAX_LISTED], start=1)
         ],
-        "expires": None if mail.expires_at is None else _expires(mail.expires_at, writing),
-        "links": any(file.url for file in mail.files),
+        "more": _more(mail, writing, linked=linked),
+        "expires": expires,
+        "about_files": texts[f"private{one}"] if linked else texts[f"attached_files{one}"],
         "notes": [
             texts[name].format(count=writing.number(mail.counters[name]))
             for name in _NOTED_COUNTERS
@@ -151,6 +175,26 @@ def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
         "unsubscribe_url": mail.unsubscribe_url,
     }
     return texts["subject"].format(title=title), *_render("ready", writing, context)
+
+
+def _more(mail: ReadyMail, writing: _Writing, *, linked: bool) -> str | None:
+    """What the mail says of the files that it does not list."""
+    more = len(mail.files) - MAX_LISTED
+    if more <= 0:
+        return None
+    how = "more_attached" if not linked else "more_unlisted" if link_list(mail) is None else "more_listed"
+    return writing.texts[how].format(count=writing.number(more), name=LIST_NAME)
+
+
+def link_list(mail: ReadyMail) -> bytes | None:
+    """A text file of all links, for a mail that cannot list them; None if it can, or if they are too many to attach.
+
+    A line a file, in the order of the rows: its name, a tab, its link.
+    """
+    if len(mail.files) <= MAX_LISTED or not all(file.url for file in mail.files):
+        return None
+    content = "".join(f"{one_line(file.name)}\t{file.url}\r\n" for file in mail.files).encode()
+    return content if len(content) <= _LONGEST_LIST else None
 
 
 def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, str]:
@@ -166,13 +210,16 @@ def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, st
     writing = _Writing.of(locale, mail.time_zone)
     texts = writing.texts
     title = _title(mail.dataset_titles, writing.language)
-    about = f"failed_{{}}_{mail.fault.value}" if mail.paused_recurring is None else "paused_{}"
-    heading = texts[about.format("heading")]
+    if mail.paused_recurring is None:
+        heading, intro = texts[f"failed_heading_{mail.fault.value}"], texts[f"failed_intro_{mail.fault.value}"]
+    else:
+        heading = texts["paused_heading"]
+        intro = texts["paused_intro" if mail.fault is Fault.REQUESTER else "paused_intro_ours"]
     context: dict[str, Any] = {
         "heading": heading,
-        "intro": texts[about.format("intro")],
+        "intro": intro,
         "facts": _failure_facts(mail, writing, title),
-        "details": one_line(mail.details, longest=_LONGEST_DETAILS),
+        "details": one_line(mail.details or "", longest=_LONGEST_DETAILS),
     }
     return f"{heading}: {title}" if title else heading, *_render("failed", writing, context)
 
@@ -219,10 +266,6 @@ def _failure_facts(mail: FailureMail, writing: _Writing, title: str) -> list[tup
     return [(name, value) for name, value in facts if value]
 
 
-def _expires(expires_at: datetime, writing: _Writing) -> str:
-    return writing.texts["expires"].format(instant=writing.instant(expires_at))
-
-
 def _title(titles: Mapping[str, str], language: str) -> str:
     return one_line(titles.get(language) or titles.get(DEFAULT_LANGUAGE) or next(iter(titles.values()), ""))
 
@@ -252,9 +295,14 @@ def _offset(offset: timedelta) -> str:
     return f"UTC{'-' if offset < timedelta() else '+'}{hours:02d}:{minutes:02d}"
 
 
+def _unbroken(value: str) -> Markup:
+    """Text for HTML in which no line ends inside an offset from UTC."""
+    return Markup(re.sub(r"UTC[+-]\d\d:\d\d", r'<span style="white-space:nowrap">\g<0></span>', str(escape(value))))  # noqa: S704
+
+
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("export_pipeline.delivery"),
         autoescape=jinja2.select_autoescape(["html.j2"]),
         undefined=jinja2.StrictUndefined,
@@ -262,3 +310,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["unbroken"] = _unbroken
+    return environment

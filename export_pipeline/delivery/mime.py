@@ -1,34 +1,87 @@
-"""A message in its Internet form, for providers that take one (SMTP, the outbox).
-
-What belongs here: headers that no value can break out of, and the two alternatives, text and HTML.
-What does not: texts (``message``) and sending.
-"""
+"""A message in its Internet form, for providers that take one (SMTP, the outbox)."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from email.charset import Charset
+from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import EmailPolicy
 from email.utils import format_datetime
 
-from export_pipeline.delivery.mail import MailNotAccepted, Message, parse_address
+from export_pipeline.delivery.mail import Blame, MailNotAccepted, Message, parse_address
 
 
 class _Policy(EmailPolicy):
-    """How messages are written: URLs of headers as they are.
+    """How messages are written: the headers of ``_ON_ONE_LINE`` and the names of people by ourselves.
 
-    The email package writes what does not fit its line as encoded words, and nobody decodes those in a URL.
+    The email package writes what does not fit its line as encoded words, and nobody decodes those in a URL or an id. It
+    drops the quotes of a name that it folds (``Acme, Inc. <a@b>`` are two mailboxes), and loses blanks of a subject.
     """
 
     def fold(self, name: str, value: str) -> str:
         """Write a header as text."""
-        return f"{name}: {value}{self.linesep}" if name.startswith("List-") else super().fold(name, value)
+        if name == "From":
+            value = _mailbox(value.addresses[0])  # type: ignore[attr-defined]
+        elif name == "Subject":
+            value = _subject(one_line(value))  # decoded: it may hold anything again
+        elif name not in _ON_ONE_LINE:
+            return str(super().fold(name, value))
+        return f"{name}: {value}{self.linesep}"
 
     def fold_binary(self, name: str, value: str) -> bytes:
         """Write a header as bytes."""
-        return self.fold(name, value).encode() if name.startswith("List-") else super().fold_binary(name, value)
+        return self.fold(name, value).encode() if name in _OURS else super().fold_binary(name, value)
+
+
+_ON_ONE_LINE = frozenset({"To", "Message-ID", "List-Unsubscribe", "List-Unsubscribe-Post"})
+"""As names and subjects of ASCII: RFC 5322 wants 78 characters a line and demands at most 998."""
+_OURS = _ON_ONE_LINE | {"From", "Subject"}
+
+
+def _mailbox(address: Address) -> str:
+    """A mailbox for a header, whatever its name holds: one of ASCII in quotes, any other in encoded words."""
+    spec, name = f"<{address.addr_spec}>", address.display_name
+    if not name:
+        return address.addr_spec
+    if not _is_plain(name):
+        return _on_lines([*_encoded(name), spec])
+    quoted = re.sub(r'(["\\])', r"\\\1", name)
+    return f'"{quoted}" {spec}' if re.search(r"[^A-Za-z0-9 ]", name) else f"{name} {spec}"
+
+
+def _subject(text: str) -> str:
+    return text if _is_plain(text) else _on_lines(_encoded(text))
+
+
+def _is_plain(text: str) -> bool:
+    """Whether text can stand in a header as it is: ASCII, and nothing that a reader would decode."""
+    return text.isascii() and "=?" not in text
+
+
+def _encoded(text: str) -> list[str]:
+    """Text in encoded words (RFC 2047), whose readers drop the blanks between them.
+
+    They end behind a blank of the text if they can: some readers, Python's among them, show a blank there.
+    """
+    chunks = [""]
+    for piece in re.findall(r"\S+ ?| ", text):
+        if chunks[-1] and len(_UTF8.header_encode(chunks[-1] + piece)) > _LONGEST_WORD:
+            chunks.append("")
+        chunks[-1] += piece
+    return [word for chunk in chunks for word in Header(chunk, _UTF8, maxlinelen=_LONGEST_WORD).encode().split("\n ")]
+
+
+def _on_lines(parts: list[str]) -> str:
+    """Encoded words, on a line each if one line would have more than the 76 characters of RFC 2047."""
+    line = " ".join(parts)
+    return line if len(line) <= _LONGEST_WORD else "\r\n ".join(parts)
+
+
+_UTF8 = Charset("utf-8")
+_LONGEST_WORD = 76 - len("Subject: ")
 
 
 # 7bit: quoted-printable or base64 bodies pass servers that do not announce 8BITMIME.
@@ -49,9 +102,10 @@ def to_mime(message: Message) -> EmailMessage:
     recipient = recipient_address(message.recipient)
     international = not (recipient.addr_spec.isascii() and message.sender.addr_spec.isascii())
     mime = EmailMessage(policy=_INTERNATIONAL if international else _POLICY)
-    mime["From"] = message.sender
+    sender = message.sender
+    mime["From"] = Address(one_line(sender.display_name), sender.username, sender.domain)
     mime["To"] = recipient
-    mime["Subject"] = one_line(message.subject)
+    mime["Subject"] = _subject(one_line(message.subject)).replace("\r\n", "")
     mime["Date"] = format_datetime(datetime.now(UTC))
     mime["Message-ID"] = message_id_header(message)
     # RFC 3834: keeps vacation replies away.
@@ -80,7 +134,7 @@ def recipient_address(recipient: str) -> Address:
     try:
         return parse_address(recipient)
     except ValueError:
-        raise MailNotAccepted("invalid recipient address", permanent=True) from None
+        raise MailNotAccepted("invalid recipient address", permanent=True, blame=Blame.RECIPIENT) from None
 
 
 def one_line(text: str, *, longest: int = _LONGEST_SUBJECT) -> str:

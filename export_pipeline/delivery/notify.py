@@ -1,12 +1,8 @@
-"""Telling the recipients of a published export: who is to be told, with which links or attachments.
-
-What belongs here: the mail's facts, and what its outcome means for the row. What does not: handing over
-(``handover``), the ledger's states (requests.ledger), texts (``message``), providers.
-"""
+"""The mails of a published export: with which links or attachments, and what its row says of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.headerregistry import Address
@@ -15,16 +11,22 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.delivery.attachments import attachments_of
-from export_pipeline.delivery.handover import MailPostponed, hand_over
-from export_pipeline.delivery.mail import MailProvider, Message, default_sender, message_id, parse_address
+from export_pipeline.delivery.handover import Handover, hand_over
+from export_pipeline.delivery.mail import (
+    Attachment,
+    MailProvider,
+    Message,
+    default_sender,
+    message_id,
+    parse_address,
+)
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
-from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message, titles_of
+from export_pipeline.delivery.message import LIST_NAME, ReadyFile, ReadyMail, link_list, ready_message, titles_of
 from export_pipeline.delivery.objects import Link
 from export_pipeline.delivery.store import Store
 from export_pipeline.delivery.upload import describe
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import ledger
-from export_pipeline.requests.database import reading
 from export_pipeline.requests.enums import NotificationStatus
 from export_pipeline.requests.model import ExportRequest
 from export_pipeline.requests.organizations import Organizations
@@ -32,6 +34,9 @@ from export_pipeline.requests.sealed_links import seal, sealed_url
 from export_pipeline.requests.senders import sender_of
 from export_pipeline.requests.unsubscribe import make_token
 from export_pipeline.settings import Settings
+
+_UNNOTICED = timedelta(minutes=5)
+"""A link that ends so much earlier than promised is not worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -61,33 +66,43 @@ def notify(
     announcement: Announcement,
     *,
     check: Callable[[], None],
-) -> dict[NotificationStatus, int]:
+    warn: Callable[[str], None] = lambda _: None,
+) -> Mapping[NotificationStatus, int]:
     """Mail every recipient who certainly has no mail yet; ``check`` is called before each and may raise to stop.
 
     Returns:
         How many notifications are in each state.
 
     Raises:
-        MailPostponed: some were not accepted for now; a later call sends to them alone.
-        ExportFailure: an attachment cannot be read.
+        MailPostponed: some were not accepted; a later call sends to them alone.
+        ExportFailure: an attachment cannot be read; ``mail_refused`` if every recipient was refused for good.
     """
     request_id = announcement.request_id
     with database.begin() as connection:
         ledger.enlist(connection, request_id, announcement.recipients)
         ledger.close_interrupted(connection, request_id)
         waiting = ledger.pending(connection, request_id)
-    wait = None
-    if waiting:
-        wait = hand_over(database, provider, _messages(database, store, settings, announcement, waiting), check=check)
-    with reading(database) as connection:
-        counts = ledger.counts(connection, request_id)
-    if counts.get(NotificationStatus.PENDING):
-        raise MailPostponed(
-            f"The files are ready, but {counts[NotificationStatus.PENDING]} of {sum(counts.values())} recipients could "
-            "not be mailed. Check EXPORT_MAIL_URL and the provider, then re-execute notify_recipients.",
-            retry_after=wait,
+    messages = _messages(database, store, settings, announcement, waiting, warn) if waiting else ()
+    handed = hand_over(database, provider, request_id, messages, check=check)
+    _raise_for(handed)
+    return handed.counts
+
+
+def _raise_for(handed: Handover) -> None:
+    """An export of which nobody hears is no success, whoever is to blame."""
+    total, refused = sum(handed.counts.values()), handed.counts.get(NotificationStatus.REFUSED, 0)
+    if handed.pending:
+        problem = f"The files are ready, but {handed.pending} of {total} recipients could not be mailed"
+        raise handed.postponed(problem, f"{problem} yet; it is tried again. Nothing is wrong with the request.")
+    if total and refused == total:
+        raise ExportFailure(
+            FailureCode.MAIL_REFUSED,
+            f"The files are ready, but the mail was refused for good for each of {total} recipients. Whether the "
+            "addresses are wrong or the installation's mail is, the reasons in export_notifications say; to send "
+            "again after a correction: export-pipeline resend.",
+            requester_message=f"The files are ready, but the mail was refused for each of {total} recipients: check "
+            "the addresses.",
         )
-    return counts
 
 
 def sender_for(
@@ -115,10 +130,11 @@ def undelivered(counts: Mapping[NotificationStatus, int]) -> str | None:
     refused, unknown = counts.get(NotificationStatus.REFUSED, 0), counts.get(NotificationStatus.UNKNOWN, 0)
     if not refused and not unknown:
         return None
-    return (
-        f"The files are ready; the mail was refused for {refused} of {sum(counts.values())} recipients, and of "
-        f"{unknown} it is not known whether they got theirs (export_notifications says who)."
-    )
+    total = sum(counts.values())
+    parts = [f"the mail was refused for {refused} of {total} recipients"] if refused else []
+    if unknown:
+        parts.append(f"of {unknown} of {total} recipients it is not known whether they got their mail")
+    return f"The files are ready, but {' and '.join(parts)}."
 
 
 def _messages(
@@ -127,22 +143,22 @@ def _messages(
     settings: Settings,
     announcement: Announcement,
     waiting: Sequence[tuple[int, str]],
-) -> list[tuple[int, Message]]:
+    warn: Callable[[str], None],
+) -> Iterator[tuple[int, Message]]:
     manifest = announcement.manifest
     attachments = attachments_of(store, manifest, settings.mail_attachment_max_bytes)
     sender = announcement.sender or default_sender(settings)
     sealed = bool(settings.public_url) and not attachments
-    shared = None if sealed or attachments else _presigned(store, settings, announcement)
-    messages = []
+    shared = None if sealed or attachments else _presigned(store, settings, announcement, warn)
     for notification_id, recipient in waiting:
         links = _sealed(database, settings, announcement, notification_id) if sealed else shared
         leave = unsubscribe_url(settings, announcement.recurring_export_id, recipient)
         mail = replace(_mail(announcement, links), unsubscribe_url=leave)
         subject, text, html = ready_message(mail, announcement.locale)
+        listed = link_list(mail)
+        attached = attachments if listed is None else (Attachment(LIST_NAME, "text/plain; charset=utf-8", listed),)
         same_id = message_id(str(manifest.uid), recipient)
-        message = Message(sender, recipient, subject, text, html, same_id, attachments, leave)
-        messages.append((notification_id, message))
-    return messages
+        yield notification_id, Message(sender, recipient, subject, text, html, same_id, attached, leave)
 
 
 def unsubscribe_url(settings: Settings, recurring_export_id: int | None, recipient: str) -> str | None:
@@ -153,8 +169,23 @@ def unsubscribe_url(settings: Settings, recurring_export_id: int | None, recipie
     return f"{settings.public_url}/unsubscribe/{make_token(key, recurring_export_id, recipient)}"
 
 
-def _presigned(store: Store, settings: Settings, announcement: Announcement) -> list[Link]:
-    return [link_to(store, settings, file, announcement.files_expire_at) for file in announcement.manifest.files]
+def _presigned(store: Store, settings: Settings, announcement: Announcement, warn: Callable[[str], None]) -> list[Link]:
+    promised = _link_lifetime(settings, announcement.files_expire_at)
+    links = [link_to(store, settings, file, announcement.files_expire_at) for file in announcement.manifest.files]
+    ends = [link.expires_at for link in links if link.expires_at is not None]
+    lives = min(ends) - datetime.now(UTC) if ends else promised
+    if lives < promised - _UNNOTICED:
+        warn(
+            f"The mailed links work for {_hours(lives)}, not for {_hours(promised)}: the credentials that sign them "
+            "end then. Set EXPORT_PUBLIC_URL and run the gateway, whose links live as long as the files, or sign with "
+            "credentials that last."
+        )
+    return links
+
+
+def _hours(lifetime: timedelta) -> str:
+    minutes = max(0, round(lifetime.total_seconds() / 60))
+    return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours"
 
 
 def _sealed(database: sa.Engine, settings: Settings, announcement: Announcement, notification_id: int) -> list[Link]:
@@ -187,5 +218,8 @@ def _mail(announcement: Announcement, links: Sequence[Link] | None) -> ReadyMail
 
 def link_to(store: Store, settings: Settings, file: ManifestFile, files_expire_at: datetime) -> Link:
     """A link to a delivered file that lives as long as the settings say, and never longer than the file."""
-    longest = timedelta(hours=settings.link_lifetime_hours)
-    return store.link(describe(file), min(longest, files_expire_at - datetime.now(UTC)))
+    return store.link(describe(file), _link_lifetime(settings, files_expire_at))
+
+
+def _link_lifetime(settings: Settings, files_expire_at: datetime) -> timedelta:
+    return min(timedelta(hours=settings.link_lifetime_hours), files_expire_at - datetime.now(UTC))

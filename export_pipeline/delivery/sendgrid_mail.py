@@ -1,14 +1,11 @@
-"""Mail through SendGrid's v3 API, by its official package.
-
-What belongs here: one call a message, and what each way it can end means.
-What does not: the message's texts.
-"""
+"""Mail through SendGrid's v3 API, by its official package: one call a message, and what each way it can end means."""
 
 from __future__ import annotations
 
 import base64
 import json
 import logging
+import re
 import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,11 +17,16 @@ import sendgrid
 from python_http_client.exceptions import HTTPError
 from sendgrid.helpers import mail as helpers
 
-from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown, Message
+from export_pipeline.delivery.mail import Blame, MailNotAccepted, MailOutcomeUnknown, Message
 from export_pipeline.delivery.mime import one_line, recipient_address
 
 _TIMEOUT_SECONDS = 30.0
 _LONGEST_WAIT = 3600.0
+_FIELD = re.compile(
+    r"(from|reply_to|subject|personalizations|content|attachments|headers|custom_args|tracking_settings|categories)"
+    r"([._][a-z0-9_]+|\[\d+\])*"
+)
+_LONGEST_FIELD, _MOST_FIELDS = 60, 3
 
 
 class SendGridMail:
@@ -48,7 +50,7 @@ class SendGridMail:
         try:
             reply = self._client.send(body)
         except HTTPError as error:
-            failure: Exception = _from_reply(int(error.status_code), error.headers)
+            failure: Exception = _from_reply(int(error.status_code), error.headers, error.body)
         except URLError as error:
             # urllib wraps what fails until the whole request is written and nothing later: until then
             # SendGrid cannot have taken it.
@@ -117,14 +119,36 @@ def _request(message: Message) -> helpers.Mail:
     return mail
 
 
-def _from_reply(status: int, headers: Any) -> MailNotAccepted | MailOutcomeUnknown:
-    reason = f"sendgrid {status}"
+def _from_reply(status: int, headers: Any, body: Any) -> MailNotAccepted | MailOutcomeUnknown:
+    fields = _fields(body)
+    reason = " ".join([f"sendgrid {status}", *fields])
     if status in (502, 504):
         # Said by a gateway that got no good answer from behind: the mail may be on its way.
         return MailOutcomeUnknown(reason)
-    # 401 and 403 are about the key: the installation's fault, not this recipient's.
-    permanent = 400 <= status < 500 and status not in (401, 403, 408, 429)
-    return MailNotAccepted(reason, permanent=permanent, retry_after=_retry_after(status, headers))
+    permanent = 400 <= status < 500 and status not in (408, 429)
+    blame = _blame(status, fields) if permanent else Blame.UNCLEAR
+    return MailNotAccepted(reason, permanent=permanent, blame=blame, retry_after=_retry_after(status, headers))
+
+
+def _blame(status: int, fields: list[str]) -> Blame:
+    """Whose fault a refusal is: only the address is the recipient's; the key, the sender and the rest are ours."""
+    if status != 400:
+        return Blame.INSTALLATION  # 401 and 403: the key or the sender; 413: too long; 404, 415: no SendGrid
+    if not fields:
+        return Blame.UNCLEAR
+    # personalizations.0.to.0.email
+    of_recipient = all("to" in re.split(r"[.\[\]]+", one) for one in fields)
+    return Blame.RECIPIENT if of_recipient else Blame.INSTALLATION
+
+
+def _fields(body: Any) -> list[str]:
+    """What SendGrid names in ``errors[].field``, such as ``from.email``; nothing that could be a value."""
+    try:
+        named = [error["field"] for error in json.loads(body)["errors"]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []
+    known = [one[:_LONGEST_FIELD] for one in named if isinstance(one, str) and _FIELD.fullmatch(one)]
+    return list(dict.fromkeys(known))[:_MOST_FIELDS]
 
 
 def _retry_after(status: int, headers: Any) -> float | None:

@@ -1,7 +1,4 @@
-"""Mail through an SMTP server.
-
-What belongs here: one conversation a message, and what each way it can end means.
-What does not: the message's form (``mime``).
+"""Mail through an SMTP server: one conversation a message, and what each way it can end means.
 
 The commands are given one by one, not by ``sendmail``: only so can a connection lost before the
 message was handed over (certainly not sent) be told from one lost while waiting for the verdict.
@@ -11,15 +8,24 @@ from __future__ import annotations
 
 import re
 import smtplib
+import socket
 import ssl
 from dataclasses import dataclass, field
 from email.message import EmailMessage
+from ipaddress import ip_address
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown, Message
+from export_pipeline.delivery.mail import Blame, MailNotAccepted, MailOutcomeUnknown, Message
 from export_pipeline.delivery.mime import recipient_address, to_mime
+from export_pipeline.delivery.smtp_replies import refused
 
-_TIMEOUT_SECONDS = 30.0
+_CONNECT_SECONDS = 30.0
+_COMMAND_SECONDS = 300.0
+"""RFC 5321, 4.5.3.2: for the answer to MAIL and RCPT; 3 minutes would do for a block of the message."""
+_VERDICT_SECONDS = 600.0
+"""RFC 5321, 4.5.3.2.6: for the answer to the final dot. Who hangs up earlier never knows whether the mail was taken."""
+_BLOCK = 65_536
+_FORM = "expected smtp://user:password@host:port or smtps://..., with starttls=1 or starttls=0 or neither"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class SmtpServer:
     user: str = ""
     password: str = field(default="", repr=False)
     tls_from_start: bool = False
-    starttls: bool = False
+    starttls: bool | None = None
+    """None: if the server offers it."""
 
     @classmethod
     def from_url(cls, url: str) -> SmtpServer:
@@ -43,11 +50,11 @@ class SmtpServer:
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError:
-            raise ValueError("expected smtp://user:password@host:port") from None
+            starttls = _starttls(parts.query)
+        except (ValueError, KeyError):
+            raise ValueError(_FORM) from None
         if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
-            raise ValueError("expected smtp://user:password@host:port or smtps://...")
-        starttls = parse_qs(parts.query).get("starttls", ["0"])[-1].lower() in ("1", "true", "yes")
+            raise ValueError(_FORM)
         default_port = 465 if parts.scheme == "smtps" else 587 if starttls else 25
         return cls(
             host=parts.hostname,
@@ -59,14 +66,36 @@ class SmtpServer:
         )
 
 
+def _starttls(query: str) -> bool | None:
+    values = parse_qs(query).get("starttls")
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    return None if values is None else words[values[-1].lower()]
+
+
 class SmtpMail:
-    """Implements ``delivery.mail.MailProvider``."""
+    """Implements ``delivery.mail.MailProvider``.
+
+    Args:
+        server: where, as whom, and with which encryption.
+        timeout: seconds for connecting, greeting, TLS and login, each.
+        command_timeout: seconds for the answer to a command, and without any progress while the message is written.
+        verdict_timeout: seconds for the answer to the whole message.
+        tls: how certificates are checked; the system's way if None.
+    """
 
     def __init__(
-        self, server: SmtpServer, *, timeout: float = _TIMEOUT_SECONDS, tls: ssl.SSLContext | None = None
+        self,
+        server: SmtpServer,
+        *,
+        timeout: float = _CONNECT_SECONDS,
+        command_timeout: float = _COMMAND_SECONDS,
+        verdict_timeout: float = _VERDICT_SECONDS,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._server = server
         self._timeout = timeout
+        self._command_timeout = command_timeout
+        self._verdict_timeout = verdict_timeout
         self._tls = tls
 
     def send(self, message: Message) -> None:
@@ -79,7 +108,7 @@ class SmtpMail:
         recipient, mime = recipient_address(message.recipient).addr_spec, to_mime(message)
         client = self._connect()
         try:
-            _converse(client, message.sender.addr_spec, recipient, mime)
+            self._converse(client, message.sender.addr_spec, recipient, mime)
         finally:
             _hang_up(client)
 
@@ -102,38 +131,106 @@ class SmtpMail:
         client: smtplib.SMTP | None = None
         try:
             if server.tls_from_start:
-                client = smtplib.SMTP_SSL(server.host, server.port, timeout=self._timeout, context=self._context())
+                client = smtplib.SMTP_SSL(server.host, server.port, timeout=self._timeout, context=self._verifying())
             else:
                 client = smtplib.SMTP(server.host, server.port, timeout=self._timeout)
             client.ehlo_or_helo_if_needed()
-            if server.starttls:
-                client.starttls(context=self._context())
+            if not server.tls_from_start:
+                self._encrypt(client)
             if server.user:
-                client.login(server.user, server.password)
+                _log_in(client, server)
         except (smtplib.SMTPException, OSError) as error:
             _hang_up(client)
-            cause = error.smtp_code if isinstance(error, smtplib.SMTPResponseException) else type(error).__name__
+            failure = _not_connected(error)
+        except MailNotAccepted:
+            _hang_up(client)
+            raise
         else:
             return client
-        # A wrong password is the installation's fault, not this recipient's: never permanent.
-        raise MailNotAccepted(f"smtp connect {cause}", permanent=False)
+        raise failure
 
-    def _context(self) -> ssl.SSLContext:
+    def _encrypt(self, client: smtplib.SMTP) -> None:
+        """TLS where it is asked for or offered. A password leaves this machine encrypted, or by ``starttls=0``."""
+        server = self._server
+        if server.starttls is False:
+            return
+        secret_leaves = bool(server.user) and not _is_here(client)
+        offered = client.has_extn("starttls")
+        if not offered and secret_leaves and server.starttls is None:
+            raise _misconfigured("no STARTTLS for the password; starttls=0 sends it in clear")
+        if not (offered or server.starttls):
+            return
+        # Encryption that was merely offered protects against listeners only (RFC 7435), and must not cost mails that
+        # would else go in clear: many servers of an own network have a certificate of their own making.
+        client.starttls(context=self._verifying() if server.starttls or secret_leaves else _unverifying())
+        # The server forgets the first greeting (RFC 3207, 4.2), and smtplib what the server offers.
+        client.ehlo()
+
+    def _verifying(self) -> ssl.SSLContext:
         return self._tls or ssl.create_default_context()
 
+    def _converse(self, client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> None:
+        try:
+            _socket(client).settimeout(self._command_timeout)
+            # A failing send leaves the closing dot unsent: the server cannot have taken the message.
+            _write(_socket(client), _offer(client, sender, recipient, mime))
+        except (smtplib.SMTPException, OSError, UnicodeError) as error:
+            raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
+        try:
+            _socket(client).settimeout(self._verdict_timeout)
+            code, text = client.getreply()
+        except (smtplib.SMTPException, OSError) as error:
+            raise MailOutcomeUnknown(f"smtp lost after DATA: {type(error).__name__}") from None
+        if code != 250:
+            raise refused(code, text)
 
-def _converse(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> None:
-    try:
-        content = _offer(client, sender, recipient, mime)
-        # A failing send leaves the closing dot unsent: the server cannot have taken the message.
-        client.send(content)
-    except (smtplib.SMTPException, OSError, UnicodeError) as error:
-        raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
-    try:
-        code, _ = client.getreply()
-    except (smtplib.SMTPException, OSError) as error:
-        raise MailOutcomeUnknown(f"smtp lost after DATA: {type(error).__name__}") from None
-    _expect(code, 250)
+
+def _log_in(client: smtplib.SMTP, server: SmtpServer) -> None:
+    if not client.has_extn("auth"):
+        hint = "; it may be after STARTTLS" if server.starttls is False else ""
+        raise _misconfigured(f"no AUTH offered{hint}")
+    client.login(server.user, server.password)
+
+
+def _misconfigured(problem: str) -> MailNotAccepted:
+    return MailNotAccepted(f"smtp connect: {problem}", permanent=False, blame=Blame.INSTALLATION)
+
+
+def _not_connected(error: Exception) -> MailNotAccepted:
+    """Why there is no conversation: never the recipient's fault."""
+    if isinstance(error, smtplib.SMTPResponseException):
+        lasting = 500 <= error.smtp_code < 600
+        blame = Blame.INSTALLATION if lasting else Blame.UNCLEAR
+        return MailNotAccepted(f"smtp connect {error.smtp_code}", permanent=False, blame=blame)
+    # smtplib raises it before anything is sent: no STARTTLS, or no way to log in that both sides know.
+    if isinstance(error, smtplib.SMTPNotSupportedError | ssl.SSLCertVerificationError):
+        return MailNotAccepted(f"smtp connect {type(error).__name__}", permanent=False, blame=Blame.INSTALLATION)
+    return MailNotAccepted(f"smtp connect {type(error).__name__}", permanent=False)
+
+
+def _is_here(client: smtplib.SMTP) -> bool:
+    """Whether the server is on this machine."""
+    return ip_address(_socket(client).getpeername()[0]).is_loopback
+
+
+def _socket(client: smtplib.SMTP) -> socket.socket:
+    if client.sock is None:
+        raise smtplib.SMTPServerDisconnected("not connected")
+    return client.sock
+
+
+def _unverifying() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _write(sock: socket.socket, content: bytes) -> None:
+    """Write all of it; the time-out counts anew whenever the server took some. ``sendall`` counts it for the whole."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[sock.send(rest[:_BLOCK]) :]
 
 
 def _offer(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> bytes:
@@ -141,23 +238,25 @@ def _offer(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage
     options = []
     if not (sender.isascii() and recipient.isascii()):
         if not client.has_extn("smtputf8"):
-            raise MailNotAccepted("smtp without smtputf8", permanent=True)
+            blame = Blame.RECIPIENT if sender.isascii() else Blame.INSTALLATION
+            raise MailNotAccepted("smtp without smtputf8", permanent=True, blame=blame)
         options = ["SMTPUTF8", "BODY=8BITMIME"]
     content = mime.as_bytes()
     if client.has_extn("size"):
         options.append(f"SIZE={len(content)}")
-    # A refused sender is the installation's to correct, and no recipient's fault: never permanent.
-    _expect(client.mail(sender, options)[0], 250, lasting=False)
-    _expect(client.rcpt(recipient)[0], 250, 251)
-    _expect(client.docmd("DATA")[0], 354, lasting=False)
+    # No recipient is named yet, or it was accepted: what is refused here is refused to everybody.
+    _expect(client.mail(sender, options), 250, blame=Blame.INSTALLATION)
+    _expect(client.rcpt(recipient), 250, 251)
+    _expect(client.docmd("DATA"), 354, blame=Blame.INSTALLATION)
     # A line that is a dot would end the message: dots at a line's beginning are doubled.
     stuffed = re.sub(rb"(?m)^\.", b"..", content)
     return stuffed + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
 
 
-def _expect(code: int, *wanted: int, lasting: bool = True) -> None:
+def _expect(reply: tuple[int, bytes], *wanted: int, blame: Blame | None = None) -> None:
+    code, text = reply
     if code not in wanted:
-        raise MailNotAccepted(f"smtp {code}", permanent=lasting and 500 <= code < 600)
+        raise refused(code, text, blame=blame)
 
 
 def _hang_up(client: smtplib.SMTP | None) -> None:

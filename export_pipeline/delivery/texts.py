@@ -1,7 +1,7 @@
-"""The words of the mails, in every language they are sent in.
+"""The words of the mails, in every language they are sent in: phrases with ``{placeholders}``.
 
-What belongs here: phrases, with ``{placeholders}``. What does not: markup (``templates``), numbers and
-dates (``message``, by Babel). Numbers stand behind a colon, so that no phrase needs a plural.
+Numbers stand behind a colon, so that no phrase needs a plural. Where there is a ``..._one``, it is about a single file
+and the phrase without it about several.
 """
 
 from __future__ import annotations
@@ -24,8 +24,17 @@ CATALOG: Mapping[str, Texts] = {
         "snapshot": "Data as of",
         "download": "Download",
         "attached": "attached",
+        "part": "File {number} of {count}",
+        "attached_files": "The files are attached to this message.",
+        "attached_files_one": "The file is attached to this message.",
+        "more_listed": "Further files: {count}. The links to all files are in the attached {name}.",
+        "more_attached": "Further files, attached as well: {count}",
+        "more_unlisted": "Further files: {count}. Their links are too many for a mail: ask for them where you asked "
+        "for the export.",
         "expires": "The links work until {instant}. After that, ask for a new export.",
+        "expires_one": "The link works until {instant}. After that, ask for a new export.",
         "private": "The links need no password: anyone who has this message can download the files.",
+        "private_one": "The link needs no password: anyone who has this message can download the file.",
         "cut_cells": "Cells cut because they were longer than the format allows: {count}",
         "replaced_characters": "Characters replaced because the format cannot hold them: {count}",
         "guarded_cells": "Cells marked with an apostrophe so that no spreadsheet runs them as formulas: {count}",
@@ -42,6 +51,9 @@ CATALOG: Mapping[str, Texts] = {
         "look at this first; if you write to them, give the reference below.",
         "paused_heading": "Your recurring export was paused",
         "paused_intro": "It makes no more exports until what the details below name is put right and it is resumed.",
+        "paused_intro_ours": "Its last exports failed, although nothing is wrong with it. It makes no more exports "
+        "until our operators have corrected the fault and it is resumed; if you write to them, give the reference "
+        "below.",
         "recurring": "Recurring export",
         "unsubscribe": "Unsubscribe from this recurring export",
         "asked": "Asked for on",
@@ -62,8 +74,17 @@ CATALOG: Mapping[str, Texts] = {
         "snapshot": "Datos al",
         "download": "Descargar",
         "attached": "adjunto",
+        "part": "Archivo {number} de {count}",
+        "attached_files": "Los archivos están adjuntos a este mensaje.",
+        "attached_files_one": "El archivo está adjunto a este mensaje.",
+        "more_listed": "Otros archivos: {count}. Los enlaces de todos los archivos están en el adjunto {name}.",
+        "more_attached": "Otros archivos, también adjuntos: {count}",
+        "more_unlisted": "Otros archivos: {count}. Sus enlaces no caben en un mensaje: pídelos donde pediste la "
+        "exportación.",
         "expires": "Los enlaces funcionan hasta el {instant}. Después, pide una nueva exportación.",
+        "expires_one": "El enlace funciona hasta el {instant}. Después, pide una nueva exportación.",
         "private": "Los enlaces no piden contraseña: quien tenga este mensaje puede descargar los archivos.",
+        "private_one": "El enlace no pide contraseña: quien tenga este mensaje puede descargar el archivo.",
         "cut_cells": "Celdas cortadas por ser más largas de lo que permite el formato: {count}",
         "replaced_characters": "Caracteres reemplazados porque el formato no los admite: {count}",
         "guarded_cells": "Celdas marcadas con un apóstrofo para que ninguna hoja de cálculo "
@@ -82,6 +103,8 @@ CATALOG: Mapping[str, Texts] = {
         "paused_heading": "Tu exportación periódica se ha pausado",
         "paused_intro": "No se harán más exportaciones hasta que se corrija lo que indican los detalles (en inglés) y "
         "se reanude.",
+        "paused_intro_ours": "Sus últimas exportaciones fallaron, aunque está bien configurada. No se harán más hasta "
+        "que nuestros operadores corrijan el problema y se reanude; si les escribes, indica la referencia de abajo.",
         "recurring": "Exportación periódica",
         "unsubscribe": "Dejar de recibir esta exportación periódica",
         "asked": "Pedida el",
@@ -102,8 +125,17 @@ CATALOG: Mapping[str, Texts] = {
         "snapshot": "Dados de",
         "download": "Baixar",
         "attached": "em anexo",
+        "part": "Arquivo {number} de {count}",
+        "attached_files": "Os arquivos estão anexados a esta mensagem.",
+        "attached_files_one": "O arquivo está anexado a esta mensagem.",
+        "more_listed": "Outros arquivos: {count}. Os links de todos os arquivos estão no anexo {name}.",
+        "more_attached": "Outros arquivos, também em anexo: {count}",
+        "more_unlisted": "Outros arquivos: {count}. Os links não cabem em uma mensagem: peça-os onde pediu a "
+        "exportação.",
         "expires": "Os links funcionam até {instant}. Depois disso, peça uma nova exportação.",
+        "expires_one": "O link funciona até {instant}. Depois disso, peça uma nova exportação.",
         "private": "Os links não pedem senha: quem tiver esta mensagem pode baixar os arquivos.",
+        "private_one": "O link não pede senha: quem tiver esta mensagem pode baixar o arquivo.",
         "cut_cells": "Células cortadas por serem mais longas do que o formato permite: {count}",
         "replaced_characters": "Caracteres substituídos porque o formato não os aceita: {count}",
         "guarded_cells": "Células marcadas com um apóstrofo para que nenhuma planilha "
@@ -122,6 +154,9 @@ CATALOG: Mapping[str, Texts] = {
         "paused_heading": "Sua exportação recorrente foi pausada",
         "paused_intro": "Nenhuma outra exportação será feita até que se corrija o que os detalhes (em inglês) indicam "
         "e ela seja retomada.",
+        "paused_intro_ours": "Suas últimas exportações falharam, embora ela esteja correta. Nenhuma outra será feita "
+        "até que nossos operadores corrijam o problema e ela seja retomada; se escrever para eles, informe a "
+        "referência abaixo.",
         "recurring": "Exportação recorrente",
         "unsubscribe": "Deixar de receber esta exportação recorrente",
         "asked": "Pedida em",

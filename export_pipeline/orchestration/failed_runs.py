@@ -71,7 +71,7 @@ def judge(
             return Verdict.OPEN
     if code is None or code.fault not in faults:
         return Verdict.NOBODYS
-    if run.job_name == NOTIFY_JOB_NAME and code.fault is Fault.TRANSIENT:
+    if run.job_name == NOTIFY_JOB_NAME and (code.fault is Fault.TRANSIENT or code is FailureCode.MAIL_REFUSED):
         return Verdict.NOBODYS  # the export's own run told of it, and the reconciler goes on trying
     return FailedRun(run.run_id, run.job_name, code, dict(run.tags))
 

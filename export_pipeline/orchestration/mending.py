@@ -190,6 +190,9 @@ def _resumed(instance: DagsterInstance, orphan: claims.Orphan, runs: Sequence[Ru
     if orphan.timed_out and any(run.run_id == orphan.run_id and not run.finished for run in runs):
         _bury(instance, orphan)
         runs = runs_of(instance, orphan.uid)
+    number = sum(run.job_name == NOTIFY_JOB_NAME for run in runs) + 1
+    # What ended before was about other mails: of the failure that a re-execution overcame, or sent before `resend`.
+    runs = [run for run in runs if not run.finished or run.ended_at >= orphan.owes_since]
     tried = [run for run in runs if run.job_name == NOTIFY_JOB_NAME]
     stopped = any(run.canceled and (run.run_id == orphan.run_id or run in tried) for run in runs)
     if stopped or any(not run.finished for run in runs) or len(tried) >= MAX_NOTIFY_RUNS:
@@ -199,7 +202,7 @@ def _resumed(instance: DagsterInstance, orphan: claims.Orphan, runs: Sequence[Ru
     return [
         dg.RunRequest(
             job_name=NOTIFY_JOB_NAME,
-            run_key=f"{orphan.uid}:notify:{1 + sum(run.job_name == NOTIFY_JOB_NAME for run in runs)}",
+            run_key=f"{orphan.uid}:notify:{number}",
             run_config={"ops": {"resume_notification": {"config": {"request_id": orphan.id}}}},
             tags={
                 tags.REQUEST_ID: str(orphan.id),

@@ -279,7 +279,13 @@ def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work)
     counts: Mapping[NotificationStatus, int] = {}
     if announcement.recipients:  # else there may be no provider to open
         counts = notify(
-            exports.database, exports.store, exports.mail, exports.settings, announcement, check=work.pulse.check
+            exports.database,
+            exports.store,
+            exports.mail,
+            exports.settings,
+            announcement,
+            check=work.pulse.check,
+            warn=context.log.warning,
         )
     silent = NOTHING_TO_SAY if is_silent(request) else None
     notes = [note for note in (undelivered(counts), sender_lost, silent) if note]

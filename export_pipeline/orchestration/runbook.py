@@ -107,6 +107,10 @@ RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.STAGING_LOST: _mend("Find out who deletes under `EXPORT_STAGING_URL`", FROM_THE_START),
     FailureCode.STAGING_REFUSED: _mend("Make the bucket or directory of `EXPORT_STAGING_URL`, or grant access to it"),
     FailureCode.STORE_REFUSED: _mend("Make the bucket or grant access to it (`EXPORT_STORE_URL`, its credentials)"),
+    FailureCode.MAIL_REFUSED: _mend(
+        "Correct what the provider refuses (login, `EXPORT_MAIL_FROM`, relaying, SPF, DKIM, DMARC, size; "
+        "`export-pipeline status` shows its code); for mails that are `refused` run `export-pipeline resend`"
+    ),
     FailureCode.SOURCE_DATA_INVALID: _mend(
         "Correct the value in the source, or its declared type in the catalog", FROM_THE_START
     ),

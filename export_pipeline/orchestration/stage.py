@@ -7,7 +7,7 @@ What does not: the work itself, what the event log is told of an exception (``ou
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +110,14 @@ def _request_of(run: dg.DagsterRun) -> int:
     return int(first["config"]["request_id"])
 
 
-def tell_failure(exports: ExportResource, request_id: int) -> dict[NotificationStatus, int]:
+def _note(failure: ExportFailure) -> str:
+    """What a completed row says of a failure behind its completion: the requester has their files."""
+    if failure.fault is Fault.REQUESTER or failure.code in (FailureCode.MAIL_UNAVAILABLE, FailureCode.MAIL_REFUSED):
+        return failure.requester_message
+    return "The files are ready, but the mails could not be sent yet; it is tried again. The request needs no change."
+
+
+def tell_failure(exports: ExportResource, request_id: int) -> Mapping[NotificationStatus, int]:
     """Mail the requester of a failed request what went wrong; see ``mail_failure``."""
     if not exports.settings.sends_mail:
         return {}
@@ -322,5 +329,5 @@ class _Frame:
         with self._exports.database.begin() as connection:
             failed = states.fail(connection, self._request_id, failure, run_id=run_id)
             if not failed:
-                states.note(connection, self._request_id, failure.message, run_id=run_id)
+                states.note(connection, self._request_id, _note(failure), run_id=run_id)
         return failed

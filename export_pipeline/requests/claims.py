@@ -14,9 +14,9 @@ import sqlalchemy as sa
 
 from export_pipeline.requests.database import current_instant, generated_uuid, instant_after
 from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationKind, RequestStatus, Stage
-from export_pipeline.requests.events import record, record_asked
+from export_pipeline.requests.events import COMMAND, record, record_asked
 from export_pipeline.requests.postponement import LONGEST_WAIT_SECONDS
-from export_pipeline.requests.tables import export_notifications, export_requests
+from export_pipeline.requests.tables import export_events, export_notifications, export_requests
 
 CLOCK_SLACK_SECONDS = 60
 """An instant that lies further ahead than this was written while a clock was wrong: nothing waits for it."""
@@ -233,6 +233,8 @@ class Orphan:
     format: str = ""
     claim_id: str | None = None
     uncounted_attempts: int = 0
+    owes_since: float = 0.0
+    """Unix seconds: when it ended, or when its mails were last put back; runs that ended earlier sent other mails."""
 
     @property
     def counted_attempts(self) -> int:
@@ -278,6 +280,8 @@ def _orphans(connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.Colu
             _rows.organization_id,
             _rows.dataset,
             _rows.format,
+            _rows.completed_at,
+            _put_back_at().label("put_back_at"),
             timed_out.label("timed_out"),
         ).order_by(_rows.id)
     )
@@ -294,6 +298,9 @@ def _orphans(connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.Colu
             format=row.format,
             claim_id=row.claim_id,
             uncounted_attempts=row.uncounted_attempts,
+            owes_since=max(
+                (at.timestamp() for at in (row.completed_at, row.put_back_at) if at is not None), default=0.0
+            ),
         )
         for row in found
     ]
@@ -317,6 +324,14 @@ def owners(connection: sa.Connection, uids: Collection[str], *, heartbeat_timeou
         sa.select(_rows.uid, _rows.status, _rows.run_id, _rows.claim_id, silent).where(_rows.uid.in_(uids))
     )
     return {row.uid: Owner(RequestStatus(row.status), row.run_id, row.claim_id, bool(row.silent)) for row in found}
+def _put_back_at() -> sa.ScalarSelect[datetime]:
+    """When an operator last had the request's mails sent again (``export-pipeline resend``)."""
+    events = export_events.c
+    return (
+        sa.select(sa.func.max(events.created_at))
+        .where(events.request_uid == _rows.uid, events.kind == EventKind.NOTIFIED, events.actor == COMMAND)
+        .scalar_subquery()
+    )
 
 
 def renew_lease(connection: sa.Connection, request_id: int) -> None:
@@ -334,12 +349,12 @@ def not_begun(connection: sa.Connection) -> list[Orphan]:
 def unnotified(
     connection: sa.Connection, *, quiet_seconds: float, heartbeat_timeout_seconds: float, within: timedelta
 ) -> list[Orphan]:
-    """Requests that ended ``within`` that time with a mail still to send, of whose run nothing was heard for a while.
+    """Requests with a mail still to send, that ended or were put back ``within`` that time and are silent for a while.
 
     A completed one owes its recipients theirs, a failed one its requester. Found from the mails that are unfinished:
     requests that ended are many and stay for ever.
     """
-    mails = export_notifications.c
+    mails, since = export_notifications.c, instant_after(-within.total_seconds())
     unfinished = mails.status.in_([sa.literal_column("'pending'"), sa.literal_column("'sending'")])  # as the index says
     owes_mail = sa.or_(
         sa.and_(_rows.status == RequestStatus.COMPLETED, mails.kind == NotificationKind.READY),
@@ -351,7 +366,7 @@ def unnotified(
         .where(
             unfinished,
             owes_mail,
-            _rows.completed_at > instant_after(-within.total_seconds()),
+            sa.or_(_rows.completed_at > since, _put_back_at() > since),
             _silent_for(_LAST_HEARD, quiet_seconds),
         )
         .distinct()

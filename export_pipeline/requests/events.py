@@ -10,6 +10,7 @@ deleted; it outlives the request's row and its files. What it repeats of a reque
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,6 +26,8 @@ PIPELINE = "pipeline"
 """The actor of an event that no person caused."""
 APPLICATION = "application"
 """Who asked, if the row does not say."""
+COMMAND = "command"
+"""The actor of what an operator did with ``export-pipeline``."""
 LONGEST_KEPT = 1_000_000
 """Characters of one asked column that the trail repeats, as the gateway takes them; a longer one is left out."""
 
@@ -123,6 +126,18 @@ def events_of(connection: sa.Connection, uid: str) -> list[Event]:
     columns = (_events.created_at, _events.kind, _events.actor, sa.cast(_events.detail, sa.Text))
     found = connection.execute(sa.select(*columns).where(_events.request_uid == uid).order_by(_events.id))
     return [Event(*row) for row in found]
+
+
+def operators_message(connection: sa.Connection, uid: str) -> str | None:
+    """Why a request failed last, in the words for operators; None if the requester's own words say it."""
+    newest = (
+        sa.select(sa.cast(_events.detail, sa.Text))
+        .where(_events.request_uid == uid, _events.kind == EventKind.FAILED)
+        .order_by(_events.id.desc())
+        .limit(1)
+    )
+    message = json.loads(connection.execute(newest).scalar() or "{}").get("message")
+    return message if isinstance(message, str) else None
 
 
 def forget(connection: sa.Connection, keep: timedelta) -> int:

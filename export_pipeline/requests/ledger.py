@@ -1,7 +1,6 @@
 """The ledger of notifications: one row a request, recipient and kind, so that nobody is mailed twice.
 
-What belongs here: the states of a notification, and the charge that each end of one causes.
-What does not: mail itself (delivery), the balance (``billing``).
+It holds the states of a notification and the charge that each end of one causes; sending is ``delivery``'s.
 
 The order is what protects: ``sending`` is committed before the message is handed over. A process
 that dies in between leaves ``sending``; the next one turns it into ``unknown`` and leaves it, because
@@ -10,6 +9,7 @@ a second mail is worse than a missing one that the operator can see.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import sqlalchemy as sa
@@ -17,7 +17,8 @@ from email_validator import EmailNotValidError, validate_email
 
 from export_pipeline.requests import billing
 from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import NotificationKind, NotificationStatus
+from export_pipeline.requests.enums import EventKind, NotificationKind, NotificationStatus
+from export_pipeline.requests.events import COMMAND, record
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.tables import export_notifications, export_requests
 
@@ -42,9 +43,9 @@ def enlist(
 
 
 def enlist_failure(connection: sa.Connection, request_id: int) -> None:
-    """The request failed: its requester is to be told, if they are a member with an address. Never its recipients.
+    """The request failed: enlist its requester, if their address is known. Never its other recipients.
 
-    Nobody is told if the request wants no mail (``notify_email``) or its organization sends none. The platform sends
+    Nobody is mailed if the request wants no mail (``notify_email``) or its organization sends none. The platform sends
     this mail and nobody pays for it. A second failure of the same request mails nobody twice.
     """
     asked = export_requests.c
@@ -60,12 +61,50 @@ def enlist_failure(connection: sa.Connection, request_id: int) -> None:
         return
     if not _ORGANIZATIONS.get(connection, request.organization_id).email_enabled:
         return
-    member = _ORGANIZATIONS.member(connection, request.organization_id, request.requested_by)
+    address = _requester_address(connection, request_id, request.organization_id, request.requested_by)
+    if address is not None:
+        enlist(connection, request_id, [address], NotificationKind.FAILED)
+
+
+def _requester_address(
+    connection: sa.Connection, request_id: int, organization_id: str, requested_by: str
+) -> str | None:
+    """The address of the member ``requested_by``.
+
+    Where the application keeps no members, ``requested_by`` itself if it is an address that the request mails anyway.
+    """
+    member = _ORGANIZATIONS.member(connection, organization_id, requested_by)
+    if member is not None:
+        return _address(member.email)
+    if _ORGANIZATIONS.keeps_members(connection, organization_id):
+        return None
+    address = _address(requested_by)
+    mailed = {_canonical(recipient) for recipient in _recipients(connection, request_id)}
+    return address if address is not None and _canonical(address) in mailed else None
+
+
+def _address(text: object) -> str | None:
     try:
-        address = validate_email(((member and member.email) or "").strip(), check_deliverability=False).normalized
+        return validate_email(str(text or "").strip(), check_deliverability=False).normalized
     except EmailNotValidError:
-        return
-    enlist(connection, request_id, [address], NotificationKind.FAILED)
+        return None
+
+
+def _canonical(address: str) -> str:
+    return address.strip().casefold()
+
+
+def _recipients(connection: sa.Connection, request_id: int) -> list[str]:
+    """The request's ``recipient_emails``, none if they cannot be read: the request may have failed over that."""
+    column = export_requests.c.recipient_emails
+    try:
+        text = connection.execute(
+            sa.select(sa.cast(column, sa.Text)).where(export_requests.c.id == request_id)
+        ).scalar()
+        listed = json.loads(text or "[]")
+    except (ValueError, TypeError, RecursionError, sa.exc.OperationalError):
+        return []
+    return [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
 
 
 def close_interrupted(
@@ -128,13 +167,79 @@ def settle(
         billing.release(connection, uid, settled.recipient)
 
 
+def put_back(
+    connection: sa.Connection,
+    request_id: int,
+    *,
+    kind: NotificationKind,
+    only: Iterable[str] = (),
+    unknown: bool = False,
+) -> dict[NotificationStatus, int]:
+    """Make refused mails pending again, so that the next run for them sends them, and pay for them anew.
+
+    Args:
+        connection: an open transaction.
+        request_id: whose mails.
+        kind: which mails.
+        only: recipients; all if none is named.
+        unknown: also those that may have been sent. Each was charged and is not charged again.
+
+    Returns:
+        How many of the named recipients' mails are in each state now.
+
+    Raises:
+        LookupError: a named recipient has no mail of this request.
+        ExportFailure: ``insufficient_balance``; nothing is changed then if the caller rolls back.
+    """
+    found = connection.execute(
+        sa.select(_rows.id, _rows.recipient, _rows.status).where(_of(request_id, kind)).order_by(_rows.id)
+    ).all()
+    named = {_canonical(address) for address in only}
+    if strangers := named - {_canonical(row.recipient) for row in found}:
+        raise LookupError(f"{len(strangers)} of the named recipients")
+    chosen = [row.id for row in found if not named or _canonical(row.recipient) in named]
+    statuses = [NotificationStatus.REFUSED, *([NotificationStatus.UNKNOWN] if unknown else [])]
+    again = connection.execute(
+        export_notifications.update()
+        .where(_rows.id.in_(chosen), _rows.status.in_(statuses))
+        .values(status=NotificationStatus.PENDING, reason=None, updated_at=utc_now())
+        .returning(_rows.recipient)
+    ).scalars()
+    recipients = list(again)
+    request = connection.execute(
+        sa.select(export_requests.c.uid, export_requests.c.organization_id).where(export_requests.c.id == request_id)
+    ).one()
+    if kind == NotificationKind.READY:
+        billing.reserve(connection, request.organization_id, request.uid, recipients)
+    record(
+        connection,
+        request.uid,
+        request.organization_id,
+        EventKind.NOTIFIED,
+        {"put_back": len(recipients)},
+        actor=COMMAND,
+    )
+    return _counts(connection, _rows.id.in_(chosen))
+
+
+def reasons(connection: sa.Connection, request_id: int) -> list[tuple[str, str, str | None, int]]:
+    """How many mails of a request are in each state for each reason: (kind, status, reason, number)."""
+    grouped = (_rows.kind, _rows.status, _rows.reason)
+    found = connection.execute(
+        sa.select(*grouped, sa.func.count()).where(_rows.request_id == request_id).group_by(*grouped).order_by(*grouped)
+    )
+    return [(kind, status, reason, number) for kind, status, reason, number in found]
+
+
 def counts(
     connection: sa.Connection, request_id: int, kind: NotificationKind = NotificationKind.READY
 ) -> dict[NotificationStatus, int]:
     """How many notifications of a request are in each state; states with none are left out."""
-    found = connection.execute(
-        sa.select(_rows.status, sa.func.count()).where(_of(request_id, kind)).group_by(_rows.status)
-    )
+    return _counts(connection, _of(request_id, kind))
+
+
+def _counts(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> dict[NotificationStatus, int]:
+    found = connection.execute(sa.select(_rows.status, sa.func.count()).where(condition).group_by(_rows.status))
     return {NotificationStatus(status): count for status, count in found}
 
 

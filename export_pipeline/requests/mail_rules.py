@@ -46,7 +46,7 @@ def check_mail(
         raise ExportFailure(
             FailureCode.EMAIL_PROVIDER_NOT_CONFIGURED,
             "MS_PROVIDER_URL is not configured on the server. Configure the messaging provider to send email. "
-            "(Here: EXPORT_MAIL_URL; or ask without recipients.)",
+            "(This installation sends no mail: ask without recipients, or ask its operators to set mail up.)",
             field="recipient_emails",
         )
     sender_of(connection, organizations, request)

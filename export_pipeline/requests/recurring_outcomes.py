@@ -64,7 +64,7 @@ def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailu
         changed: dict[str, Any] = {"failures_in_a_row": failures}
         too_many = failures >= recurring.max_failures
         if not recurring.paused and (too_many or failure.code in PAUSE_AT_ONCE):
-            reason = f"{failure.code}: {failure.message}"
+            reason = f"{failure.code}: {failure.requester_message}"
             counted = f"{failures} failures in a row, the last one: {reason}"
             changed |= {
                 "paused_at": current_instant(),

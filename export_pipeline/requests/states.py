@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.requests import billing, ledger, webhooks
 from export_pipeline.requests.database import current_instant
 from export_pipeline.requests.enums import UNFINISHED, EventKind, NotificationStatus, RequestStatus, WebhookEvent
@@ -132,7 +132,7 @@ def _write_failure(
         .values(
             status=RequestStatus.FAILED,
             error_code=failure.code.value,
-            message=failure.message,
+            message=failure.requester_message,
             completed_at=now,
             updated_at=now,
         )
@@ -144,7 +144,11 @@ def _write_failure(
         billing.release(connection, failed.uid)
         ledger.enlist_failure(connection, request_id)
         webhooks.enlist(connection, request_id, WebhookEvent.FAILED)
-        record(connection, failed.uid, failed.organization_id, EventKind.FAILED, {"error_code": failure.code.value})
+        detail = {"error_code": failure.code.value}
+        if failure.fault is not Fault.REQUESTER:
+            # For operators. A requester's message may repeat what was typed: it stays on the row.
+            detail["message"] = failure.message
+        record(connection, failed.uid, failed.organization_id, EventKind.FAILED, detail)
     return failed is not None
 
 
@@ -333,5 +337,5 @@ def notified(connection: sa.Connection, request_id: int, counts: Mapping[Notific
 
 INTERNAL = ExportFailure(
     FailureCode.INTERNAL_ERROR,
-    "The export failed inside the pipeline. The operators can see why; ask them to retry it.",
+    "The export failed inside the pipeline: the failed step's metadata says where.",
 )

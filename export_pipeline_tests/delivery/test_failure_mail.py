@@ -10,11 +10,13 @@ import sqlalchemy as sa
 from export_pipeline.delivery.failure_mail import mail_failure
 from export_pipeline.delivery.handover import MailPostponed
 from export_pipeline.delivery.mail import MailProvider
+from export_pipeline.delivery.message import FailureMail, failure_message
 from export_pipeline.delivery.sendgrid_mail import SendGridMail
 from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
 from export_pipeline.delivery.texts import CATALOG
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.requests import states
+from export_pipeline.requests.events import operators_message
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.tables import (
     export_notifications,
@@ -93,8 +95,14 @@ def test_the_requester_alone_is_told_in_their_language_and_once(
     for part in (CATALOG[language][f"failed_heading_{fault}"], CODES[fault].value, "Acme", "People", "UTC-03:00"):
         assert part in text
         assert part in html
-    assert "columns: what <b>is</b> wrong." in text.splitlines()
-    assert "what &lt;b&gt;is&lt;/b&gt; wrong." in html
+    # What a fault of ours or a store that was away said is for operators.
+    assert ("columns: what <b>is</b> wrong." in text.splitlines()) == (fault is Fault.REQUESTER)
+    assert ("what &lt;b&gt;is&lt;/b&gt; wrong." in html) == (fault is Fault.REQUESTER)
+    with database.connect() as connection:
+        uid, message = connection.execute(sa.select(export_requests.c.uid, export_requests.c.message)).one()
+        cause = operators_message(connection, uid)
+    assert ("what <b>is</b> wrong" in message) == (cause is None) == (fault is Fault.REQUESTER)
+    assert uid in text
     assert b"ana@example.com" not in received.content
     assert statuses(database) == [(REQUESTER, "failed", "sent")]
 
@@ -126,6 +134,29 @@ def test_nothing_is_sent_of_a_request_that_is_no_longer_failed(
     assert tell(database, smtp(smtp_sink), request_id) == {}
     assert smtp_sink.received == []
     assert statuses(database) == [(REQUESTER, "failed", "pending")]
+
+
+@pytest.mark.parametrize("code", [code for code in FailureCode if code.fault is not Fault.REQUESTER])
+def test_no_failure_that_is_not_the_requesters_shows_them_its_message(code: FailureCode) -> None:
+    said = ExportFailure(code, "S3 refused: check EXPORT_STORE_URL.").requester_message
+    assert "EXPORT_" not in said
+    assert "request" in said
+
+
+def test_a_recurring_export_that_is_paused_over_a_fault_of_ours_names_no_details() -> None:
+    mail = FailureMail(
+        fault=Fault.OURS,
+        error_code="store_refused",
+        details=None,
+        reference="x",
+        asked_at=None,
+        time_zone="UTC",
+        paused_recurring=7,
+    )
+    for language, texts in CATALOG.items():
+        _, text, _ = failure_message(mail, language)
+        assert texts["paused_intro_ours"] in text
+        assert texts["details"] not in text
 
 
 @pytest.mark.parametrize("asked", [{"notify_email": False}, {"requested_by": None}, {"requested_by": "stranger"}])

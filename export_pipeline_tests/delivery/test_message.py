@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import string
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from zoneinfo import available_timezones
 
 import pytest
+from babel.numbers import format_decimal
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.delivery.message import FailureMail, ReadyFile, ReadyMail, failure_message, ready_message
+from export_pipeline.delivery.message import (
+    FailureMail,
+    ReadyFile,
+    ReadyMail,
+    _Writing,
+    failure_message,
+    link_list,
+    ready_message,
+)
 from export_pipeline.delivery.texts import CATALOG, language_of
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import FormatOptions
@@ -35,13 +46,23 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.held: list[tuple[str, list[str]]] = []
+        """Each text, and the styles of the elements that it is in."""
+        self._open: list[tuple[str, str]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag not in ("br", "meta"):
+            self._open.append((tag, dict(attrs).get("style") or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        self.held.append((data, [style for _, style in self._open]))
 
     @property
     def links(self) -> list[str | None]:
@@ -136,9 +157,29 @@ def test_every_file_with_its_own_link_and_size() -> None:
     _, text, html = ready_message(replace(MAIL, files=files), "en")
     assert Page(html).links == ["https://host/1", "https://host/2", "https://host/3"]
     for n in (1, 2, 3):
-        assert f"part-{n}.csv ({n} kB)\nhttps://host/{n}\n" in text
+        assert f"File {n} of 3: part-{n}.csv ({n} kB)\nhttps://host/{n}\n" in text
+        assert f">File {n} of 3</a>" in html
     assert "Files: 3" in text
     assert "Size: 6 kB" in text
+
+
+def linked(count: int, url: str = "https://host/") -> ReadyMail:
+    return replace(MAIL, files=tuple(ReadyFile(f"part-{n:05d}.csv", 1000, f"{url}{n}") for n in range(1, count + 1)))
+
+
+@pytest.mark.parametrize("locale", list(CATALOG))
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_file_is_spoken_of_as_one(locale: str, count: int) -> None:
+    one, several = ("_one", "") if count == 1 else ("", "_one")
+    for mail, phrases in (
+        (linked(count), ("expires", "private")),
+        (replace(MAIL, files=(ReadyFile("a.csv", 10, None),) * count, expires_at=None), ("attached_files",)),
+    ):
+        _, text, html = ready_message(mail, locale)
+        for phrase in phrases:
+            for said, wanted in ((one, True), (several, False)):
+                words = CATALOG[locale][phrase + said].partition("{")[0]
+                assert (words in text, words in Page(html).text) == (wanted, wanted), phrase + said
 
 
 def test_links_that_do_not_end_and_attachments() -> None:
@@ -149,6 +190,37 @@ def test_links_that_do_not_end_and_attachments() -> None:
     assert "a.csv (10 B, attached)" in text
     assert "password" not in text
     assert Page(html).links == []
+
+
+PRESIGNED = f"https://bucket.s3.mx-central-1.amazonaws.com/{'k' * 200}?X-Amz-Security-Token={'t' * 1700}&a=1&n="
+
+
+@pytest.mark.parametrize("locale", list(CATALOG))
+@pytest.mark.parametrize("count", [10, 11, 100, 5000])
+def test_a_mail_of_many_files_is_not_clipped_and_every_link_arrives(locale: str, count: int) -> None:
+    """Gmail shows 102 kB of a message; behind them stand the notes and the way to unsubscribe."""
+    mail = replace(linked(count, PRESIGNED), organization_name="Ñandú " * 40, unsubscribe_url="https://host/leave")
+    _, text, html = ready_message(mail, locale)
+    assert max(len(text.encode()), len(html.encode())) < 60_000
+    shown = Page(html).links[:-1]
+    assert shown == [file.url for file in mail.files[:10]]
+    listed = link_list(mail)
+    if count == 10:
+        assert listed is None
+        return
+    assert format_decimal(count - 10, locale={"pt": "pt_BR"}.get(locale, locale)) in text
+    assert ("links.txt" in text, "links.txt" in html) == (listed is not None, listed is not None)
+    if listed is None:  # more than a mail can carry: it says where to ask
+        assert count == 5000
+    else:
+        assert [line.split("\t")[1] for line in listed.decode().splitlines()] == [file.url for file in mail.files]
+    assert len(listed or b"") < 7_000_000
+
+
+def test_what_is_attached_beyond_the_list_is_counted() -> None:
+    mail = replace(MAIL, files=(ReadyFile("a.csv", 10, None),) * 12, expires_at=None)
+    _, text, _ = ready_message(mail, "en")
+    assert (text.count("a.csv"), "attached as well: 2" in text, link_list(mail)) == (10, True, None)
 
 
 def test_an_empty_result_says_so() -> None:
@@ -171,6 +243,48 @@ def test_what_was_altered_is_told() -> None:
 @pytest.mark.parametrize(("zone", "name"), [("UTC", "(UTC)"), ("No/Such", "(UTC)"), ("Asia/Kolkata", "UTC+05:30)")])
 def test_zones(zone: str, name: str) -> None:
     assert name in ready_message(replace(MAIL, time_zone=zone), "en")[1]
+
+
+@pytest.mark.parametrize(
+    ("zone", "locale", "name"),
+    [
+        ("America/Caracas", "es-MX", "Caracas, UTC-04:00"),
+        ("America/Argentina/Buenos_Aires", "es-AR", "Buenos Aires, UTC-03:00"),
+        ("America/Argentina/Buenos_Aires", "en", "Buenos Aires, UTC-03:00"),
+        ("Europe/London", "es-MX", "Londres, UTC+00:00"),
+        ("America/Mexico_City", "es-MX", "hora central, UTC-06:00"),
+    ],
+)
+def test_a_zone_without_a_name_in_the_language_is_its_city(zone: str, locale: str, name: str) -> None:
+    assert f"({name.replace('UTC+00:00', 'UTC')})" in ready_message(replace(MAIL, time_zone=zone), locale)[1]
+
+
+@pytest.mark.parametrize("locale", ["en", "en-GB", "es", "es-MX", "es-AR", "es-419", "pt", "pt-PT"])
+def test_no_zone_is_said_to_have_summer_time_all_year_or_doubles_its_country(locale: str) -> None:
+    for zone in sorted(available_timezones()):
+        snapshot = _Writing.of(locale, zone).instant(MAIL.snapshot_at)
+        assert snapshot.count("(") == 1, snapshot
+        assert "/" not in snapshot
+        assert not re.search("verano|verão|summer|daylight", snapshot, re.IGNORECASE), (zone, snapshot)
+
+
+def test_no_offset_is_broken_at_its_hyphen() -> None:
+    html = ready_message(MAIL, "en")[2]
+    assert html.count("UTC-03:00") == html.count('<span style="white-space:nowrap">UTC-03:00</span>') == 2
+
+
+def test_nothing_long_makes_the_page_wider_than_a_phone() -> None:
+    """Seen in Chromium at 375 pixels; here only that each cell that holds a value from outside may break anywhere."""
+    long = "x" * 150
+    files = (ReadyFile(long, 1, "https://host/"),)
+    failure = replace(FAILURE, organization_name=long, error_code=long, details=long, dataset_titles={"en": long})
+    for _, _, html in (
+        ready_message(replace(MAIL, organization_name=long, dataset_titles={"en": long}, files=files), "en"),
+        failure_message(failure, "en"),
+    ):
+        held = [styles for data, styles in Page(html).held if long in data]
+        assert len(held) == html.count(long)
+        assert all(any("overflow-wrap:anywhere" in style for style in styles) for styles in held)
 
 
 @pytest.mark.parametrize(
@@ -227,10 +341,11 @@ def test_a_failure_is_told_by_whose_fault_it_is_in_text_and_html(language: str, 
     for part in (what_to_do, instant, "unknown_column", FAILURE.reference, "Acme"):
         assert part in text
         assert part in page.text
-    # One block, and the requester is never sent to a file.
+    # One block, of what is for the requester to correct; and they are never sent to a file.
     details = 'columns[0]: there is no column "shoe_size". Names: id, name.'
-    assert details in text.splitlines()
-    assert details in page.text
+    assert (details in text.splitlines(), details in page.text) == (True, True)
+    without = failure_message(replace(FAILURE, fault=fault, details=None), language)
+    assert not any(CATALOG[language]["details"] in part for part in without)
     assert page.links == []
     assert "http" not in text
 

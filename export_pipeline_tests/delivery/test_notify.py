@@ -21,6 +21,7 @@ from export_pipeline.delivery.local import LocalStore
 from export_pipeline.delivery.mail import MailProvider
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
 from export_pipeline.delivery.notify import Announcement, notify, sender_for
+from export_pipeline.delivery.objects import Link
 from export_pipeline.delivery.sendgrid_mail import SendGridMail
 from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
 from export_pipeline.delivery.texts import CATALOG
@@ -28,6 +29,7 @@ from export_pipeline.delivery.upload import describe
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import ledger
 from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.enums import NotificationKind
 from export_pipeline.requests.model import load_request
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.tables import export_links, export_notifications, organization_email_domains
@@ -200,6 +202,111 @@ def test_an_empty_result_is_mailed_with_its_empty_file(
     (received,) = smtp_sink.received
     assert CATALOG[locale]["empty"] in text_of(received)
     assert attached(received) == ({"people-1.csv": b"id,name\n"} if attach else {})
+
+
+OURS = "554 5.7.1 Relay access denied"
+NOT_SAID = "550 no"
+"""Refused for good, and not a word of why."""
+NOBODY_THERE = "550 5.1.1 no such mailbox"
+REFUSED = [
+    # Both refused alike: whatever it is, it is not two addresses.
+    ((OURS, OURS), FailureCode.MAIL_REFUSED, ("pending", "pending")),
+    ((NOT_SAID, NOT_SAID), FailureCode.MAIL_REFUSED, ("pending", "pending")),
+    ((NOT_SAID, NOBODY_THERE), FailureCode.MAIL_REFUSED, ("pending", "refused")),
+    # One is enough where the reply itself says that it is not the recipient.
+    ((None, OURS), FailureCode.MAIL_REFUSED, ("sent", "pending")),
+    ((OURS, NOBODY_THERE), FailureCode.MAIL_REFUSED, ("pending", "refused")),
+    # The others' mail is taken: it is about the recipient, in whatever order they come.
+    ((NOT_SAID, None), None, ("refused", "sent")),
+    ((None, NOT_SAID), None, ("sent", "refused")),
+    ((NOBODY_THERE, None), None, ("refused", "sent")),
+    # Nobody hears of the export, though the addresses are to blame.
+    ((NOBODY_THERE, NOBODY_THERE), FailureCode.MAIL_REFUSED, ("refused", "refused")),
+    # For now is for now.
+    (("451 later", NOT_SAID), FailureCode.MAIL_UNAVAILABLE, ("pending", "pending")),
+]
+
+
+@ON_ONE_DATABASE
+@pytest.mark.parametrize("at", ["rcpt", "data"])
+def test_a_refusal_is_booked_on_whom_it_is_about_and_nobody_mailed_is_no_success(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink, at: str
+) -> None:
+    manifest = published(store)
+    replies = smtp_sink.replies if at == "rcpt" else smtp_sink.data_replies
+    for answers, code, states in REFUSED:
+        with database.begin() as connection:
+            connection.execute(export_notifications.delete())
+        announcement = announce(manifest, ask(database))
+        replies.update({who: reply for who, reply in zip(RECIPIENTS, answers, strict=True) if reply})
+        outcome: ExportFailure | None = None
+        try:
+            tell(database, store, smtp(smtp_sink), announcement)
+        except ExportFailure as failure:
+            outcome = failure
+        assert (outcome and outcome.code) == code, answers
+        assert tuple(status for status, _ in statuses(database).values()) == states, answers
+        if outcome is not None:
+            assert "@" not in outcome.message + outcome.requester_message
+            assert "EXPORT_" not in outcome.requester_message
+            assert "The files are ready" in outcome.requester_message
+        # The cause is corrected: who waits is mailed, once, under the same id; who was refused is not.
+        replies.clear()
+        pending = states.count("pending")
+        if pending:
+            tell(database, store, smtp(smtp_sink), announcement)
+        sent = Counter(received.recipients[0] for received in smtp_sink.received)
+        assert sent == Counter(who for who, state in zip(RECIPIENTS, states, strict=True) if state != "refused"), (
+            answers
+        )
+        smtp_sink.received.clear()
+
+
+@ON_ONE_DATABASE
+def test_every_try_of_a_mail_has_the_same_id(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink, sendgrid_sink: SendGridSink
+) -> None:
+    announcement = announce(published(store), ask(database), RECIPIENTS[:1])
+    sendgrid_sink.next_answers(Answer(kind="take_then_reset"))
+    assert tell(database, store, SendGridMail(API_KEY, sendgrid_sink.url, timeout=5), announcement) == {"unknown": 1}
+    with database.begin() as connection:
+        ledger.put_back(connection, announcement.request_id, kind=NotificationKind.READY, unknown=True)
+    tell(database, store, smtp(smtp_sink), announcement)
+    first = sendgrid_sink.accepted[0]["custom_args"]["message_id"]
+    assert smtp_sink.received[0].message["Message-ID"] == f"<{first}@example.org>"
+
+
+@ON_ONE_DATABASE
+def test_links_of_many_files_come_in_an_attached_list(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink
+) -> None:
+    announcement = announce(published(store, [b"id,name\n1,Ana\n"] * 12, rows=12), ask(database), RECIPIENTS[:1])
+    tell(database, store, smtp(smtp_sink), announcement)
+    (received,) = smtp_sink.received
+    assert text_of(received).count("file://") == 10
+    (listed,) = attached(received).values()
+    assert [line.split(b"\t")[0] for line in listed.splitlines()] == [b"people-%d.csv" % n for n in range(1, 13)]
+
+
+@ON_ONE_DATABASE
+@pytest.mark.parametrize(("lives", "warned"), [(timedelta(minutes=57), True), (timedelta(days=30), False)])
+def test_links_that_end_before_their_time_are_the_operators_to_hear_of_once(
+    database: sa.Engine, store: CountingStore, smtp_sink: SmtpSink, lives: timedelta, warned: bool
+) -> None:
+    """A store whose credentials end: seen with session tokens, not to be had here."""
+
+    class Ending(CountingStore):
+        def link(self, described: Any, lifetime: timedelta) -> Link:
+            return Link("https://host/x", datetime.now(UTC) + min(lives, lifetime))
+
+    store.__class__ = Ending
+    said: list[str] = []
+    announcement = announce(published(store), ask(database))
+    notify(database, store, smtp(smtp_sink), Settings(), announcement, check=lambda: None, warn=said.append)
+    assert len(said) == warned
+    if warned:
+        assert "57 minutes, not for" in said[0]
+        assert "EXPORT_PUBLIC_URL" in said[0]
 
 
 def test_a_refused_recipient_does_not_keep_the_others_from_theirs(

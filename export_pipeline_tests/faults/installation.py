@@ -170,6 +170,12 @@ class Installation:
         """Everything that Dagster's event log says of a run."""
         return "\n".join(str(entry) for entry in self.instance.all_logs(run.run_id))
 
+    def cause(self, uid: str) -> str:
+        """Why a request failed, in the words for operators."""
+        statement = """SELECT detail->>'message' AS cause FROM export_events
+                       WHERE request_uid::text = %s AND kind = 'failed' ORDER BY id DESC LIMIT 1"""
+        return str(self.query(statement, [uid])[0]["cause"])
+
     def objects(self, uid: str) -> list[str]:
         """Keys that the bucket has of a request, asked past the proxy."""
         return [key for key in self.bucket.keys() if uid in key]  # noqa: SIM118 - no mapping

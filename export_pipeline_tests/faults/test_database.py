@@ -123,7 +123,7 @@ class TestSource:
         with judged(tally, "source: statement time-out", installation):
             uid, run = installation.export(dataset="slowly")
             assert_failed_once(installation, uid, run, "filter_entities", "source_refused")
-            assert "EXPORT_STATEMENT_TIMEOUT_SECONDS" in installation.row(uid)["message"]
+            assert "EXPORT_STATEMENT_TIMEOUT_SECONDS" in installation.cause(uid)
             assert backends(installation, "%slowly%") == []
             monkeypatch.setenv("EXPORT_STATEMENT_TIMEOUT_SECONDS", "60")
             slow_source(installation, seconds=0)

@@ -112,7 +112,7 @@ def test_a_full_disk_fails_with_a_reason_and_gives_its_room_back(
         uid, run = installation.export(organization_id="large", max_file_size_mb=case.max_file_size_mb)
         assert installation.tries(run)[case.step] >= TRIES
         installation.assert_not_published(uid, case.code)
-        assert "free space" in installation.row(uid)["message"]
+        assert "free space" in installation.cause(uid)
         kept = [path.name for path in disk.files()]
         assert [name for name in kept if name.endswith(".partial")] == []
         # The plan, and what a re-execution from the failure goes on with: the rows, once they are complete.

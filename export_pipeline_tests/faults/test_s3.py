@@ -253,7 +253,7 @@ def assert_refused_once(installation: Installation, uid: str, run: Any, told: st
     assert "publish" not in installation.tries(run)
     row = installation.row(uid)
     assert (row["error_code"], row["attempt"], row["run_id"]) == ("store_refused", 1, run.run_id)
-    assert told in row["message"]
+    assert told in installation.cause(uid)
     for sensor in ("export_requests", "export_reconciler"):
         assert not installation.tick(sensor).run_requests
     assert installation.row(uid) == row
@@ -339,7 +339,7 @@ class TestExpiredCredentials:
             uid, run = installation.export()
             assert installation.s3.count("PutObject") == installation.tries(run)["upload"] == TRIES
             installation.assert_not_published(uid, "store_unavailable")
-            assert "ExpiredToken" in installation.row(uid)["message"]
+            assert "ExpiredToken" in installation.cause(uid)
             self._write(installation, credentials, token="new")
             installation.from_failure(run)
             installation.assert_delivered(uid)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.requests import claims, ledger, states
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests import billing, claims, ledger, states
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.enums import NotificationKind, NotificationStatus, Stage
 from export_pipeline.requests.tables import organization_members, organizations
@@ -109,6 +110,132 @@ def test_a_failure_is_told_to_the_requester_alone(database: sa.Engine) -> None:
         connection.execute(organizations.insert().values(id="no-mail", email_enabled=False))
     for asked, addresses in FAILURES_TOLD:
         assert told(database, failed(database, **asked)) == addresses, asked
+
+
+WITHOUT_MEMBERS = [
+    (
+        {"requested_by": "Ana@Example.com", "recipient_emails": ["bob@example.com", " ana@example.com"]},
+        ["Ana@example.com"],
+    ),
+    ({"requested_by": "ana@example.com", "recipient_emails": ["bob@example.com"]}, []),
+    ({"requested_by": "u1", "recipient_emails": ["ana@example.com"]}, []),
+    ({"recipient_emails": ["ana@example.com"]}, []),
+    ({"requested_by": "ana@example.com", "recipient_emails": ["ana@example.com"], "notify_email": False}, []),
+    ({"requested_by": "ana@example.com", "recipient_emails": ["ana@example.com"], "organization": "rival"}, []),
+]
+
+
+def test_who_keeps_no_members_has_failures_mailed_to_the_requester_whose_own_address_the_request_mails(
+    database: sa.Engine,
+) -> None:
+    member(database, "somebody", "rival", email="x@rival.com")  # that organization says who its members are
+    for asked, addresses in WITHOUT_MEMBERS:
+        assert told(database, failed(database, **asked)) == addresses, asked
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "stored",
+    ["'{\"ana@example.com\": 1}'", "'[7, null]'", "CAST(x'5b22ff225d' AS TEXT)", "'" + "[" * 999 + "]" * 999 + "'"],
+)
+def test_recipients_that_cannot_be_read_keep_no_request_from_failing(database: sa.Engine, stored: str) -> None:
+    request_id = ask(database, requested_by="ana@example.com")
+    begin(database, request_id, attempt=None)
+    with database.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE export_requests SET recipient_emails = {stored}")
+        assert states.fail(connection, request_id, FAILURE, run_id="run-1")
+    assert told(database, request_id) == []
+
+
+def balance(database: sa.Engine) -> tuple[int, dict[str, int]]:
+    with database.connect() as connection:
+        left = connection.execute(sa.select(organizations.c.email_balance)).scalar_one()
+        charged = billing.charges(connection, organization_id="acme")
+    return left, {status.value: number for status, number in charged.items() if number}
+
+
+def settled(database: sa.Engine, request_id: int, **ends: NotificationStatus) -> None:
+    """Each recipient's mail is sent and ends so."""
+    with database.begin() as connection:
+        for notification_id, address in ledger.pending(connection, request_id):
+            assert ledger.start_sending(connection, notification_id)
+            ledger.settle(connection, notification_id, ends[address.partition("@")[0]], "smtp 550 5.7.1")
+
+
+SENT, REFUSED, UNKNOWN, PENDING = (NotificationStatus(name) for name in ("sent", "refused", "unknown", "pending"))
+
+
+def test_what_is_put_back_is_sent_again_and_paid_once(database: sa.Engine) -> None:
+    people = [f"{name}@example.com" for name in ("ana", "bob", "eve")]
+    with database.begin() as connection:
+        connection.execute(organizations.insert().values(id="acme", email_balance=5))
+    request_id = ask(database, recipient_emails=people)
+    with database.begin() as connection:
+        uid = connection.execute(sa.text("SELECT uid FROM export_requests")).scalar_one()
+        ledger.enlist(connection, request_id, people)
+        billing.reserve(connection, "acme", str(uid), people)
+    settled(database, request_id, ana=SENT, bob=REFUSED, eve=UNKNOWN)
+    assert balance(database) == (3, {"charged": 2, "released": 1})
+
+    def put_back(**options: Any) -> dict[NotificationStatus, int]:
+        with database.begin() as connection:
+            return ledger.put_back(connection, request_id, kind=NotificationKind.READY, **options)
+
+    with pytest.raises(LookupError):
+        put_back(only=["bob@example.com", "mallory@example.com"])
+    assert put_back(only=["ana@example.com"]) == {SENT: 1}
+    assert put_back(only=["eve@example.com"]) == {UNKNOWN: 1}
+    assert put_back(only=[" BOB@example.com"]) == {PENDING: 1}
+    assert balance(database) == (2, {"charged": 2, "reserved": 1})
+    settled(database, request_id, bob=REFUSED)
+    assert balance(database) == (3, {"charged": 2, "released": 1})
+    assert put_back(unknown=True) == {SENT: 1, PENDING: 2}
+    assert put_back(unknown=True) == {SENT: 1, PENDING: 2}
+    settled(database, request_id, bob=SENT, eve=SENT)
+    assert balance(database) == (2, {"charged": 3})
+    assert put_back(unknown=True) == {SENT: 3}
+
+
+def test_what_cannot_be_paid_is_not_put_back(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(organizations.insert().values(id="acme", email_balance=1))
+    request_id = ask(database)
+    with database.begin() as connection:
+        uid = connection.execute(sa.text("SELECT uid FROM export_requests")).scalar_one()
+        ledger.enlist(connection, request_id, ["ana@example.com"])
+        billing.reserve(connection, "acme", str(uid), ["ana@example.com"])
+    settled(database, request_id, ana=REFUSED)
+    with database.begin() as connection:
+        connection.execute(organizations.update().values(email_balance=0))
+    with pytest.raises(ExportFailure) as refused, database.begin() as connection:
+        ledger.put_back(connection, request_id, kind=NotificationKind.READY)
+    assert refused.value.code is FailureCode.INSUFFICIENT_BALANCE
+    with database.connect() as connection:
+        assert ledger.counts(connection, request_id) == {REFUSED: 1}
+
+
+def test_mails_that_are_put_back_are_found_however_long_ago_the_request_ended(database: sa.Engine) -> None:
+    request_id = ask(database)
+    begin(database, request_id, attempt=None)
+    complete(database, request_id)
+    with database.begin() as connection:
+        ledger.enlist(connection, request_id, ["ana@example.com"])
+    settled(database, request_id, ana=REFUSED)
+    days_ago = utc_now() - timedelta(days=3)
+    update(database, request_id, heartbeat_at=days_ago, completed_at=days_ago)
+    assert unnotified(database) == []
+    before = utc_now().timestamp()
+    with database.begin() as connection:
+        ledger.put_back(connection, request_id, kind=NotificationKind.READY)
+    (found,) = unnotified(database)
+    assert found.id == request_id
+    assert before - 1 <= found.owes_since <= utc_now().timestamp() + 1
+
+
+def test_reasons_are_counted_without_any_address(database: sa.Engine, request_id: int) -> None:
+    settled(database, request_id, ana=REFUSED, bob=REFUSED)
+    with database.connect() as connection:
+        assert ledger.reasons(connection, request_id) == [("ready", "refused", "smtp 550 5.7.1", 2)]
 
 
 def test_a_request_that_is_given_up_is_told_and_a_canceled_one_is_not(database: sa.Engine) -> None:

@@ -30,6 +30,7 @@ class Answer:
 
     status: int = 500
     headers: Mapping[str, str] = field(default_factory=dict)
+    error_field: str | None = None
     kind: Literal["reply", "reset", "take_then_reset", "take_then_silence"] = "reply"
 
 
@@ -97,7 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is not None and answer.kind == "reset":
             self._reset()
         elif answer is not None and answer.kind == "reply":
-            self._reply(answer.status, dict(answer.headers), {"errors": [{"message": body.decode()}]})
+            error = {"message": body.decode(), "field": answer.error_field}
+            self._reply(answer.status, dict(answer.headers), {"errors": [error]})
         else:
             self._judge(body, answer)
 

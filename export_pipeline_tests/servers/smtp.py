@@ -92,9 +92,9 @@ def _abort(server: SMTP) -> None:
 
 
 @contextmanager
-def serve_smtp(*, tls_from_start: bool = False, **options: Any) -> Iterator[SmtpSink]:
+def serve_smtp(handler: SmtpSink | None = None, *, tls_from_start: bool = False, **options: Any) -> Iterator[SmtpSink]:
     """Start a server on a free port; ``options`` go to aiosmtpd's ``SMTP`` (``tls_context`` means STARTTLS)."""
-    sink = SmtpSink()
+    sink = SmtpSink() if handler is None else handler
     with socket.socket() as probe:
         probe.bind((sink.host, 0))
         sink.port = probe.getsockname()[1]
