@@ -80,6 +80,11 @@ def number(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     return _Double(value)
 
 
+def as_bytes(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """The UTF-8 bytes of a value's text, whatever its character set; the bytes themselves of what is no text."""
+    return _Bytes(value)
+
+
 def json_text(column: sa.ColumnElement[Any], key: str) -> sa.ColumnElement[Any]:
     """A member of a JSON object as text: numbers with their digits, true and false as words, null if there is none."""
     found, kind = _member(column, key)
@@ -146,6 +151,12 @@ class _Double(_Template):
     inherit_cache = True
     type = sa.Double()
     template = "CAST({text} AS DOUBLE)"
+
+
+class _Bytes(_Template):
+    inherit_cache = True
+    type = sa.types.NullType()
+    template = "IF(CHARSET({text}) = 'binary', CAST({text} AS BINARY), CAST(CAST({text} AS CHAR) AS BINARY))"
 
 
 class _Instant(_Template):

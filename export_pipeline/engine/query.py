@@ -8,8 +8,8 @@ The tenant predicate is added in ``build_query`` alone, and there is no other wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -54,6 +54,10 @@ class Query:
     rows: sa.Select[Any]
     count: sa.Select[Any]
     columns: tuple[Selected, ...]
+    own: Mapping[int, sa.ColumnElement[Any]] = field(default_factory=dict)
+    """By their places, the columns that are the table's own, as they stand in it."""
+    limit: int | None = None
+    """At most so many rows."""
 
 
 def build_query(selection: Selection, backend: str, *, limit: int | None = None, last: bool = False) -> Query:
@@ -89,7 +93,8 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
             read.append(_read(table, column, compiler, backend))
     rows = sa.select(*read).select_from(source).where(*where).order_by(key.desc() if last else key).limit(limit)
     count = sa.select(sa.func.count()).select_from(table).where(*where)
-    return Query(rows, count, columns)
+    own = {place: table.c[one.source] for place, one in enumerate(columns) if isinstance(one, Column)}
+    return Query(rows, count, columns, own, limit)
 
 
 def _chosen(selection: Selection, compiler: ConditionCompiler) -> Sequence[sa.ColumnElement[bool]]:
