@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from export_pipeline.catalog.model import ChildList
-from export_pipeline.engine import mariadb
+from export_pipeline.engine import mariadb, sqlite_text
 from export_pipeline.engine.conditions import ConditionCompiler, table_clause
 from export_pipeline.failures import ExportFailure, FailureCode
 
@@ -63,7 +63,7 @@ def _ranked(child: ChildList, compiler: ConditionCompiler, backend: str, parents
     table = table_clause(child.table, names)
     parent, value, order = table.c[child.foreign_key], table.c[child.value], table.c[child.order_by]
     directed = order.desc() if child.direction == "desc" else order.asc()
-    text = sa.cast(value, sa.Text)
+    text = sqlite_text.AsText(value) if backend == "sqlite" else sa.cast(value, sa.Text)
     # The value breaks ties by code point, so that two exports of one snapshot are the same.
     by_value: sa.ColumnElement[Any] = sa.collate(text, "C") if backend == "postgresql" else text
     if backend in mariadb.BACKENDS:

@@ -121,6 +121,8 @@ def _cast_number(array: pa.Array, wanted: pa.DataType) -> pa.Array:
     if pa.types.is_timestamp(wanted) and pa.types.is_timestamp(array.type) and array.type.tz is None:
         # A timestamp without time zone is taken as UTC, the only reading that needs no guess of a zone.
         return pc.assume_timezone(array.cast(pa.timestamp("us")), "UTC")
+    if pa.types.is_float32(array.type):
+        array = array.cast(pa.string())  # a real is the fewest digits that stand for it
     if pa.types.is_boolean(wanted) and not pa.types.is_integer(array.type):
         raise pa.ArrowInvalid
     return array.cast(wanted)
