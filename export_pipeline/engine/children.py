@@ -22,7 +22,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 
 def child_values(
     child: ChildList, compiler: ConditionCompiler, backend: str, parents: sa.Select[Any] | None
-) -> sa.Subquery:
+) -> sa.FromClause:
     """A row a parent that has values: ``parent`` (its key) and ``listed`` (a JSON array of texts, in order).
 
     Args:
@@ -47,7 +47,8 @@ def child_values(
             partition_by=ranked.c.parent, order_by=ranked.c.place, rows=(None, None)
         )
         windows = sa.select(ranked.c.parent, ranked.c.place, _array(window)).where(within).subquery()
-        return sa.select(windows.c.parent, windows.c.listed).where(windows.c.place == 1).subquery()
+        first = sa.select(windows.c.parent, windows.c.listed).where(windows.c.place == 1)
+        return sqlite_text.looked_up(first)
     if backend in mariadb.BACKENDS:
         listed = mariadb.array_of(ranked.c.value, ranked.c.place).label("listed")
         return sa.select(ranked.c.parent, listed).where(within).group_by(ranked.c.parent).subquery()

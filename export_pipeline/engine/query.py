@@ -78,7 +78,8 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
     key = table.c[dataset.key_column.source]
     parents = sa.select(key).where(*where)
     columns = selection.read_columns
-    source: sa.FromClause = table
+    has_children = any(isinstance(column, ChildList) for column in columns)
+    source = sqlite_text.seems_many(table) if has_children and backend == "sqlite" else table
     read: list[sa.ColumnElement[Any]] = []
     for column in columns:
         if isinstance(column, ChildList):

@@ -183,12 +183,32 @@ def member_text(sound: sa.ColumnElement[Any], key: str, table: sa.TableClause) -
         # json_extract gives 1 for true and reads numbers as floats; the JSON text keeps both as they are.
         return sa.case((kind == "null", sa.null()), (kind == "text", value), else_=sound.op("->")(path))
     found = member(sound, key)
-    kind, value = found.c.type, found.c.value
     text = sa.case(
-        (kind == "null", sa.null()),
-        (kind == "text", value),
-        (kind.in_(["true", "false"]), kind),
+        (found.c.type == "null", sa.null()),
+        (found.c.type == "text", found.c.value),
+        (found.c.type.in_(["true", "false"]), found.c.type),
         # SQLite before 3.45 does not find a name with a quote by its own path.
-        else_=sa.func.coalesce(sound.op("->")(found.c.fullkey), AsText(value)),
+        else_=sa.func.coalesce(sound.op("->")(found.c.fullkey), AsText(found.c.value)),
     )
     return of_member(text, found, key, table)
+
+
+def looked_up(select: sa.Select[Any]) -> sa.FromClause:
+    """Rows that an outer join finds by an index of its own, if what they are joined to ``seems_many``.
+
+    SQLite makes that index only where it expects many rows on both sides. It guesses a handful and reads all of them
+    for each row instead, which takes hours. So it is shown rows that never come, and that it cannot but count as many.
+    """
+    none = _none_of_many(*[sa.null() for _ in select.selected_columns])
+    return sa.union_all(select, none).cte().prefix_with("MATERIALIZED", dialect="sqlite")
+
+
+def seems_many(table: sa.FromClause) -> sa.FromClause:
+    """The rows of a table, which SQLite takes for many more than they are (``looked_up``)."""
+    one: sa.ColumnElement[int] = sa.literal_column("1")
+    return table.outerjoin(sa.union_all(sa.select(one), _none_of_many(one)).subquery(), sa.true())
+
+
+def _none_of_many(*columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    empty = [sa.func.json_each(sa.literal_column("'[]'")).table_valued("value") for _ in range(4)]
+    return sa.select(*columns).select_from(*empty)
