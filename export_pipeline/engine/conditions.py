@@ -8,7 +8,6 @@ Every value is bound; none is ever formatted into SQL by us.
 
 from __future__ import annotations
 
-import operator as python
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,15 +15,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from export_pipeline.catalog.model import Column, CustomField, Dataset
-from export_pipeline.catalog.types import FilterOperator
+from export_pipeline.catalog.model import CustomField, Dataset
 from export_pipeline.engine import arrays, expressions, mariadb, sqlite_text
+from export_pipeline.engine.comparisons import Comparisons, does_not_hold
 from export_pipeline.engine.operands import Operands
-from export_pipeline.engine.tenant import of_tenant
+from export_pipeline.engine.tenant import is_one_of, of_tenant
 from export_pipeline.requests.conditions import (
     AllOf,
     AnyOf,
-    Arithmetic,
     ArrayContains,
     Comparison,
     Condition,
@@ -32,21 +30,9 @@ from export_pipeline.requests.conditions import (
     Like,
     Negation,
     OnList,
-    Operand,
-    Scalar,
 )
 
-_COMPARE: dict[FilterOperator, Callable[[Any, Any], Any]] = {
-    FilterOperator.EQ: python.eq,
-    FilterOperator.GT: python.gt,
-    FilterOperator.GTE: python.ge,
-    FilterOperator.LT: python.lt,
-    FilterOperator.LTE: python.le,
-}
-
-
 _GROUP = 30
-_ORDERING = (*[operator for operator in _COMPARE if operator is not FilterOperator.EQ], FilterOperator.BETWEEN)
 
 
 class ConditionCompiler:
@@ -60,10 +46,7 @@ class ConditionCompiler:
         self._sqlite = backend == "sqlite"
         self._mariadb = backend in mariadb.BACKENDS
         self._operands = Operands(table, backend)
-
-    def bound(self, value: Scalar) -> sa.ColumnElement[Any]:
-        """A bound value without a type: the database gives it the type of the column it is compared to."""
-        return self._operands.bound(value)
+        self._comparisons = Comparisons(self._operands, backend)
 
     def of_tenant(self, table: sa.TableClause, tenant: str) -> sa.ColumnElement[bool]:
         """The tenant's rows alone."""
@@ -77,14 +60,14 @@ class ConditionCompiler:
             case AnyOf(conditions):
                 return _joined(sa.or_, sa.false(), [self.condition(one) for one in conditions])
             case Negation(inner):
-                return _does_not_hold(self.condition(inner))
+                return does_not_hold(self.condition(inner))
             case _:
                 return self._leaf(condition)
 
     def _leaf(self, condition: Comparison | Like | ArrayContains | HasDomain | OnList) -> sa.ColumnElement[bool]:
         match condition:
             case Comparison():
-                return self._comparison(condition)
+                return self._comparisons.compared(condition)
             case Like():
                 return self._like(condition)
             case ArrayContains(column, value):
@@ -126,67 +109,13 @@ class ConditionCompiler:
             return sa.false()
         names = {membership.member, membership.list_id} | ({membership.tenant} if membership.tenant else set())
         members = table_clause(membership.table, names)
-        where: list[sa.ColumnElement[bool]] = [self._is_one_of(members.c[membership.list_id], list_ids)]
+        where: list[sa.ColumnElement[bool]] = [
+            is_one_of(members.c[membership.list_id], list_ids, membership.lists.id_type, self._backend)
+        ]
         if membership.tenant:
             where.append(self.of_tenant(members, membership.tenant))
         key = self._table.c[self._dataset.key_column.source]
         return key.in_(sa.select(members.c[membership.member]).where(*where))
-
-    def _is_one_of(self, column: sa.ColumnElement[Any], ids: Sequence[str | int]) -> sa.ColumnElement[bool]:
-        if self._mariadb:
-            return sa.or_(sa.false(), *[mariadb.same_identity(column, one) for one in ids])
-        return column.in_([self.bound(one) for one in ids])
-
-    def _comparison(self, comparison: Comparison) -> sa.ColumnElement[bool]:
-        operand, operator, value = comparison.operand, comparison.operator, comparison.value
-        if operator is FilterOperator.IS_NULL:
-            source = self._operands.read(operand)
-            return source.is_(None) if value else source.is_not(None)
-        if isinstance(value, Column | CustomField | Arithmetic):
-            return self._with_operand(operand, operator, value)
-        source = self._operands.comparable(operand, ordered=operator in _ORDERING)
-        if isinstance(value, tuple):
-            return self._with_values(source, operator, [self.bound(item) for item in value])
-        return self._with_value(source, operator, value)
-
-    def _with_operand(self, left: Operand, operator: FilterOperator, right: Operand) -> sa.ColumnElement[bool]:
-        # Two texts need one collation for equality as well: PostgreSQL refuses to choose between columns'.
-        one, other = (self._operands.comparable(operand, ordered=True) for operand in (left, right))
-        if operator is FilterOperator.NE:
-            return _does_not_hold(one == other)
-        compared: sa.ColumnElement[bool] = _COMPARE[operator](one, other)
-        return compared
-
-    def _with_values(
-        self, source: sa.ColumnElement[Any], operator: FilterOperator, values: list[sa.ColumnElement[Any]]
-    ) -> sa.ColumnElement[bool]:
-        if operator is FilterOperator.BETWEEN:
-            return sa.and_(source >= values[0], source <= values[1])
-        any_of: sa.ColumnElement[bool] = source.in_(values) if values else sa.false()
-        if operator is FilterOperator.NIN:
-            return _does_not_hold(any_of)
-        return any_of
-
-    def _with_value(
-        self, source: sa.ColumnElement[Any], operator: FilterOperator, value: Scalar
-    ) -> sa.ColumnElement[bool]:
-        if operator is FilterOperator.CONTAINS:
-            return self._place(source, value) > 0
-        if operator is FilterOperator.STARTS_WITH:
-            return self._place(source, value) == 1
-        if operator is FilterOperator.NE:
-            return source.is_distinct_from(self.bound(value))
-        compared: sa.ColumnElement[bool] = _COMPARE[operator](source, self.bound(value))
-        return compared
-
-    def _place(self, source: sa.ColumnElement[Any], value: Scalar) -> sa.ColumnElement[int]:
-        """The place, from 1, at which a text holds another; 0 = it does not. No pattern, so nothing to escape."""
-        self._operands.require_own_sql()
-        if self._mariadb:
-            return mariadb.place(source, str(value))
-        if self._sqlite:
-            return sa.func.instr(source, self.bound(value), type_=sa.Integer())
-        return sa.func.strpos(sa.cast(source, sa.Text), expressions.text(str(value)), type_=sa.Integer())
 
 
 class _Group(sa.sql.functions.FunctionElement[bool]):
@@ -211,11 +140,6 @@ def _joined(
         groups = [conditions[at : at + _GROUP] for at in range(0, len(conditions), _GROUP)]
         conditions = [_Group(operator(neutral, *group)) for group in groups]
     return operator(neutral, *conditions)
-
-
-def _does_not_hold(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """It is false or null."""
-    return sa.not_(sa.func.coalesce(condition, sa.false()))
 
 
 def table_clause(name: str, columns: Iterable[str]) -> sa.TableClause:

@@ -13,20 +13,20 @@ from typing import Any
 import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
-from export_pipeline.catalog.types import IdentityType
+from export_pipeline.catalog.types import ColumnType, IdentityType
 from export_pipeline.engine import expressions
 from export_pipeline.engine.conditions import table_clause
-from export_pipeline.engine.lookups import find_custom_fields, read_texts, rows_of
+from export_pipeline.engine.lookups import Named, find_custom_fields, read_texts, rows_of
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
-from export_pipeline.engine.tenant import of_tenant
+from export_pipeline.engine.tenant import of_tenant, ordered
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf, AnyOf
 from export_pipeline.requests.row_rules import Identity, identity_of
 from export_pipeline.requests.segments import StoredSegment, segment_condition
 
 _COUNTING_SECONDS = 5.0
-"""How long the counts of a directory of segments may take together: somebody waits for it."""
+"""How long a directory may take to read its segments and to count them, together: somebody waits for it."""
 _SHORTEST_TIMEOUT_SECONDS = 0.001
 """Databases count milliseconds, and take none for no limit."""
 
@@ -64,11 +64,14 @@ def lists_page(
     lists, membership = dataset.lists.lists, dataset.lists
     table = table_clause(lists.table, [lists.id, lists.name, lists.tenant])
     where = [of_tenant(table, lists.tenant, dataset, organization_id, source.backend)]
+    place = ordered(table.c[lists.id], lists.id_type, source.backend)
     if after is not None:
-        where.append(table.c[lists.id] > expressions.untyped(_identity(after, lists.id_type)))
+        where.append(place > expressions.untyped(_identity(after, lists.id_type)))
     columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
     members = table_clause(membership.table, columns)
     on_list: list[sa.ColumnElement[bool]] = [members.c[membership.list_id] == table.c[lists.id]]
+    if lists.id_type is ColumnType.TEXT:
+        on_list.append(ordered(members.c[membership.list_id], lists.id_type, source.backend) == place)
     if membership.tenant:
         on_list.append(of_tenant(members, membership.tenant, dataset, organization_id, source.backend))
     rows = sa.select(sa.func.count()).select_from(members).where(*on_list).correlate(table).scalar_subquery()
@@ -77,7 +80,7 @@ def lists_page(
     texts: list[sa.ColumnElement[Any]] = [
         sa.cast(value, sa.Text).label(name) for name, value in zip(names, values, strict=True)
     ]
-    select: sa.Select[Any] = sa.select(*texts).where(*where).order_by(table.c[lists.id]).limit(limit)
+    select: sa.Select[Any] = sa.select(*texts).where(*where).order_by(place).limit(limit)
     found = rows_of(source, select, names)
     return [ListEntry(str(key), name, int(count or 0)) for key, name, count in found]
 
@@ -90,7 +93,7 @@ def _identity(text: str, kind: IdentityType) -> Identity:
 
 
 def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zone: str) -> list[SegmentEntry]:
-    """Every segment of the organization, in the order of their ids, each counted until five seconds are over.
+    """Every segment of the organization, in the order of their ids, each read and counted until five seconds are over.
 
     Raises:
         ExportFailure: whatever reading raises.
@@ -105,6 +108,9 @@ def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zon
     ends_at = time.monotonic() + _COUNTING_SECONDS
     for key, name, stored, *query in sorted(rows, key=lambda row: row[0] or ""):
         segment = StoredSegment(id=key or "", filter=stored, query_dsl=query[0] if query else None)
+        if time.monotonic() >= ends_at:
+            entries.append(SegmentEntry(segment.id, name, None, None, segment.query_dsl))
+            continue
         try:
             condition = segment_condition(segment, dataset, fields, time_zone)
         except ExportFailure as failure:
@@ -143,21 +149,12 @@ def names_of(
     names: dict[str, str] = {}
     if dataset.lists is not None and list_ids:
         lists = dataset.lists.lists
-        found = read_texts(
-            source, dataset, lists.table, [lists.id, lists.name], lists.tenant, organization_id, lists.id, list_ids
-        )
+        wanted = Named(lists.id, lists.id_type, list_ids)
+        found = read_texts(source, dataset, lists.table, [lists.id, lists.name], lists.tenant, organization_id, wanted)
         names |= {key: name or "" for key, name in found if key is not None}
     if dataset.segments is not None and segment_ids:
-        segments = dataset.segments
-        found = read_texts(
-            source,
-            dataset,
-            segments.table,
-            [segments.id, segments.name],
-            segments.tenant,
-            organization_id,
-            segments.id,
-            segment_ids,
-        )
+        kept = dataset.segments
+        wanted = Named(kept.id, kept.id_type, segment_ids)
+        found = read_texts(source, dataset, kept.table, [kept.id, kept.name], kept.tenant, organization_id, wanted)
         names |= {key: name or "" for key, name in found if key is not None}
     return names

@@ -10,24 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from export_pipeline.catalog.model import CustomField, CustomFieldTable, Dataset, SegmentTable
-from export_pipeline.catalog.types import ColumnType
-from export_pipeline.engine import expressions
+from export_pipeline.catalog.types import ColumnType, IdentityType
 from export_pipeline.engine.conditions import table_clause
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import Source, open_snapshot
-from export_pipeline.engine.tenant import of_tenant
+from export_pipeline.engine.tenant import is_one_of, of_tenant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.row_rules import Identity
 from export_pipeline.requests.segments import StoredSegment
+from export_pipeline.requests.wording import shown
 
 _FIELD_TYPES = {"text": ColumnType.TEXT, "number": ColumnType.DECIMAL, "date": ColumnType.TIMESTAMP}
 """SendGrid's types of custom fields (contracts, 2.7)."""
-_UNUSABLE_KEY = re.compile(r'["\\\x00-\x1f\x7f]')
+_UNUSABLE_KEY = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class _TextColumn:
     type: ColumnType = ColumnType.TEXT
 
 
+class Named(NamedTuple):
+    """The rows that a request names: the column of their ids, of what type it is declared, the ids."""
+
+    column: str
+    kind: IdentityType
+    ids: Sequence[Identity]
+
+
 def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids: Sequence[Identity]) -> None:
     """Make sure that the organization has every one of these lists.
 
@@ -48,7 +56,8 @@ def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids
     if dataset.lists is None or not list_ids:
         return
     lists = dataset.lists.lists
-    found = read_texts(source, dataset, lists.table, [lists.id], lists.tenant, organization_id, lists.id, list_ids)
+    named = Named(lists.id, lists.id_type, list_ids)
+    found = read_texts(source, dataset, lists.table, [lists.id], lists.tenant, organization_id, named)
     known = {row[0] for row in found}
     _refuse_unknown(list_ids, known, "list_ids", "list", FailureCode.UNKNOWN_LIST)
 
@@ -72,8 +81,8 @@ def _segment_rows(
     source: Source, dataset: Dataset, segments: SegmentTable, organization_id: str, segment_ids: Sequence[Identity]
 ) -> list[tuple[str | None, ...]]:
     columns = [segments.id, segments.filter, *([segments.query_dsl] if segments.query_dsl else [])]
-    tenant = segments.tenant
-    return read_texts(source, dataset, segments.table, columns, tenant, organization_id, segments.id, segment_ids)
+    named = Named(segments.id, segments.id_type, segment_ids)
+    return read_texts(source, dataset, segments.table, columns, segments.tenant, organization_id, named)
 
 
 def _stored(segment_id: str, row: Sequence[str | None]) -> StoredSegment:
@@ -98,21 +107,23 @@ def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -
         return ()
     columns = [declared.name, declared.field_type]
     rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
-    fields = {_key(declared, key): _field_type(declared, kind) for key, kind in rows}
+    fields = {(name := _key(declared, key)): _field_type(declared, name, kind) for key, kind in rows}
     return tuple(dataset.custom_field(key, fields[key]) for key in sorted(fields))
 
 
 def _key(declared: CustomFieldTable, key: str | None) -> str:
-    if not key or _UNUSABLE_KEY.search(key):
-        raise _bad_definition(declared, "a field's name is empty, or holds a quote, a backslash or a control character")
+    if not key:
+        raise _bad_definition(declared, "a field has no name")
+    if _UNUSABLE_KEY.search(key):
+        raise _bad_definition(declared, f"field {shown(key)} has a control character in its name")
     return key
 
 
-def _field_type(declared: CustomFieldTable, kind: str | None) -> ColumnType:
+def _field_type(declared: CustomFieldTable, key: str, kind: str | None) -> ColumnType:
     try:
         return _FIELD_TYPES[(kind or "").lower()]
     except KeyError:
-        raise _bad_definition(declared, "a field's type is none of Text, Number and Date") from None
+        raise _bad_definition(declared, f"field {shown(key)} has a type other than Text, Number and Date") from None
 
 
 def _bad_definition(declared: CustomFieldTable, what: str) -> ExportFailure:
@@ -128,14 +139,13 @@ def read_texts(
     columns: Sequence[str],
     tenant: str,
     organization_id: str,
-    key: str | None = None,
-    keys: Sequence[Identity] = (),
+    named: Named | None = None,
 ) -> list[tuple[str | None, ...]]:
-    """An organization's rows of a dataset's table as text, those with these ``keys`` alone if a key is named."""
-    clause = table_clause(table, [*columns, tenant])
+    """An organization's rows of a dataset's table as text; of the ``named`` ones alone, if there are."""
+    clause = table_clause(table, [*columns, tenant, *([named.column] if named else [])])
     where = [of_tenant(clause, tenant, dataset, organization_id, source.backend)]
-    if key is not None:
-        where.append(clause.c[key].in_([expressions.untyped(one) for one in keys]))
+    if named is not None:
+        where.append(is_one_of(clause.c[named.column], named.ids, named.kind, source.backend))
     texts: list[sa.ColumnElement[Any]] = [
         sa.cast(clause.c[column], sa.Text).label(f"c{at}") for at, column in enumerate(columns)
     ]

@@ -9,6 +9,9 @@ be utf8mb4, which the reader sees to.
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -18,6 +21,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine import expressions
 
 BACKENDS = frozenset({"mariadb", "mysql"})
@@ -83,6 +87,13 @@ def number(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
 def as_bytes(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     """The UTF-8 bytes of a value's text, whatever its character set; the bytes themselves of what is no text."""
     return _Bytes(value)
+
+
+def compared_decimal(
+    column: sa.ColumnElement[Any], compare: Callable[[sa.ColumnElement[Any]], sa.ColumnElement[bool]]
+) -> sa.ColumnElement[bool]:
+    """A comparison of a number column: of a DECIMAL with every digit, of a FLOAT as files show it."""
+    return sa.case((_IsFloat(column), compare(ShownNumber(column))), else_=compare(column))
 
 
 def json_text(column: sa.ColumnElement[Any], key: str) -> sa.ColumnElement[Any]:
@@ -159,6 +170,52 @@ class _Bytes(_Template):
     template = "IF(CHARSET({text}) = 'binary', CAST({text} AS BINARY), CAST(CAST({text} AS CHAR) AS BINARY))"
 
 
+_SIX_DIGITS = "CAST(CAST({text} AS CHAR) AS DOUBLE)"
+_STORED = "CAST({text} AS DOUBLE)"
+
+
+class _IsFloat(_Template):
+    """The text of a column's value is another number: it is a FLOAT of more than six digits, or no decimal fraction."""
+
+    inherit_cache = True
+    type = sa.Boolean()
+    template = f"{_SIX_DIGITS} <> {_STORED}"
+
+
+class ShownNumber(_Template):
+    """A number column as the double that files show: a FLOAT by its fewest digits, where the server gives six."""
+
+    inherit_cache = True
+    type = sa.Double()
+    template = f"""CASE WHEN {_SIX_DIGITS} = {_STORED} OR CAST({_SIX_DIGITS} AS FLOAT) = {_STORED} THEN {_SIX_DIGITS}
+ {
+        "".join(
+            f"WHEN CAST(ROUND({_STORED}, {digits - 1} - FLOOR(LOG10(ABS({_STORED})))) AS FLOAT) = {_STORED} "
+            f"THEN ROUND({_STORED}, {digits - 1} - FLOOR(LOG10(ABS({_STORED})))) "
+            for digits in (7, 8)
+        )
+    } ELSE ROUND({_STORED}, 8 - FLOOR(LOG10(ABS({_STORED})))) END"""
+
+
+class CanonicalUuid(_Template):
+    """The 32 digits of a UUID in lower case, from any spelling of it."""
+
+    inherit_cache = True
+    type = sa.Text()
+    template = "LOWER(REPLACE(REPLACE(REPLACE(CAST({text} AS CHAR), '-', ''), '{{', ''), '}}', ''))"
+
+
+def _shown_decimal(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.case((_IsFloat(column), sa.cast(ShownNumber(column), sa.Text)), else_=sa.cast(column, sa.Text))
+
+
+SHOWN: Mapping[ColumnType, Callable[[sa.ColumnElement[Any]], sa.ColumnElement[Any]]] = {
+    ColumnType.FLOAT: ShownNumber,
+    ColumnType.DECIMAL: _shown_decimal,
+}
+"""How a column is read for a file, where not as it is."""
+
+
 class _Instant(_Template):
     """CONVERT_TZ leaves instants outside 1970 to 2038 as they are, so the offset is taken off in minutes."""
 
@@ -191,8 +248,18 @@ def _exists(elements: sa.TableValuedAlias, where: sa.ColumnElement[bool]) -> sa.
 
 
 def _member(column: sa.ColumnElement[Any], key: str) -> tuple[sa.ColumnElement[Any], sa.ColumnElement[Any]]:
-    found = sa.func.json_extract(expressions.sound_json(column), expressions.text(f'$."{key}"'))
+    sound = expressions.sound_json(column)
+    spelled = [sa.func.json_extract(sound, expressions.text(f'$."{one}"')) for one in _spellings(key)]
+    found = sa.func.coalesce(*spelled) if len(spelled) > 1 else spelled[0]
     return found, sa.func.json_type(found)
+
+
+def _spellings(key: str) -> list[str]:
+    """How writers of JSON escape a name: MariaDB compares names as they are written."""
+    plain, ascii_only = json.dumps(key, ensure_ascii=False)[1:-1], json.dumps(key)[1:-1]
+    upper = re.sub(r"(?<=\\u)[0-9a-f]{4}", lambda digits: digits[0].upper(), ascii_only)
+    forms = [plain, ascii_only, upper]
+    return list(dict.fromkeys([*forms, *[form.replace("/", r"\/") for form in forms]]))
 
 
 def _by_character(text: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:

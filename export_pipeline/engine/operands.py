@@ -14,7 +14,6 @@ from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from export_pipeline.catalog.model import Column, CustomField
 from export_pipeline.catalog.types import ColumnType
@@ -57,25 +56,38 @@ class Operands:
                 return self._arithmetic(operand)
 
     def comparable(self, operand: Operand, *, ordered: bool) -> sa.ColumnElement[Any]:
-        """The operand in a form that compares as its values do.
+        """The operand as the file shows it, in a form that compares as its values do.
 
         Args:
             operand: what to read.
             ordered: it is compared by order or with another operand, so that a text needs a collation.
         """
-        source, kind = self.read(operand), kind_of(operand)
-        if kind is ColumnType.TEXT and self._mariadb:
-            return mariadb.exact(source)
-        if kind is ColumnType.TEXT and ordered:
+        if isinstance(operand, Column):
+            return self._shown(operand, ordered=ordered)
+        source = self.read(operand)
+        return self._exact_text(source) if kind_of(operand) is ColumnType.TEXT else source
+
+    def _shown(self, column: Column, *, ordered: bool) -> sa.ColumnElement[Any]:
+        source = self._table.c[column.source]
+        if column.type is ColumnType.TEXT and ordered:
             self.require_own_sql()
-            # By code point, whatever the database's collation: a filter must not depend on a locale.
-            return sa.collate(sa.cast(source, sa.Text), "BINARY" if self._sqlite else "C")
-        if self._sqlite and isinstance(operand, Column):
-            if kind is ColumnType.TIMESTAMP:
-                return sqlite_text.StoredInstant(source)
-            if kind is ColumnType.DECIMAL:
-                return sa.cast(source, sa.Float)  # SQLite keeps exact decimals as text
-        return source
+        if self._backend not in OWN_SQL:
+            return source
+        if column.type is ColumnType.TEXT:
+            return self._exact_text(source)
+        if self._sqlite:
+            return _shown_by_sqlite(source, column.type)
+        if self._mariadb:
+            return _shown_by_mariadb(source, column.type)
+        return _shown_by_postgresql(source, column.type)
+
+    def _exact_text(self, source: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """By code point, whatever the column's collation: a filter must not depend on a locale."""
+        if self._mariadb:
+            return mariadb.exact(source)
+        if self._sqlite:
+            return sqlite_text.AsText(source)
+        return sa.collate(sa.cast(source, sa.Text), "C")
 
     def bound(self, value: Scalar) -> sa.ColumnElement[Any]:
         """A bound value without a type: the database gives it the type of what it is compared to."""
@@ -89,13 +101,9 @@ class Operands:
         if self._mariadb:
             return mariadb.json_text(source, field.key)
         if not self._sqlite:
-            text: sa.ColumnElement[Any] = sa.cast(source, postgresql.JSONB)[field.key].astext
+            text: sa.ColumnElement[Any] = expressions.jsonb(source)[field.key].astext
             return text
-        path, sound = _path(field), expressions.sound_json(source)
-        kind, value = sa.func.json_type(sound, path), sa.func.json_extract(sound, path)
-        # json_extract gives 1 for true and reads numbers as floats; the JSON text keeps both as they are.
-        raw = sound.op("->")(path)
-        return sa.case((kind == "null", sa.null()), (kind == "text", value), else_=raw)
+        return sqlite_text.member_text(expressions.sound_json(source), field.key, self._table)
 
     def require_own_sql(self) -> None:
         """Refuse what only the databases that the product knows are spoken to in.
@@ -138,10 +146,8 @@ class Operands:
         return sa.case((_matches(text, _INSTANT), sa.cast(text, sa.DateTime(timezone=True))))
 
     def _typed_sqlite(self, field: CustomField, *, number: bool) -> sa.ColumnElement[Any]:
-        source = self._table.c[field.column.source]
-        sound = expressions.sound_json(source)
-        # A row of its own for the value, so that it is looked up once however often the expression names it.
-        found = sa.func.json_each(sa.func.json_array(sound.op("->")(_path(field)))).table_valued("type", "value")
+        sound = expressions.sound_json(self._table.c[field.column.source])
+        found = sqlite_text.member(sound, field.key)
         if number:
             numeric = sa.or_(found.c.type == "integer", found.c.type == "real")
             typed = sa.case(
@@ -150,7 +156,7 @@ class Operands:
             )
         else:
             typed = sa.case((found.c.type == "text", sqlite_text.CustomInstant(found.c.value)))
-        return sa.select(typed).select_from(found).correlate(self._table).scalar_subquery()
+        return sqlite_text.of_member(typed, found, field.key, self._table)
 
     def _arithmetic(self, arithmetic: Arithmetic) -> sa.ColumnElement[Any]:
         """In decimals on PostgreSQL, in doubles elsewhere: the last digits may differ.
@@ -186,7 +192,8 @@ class Operands:
         if isinstance(operand, CustomField) or operand.type is ColumnType.INTEGER:
             return sa.cast(source, self._numeric)
         # PostgreSQL before 14 has no decimal for infinity and ends the statement; a NaN is above every number.
-        return sa.case((source.between(-_LARGEST, _LARGEST), sa.cast(source, self._numeric)))
+        digits = source if self._sqlite else sa.cast(source, sa.Text)
+        return sa.case((source.between(-_LARGEST, _LARGEST), sa.cast(digits, self._numeric)))
 
     def _cast_number(self, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         return mariadb.number(value) if self._mariadb else sa.cast(value, self._numeric)
@@ -196,8 +203,47 @@ class Operands:
         return sa.Float() if self._sqlite else sa.Numeric()
 
 
-def _path(field: CustomField) -> sa.BindParameter[str]:
-    return expressions.text(f'$."{field.key}"')
+def _shown_by_postgresql(source: sa.ColumnElement[Any], kind: ColumnType) -> sa.ColumnElement[Any]:
+    text = sa.cast(source, sa.Text)
+    match kind:
+        case ColumnType.FLOAT:
+            return sa.cast(text, sa.Double)  # a real shows the fewest digits, as its text does
+        case ColumnType.DECIMAL:
+            return sa.cast(text, sa.Numeric)
+        case ColumnType.BOOLEAN:
+            return text.not_in([expressions.text("false"), expressions.text("0")])
+        case ColumnType.DATE:
+            return sa.cast(source, sa.Date)
+        case ColumnType.UUID:
+            return sa.func.lower(sa.func.translate(text, expressions.text("-{}"), expressions.text("")))
+        case _:
+            return source
+
+
+def _shown_by_sqlite(source: sa.ColumnElement[Any], kind: ColumnType) -> sa.ColumnElement[Any]:
+    match kind:
+        case ColumnType.TIMESTAMP:
+            return sqlite_text.StoredInstant(source)
+        case ColumnType.DECIMAL:
+            return sa.cast(source, sa.Float)  # SQLite keeps exact decimals as text
+        case ColumnType.BOOLEAN:
+            return source != sa.literal_column("0")
+        case ColumnType.UUID:
+            return sqlite_text.CanonicalUuid(source)
+        case _:
+            return source
+
+
+def _shown_by_mariadb(source: sa.ColumnElement[Any], kind: ColumnType) -> sa.ColumnElement[Any]:
+    match kind:
+        case ColumnType.FLOAT:
+            return mariadb.ShownNumber(source)
+        case ColumnType.BOOLEAN:
+            return source != sa.literal_column("0")
+        case ColumnType.UUID:
+            return mariadb.CanonicalUuid(source)
+        case _:
+            return source
 
 
 def _matches(text: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]:

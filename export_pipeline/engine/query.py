@@ -18,8 +18,10 @@ from sqlalchemy.dialects import postgresql
 
 from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator, Selected
+from export_pipeline.engine import mariadb, sqlite_text
 from export_pipeline.engine.children import child_values
 from export_pipeline.engine.conditions import ConditionCompiler, table_clause
+from export_pipeline.engine.tenant import ordered
 from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison
 
 _READ_AS_TEXT = (ColumnType.TEXT, ColumnType.UUID, ColumnType.JSON, ColumnType.DECIMAL)
@@ -80,7 +82,8 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
     key = table.c[dataset.key_column.source]
     parents = sa.select(key).where(*where)
     columns = selection.read_columns
-    source: sa.FromClause = table
+    has_children = any(isinstance(column, ChildList) for column in columns)
+    source = sqlite_text.seems_many(table) if has_children and backend == "sqlite" else table
     read: list[sa.ColumnElement[Any]] = []
     for column in columns:
         if isinstance(column, ChildList):
@@ -91,7 +94,9 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
             read.append(sa.func.coalesce(children.c.listed, "[]").label(column.name))
         else:
             read.append(_read(table, column, compiler, backend))
-    rows = sa.select(*read).select_from(source).where(*where).order_by(key.desc() if last else key).limit(limit)
+    # A file is in the key's own order, for its index; a page in the one that its bounds are compared in.
+    place = key if limit is None else ordered(key, dataset.key_column.type, backend)
+    rows = sa.select(*read).select_from(source).where(*where).order_by(place.desc() if last else place).limit(limit)
     count = sa.select(sa.func.count()).select_from(table).where(*where)
     own = {place: table.c[one.source] for place, one in enumerate(columns) if isinstance(one, Column)}
     return Query(rows, count, columns, own, limit)
@@ -123,8 +128,15 @@ def _read(
     source: sa.ColumnElement[Any] = table.c[column.source]
     if column.type is ColumnType.JSON and backend == "postgresql":
         return _checked_json(source).label(column.name)
-    # As text: no digit of a decimal is lost, and every driver hands uuid, json and enums over alike.
-    return (sa.cast(source, sa.Text) if column.type in _READ_AS_TEXT else source).label(column.name)
+    return _shown(source, column.type, backend).label(column.name)
+
+
+def _shown(source: sa.ColumnElement[Any], kind: ColumnType, backend: str) -> sa.ColumnElement[Any]:
+    own = {"sqlite": sqlite_text.SHOWN, **dict.fromkeys(mariadb.BACKENDS, mariadb.SHOWN)}.get(backend, {})
+    if kind in own:
+        return own[kind](source)
+    # No digit of a decimal is lost, and every driver hands uuid, json and enums over alike.
+    return sa.cast(source, sa.Text) if kind in _READ_AS_TEXT else source
 
 
 def _checked_json(source: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:

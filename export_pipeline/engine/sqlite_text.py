@@ -8,12 +8,17 @@ The expressions are templates: a segment may have hundreds of them, and SQLAlche
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine import expressions
 
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
@@ -37,6 +42,16 @@ _INSTANT = f"""CASE WHEN {{text}} GLOB '{_DAY}*'
   AND ({_ZONE} GLOB '[+-][01][0-9]' OR {_ZONE} GLOB '[+-][01][0-9]:[0-5][0-9]'))
 THEN strftime('%Y-%m-%d %H:%M:%S', {_WHOLE} || {_ZONE} || CASE length({_ZONE}) WHEN 3 THEN ':00' ELSE '' END)
  || '.' || substr({_DECIMALS} || '000000', 1, 6) END"""
+
+
+# The fewest digits that read as the same number: a cast gives 15 on some builds of the library, 17 on others.
+_REAL = "".join(
+    f" WHEN CAST(printf('%!.{digits}g', {{text}}) AS REAL) = {{text}} THEN printf('%!.{digits}g', {{text}})"
+    for digits in (15, 16)
+)
+_DIGITS = "ltrim(CAST({text} AS TEXT), '+-')"
+_POINT = f"instr({_DIGITS} || '.', '.')"
+_INTEGER = f"ltrim(substr({_DIGITS}, 1, {_POINT} - 1), '0')"
 
 
 class _Template(sa.sql.functions.FunctionElement[Any]):
@@ -73,6 +88,49 @@ class CustomInstant(_Template):
     template = f"""CASE WHEN {{text}} GLOB '[1-9]*' AND {{text}} NOT GLOB '*.{"[0-9]" * 7}*' THEN {_INSTANT} END"""
 
 
+class AsText(_Template):
+    """A value as the text that files show. It compares by code point, whatever the column's collation."""
+
+    inherit_cache = True
+    type = sa.Text()
+    template = f"""CASE WHEN typeof({{text}}) = 'real' THEN CASE{_REAL} ELSE printf('%!.17g', {{text}}) END
+ ELSE CAST({{text}} AS TEXT) END"""
+
+
+class DecimalKey(_Template):
+    """The digits of a decimal: of decimals of one sign, the greater one has the greater text (``decimal_key``).
+
+    Null where the digits are no more than those of a double: for REAL values, and with an exponent.
+    """
+
+    inherit_cache = True
+    type = sa.Text()
+    template = f"""CASE WHEN typeof({{text}}) <> 'real' AND {_DIGITS} NOT GLOB '*[^0-9.]*'
+ THEN printf('%05d', length({_INTEGER})) || {_INTEGER} || '.' || rtrim(substr({_DIGITS}, {_POINT} + 1), '0') END"""
+
+
+def decimal_key(value: Decimal) -> str:
+    """``DecimalKey`` of a value."""
+    integer, _, fraction = format(abs(value), "f").partition(".")
+    integer = integer.lstrip("0")
+    return f"{len(integer):05d}{integer}.{fraction.rstrip('0')}"
+
+
+class CanonicalUuid(_Template):
+    """The 32 digits of a UUID in lower case, from any spelling of it."""
+
+    inherit_cache = True
+    type = sa.Text()
+    template = "lower(replace(replace(replace(CAST({text} AS TEXT), '-', ''), '{{', ''), '}}', ''))"
+
+
+SHOWN: Mapping[ColumnType, Callable[[sa.ColumnElement[Any]], sa.ColumnElement[Any]]] = {
+    ColumnType.TEXT: AsText,
+    ColumnType.DECIMAL: AsText,
+}
+"""How a column is read for a file, where not as it is."""
+
+
 class Number(_Template):
     """Text as a number; null unless it is digits, with a minus and a decimal point at most."""
 
@@ -84,8 +142,73 @@ class Number(_Template):
 THEN CAST({{text}} AS REAL) END"""
 
 
+def listed(values: Iterable[str | int | float]) -> sa.Select[Any]:
+    """Values to be ``in_``: one bound value, however many they are."""
+    each = sa.func.json_each(expressions.text(json.dumps(list(values)))).table_valued("value")
+    return sa.select(each.c.value)
+
+
 def like(text: sa.ColumnElement[Any], pattern: str) -> sa.ColumnElement[bool]:
     """LIKE that minds case: SQLite's own does not, its GLOB does."""
     signs = {"%": "*", "_": "?", "*": "[*]", "?": "[?]", "[": "[[]"}
     given = "".join(signs.get(sign, sign) for sign in pattern)
     return text.op("GLOB", is_comparison=True)(expressions.text(given))
+
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .-]+")
+"""Every writer of JSON spells such a name alike. SQLite before 3.45 compares others as they are written."""
+
+
+def member(sound: sa.ColumnElement[Any], key: str) -> sa.TableValuedAlias:
+    """A member of a JSON object as a row, so that it is looked up once however often an expression names it."""
+    plain = sa.func.json_array(sound.op("->")(expressions.text(f'$."{key}"')))
+    return sa.func.json_each(plain if _PLAIN_KEY.fullmatch(key) else sound).table_valued(
+        "key", "type", "value", "fullkey"
+    )
+
+
+def of_member(
+    value: sa.ColumnElement[Any], found: sa.TableValuedAlias, key: str, table: sa.TableClause
+) -> sa.ColumnElement[Any]:
+    """An expression over ``member``'s row, as a value of the table's row."""
+    where = [] if _PLAIN_KEY.fullmatch(key) else [found.c.key == expressions.text(key)]
+    return sa.select(value).select_from(found).where(*where).limit(1).correlate(table).scalar_subquery()
+
+
+def member_text(sound: sa.ColumnElement[Any], key: str, table: sa.TableClause) -> sa.ColumnElement[Any]:
+    """A member of a JSON object as text: numbers with their digits, true and false as words, null if there is none."""
+    if _PLAIN_KEY.fullmatch(key):
+        path = expressions.text(f'$."{key}"')
+        kind, value = sa.func.json_type(sound, path), sa.func.json_extract(sound, path)
+        # json_extract gives 1 for true and reads numbers as floats; the JSON text keeps both as they are.
+        return sa.case((kind == "null", sa.null()), (kind == "text", value), else_=sound.op("->")(path))
+    found = member(sound, key)
+    text = sa.case(
+        (found.c.type == "null", sa.null()),
+        (found.c.type == "text", found.c.value),
+        (found.c.type.in_(["true", "false"]), found.c.type),
+        # SQLite before 3.45 does not find a name with a quote by its own path.
+        else_=sa.func.coalesce(sound.op("->")(found.c.fullkey), AsText(found.c.value)),
+    )
+    return of_member(text, found, key, table)
+
+
+def looked_up(select: sa.Select[Any]) -> sa.FromClause:
+    """Rows that an outer join finds by an index of its own, if what they are joined to ``seems_many``.
+
+    SQLite makes that index only where it expects many rows on both sides. It guesses a handful and reads all of them
+    for each row instead, which takes hours. So it is shown rows that never come, and that it cannot but count as many.
+    """
+    none = _none_of_many(*[sa.null() for _ in select.selected_columns])
+    return sa.union_all(select, none).cte().prefix_with("MATERIALIZED", dialect="sqlite")
+
+
+def seems_many(table: sa.FromClause) -> sa.FromClause:
+    """The rows of a table, which SQLite takes for many more than they are (``looked_up``)."""
+    one: sa.ColumnElement[int] = sa.literal_column("1")
+    return table.outerjoin(sa.union_all(sa.select(one), _none_of_many(one)).subquery(), sa.true())
+
+
+def _none_of_many(*columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    empty = [sa.func.json_each(sa.literal_column("'[]'")).table_valued("value") for _ in range(4)]
+    return sa.select(*columns).select_from(*empty)

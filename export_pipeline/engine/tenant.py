@@ -1,34 +1,59 @@
-"""The tenant's predicate: the one way in which a statement on the source is held to an organization.
+"""Which rows belong to an organization, a list or a segment: comparing the columns that hold their ids.
 
-What belongs here: comparing a tenant column. What does not: which tables have one (catalog), the statements around it
-(``query``, ``lookups``, ``directory``).
+A database takes several spellings for one id: in another case, with a blank at the end, without the hyphens of a UUID.
+Only one of them is the organization that may export, or the list that was named. So an id is compared as a text as
+well, by its characters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
-from export_pipeline.catalog.types import ColumnType
+from export_pipeline.catalog.types import ColumnType, IdentityType
 from export_pipeline.engine import expressions, mariadb
 
 
 def of_tenant(
     table: sa.TableClause, tenant: str, dataset: Dataset, organization_id: str, backend: str
 ) -> sa.ColumnElement[bool]:
-    """The organization's rows alone, of the dataset's own table or of one that belongs to it.
+    """The organization's rows alone, of the dataset's own table or of one that belongs to it."""
+    return is_one_of(table.c[tenant], [organization_id], dataset.tenant_type, backend)
 
-    A column that the catalog does not declare as uuid or integer is compared as text too: a database may take
-    several spellings for one id, and only one of them is the organization that was asked who may export.
+
+def is_one_of(
+    column: sa.ColumnElement[Any], ids: Sequence[str | int], kind: IdentityType, backend: str
+) -> sa.ColumnElement[bool]:
+    """The column holds one of these ids, spelled as it is given; of a UUID, in either case.
+
+    Args:
+        column: as the database has it.
+        ids: the ids.
+        kind: what the catalog declares the column to hold.
+        backend: of the database, as SQLAlchemy names it.
     """
-    column = table.c[tenant]
+    any_case = kind is ColumnType.UUID
     if backend in mariadb.BACKENDS:
-        return mariadb.same_identity(column, organization_id, any_case=dataset.tenant_type is ColumnType.UUID)
+        return sa.or_(sa.false(), *[mariadb.same_identity(column, one, any_case=any_case) for one in ids])
     # Without a type: it takes that of the column, so that an index on it serves.
-    same: sa.ColumnElement[bool] = column == expressions.untyped(organization_id)
-    if dataset.tenant_type is not ColumnType.TEXT:
-        return same
-    spelled: sa.BindParameter[Any] = expressions.text(organization_id)
-    return sa.and_(same, sa.cast(column, sa.Text) == spelled)
+    same = column.in_([expressions.untyped(one) for one in ids])
+    texts = [str(one).lower() if any_case else str(one) for one in ids]
+    exact = _text(column, backend)
+    spelled = (sa.func.lower(exact) if any_case else exact).in_([expressions.text(one) for one in texts])
+    return sa.and_(same, expressions.beside(spelled))
+
+
+def ordered(column: sa.ColumnElement[Any], kind: ColumnType, backend: str) -> sa.ColumnElement[Any]:
+    """The column as what it is both ordered by and compared with in pages: a text by code point, not by a collation."""
+    return _text(column, backend) if kind is ColumnType.TEXT else column
+
+
+def _text(column: sa.ColumnElement[Any], backend: str) -> sa.ColumnElement[Any]:
+    text = sa.cast(column, sa.Text)
+    if backend in mariadb.BACKENDS:
+        return mariadb.exact(text)
+    by_code_point = {"sqlite": "BINARY", "postgresql": "C"}.get(backend)
+    return sa.collate(text, by_code_point) if by_code_point else text

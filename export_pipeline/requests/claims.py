@@ -324,6 +324,8 @@ def owners(connection: sa.Connection, uids: Collection[str], *, heartbeat_timeou
         sa.select(_rows.uid, _rows.status, _rows.run_id, _rows.claim_id, silent).where(_rows.uid.in_(uids))
     )
     return {row.uid: Owner(RequestStatus(row.status), row.run_id, row.claim_id, bool(row.silent)) for row in found}
+
+
 def _put_back_at() -> sa.ScalarSelect[datetime]:
     """When an operator last had the request's mails sent again (``export-pipeline resend``)."""
     events = export_events.c

@@ -59,11 +59,13 @@ def test_custom_fields_are_those_of_the_organization_by_name(source: Source) -> 
 
 @pytest.mark.parametrize(
     ("name", "kind", "problem"),
-    [('say "hi"', "Text", "holds a quote"), ("", "Text", "is empty"), ("colour", "Shade", "none of Text, Number")],
+    [
+        ("line\nbreak", "Text", r"field 'line\\nbreak' has a control character"),
+        ("", "Text", "a field has no name"),
+        ("colour", "Shade", "field 'colour' has a type other than Text, Number and Date"),
+    ],
 )
-def test_a_definition_that_cannot_be_used_is_told_to_the_operator(
-    source: Source, name: str, kind: str, problem: str
-) -> None:
+def test_a_definition_that_cannot_be_used_is_named(source: Source, name: str, kind: str, problem: str) -> None:
     engine = sa.create_engine(source.url, poolclass=sa.NullPool)
     insert = sa.text(
         "INSERT INTO contact_field_definitions (id, organization_id, name, field_type, created_at) "

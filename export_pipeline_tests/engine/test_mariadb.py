@@ -16,10 +16,10 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
-from export_pipeline.catalog.types import OutputColumn
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.engine.formats import open_format
 from export_pipeline.engine.formats.base import NO_CEILING, FormatOptions
-from export_pipeline.engine.lookups import find_custom_fields, read_texts
+from export_pipeline.engine.lookups import Named, find_custom_fields, read_texts
 from export_pipeline.engine.query import Query, Selection, build_query
 from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.readers import mariadb as sessions
@@ -147,9 +147,9 @@ def test_what_is_looked_up_is_the_organizations_own_and_no_similar_ones(empty: s
         for spelled in ("acme", "ACME", "acme ", "ácme")
     }
     assert found == {"acme": ["color"], "ACME": ["shade"], "acme ": ["tint"], "ácme": []}
-    assert read_texts(Source(empty), CONTACTS, "fields", ["name"], "organization_id", "ACME", "name", ["SHADE"]) == [
-        ("shade",)
-    ]
+    for spelled, expected in (("shade", [("shade",)]), ("SHADE", []), ("shade ", [])):
+        named = Named("name", ColumnType.TEXT, [spelled])
+        assert read_texts(Source(empty), CONTACTS, "fields", ["name"], "organization_id", "ACME", named) == expected
 
 
 def test_the_session_is_a_snapshot_that_cannot_write(url: str) -> None:
