@@ -38,7 +38,7 @@ _DUE = sa.and_(
     _WAITING,
     sa.or_(
         _rows.not_before.is_(None),
-        _rows.not_before <= current_instant(),
+        _rows.not_before <= instant_after(0),
         _rows.not_before > instant_after(2 * LONGEST_WAIT_SECONDS),
     ),
 )

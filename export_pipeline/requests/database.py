@@ -127,7 +127,10 @@ def _current_instant_sqlite(_element: current_instant, _compiler: SQLCompiler, *
 
 
 class instant_after(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it stands for
-    """The database's clock plus so many seconds. Leases are written and compared by it: machines' clocks differ."""
+    """The database's clock plus so many seconds: leases are compared by it, for machines' clocks differ.
+
+    One instant a statement (``current_instant`` moves on from row to row), so that an index on instants serves.
+    """
 
     type = UtcDateTime()
     inherit_cache = True
@@ -136,7 +139,7 @@ class instant_after(GenericFunction[datetime]):  # noqa: N801 - named like the S
 @compiles(instant_after, "postgresql")
 def _instant_after_postgresql(element: instant_after, compiler: SQLCompiler, **options: Any) -> str:
     seconds = compiler.process(element.clauses, **options)
-    return f"(clock_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
+    return f"(statement_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
 
 
 @compiles(instant_after, "sqlite")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from export_pipeline.requests import billing
-from export_pipeline.requests.database import current_instant
+from export_pipeline.requests.database import current_instant, instant_after
 from export_pipeline.requests.enums import EventKind, RequestStatus
 from export_pipeline.requests.events import record
 from export_pipeline.requests.tables import export_files, export_requests
@@ -45,7 +45,7 @@ def past_retention(connection: sa.Connection) -> list[tuple[int, str, int]]:
     """Requests whose files are due for deletion, or were when a janitor died: (id, uid, attempt)."""
     asked = sa.select(_rows.id, _rows.uid, _rows.attempt)
     # Two questions, each by an index on few rows, in its very words: what expired grows for ever.
-    due = asked.where(_rows.status == sa.literal_column("'completed'"), _rows.expires_at < current_instant())
+    due = asked.where(_rows.status == sa.literal_column("'completed'"), _rows.expires_at < instant_after(0))
     undeleted = (
         asked.join(export_files, export_files.c.request_id == _rows.id)
         .where(_rows.status == RequestStatus.EXPIRED, export_files.c.deleted_at.is_(None))

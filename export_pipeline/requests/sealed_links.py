@@ -13,7 +13,7 @@ from enum import Enum
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import current_instant
+from export_pipeline.requests.database import current_instant, instant_after
 from export_pipeline.requests.enums import EventKind, RequestStatus
 from export_pipeline.requests.events import record
 from export_pipeline.requests.model import has_uid
@@ -79,7 +79,7 @@ def seal(
     if notification_id is None:
         connection.execute(
             export_links.delete().where(
-                _links.request_id == request_id, _links.notification_id.is_(None), _links.expires_at < current_instant()
+                _links.request_id == request_id, _links.notification_id.is_(None), _links.expires_at < instant_after(0)
             )
         )
     uid = connection.execute(sa.select(_rows.uid).where(_rows.id == request_id)).scalar_one()
@@ -118,7 +118,7 @@ def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
             _rows.organization_id,
             _rows.status,
             export_notifications.c.recipient,
-            (_links.expires_at <= current_instant()).label("is_over"),
+            (_links.expires_at <= instant_after(0)).label("is_over"),
         )
         .join(export_requests, _OF_REQUEST)
         .outerjoin(export_notifications, export_notifications.c.id == _links.notification_id)

@@ -54,7 +54,7 @@ def take_due(connection: sa.Connection, *, limit: int, lease: timedelta) -> list
 
     A process that dies with one costs it a try: the call may have arrived.
     """
-    due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= current_instant())
+    due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= instant_after(0))
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=_hooks.next_try_at).label("turn")
     candidates = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(due).subquery()
     chosen = (
@@ -102,7 +102,7 @@ def any_due(connection: sa.Connection) -> bool:
         # On SQLite a row may outlive its request: an application need not have foreign keys switched on.
         _rows.id == _hooks.request_id,
         _hooks.status == WebhookStatus.PENDING,
-        _hooks.next_try_at <= current_instant(),
+        _hooks.next_try_at <= instant_after(0),
     )
     return bool(connection.execute(sa.select(due)).scalar_one())
 

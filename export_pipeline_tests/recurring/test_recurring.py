@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.failures import ExportFailure
-from export_pipeline.requests import recurring, recurring_rows
+from export_pipeline.failures import ExportFailure, OwnershipLost
+from export_pipeline.requests import recurring, recurring_rows, states
 from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.model import ExportRequest, insert_request
 from export_pipeline.requests.organizations import Organizations
@@ -66,7 +66,8 @@ def test_every_column_that_may_be_asked_is_the_templates_or_the_recurring_export
     told = {
         "status", "stage", "attempt", "claimed_at", "run_id", "rows_done", "rows_total", "row_count", "byte_count",
         "file_count", "snapshot_at", "manifest_key", "error_code", "message", "heartbeat_at", "started_at",
-        "completed_at", "expires_at", "updated_at",
+        "completed_at", "expires_at", "updated_at", "uncounted_attempts", "claim_id", "not_before", "postponed_at",
+        "postponements",
     }  # fmt: skip
     assert set(RequestTemplate.model_fields) | MANAGED | told == set(ExportRequest.model_fields)
     assert not set(RequestTemplate.model_fields) & (MANAGED | told)
@@ -266,8 +267,61 @@ def test_since_last_success_begins_where_the_last_completed_window_ended(databas
     complete(database, made(database)[-1].id)
     assert windows(database)[1:] == [(at("2 10:00"), at(f"2 {hour}:00")) for hour in (11, 12, 13)]
     assert mark() == at("2 13:00")
-    complete(database, made(database)[1].id)  # re-executed: behind the mark, which stays
+    with pytest.raises(OwnershipLost, match=r"delivers rows of this one.*run-now"):  # re-executed, or retried
+        complete(database, made(database)[1].id)
+    for ended in made(database)[1:3]:
+        with pytest.raises(ExportFailure, match="delivers rows of this one"), database.begin() as connection:
+            states.retry(connection, ended.uid, actor="command")
     assert mark() == at("2 13:00")
+
+
+def test_a_request_whose_rows_no_later_one_delivers_is_retried(database: sa.Engine) -> None:
+    add(database, window_kind="since_last_success", lag_seconds=0)
+    look(database, "2 10:00")
+    fail(database, made(database)[0].id)
+    look(database, "2 11:00")
+    fail(database, made(database)[1].id)  # it failed as well: it delivers nothing
+    uid = made(database)[0].uid
+    with database.begin() as connection:
+        assert states.retry(connection, uid, actor="command")
+    assert made(database)[0].status == "queued"
+
+
+@pytest.mark.parametrize("column", ["cron", "time_zone"])
+def test_fire_times_count_from_the_change_of_the_schedule_on(database: sa.Engine, column: str) -> None:
+    """Else an hourly cron would make up for all the hours since the last weekly fire time."""
+    recurring_id = add(database, cron="0 10 * * *", catch_up_policy="all", overlap_policy="queue")
+    look(database, "2 10:00")
+    complete(database, made(database)[0].id)
+    update(database, recurring_id, **({"cron": "0 * * * *"} if column == "cron" else {"time_zone": "Asia/Kolkata"}))
+    for _ in range(3):
+        look(database, "9 10:05")
+    assert len(made(database)) == 1
+    look(database, "9 11:00" if column == "cron" else "10 04:30")
+    assert len(made(database)) == 2
+
+
+def test_a_mark_in_the_future_is_said_and_corrected(database: sa.Engine) -> None:
+    """A clock was a year ahead for a while: without a correction nothing is due for a year."""
+    recurring_id = add(database, window_kind="since_last_success", lag_seconds=0, catch_up_policy="all")
+    look(database, "2 10:00")
+    complete(database, made(database)[0].id)
+    ahead = at("2 10:00") + timedelta(days=365)
+    update(database, recurring_id, last_fired_for=ahead, high_water_mark=ahead)
+    tick = look(database, "2 11:00")
+    assert tick.corrected == [recurring_id, recurring_id]
+    assert windows(database)[1:] == [(at("2 10:00"), at("2 11:00"))]
+    assert look(database, "2 11:30").corrected == []
+
+
+def test_the_mark_never_passes_the_instant_at_which_the_request_was_made(database: sa.Engine) -> None:
+    """A window may be asked for that ends in the future; what is created later is in no file."""
+    recurring_id = add(database, window_kind="since_last_success", lag_seconds=0)
+    with database.begin() as connection:
+        later = utc_now() + timedelta(days=30)
+        recurring.run_now(connection, Organizations(), recurring_id, window=Coverage(None, later))
+    complete(database, made(database)[0].id)
+    assert row(database, recurring_id).high_water_mark == made(database)[0].created_at
 
 
 def test_a_request_of_another_organization_moves_nothing(database: sa.Engine) -> None:

@@ -18,6 +18,7 @@ from export_pipeline.requests.migrate import upgrade
 from export_pipeline.requests.model import find_state, insert_request, load_request
 from export_pipeline.requests.states import DeliveredFile
 from export_pipeline.requests.tables import export_events, export_files, export_requests
+from export_pipeline.settings import Settings
 
 FAILURE = ExportFailure(FailureCode.UNKNOWN_DATASET, "dataset: no such thing.", field="dataset")
 
@@ -378,3 +379,52 @@ def test_a_row_of_bytes_is_shown_although_they_are_no_text(tmp_path: Path) -> No
     assert state is not None
     assert (state.format, state.message) == ("\ufffd\ufffd", "\ufffd")
     database.dispose()
+
+
+def test_a_run_whose_row_another_took_over_does_not_complete_it(database: sa.Engine) -> None:
+    request_id = running(database)
+    begin(database, request_id, "run-2", ["run-1"])
+    with pytest.raises(OwnershipLost):
+        complete(database, request_id, "run-1")
+    found = row(database, request_id)
+    assert (found.status, found.run_id, found.manifest_key) == ("running", "run-2", None)
+    complete(database, request_id, "run-2")
+
+
+UNSTORABLE = ["a NUL \0 in it", "half a \ud83d pair", "not of Latin 1: \u20ac \u65e5"]
+
+
+@pytest.mark.parametrize("text", UNSTORABLE)
+def test_a_failure_whose_text_the_database_cannot_hold_is_written_all_the_same(
+    request: pytest.FixtureRequest, postgres_url: str, text: str
+) -> None:
+    """A database in LATIN1, and text that no PostgreSQL holds: the row would stay ``running``."""
+    server = create_engine(Settings(database_url=postgres_url).database_url)
+    name = f"latin_{abs(hash(text))}"
+    with server.connect() as connection:
+        raw = connection.connection.dbapi_connection
+        assert raw is not None
+        raw.autocommit = True
+        raw.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    latin = create_engine(server.url.set(database=name).render_as_string(hide_password=False))
+    upgrade(latin)
+    request_id = running(latin)
+    with latin.begin() as connection:
+        failure = ExportFailure(FailureCode.SOURCE_DATA_INVALID, text)
+        assert states.fail(connection, request_id, failure, run_id="run-1")
+    found = row(latin, request_id)
+    assert (found.status, found.error_code) == ("failed", "source_data_invalid")
+    assert found.message
+    assert found.message.isascii()
+    assert events(latin)[-1] == "failed"
+
+
+def test_a_request_that_is_refused_at_its_insert_has_a_trail_that_says_when_it_was_asked(database: sa.Engine) -> None:
+    created = utc_now().replace(microsecond=0) - timedelta(days=3)
+    request_id = ask(database, created_at=created)
+    with database.begin() as connection:
+        assert states.give_up(connection, request_id, FAILURE, attempt=0, run_id=None)
+    assert events(database) == ["asked", "failed"]
+    with database.connect() as connection:
+        first = connection.execute(sa.select(export_events.c.created_at).order_by(export_events.c.id)).scalars().first()
+    assert first == created

@@ -93,9 +93,9 @@ def upgrade() -> None:
         for table, kept in _KEPT_IDS.items():
             _use_ids_once(table)
             _begin_after(table, kept)
-    for name, table, column, where in _INDEXES:
+    for name, table, indexed, where in _INDEXES:
         condition = None if where is None else sa.text(where)
-        op.create_index(op.f(name), table, [column], postgresql_where=condition, sqlite_where=condition)
+        op.create_index(op.f(name), table, [indexed], postgresql_where=condition, sqlite_where=condition)
 
 
 def downgrade() -> None:
