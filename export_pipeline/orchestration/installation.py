@@ -13,16 +13,11 @@ from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration import descriptions, last_good
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.sensors import UNREACHABLE
 from export_pipeline.requests import health
+from export_pipeline.requests.database import why_unavailable
 
 NAME = "export_installation"
 INTERVAL_SECONDS = 14
-
-
-WRITABLE = (
-    "Check that `export-pipeline db upgrade` was run, the rights of the role, and that it is no read-only replica."
-)
 
 
 class InstallationBroken(Exception):
@@ -53,11 +48,9 @@ def _database_problems(exports: ExportResource) -> list[str]:
         with exports.database.begin() as connection:
             health.note_tick(connection, NAME)
             outage = health.outage(connection)
-    except sa.exc.OperationalError:
-        return [UNREACHABLE]
     except sa.exc.DBAPIError as error:
-        refusal = f"The request database refused to be written to ({type(error.orig).__name__})."
-        return [f"{refusal} {WRITABLE}"]
+        refused = f"The request database refused to be written to ({type(error.orig).__name__}): check its log."
+        return [why_unavailable(error) or refused]
     return [] if outage.ok else [f"Exports wait, and go on by themselves when it answers: {outage.meaning}"]
 
 

@@ -17,11 +17,13 @@ import dagster as dg
 import sqlalchemy as sa
 from dagster import DagsterInstance, RunsFilter
 
+from export_pipeline.failures import FailureCode
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.job import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.reconcile import Fate, RunView, fate, is_of, write
 from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.orchestration.step_queue import has_waiting_step
 from export_pipeline.requests import claims
 from export_pipeline.requests.database import impatient, reading
@@ -117,6 +119,21 @@ def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orp
     if lost and beyond_one_machine:
         _interrupt(instance, orphan)
         _bury_all(instance, orphan, runs)
+    if decided is Fate.GIVE_UP:
+        _say_given_up(instance, orphan, runs)
+
+
+def _say_given_up(instance: DagsterInstance, orphan: claims.Orphan, runs: Sequence[RunView]) -> None:
+    """On the request's last run, whose process could not say it: the list of runs shows and filters by it."""
+    last = next((run for run in runs if is_of(run, orphan)), None)
+    if last is None:
+        return
+    code = FailureCode.ATTEMPTS_EXHAUSTED
+    with suppress(Exception):  # the row says it
+        instance.add_run_tags(last.run_id, tags.failure_tags(code))
+        run = instance.get_run_by_id(last.run_id)
+        if run is not None:
+            instance.report_engine_event(f"The request is given up ({code}). {RUNBOOK[code].plain}", run)
 
 
 def _waits(instance: DagsterInstance, run: RunView) -> bool:

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.orchestration.metadata import Metadata, failure_metadata
 from export_pipeline.requests import states
+from export_pipeline.requests.database import why_unavailable
 
 POSTPONED_UNTIL = "postponed_until"
 """Metadata of a failed step whose run put its request back into the queue: nobody has to do anything."""
@@ -26,10 +27,8 @@ def failure_of(error: Exception) -> ExportFailure:
     """The failure that an exception means; ``states.INTERNAL`` if it is none that was expected."""
     if isinstance(error, ExportFailure):
         return error
-    if isinstance(error, sa.exc.OperationalError):
-        message = "The request database could not be reached. Check that it runs and EXPORT_DATABASE_URL."
-        return ExportFailure(FailureCode.DATABASE_UNAVAILABLE, message)
-    return states.INTERNAL
+    why = why_unavailable(error) if isinstance(error, sa.exc.DBAPIError) else None
+    return states.INTERNAL if why is None else ExportFailure(FailureCode.DATABASE_UNAVAILABLE, why)
 
 
 def told(failure: ExportFailure) -> str:

@@ -57,6 +57,8 @@ def _mend(what: str, then: str = FROM_FAILURE) -> Advice:
     return Advice(Turn.OPERATOR, f"{what}, then {then}.")
 
 
+_BY_THEMSELVES = "requests go on by themselves; if a row says `failed`"
+
 RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.INVALID_REQUEST: _correct("correct the column that the row's message names"),
     FailureCode.UNKNOWN_DATASET: _correct("name a dataset of the catalog"),
@@ -93,11 +95,15 @@ RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.ROW_TOO_LARGE: _correct("raise `max_file_size_mb`, or leave out the widest columns"),
     FailureCode.FILE_SIZE_TOO_SMALL: _correct("raise `max_file_size_mb`"),
     FailureCode.DATABASE_UNAVAILABLE: _mend(
-        "Bring the request database back (`EXPORT_DATABASE_URL`): requests go on by themselves; if a row says `failed`"
+        f"Bring the request database back (`EXPORT_DATABASE_URL`): {_BY_THEMSELVES}"
     ),
-    FailureCode.SOURCE_UNAVAILABLE: _mend("Bring the source database back (`EXPORT_SOURCE_URL`)"),
-    FailureCode.STORE_UNAVAILABLE: _mend("Bring the store back (`EXPORT_STORE_URL`: service, network, free space)"),
-    FailureCode.STAGING_UNAVAILABLE: _mend("Bring staging back (`EXPORT_STAGING_URL`: service, network, free space)"),
+    FailureCode.SOURCE_UNAVAILABLE: _mend(f"Bring the source database back (`EXPORT_SOURCE_URL`): {_BY_THEMSELVES}"),
+    FailureCode.STORE_UNAVAILABLE: _mend(
+        f"Bring the store back (`EXPORT_STORE_URL`: service, network, free space): {_BY_THEMSELVES}"
+    ),
+    FailureCode.STAGING_UNAVAILABLE: _mend(
+        f"Bring staging back (`EXPORT_STAGING_URL`: service, network, free space): {_BY_THEMSELVES}"
+    ),
     FailureCode.MAIL_UNAVAILABLE: _mend(
         "Bring the mail provider back (`EXPORT_MAIL_URL`): `notify` runs try six times by themselves; after the sixth"
     ),

@@ -29,9 +29,8 @@ from export_pipeline.orchestration.outcomes import POSTPONED_UNTIL, failure_of, 
 from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, states
-from export_pipeline.requests.database import reading
 from export_pipeline.requests.enums import NotificationStatus, RequestStatus, Stage
-from export_pipeline.requests.model import read_state
+from export_pipeline.requests.model import load_request
 
 MAX_RETRIES = 3
 FIRST_RETRY_SECONDS = 2.0
@@ -205,18 +204,19 @@ class _Frame:
 
     def outcome(self, error: Exception) -> Exception:
         """How the op ends: never with the error itself, whose text may hold anything."""
+        unwritten = error
         for _ in range(DATABASE_RETRIES):
             try:
                 return self._outcome(error)
-            except sa.exc.OperationalError as second:
-                unwritten: Exception = second
-                time.sleep(_LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
             except Exception as second:  # noqa: BLE001 - writing it failed too: the reconciler writes it
                 unwritten = second
-                break
+                if failure_of(second).code is not FailureCode.DATABASE_UNAVAILABLE:
+                    break
+                time.sleep(_LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
+        self._tag(failure_of(unwritten))
         return dg.Failure(
             "The end of this step could not be written to the row; the request gets a new attempt within minutes.",
-            metadata={"exception": dg.MetadataValue.text(type(unwritten).__qualname__)},
+            metadata=metadata_of(unwritten, None if self._owned is None else self._owned.uid),
             allow_retries=False,
         )
 
@@ -284,13 +284,10 @@ class _Frame:
         """Put the request back into the queue, uncharged: when it is tried again. None if it may not be."""
         with self._exports.database.begin() as connection:
             states.postpone(connection, self._request_id, failure, run_id=self._context.run_id)
-        if self._owned is None:
-            return None
-        with reading(self._exports.database) as connection:
-            state = read_state(connection, self._owned.uid)
+            row = load_request(connection, self._request_id)
         # Of several shards of one run that fail at once, one postpones it.
-        ours = state is not None and state.attempt == self._owned.attempt and state.status is RequestStatus.QUEUED
-        return f"{state.not_before:%Y-%m-%d %H:%M:%S} UTC" if ours and state and state.not_before else None
+        ours = self._owned is not None and row.attempt == self._owned.attempt and row.status is RequestStatus.QUEUED
+        return f"{row.not_before:%Y-%m-%d %H:%M:%S} UTC" if ours and row.not_before else None
 
     def _postponed(self, failure: ExportFailure, until: str) -> Exception:
         """The next run begins anew: nothing of this one stays, so that a full disk has its room back."""

@@ -118,8 +118,8 @@ def _oldest(
 ) -> float | None:
     """Seconds since the earliest of the instants that meet the condition; None if none does, or all are to come."""
     age = unix_seconds(current_instant()) - unix_seconds(instant)
-    seconds = connection.execute(sa.select(sa.func.max(age)).where(condition)).scalar_one()
-    return None if seconds is None else max(float(seconds), 0.0)
+    seconds: float | None = connection.execute(sa.select(sa.func.max(age)).where(condition)).scalar_one_or_none()
+    return None if seconds is None else max(seconds, 0.0)
 
 
 def _owes_mail() -> sa.ColumnElement[bool]:

@@ -17,7 +17,7 @@ from export_pipeline.orchestration.sensors import run_request
 from export_pipeline.requests import claims
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import upgrade
-from export_pipeline.requests.model import RequestState, insert_request, read_state
+from export_pipeline.requests.model import ExportRequest, RequestState, insert_request, load_request, read_state
 from export_pipeline.requests.tables import export_requests
 from export_pipeline_tests.engine import people
 
@@ -86,6 +86,11 @@ class Pipeline:
             state = read_state(connection, uid)
         assert state is not None
         return state
+
+    def request(self, uid: str) -> ExportRequest:
+        """Its whole row."""
+        with self.database.connect() as connection:
+            return load_request(connection, self.state(uid).id)
 
     def update(self, uid: str, **values: Any) -> None:
         with self.database.begin() as connection:

@@ -81,7 +81,7 @@ def nothing_left(pipeline: Pipeline, state: RequestState) -> bool:
 
 FAULTS = [
     (FailureCode.UNKNOWN_COLUMN, "Sua exportação precisa de uma correção: Pessoas"),
-    (FailureCode.SOURCE_UNAVAILABLE, "Sua exportação não pôde ser feita desta vez: Pessoas"),
+    (FailureCode.MAIL_UNAVAILABLE, "Sua exportação não pôde ser feita desta vez: Pessoas"),
     (FailureCode.COUNT_MISMATCH, "Sua exportação falhou por um problema nosso: Pessoas"),
 ]
 

@@ -152,14 +152,14 @@ def test_what_may_pass_is_retried_with_backoff_and_succeeds(
     assert sum(event.is_step_up_for_retry for event in result.all_events) == 2
 
 
-def test_what_does_not_pass_fails_after_its_retries(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_pass_is_postponed_after_its_retries(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any, **options: Any) -> Any:
         raise ExportFailure(FailureCode.STORE_UNAVAILABLE, "The store failed.")
 
     monkeypatch.setattr(ops, "upload_files", broken)
     result, state = pipeline.export()
     assert sum(event.is_step_up_for_retry for event in result.all_events) == stage.MAX_RETRIES
-    assert (state.status, state.error_code) == ("failed", "store_unavailable")
+    assert (state.status, state.error_code) == ("queued", "store_unavailable")
     assert pipeline.outbox == []
 
 

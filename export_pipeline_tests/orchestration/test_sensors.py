@@ -231,13 +231,16 @@ def test_a_slow_run_with_a_heartbeat_is_left_alone(pipeline: Pipeline) -> None:
 
 def test_a_request_that_kills_its_process_every_time_fails_after_its_attempts(pipeline: Pipeline) -> None:
     uid = pipeline.ask()
+    runs = []
     for attempt in (1, 2, 3):
         assert [claim.attempt for claim in pipeline.claim()] == [attempt]
-        a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE, attempt)
+        runs.append(a_run(pipeline, uid, dg.DagsterRunStatus.FAILURE, attempt))
         pipeline.update(uid, status="running", heartbeat_at=utc_now() - STALE)
         evaluate(pipeline, export_reconciler)
     state = pipeline.state(uid)
     assert (state.status, state.error_code) == ("failed", "attempts_exhausted")
+    given_up = pipeline.instance.get_runs(dg.RunsFilter(tags={"export/error_code": "attempts_exhausted"}))
+    assert [(run.run_id, run.tags["export/fault"]) for run in given_up] == [(runs[-1], "ours")]
 
 
 def test_a_run_canceled_in_dagster_cancels_the_row(pipeline: Pipeline) -> None:
