@@ -1,17 +1,30 @@
-"""Files in the message itself, for exports that are small enough.
-
-What belongs here: whether an export is attached, and reading its files for that, once however many
-recipients there are. What does not: links (``notify``), the message's form (``mime``).
-"""
+"""What is in the message itself: the files of exports that are small enough, the links of files that are too many."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from export_pipeline.delivery.mail import Attachment
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
+from export_pipeline.delivery.message import MAX_LISTED, ReadyFile
+from export_pipeline.delivery.mime import one_line
 from export_pipeline.delivery.store import Store
 from export_pipeline.failures import ExportFailure, FailureCode
+
+_LONGEST_LIST = 5_000_000
+"""Bytes of a list of links: a third more in the mail, which most servers take (Postfix by default: 10,240,000)."""
+
+
+def link_list(files: Sequence[ReadyFile]) -> Attachment | None:
+    """All links, for a mail that cannot list them; None if it can, or if they are too many to attach.
+
+    A line a file, in the order of the rows: its name, a tab, its link.
+    """
+    if len(files) <= MAX_LISTED or not all(file.url for file in files):
+        return None
+    content = "".join(f"{one_line(file.name)}\t{file.url}\r\n" for file in files).encode()
+    return Attachment("links.txt", "text/plain; charset=utf-8", content) if len(content) <= _LONGEST_LIST else None
 
 
 def attachments_of(store: Store, manifest: Manifest, longest: int) -> tuple[Attachment, ...]:

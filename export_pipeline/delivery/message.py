@@ -25,9 +25,6 @@ _BABEL_LOCALES = {"en": "en_US", "es": "es", "pt": "pt_BR"}
 _LONGEST_DETAILS = 2000
 MAX_LISTED = 10
 """Files that the mail itself lists: Gmail cuts a message off after 102 kB, and a signed link may have 2 kB."""
-_LONGEST_LIST = 5_000_000
-"""Bytes of the attached list of links: a third more in the mail, which most servers take (Postfix: 10,240,000)."""
-LIST_NAME = "links.txt"
 # The formats' counters that a reader should know of; each is also its phrase's name.
 _NOTED_COUNTERS = ("cut_cells", "replaced_characters", "guarded_cells", "non_finite_numbers")
 
@@ -59,6 +56,8 @@ class ReadyMail:
     counters: Mapping[str, int] = field(default_factory=dict)
     unsubscribe_url: str | None = None
     """Where the recipient leaves a recurring export."""
+    link_list: str | None = None
+    """Name of the attached file with the links of all files, if there are more than the mail lists."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,9 @@ class _Writing:
             return offset
         name = get_timezone_name(self.zone, locale=self.locale)
         if name == get_timezone_location(self.zone, locale=self.locale):
-            # The language has no name for the zone, and what Babel makes up of the country's may be wrong: "summer time
-            # of Argentina" all year in the Spanish of America, "Argentina (Argentina/Buenos Aires) Time" in English.
-            city = get_timezone_location(self.zone, locale=self.locale, return_city=True)
-            name = city.rpartition("/")[2]
+            # The language has no name for the zone, and what Babel makes up may be wrong: "summer time of Argentina" all
+            # year in the Spanish of America, "Argentina (Argentina/Buenos Aires) Time" in English.
+            name = get_timezone_location(self.zone, locale=self.locale, return_city=True).rpartition("/")[2]
         return f"{name}, {offset}"
 
 
@@ -182,19 +180,8 @@ def _more(mail: ReadyMail, writing: _Writing, *, linked: bool) -> str | None:
     more = len(mail.files) - MAX_LISTED
     if more <= 0:
         return None
-    how = "more_attached" if not linked else "more_unlisted" if link_list(mail) is None else "more_listed"
-    return writing.texts[how].format(count=writing.number(more), name=LIST_NAME)
-
-
-def link_list(mail: ReadyMail) -> bytes | None:
-    """A text file of all links, for a mail that cannot list them; None if it can, or if they are too many to attach.
-
-    A line a file, in the order of the rows: its name, a tab, its link.
-    """
-    if len(mail.files) <= MAX_LISTED or not all(file.url for file in mail.files):
-        return None
-    content = "".join(f"{one_line(file.name)}\t{file.url}\r\n" for file in mail.files).encode()
-    return content if len(content) <= _LONGEST_LIST else None
+    how = "attached" if not linked else "listed" if mail.link_list else "unlisted"
+    return writing.texts[f"more_{how}"].format(count=writing.number(more), name=mail.link_list)
 
 
 def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, str]:

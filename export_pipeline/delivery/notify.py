@@ -10,18 +10,11 @@ from email.headerregistry import Address
 import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
-from export_pipeline.delivery.attachments import attachments_of
+from export_pipeline.delivery.attachments import attachments_of, link_list
 from export_pipeline.delivery.handover import Handover, hand_over
-from export_pipeline.delivery.mail import (
-    Attachment,
-    MailProvider,
-    Message,
-    default_sender,
-    message_id,
-    parse_address,
-)
+from export_pipeline.delivery.mail import MailProvider, Message, default_sender, message_id, parse_address
 from export_pipeline.delivery.manifest import Manifest, ManifestFile
-from export_pipeline.delivery.message import LIST_NAME, ReadyFile, ReadyMail, link_list, ready_message, titles_of
+from export_pipeline.delivery.message import ReadyFile, ReadyMail, ready_message, titles_of
 from export_pipeline.delivery.objects import Link
 from export_pipeline.delivery.store import Store
 from export_pipeline.delivery.upload import describe
@@ -154,9 +147,11 @@ def _messages(
         links = _sealed(database, settings, announcement, notification_id) if sealed else shared
         leave = unsubscribe_url(settings, announcement.recurring_export_id, recipient)
         mail = replace(_mail(announcement, links), unsubscribe_url=leave)
+        listed = link_list(mail.files)
+        if listed is not None:
+            mail = replace(mail, link_list=listed.name)
         subject, text, html = ready_message(mail, announcement.locale)
-        listed = link_list(mail)
-        attached = attachments if listed is None else (Attachment(LIST_NAME, "text/plain; charset=utf-8", listed),)
+        attached = attachments if listed is None else (listed,)
         same_id = message_id(str(manifest.uid), recipient)
         yield notification_id, Message(sender, recipient, subject, text, html, same_id, attached, leave)
 

@@ -24,6 +24,7 @@ _COMMAND_SECONDS = 300.0
 """RFC 5321, 4.5.3.2: for the answer to MAIL and RCPT; 3 minutes would do for a block of the message."""
 _VERDICT_SECONDS = 600.0
 """RFC 5321, 4.5.3.2.6: for the answer to the final dot. Who hangs up earlier never knows whether the mail was taken."""
+_GOODBYE_SECONDS = 5.0
 _BLOCK = 65_536
 _FORM = "expected smtp://user:password@host:port or smtps://..., with starttls=1 or starttls=0 or neither"
 
@@ -265,6 +266,7 @@ def _hang_up(client: smtplib.SMTP | None) -> None:
         return
     try:
         if client.sock is not None:
+            client.sock.settimeout(_GOODBYE_SECONDS)
             client.quit()
     except (smtplib.SMTPException, OSError):
         pass
