@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _MODEL = ConfigDict(extra="forbid", frozen=True)
-_LARGEST_MANIFEST = 64 * 2**20
 
 
 class ManifestFile(BaseModel):
@@ -115,4 +114,4 @@ def read_manifest(store: Store, key: str) -> Manifest:
         ExportFailure: ``store_refused`` if there is none, ``internal_error`` if it cannot be read.
     """
     with store.open(key) as stream:
-        return Manifest.from_json(stream.read(_LARGEST_MANIFEST))
+        return Manifest.from_json(stream.read())

@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, cast
 
 _CHUNK = 2**20
+_PARQUET_ROWS = 4096
 _LARGEST_OBJECT = 256 * 2**20
 """Characters of one JSON object; more without an end is taken for damage."""
 
@@ -42,7 +44,7 @@ def count_rows(
         stream: the file as delivered, from its beginning.
         file_format: ``csv``, ``json``, ``ndjson``, ``xlsx`` or ``parquet``.
         compressed: whether the file as a whole is gzip.
-        columns: the headers that CSV and workbooks must begin with.
+        columns: the headers that CSV, workbooks and Parquet files must have.
         csv_delimiter: what stands between two CSV fields.
 
     Raises:
@@ -69,7 +71,7 @@ def _counter(file_format: str, columns: Sequence[str], delimiter: str) -> Callab
     counters: dict[str, Callable[[BinaryIO], int]] = {
         "json": _count_json,
         "ndjson": _count_ndjson,
-        "parquet": lambda source: _spooled(source, _count_parquet),
+        "parquet": lambda source: _spooled(source, lambda file: _count_parquet(file, columns)),
     }
     if file_format not in counters:
         raise UnreadableFileError(f"the format {file_format!r} is not known")
@@ -120,12 +122,69 @@ def _count_ndjson(source: BinaryIO) -> int:
 
 
 def _expect_object(line: bytes, number: int) -> None:
+    text = line.decode().strip(" \t\r\n")
     try:
-        whole = isinstance(json.loads(line), dict)
+        whole = text.startswith("{") and _end_of_object(text, 0) == len(text)
     except json.JSONDecodeError:
         whole = False
     if not whole:
         raise UnreadableFileError(f"line {number} is no JSON object")
+
+
+# Numbers are not made: Python refuses those of more than 4,300 digits.
+_DECODER = json.JSONDecoder(parse_int=len, parse_float=len)
+# Possessive repeats: a text without an end is not tried again from its middle.
+_JSON_TOKEN = re.compile(
+    r'[ \t\r\n]*(?:(?P<mark>[{}\[\],:])|(?P<text>"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*+")'
+    r"|(?P<atom>true|false|null|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?))"
+)
+
+
+def _end_of_object(text: str, at: int) -> int:
+    """Where the JSON object that begins here ends.
+
+    Raises:
+        json.JSONDecodeError: it does not end, or is none.
+    """
+    try:
+        return _DECODER.raw_decode(text, at)[1]
+    except RecursionError:
+        return _end_of_deep_object(text, at)
+
+
+def _end_of_deep_object(text: str, at: int) -> int:
+    """The same without recursion: Python's reader gives up at about a thousand levels, databases do not."""
+    open_: list[str] = []
+    expected = "value"
+    while True:
+        token = _JSON_TOKEN.match(text, at)
+        if token is None:
+            raise json.JSONDecodeError("no token", text, at)
+        at = token.end()
+        mark, is_key = token["mark"], token["text"] is not None and expected in ("key", "key or }")
+        if mark in ("{", "[") and expected in ("value", "value or ]"):
+            open_.append(mark)
+            expected = "key or }" if mark == "{" else "value or ]"
+        elif is_key:
+            expected = ":"
+        elif mark == ":" and expected == ":":
+            expected = "value"
+        elif mark == "," and expected == ", or end":
+            expected = "key" if open_[-1] == "{" else "value"
+        elif _closes(mark, open_[-1:], expected):
+            open_.pop()
+            expected = ", or end"
+            if not open_:
+                return at
+        elif mark is None and expected in ("value", "value or ]"):
+            expected = ", or end"
+        else:
+            raise json.JSONDecodeError("not expected here", text, at)
+
+
+def _closes(mark: str | None, innermost: list[str], expected: str) -> bool:
+    pair = {"}": ("{", "key or }"), "]": ("[", "value or ]")}.get(mark or "")
+    return pair is not None and innermost == [pair[0]] and expected in (pair[1], ", or end")
 
 
 def _count_json(source: BinaryIO) -> int:
@@ -152,8 +211,6 @@ def _count_json(source: BinaryIO) -> int:
 
 class _JsonText:
     """A window on a long JSON text."""
-
-    _decoder = json.JSONDecoder()
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
@@ -183,7 +240,7 @@ class _JsonText:
             raise UnreadableFileError(f"item {number} is no JSON object")
         while True:
             try:
-                _, self._at = self._decoder.raw_decode(self._window, self._at)
+                self._at = _end_of_object(self._window, self._at)
             except json.JSONDecodeError:
                 if len(self._window) - self._at > _LARGEST_OBJECT or not self._more():
                     raise UnreadableFileError(f"item {number} is no JSON object") from None
@@ -218,17 +275,36 @@ def _count_xlsx(file: BinaryIO, columns: Sequence[str]) -> int:
 
 
 def _count_sheet(rows: Iterator[tuple[object, ...]], columns: Sequence[str]) -> int:
-    if [str(cell) for cell in next(rows, ())] != list(columns):
+    from openpyxl.utils.escape import unescape
+
+    # openpyxl leaves Excel's escapes in cells as they are; an empty text is None.
+    headers = [unescape("" if cell is None else str(cell)) for cell in next(rows, ())]
+    if headers != [_in_a_cell(column) for column in columns]:
         raise UnreadableFileError("the header of a sheet is not the manifest's columns")
     return sum(1 for _ in rows)
 
 
-def _count_parquet(file: BinaryIO) -> int:
+def _in_a_cell(header: str) -> str:
+    """What a workbook can hold of a header: no character that XML forbids, and 32,767 UTF-16 units."""
+    allowed = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "\ufffd", header)
+    units, mark = allowed.encode("utf-16-le"), "… [cut]"
+    if len(units) <= 2 * 32_767:
+        return allowed
+    return units[: 2 * (32_767 - len(mark))].decode("utf-16-le", "ignore") + mark
+
+
+def _count_parquet(file: BinaryIO, columns: Sequence[str]) -> int:
     import pyarrow as pa
     import pyarrow.parquet
 
     try:
         with pa.parquet.ParquetFile(file) as parquet:
-            return int(parquet.metadata.num_rows)
+            if parquet.schema_arrow.names != list(columns):
+                raise UnreadableFileError("the columns are not the manifest's")
+            count = 0
+            for batch in parquet.iter_batches(_PARQUET_ROWS):
+                batch.validate(full=True)  # text that is not UTF-8 is read without a word
+                count += batch.num_rows
+            return count
     except (pa.ArrowException, OSError) as error:
         raise UnreadableFileError(f"damaged Parquet file ({type(error).__name__})") from None

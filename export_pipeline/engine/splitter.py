@@ -70,7 +70,9 @@ def write_files(
                     message = f"file {ordinal} has {sink.count} bytes, more than its limit of {max_bytes}"
                     raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
             rows_before += rows
-            yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), blocks.take_counters())
+            counters = Counter(blocks.take_counters())
+            counters.update(fmt.head_counts)
+            yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), counters)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -19,7 +20,10 @@ from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
 import openpyxl
+import openpyxl.utils
+import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -43,6 +47,7 @@ from export_pipeline_tests.contract.format_samples import (
     nasty_table,
     one_column,
     ordinary_table,
+    table_of,
     write_all,
 )
 
@@ -128,13 +133,41 @@ def test_csv_is_what_rfc_4180_and_iso_8601_say() -> None:
     assert b"\r" not in written.contents[0]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_csv_of_one_column_has_no_line_that_looks_empty(delimiter: str) -> None:
+    """pandas and others pass over lines on which nothing can be seen."""
+    values = [None, "", " ", "\t ", "\u00a0", "a", ' "', "x,y", "x;y", "\n", "\r", " \r\n", "plain", '"']
+    columns = (OutputColumn("id", " ", ColumnType.TEXT),)
+    written = write_all(
+        "csv", table_of({"id": values}, columns), columns=columns, csv_delimiter=delimiter, guard_formulas=False
+    )
+    text = written.contents[0].decode()
+    assert text.count("plain\n") == 1
+    assert list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))[1:] == [[v or ""] for v in values]
+    frame = pd.read_csv(io.StringIO(text, newline=""), sep=delimiter, keep_default_na=False, dtype=str)
+    assert frame[" "].tolist() == [value or "" for value in values]
+
+
+@pytest.mark.parametrize("header", ["a\rb", "a\nb", 'a"b', "a,b", "a;b", "plain", " "])
+def test_csv_headers_are_quoted_where_their_characters_ask_for_it(header: str) -> None:
+    columns = (OutputColumn("id", header, ColumnType.INTEGER), OutputColumn("w", header + "2", ColumnType.INTEGER))
+    data = write_all("csv", table_of({"id": [1], "w": [2]}, columns), columns=columns).contents[0]
+    rows = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
+    assert rows == [[header, header + "2"], ["1", "2"]]
+    assert (b"\r" in data) == ("\r" in header)
+    options = pa.csv.ParseOptions(newlines_in_values=True)
+    assert pa.csv.read_csv(io.BytesIO(data), parse_options=options).column_names == [header, header + "2"]
+
+
 HARMLESS = [
     "-12.5", "+3", "-1e5", "-1,234.50", "-.5", "+55 (11) 91234-5678", "+1-555-123-4567", "+5511912345678", "-5%",
     "+49 89/1234 56", "-", "+", "plain", "a=b", "1+1", " =1", "'=1", "", None, "007", "-1.2E-3", "+55\u00a011\u00a09",
+    "-Infinity", "-inf", "-$0.01", "-$1,234.50", "-€ 5", "-1 years -2 mons +3 days -04:05:06.5", "-1 day", "-04:05:06",
 ]  # fmt: skip
 DANGEROUS = [
     "=1", "=SUM(A1)", "@x", "\t=1", "\rx", "\n=1", "+A1", "-A1", "+cmd|' /C calc'!A0", "-2+3", "--1", "+1;=2", "-1e5x",
     "+55 (11) 91234-5678 =x", "\uff1d1", "\uff0bA1", "\uff0dA1", "\uff20x", "+1\n=2", "-x", "- note", "+(A1)", "+()",
+    "-$A$1", "-R$1", "-Infinity()", "-1 day|x", "-1 days A1", "-1:2", "-$1+A1",
 ]  # fmt: skip
 
 
@@ -268,10 +301,11 @@ def shown_instant(value: datetime | None) -> Any:
 
 
 def shown_decimal(text: str | None) -> Any:
-    if text is None or not re.fullmatch(r"-?\d+(\.\d+)?", text):
+    match = re.fullmatch(r"-?(\d+)(?:\.(\d+?)0*)?(?:[eE][+-]?\d+)?", text or "")
+    if match is None:
         return text
-    digits = re.sub(r"[-.]", "", text).lstrip("0")
-    return float(text) if len(digits) <= 15 else text
+    digits = (match[1] + (match[2] or "")).lstrip("0")
+    return float(text) if len(digits) <= 15 else text  # type: ignore[arg-type]
 
 
 def check_sheet_row(cell: dict[str, Any], staged: dict[str, Any]) -> None:
@@ -281,7 +315,7 @@ def check_sheet_row(cell: dict[str, Any], staged: dict[str, Any]) -> None:
     assert cell["big"] == (str(big) if big is not None and abs(big) >= 10**15 else big)
     ratio = staged["ratio"]
     if ratio is not None and not math.isfinite(ratio):
-        assert cell["ratio"] == {"nan": "NaN", "inf": "inf", "-inf": "-inf"}[str(ratio)]
+        assert cell["ratio"] == {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(ratio)]
     else:
         assert cell["ratio"] == ratio
     assert cell["amount"] == shown_decimal(staged["amount"])
@@ -326,6 +360,82 @@ def test_xlsx_reads_back_with_calamine() -> None:
         check_sheet_row(cell, staged)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2.5000000000000000", 2.5),  # an average of PostgreSQL
+        ("123456.78900000000000000000", 123456.789),  # numeric(50, 20)
+        ("0.00000000000000000000", 0),
+        ("1e-07", 1e-7),
+        ("-1.5E+20", -1.5e20),
+        ("123456789012345e-3", 123456789012.345),
+        ("123456789012345.0", 123456789012345),
+        ("1234567890123456", "1234567890123456"),
+        ("1234567890123450", "1234567890123450"),  # an identifier, as its neighbours
+        ("0.1234567890123456", "0.1234567890123456"),
+        ("1e-400", "1e-400"),  # would be 0
+        ("1e400", "1e400"),
+        (f"0.{'0' * 400}1", f"0.{'0' * 400}1"),
+        (f"-0.{'0' * 400}", 0),
+        ("Infinity", "Infinity"),
+        ("-inf", "-Infinity"),
+        ("nan", "NaN"),
+        ("n/a", "n/a"),
+        ("1.5.6", "1.5.6"),
+        (None, None),
+    ],
+)
+def test_xlsx_writes_a_decimal_as_a_number_if_a_cell_keeps_all_its_digits(text: str | None, shown: Any) -> None:
+    for values in ([text], [text, "1", "x" * 400]):
+        table, columns = one_column(ColumnType.DECIMAL, values)
+        (_, found), *_ = readers.xlsx_openpyxl(write_all("xlsx", table, columns=columns).contents[0])[1]
+        assert (found, isinstance(found, str)) == (shown, isinstance(shown, str))
+
+
+@pytest.mark.parametrize("format_name", ["csv", "xlsx"])
+def test_infinities_are_spelled_alike_whatever_the_type(format_name: str) -> None:
+    columns = (OutputColumn("id", "id", ColumnType.INTEGER), *(
+        OutputColumn(name, name, kind) for name, kind in (("f", ColumnType.FLOAT), ("d", ColumnType.DECIMAL))
+    ))  # fmt: skip
+    floats = [math.inf, -math.inf, math.nan, 0.1 + 0.2, 1e300, 5e-324, -0.0]
+    decimals = ["inf", "-Infinity", "nan", "1", "2", "3", "4"]
+    table = table_of({"id": range(7), "f": floats, "d": decimals}, columns)
+    written = write_all(format_name, table, columns=columns)
+    read = readers.csv_module if format_name == "csv" else readers.xlsx_openpyxl
+    rows = read(written.contents[0])[1]
+    for row, spelled in zip(rows, ("Infinity", "-Infinity", "NaN"), strict=False):
+        assert list(row[1:]) == [spelled, spelled]
+    assert [float(row[1]) for row in rows[3:]] == floats[3:]
+    assert written.counters.get("guarded_cells", 0) == 0
+
+
+def test_alterations_of_headers_and_decimals_are_counted_once_a_file() -> None:
+    long, odd = "h" * (CELL_LIMIT + 1), "a\x01"
+    columns = (OutputColumn("id", long, ColumnType.INTEGER), OutputColumn("d", odd, ColumnType.DECIMAL))
+    table = table_of({"id": range(400), "d": ["9" * (CELL_LIMIT + 1), *["1.5"] * 399]}, columns)
+    written = write_all("xlsx", table, columns=columns)
+    assert written.counters == {"cut_cells": 2, "replaced_characters": 1}
+    columns = (OutputColumn("id", "=1", ColumnType.INTEGER), OutputColumn("d", "d", ColumnType.DECIMAL))
+    files = write_all("csv", table.slice(1), columns=columns, max_bytes=1000)
+    assert files.counters == {"guarded_cells": len(files.files)}
+
+
+def test_xlsx_columns_are_as_wide_as_their_type_header_and_first_rows_ask() -> None:
+    written = write_all("xlsx", ordinary_table(50))
+    sheet = openpyxl.load_workbook(io.BytesIO(written.contents[0])).active
+    widths = {
+        column.name: sheet.column_dimensions[openpyxl.utils.get_column_letter(n)].width
+        for n, column in enumerate(COLUMNS, 1)
+    }
+    assert (widths["at"], widths["day"]) == (20, 12)
+    assert widths["uid"] >= 36
+    assert widths["label"] >= len('The "label", quoted') + 3
+    assert max(widths.values()) <= 60
+    assert sheet.auto_filter.ref == f"A1:{openpyxl.utils.get_column_letter(len(COLUMNS))}51"
+    header, cell = sheet["A1"].font, sheet["A2"].font
+    assert (header.bold, header.name, header.size, header.scheme) == (True, cell.name, cell.size, cell.scheme)
+
+
 def test_xlsx_replaces_every_character_that_xml_forbids() -> None:
     forbidden = [chr(code) for code in (*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF)]
     table, columns = one_column(ColumnType.TEXT, [f"a{character}b" for character in forbidden])
@@ -348,6 +458,10 @@ def test_xlsx_continues_on_the_next_sheet(monkeypatch: pytest.MonkeyPatch) -> No
             assert len(rows) == (100, 100, 50)[number]
         found += [row[0] for row in rows]
     assert found == list(range(1, 251))
+    assert [sheet.auto_filter.ref for sheet in book.worksheets] == ["A1:J101", "A1:J101", "A1:J51"]
+    workbook = zipfile.ZipFile(io.BytesIO(written.contents[0])).read("xl/workbook.xml").decode()
+    named = re.findall(r"_xlnm._FilterDatabase[^<]*!([^<]*)</definedName>", workbook)
+    assert named == ["$A$1:$J$101", "$A$1:$J$101", "$A$1:$J$51"]
 
 
 def test_xlsx_of_exactly_one_full_sheet_has_no_second(monkeypatch: pytest.MonkeyPatch) -> None:

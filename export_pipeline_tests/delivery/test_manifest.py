@@ -19,13 +19,15 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.delivery.local import LocalStore
 from export_pipeline.delivery.manifest import Manifest, ManifestFile, read_manifest, write_manifest
 from export_pipeline.delivery.objects import ObjectDescription
-from export_pipeline.delivery.row_counts import UnreadableFileError, count_rows
+from export_pipeline.delivery.row_counts import UnreadableFileError, _end_of_deep_object, count_rows
 from export_pipeline.delivery.s3 import S3Store
 from export_pipeline.delivery.verify import verify
 from export_pipeline.engine.formats import open_format
@@ -236,6 +238,15 @@ class TestManifest:
         assert read_manifest(store, "m.json") == manifest
         assert json.loads((tmp_path / "m.json").read_bytes())["version"] == 1
 
+    def test_one_of_many_files_is_read_whole(self, tmp_path: Path) -> None:
+        """Above 64 MiB it was read cut."""
+        store, key = LocalStore(tmp_path), "m.json"
+        manifest = manifest_of("csv", "none", b"x")
+        write_manifest(store, key, manifest)
+        text = (tmp_path / key).read_bytes()
+        (tmp_path / key).write_bytes(b" " * (65 * 2**20) + text)
+        assert read_manifest(store, key) == manifest
+
     @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"version": 2}', b'{"uid": "personal-thing"}'])
     def test_no_manifest(self, text: bytes) -> None:
         with pytest.raises(ExportFailure, match="wrong") as caught:
@@ -289,6 +300,68 @@ class TestCountsOfTheEnginesFiles:
             csv_delimiter=options.csv_delimiter,
         )
         assert counted == rows
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def nested(depth: int) -> str:
+    return '{"a":[' * depth + "1" + "]}" * depth
+
+
+class TestCountsOfLongNumbersAndDeepJson:
+    """Both are sound JSON, and Python's own reader gives up on them."""
+
+    @pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 5000, "1." + "9" * 5000, "1e" + "9" * 5000])
+    @pytest.mark.parametrize("depth", [0, 3000])
+    def test_are_counted(self, number: str, depth: int) -> None:
+        row = f'{{"n":{number},"d":{nested(depth) if depth else "null"}}}'
+        assert count(f"{row}\n{row}\n".encode(), "ndjson") == 2
+        assert count(f"[{row},\n{row}]".encode(), "json") == 2
+
+    @pytest.mark.parametrize("damage", ["]", "}", ",", "x", '"', "1 1", "{1}", '{"a"}', "[1,]", '{"a":1,}'])
+    def test_damage_deep_inside_is_found(self, damage: str) -> None:
+        text = nested(3000).replace("1", damage)
+        for content, name in ((f"{text}\n", "ndjson"), (f"[{text}]", "json")):
+            with pytest.raises(UnreadableFileError):
+                count(content.encode(), name)
+
+    @settings(max_examples=50)
+    @given(st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=4), st.data())
+    def test_the_deep_reader_reads_what_pythons_reads(self, value: dict[str, Any], data: st.DataObject) -> None:
+        text = json.dumps(value, ensure_ascii=data.draw(st.booleans()), indent=data.draw(st.sampled_from([None, 1])))
+        assert _end_of_deep_object(text + " ]", 0) == len(text)
+        cut = data.draw(st.integers(0, len(text) - 1))
+        with pytest.raises(json.JSONDecodeError):
+            _end_of_deep_object(text[:cut], 0)
+
+
+@pytest.mark.parametrize("rows", [1, 5000])
+def test_text_in_parquet_that_is_not_utf_8_is_damage(rows: int) -> None:
+    texts = pa.array([b"sound"] * (rows - 1) + [b"Jos\xe9"], pa.binary()).view(pa.string())
+    sink = io.BytesIO()
+    pa.parquet.write_table(pa.table({"id": list(map(str, range(rows))), "note": texts}), sink)
+    with pytest.raises(UnreadableFileError, match="damaged"):
+        count(sink.getvalue(), "parquet")
+
+
+@pytest.mark.parametrize(
+    "header", ["_x0041_", "_x005F_x0041_", "a\x01b", "\ufffe", "h" * 40_000, "", " lead", "a\rb\nc", "&<>", "=1"]
+)
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_no_header_is_taken_for_damage(file_format: str, header: str) -> None:
+    headers = (header, f"{header}2")
+    columns = tuple(OutputColumn(f"c{place}", name, ColumnType.TEXT) for place, name in enumerate(headers))
+    options = FormatOptions(columns=columns, max_bytes=10**9, guard_formulas=False)
+    writing, sink = open_format(file_format, options), io.BytesIO()
+    writer = writing.open(sink)
+    writer.write(writing.encode(pa.record_batch({"c0": ["x"], "c1": ["y"]}), Counter()), 0)
+    writer.close()
+    assert count(sink.getvalue(), file_format, headers) == 1
 
 
 class TestCounts:

@@ -45,6 +45,13 @@ def sheets_as_csv(workbook: Path, names: Sequence[str]) -> list[list[list[str]]]
     return [_rows(out / f"{workbook.stem}-{name}.csv") for name in names]
 
 
+def as_printed(workbook: Path) -> str:
+    """The text of the pages, as a reader sees the cells."""
+    pdf = _converted(workbook, "pdf") / f"{workbook.stem}.pdf"
+    command = ["pdftotext", "-layout", str(pdf), "-"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS).stdout
+
+
 def _rows(path: Path) -> list[list[str]]:
     header, rows = csv_module(path.read_bytes())
     return [header, *rows]

@@ -18,13 +18,13 @@ from zoneinfo import ZoneInfo
 import openpyxl
 import pytest
 
-from export_pipeline.catalog.types import ColumnType
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.demo import nasty
 from export_pipeline.engine.formats import xlsx_format
 from export_pipeline_tests.contract import format_samples as samples
 from export_pipeline_tests.contract.format_readers import csv_module
 from export_pipeline_tests.contract.format_samples import COLUMNS, table_of, write_all
-from export_pipeline_tests.office.libreoffice import Cell, sheets_as_cells, sheets_as_csv
+from export_pipeline_tests.office.libreoffice import Cell, as_printed, sheets_as_cells, sheets_as_csv
 
 TEXTS = (*nasty.TEXTS.values(), nasty.LONG_TEXT, *nasty.PHONES, *nasty.EMAILS, *samples.TEXTS)
 SHEET_ROWS = 51
@@ -110,6 +110,28 @@ def test_every_cell_is_of_its_type_and_none_is_a_formula(opened: Opened, place: 
     assert different == []
 
 
+def test_no_cell_is_filled_with_number_signs_for_want_of_width(tmp_path: Path) -> None:
+    """Programs show ### for a date or number that its column is too narrow for."""
+    widest = {
+        "id": [999_999_999_999_999, -999_999_999_999_999, 1],
+        "big": [-999_999_999_999_999, 0, 999_999_999_999_999],
+        "ratio": [-1.7976931348623157e307, -0.30000000000000004, 123456789012345.6],
+        "amount": ["-12345678901234.5", "-1.23456789012345E-20", "2.5000000000000000"],
+        "at": samples.INSTANTS[:1] + samples.INSTANTS[5:7],
+        "day": [date(2026, 12, 28), date(1900, 3, 1), date(9999, 12, 31)],
+    }
+    columns = [OutputColumn(name, name, column.type) for column in COLUMNS if (name := column.name) in widest]
+    rows = 3000  # what is in the first ones must not decide
+    values = {name: [given[-1]] * rows + given for name, given in ((n, list(g)) for n, g in widest.items())}
+    written = write_all("xlsx", table_of(values, columns), columns=tuple(columns), time_zone="America/Sao_Paulo")
+    workbook = tmp_path / "wide.xlsx"
+    workbook.write_bytes(written.contents[0])
+    text = as_printed(workbook)
+    assert "#" not in text
+    for shown in ("999999999999999", "-999999999999999", "2026-12-28", "2026-03-08 03:59:59", "2.5"):
+        assert shown in text
+
+
 def same(kind: ColumnType, ours: str, theirs: str, zone: ZoneInfo) -> bool:
     """LibreOffice's CSV has 15 digits of a number, whole seconds, LF for CR LF, and nothing for null and empty text."""
     if ours == "" or theirs == "":
@@ -148,7 +170,9 @@ def is_right(kind: ColumnType, ours: str, cell: Cell, zone: ZoneInfo) -> bool:
 def is_native(kind: ColumnType, ours: str, zone: ZoneInfo) -> bool:
     """It is no text in a workbook: what a cell's 15 digits and calendar hold."""
     match kind:
-        case ColumnType.INTEGER | ColumnType.DECIMAL:
+        case ColumnType.DECIMAL:
+            return re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", ours) is not None and digits(ours) <= 15
+        case ColumnType.INTEGER:
             return re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", ours) is not None and digits(ours) <= 15
         case ColumnType.FLOAT:
             return math.isfinite(float(ours))
@@ -161,7 +185,8 @@ def is_native(kind: ColumnType, ours: str, zone: ZoneInfo) -> bool:
 
 
 def digits(number: str) -> int:
-    return len(re.sub(r"[-.]", "", number).lstrip("0"))
+    whole, _, fraction = re.sub(r"[eE].*", "", number).partition(".")
+    return len((whole.lstrip("-") + fraction.rstrip("0")).lstrip("0"))
 
 
 def same_number(ours: str, theirs: str) -> bool:

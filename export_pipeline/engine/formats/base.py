@@ -113,6 +113,11 @@ class FileFormat(Protocol[E]):
         ...
 
     @property
+    def head_counts(self) -> Mapping[str, int]:
+        """What is altered in the head of every file, by the names of ``counters``."""
+        ...
+
+    @property
     def compress_seconds(self) -> float:
         """Seconds spent on compressing so far; 0 where a library does it inside its own writer."""
         ...

@@ -24,6 +24,11 @@ from export_pipeline.failures import ExportFailure, FailureCode
 ISO_DATE = "%Y-%m-%d"
 
 _DAY_US = 86_400_000_000
+_NON_FINITE = (
+    (r"(?i)^\+?inf(?:inity)?$", "Infinity"),
+    (r"(?i)^-inf(?:inity)?$", "-Infinity"),
+    (r"(?i)^[+-]?nan$", "NaN"),
+)
 # Beyond these the calendar of polars (chrono) panics: years -200,000 to 200,000 are safely inside.
 _FURTHEST_DAY = 200_000 * 365
 # 1972-02-01: after it no zone of the tz database has an offset with seconds (Liberia was the last).
@@ -143,6 +148,20 @@ class Block:
     def text_bytes(self, place: int) -> TextBytes:
         """The bytes of a column that is staged as text."""
         return TextBytes(self.arrays[place])
+
+    def numbers(self, place: int) -> pl.Series:
+        """A column of decimals or floats; as text where one is not finite, which all types then spell alike."""
+        values = self.frame[str(place)]
+        if values.dtype == pl.String:
+            needs_text = self.text_bytes(place).has(b"n", b"N")
+        else:
+            needs_text = values.dtype.is_float() and bool(values.is_infinite().any())
+        if not needs_text:
+            return values
+        text = values.cast(pl.String)
+        for pattern, spelled in _NON_FINITE:
+            text = text.str.replace(pattern, spelled)
+        return text
 
     def local_time(self, place: int, zone: str) -> pl.Expr:
         """The instants in this zone; fails if one is beyond the calendar."""

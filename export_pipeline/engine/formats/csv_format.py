@@ -9,11 +9,10 @@ With ``csv_quoting: non_empty`` every value is in quotes and both are nothing, a
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections import Counter
-from functools import partial
-from typing import BinaryIO, cast
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import polars as pl
@@ -27,6 +26,9 @@ from export_pipeline.engine.formats.formula_guard import guarded, guarded_header
 from export_pipeline.engine.formats.rows import EncodedRows, RowEnds
 from export_pipeline.engine.formats.text_file import GZIP_MEDIA_TYPE, Frame, TextFile, gzips
 from export_pipeline.failures import ExportFailure, FailureCode
+
+if TYPE_CHECKING:
+    from polars._typing import CsvQuoteStyle
 
 _BOM = b"\xef\xbb\xbf"
 _NEWLINE, _QUOTE = 0x0A, 0x22
@@ -56,6 +58,12 @@ class CsvFormat:
         """The Content-Type of a file as stored."""
         return GZIP_MEDIA_TYPE if self._gzip else MEDIA_TYPES["csv"]
 
+    @cached_property
+    def head_counts(self) -> Counter[str]:
+        """Headers that got an apostrophe, in every file."""
+        pairs = zip(_headers(self._options), self._options.columns, strict=True)
+        return Counter(guarded_cells=sum(written != column.header for written, column in pairs))
+
     @property
     def compress_seconds(self) -> float:
         """Seconds spent on deflate."""
@@ -69,15 +77,18 @@ class CsvFormat:
         if quotes_all:
             frame = _without_bare_values(frame)
         written = _Written()
+        # Not "always", which would quote nulls.
+        style: CsvQuoteStyle = "non_numeric" if quotes_all else "necessary"
+        if frame.width == 1:
+            frame, style = _without_blank_lines(frame, self._options.csv_delimiter, style)
         frame.write_csv(
             cast("BinaryIO", written),
             include_header=False,
             separator=self._options.csv_delimiter,
             datetime_format=self._clock.iso,
             date_format=ISO_DATE,
-            # Not "always", which would quote nulls.
-            quote_style="non_numeric" if quotes_all else "necessary",
-            # A line with nothing on it is no row to many readers: a null in an only column is written as empty text.
+            quote_style=style,
+            # Only for the quotes of an only column that is null.
             null_value='""' if frame.width == 1 else None,
         )
         data = memoryview(written.data())
@@ -106,7 +117,8 @@ class CsvFormat:
 
     def _values(self, block: Block, place: int, counted: Counter[str]) -> pl.Series:
         """The column, guarded if what it holds was read as text."""
-        values = block.frame[str(place)]
+        is_number = block.columns[place].type in (ColumnType.FLOAT, ColumnType.DECIMAL)
+        values = block.numbers(place) if is_number else block.frame[str(place)]
         if not self._is_guarded(block.columns[place]):
             return values
         values, count = guarded(values, block.arrays[place], block.text_bytes(place))
@@ -148,17 +160,35 @@ def _check(options: FormatOptions) -> None:
         raise ExportFailure(FailureCode.INVALID_OPTION, message, field="csv_decimal_mark")
 
 
-def _head(options: FormatOptions) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(
-        text,
-        delimiter=options.csv_delimiter,
-        lineterminator="\n",
-        quoting=csv.QUOTE_ALL if options.csv_quoting == "non_empty" else csv.QUOTE_MINIMAL,
-    )
+def _headers(options: FormatOptions) -> list[str]:
     guard = guarded_header if options.guard_formulas else str
-    writer.writerow([guard(column.header) for column in options.columns])
-    return (_BOM if options.csv_bom else b"") + text.getvalue().encode()
+    return [guard(column.header) for column in options.columns]
+
+
+def _head(options: FormatOptions) -> bytes:
+    # Python's csv module leaves a lone CR bare.
+    special = re.compile(rf'["\r\n{re.escape(options.csv_delimiter)}]')
+    headers = _headers(options)
+    quotes_all = options.csv_quoting == "non_empty" or (len(headers) == 1 and not headers[0].strip())
+    written = [
+        '"' + header.replace('"', '""') + '"' if quotes_all or special.search(header) else header for header in headers
+    ]
+    return (_BOM if options.csv_bom else b"") + (options.csv_delimiter.join(written) + "\n").encode()
+
+
+def _without_blank_lines(
+    frame: pl.DataFrame, delimiter: str, style: CsvQuoteStyle
+) -> tuple[pl.DataFrame, CsvQuoteStyle]:
+    """An only column whose blanks are in quotes: to many readers a line with nothing visible on it is no row."""
+    (values,) = frame.get_columns()
+    if values.dtype != pl.String or style != "necessary":
+        return frame, style
+    is_blank = values.str.contains(r"^\s+$")
+    if not is_blank.any():
+        return frame, style
+    needs_quotes = is_blank | (values == "") | values.str.contains(rf'["\r\n{re.escape(delimiter)}]')
+    quoted = '"' + values.str.replace_all('"', '""', literal=True) + '"'
+    return quoted.zip_with(needs_quotes.fill_null(value=False), values).to_frame(), "never"
 
 
 def _without_bare_values(frame: pl.DataFrame) -> pl.DataFrame:

@@ -7,7 +7,8 @@ Dangerous by their first character, after OWASP's list: ``=``, ``@``, tab, CR, L
 unless what follows is a number or a phone number; likewise the fullwidth forms of the four signs.
 A lone ``+`` or ``-`` stays as it is: people write it for "none", and there is nothing in it to run.
 A number or phone number is digits, spaces and ``( ) . , - / %``, with an exponent at most: no name,
-no cell and no function can be spelled with these, so nothing can be run.
+no cell and no function can be spelled with these, so nothing can be run. The same holds for an infinity,
+an amount with a currency sign and an interval as PostgreSQL writes it, whose only letters are those of fixed words.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ _FIRST_BYTES = byte_table(b"=@+-\t\r\n" + bytes([_FULLWIDTH_LEAD]))
 _NUMBER = r"[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?%?|\.[0-9]+(?:[eE][+-]?[0-9]+)?%?"
 _PHONE = "[ \u00a0\u202f]*\\(?[0-9][0-9 \u00a0\u202f().\\-/]*"
 _SIGN = "+\\-\uff0b\uff0d"
-_SIGNED_NUMBER = f"[{_SIGN}](?:{_NUMBER}|{_PHONE})?"
+_MONEY = "[$\u00a2-\u00a5\u20a0-\u20bf] ?[0-9][0-9.,]*"
+_TIME = "[0-9]+:[0-9]{2}:[0-9]{2}(?:\\.[0-9]+)?"
+_INTERVAL = f"[0-9]+ (?:year|mon|day)s?(?: [+-]?[0-9]+ (?:mon|day)s?)*(?: [+-]?{_TIME})?|{_TIME}"
+_SIGNED_NUMBER = f"[{_SIGN}](?:{_NUMBER}|{_PHONE}|[Ii]nf(?:inity)?|{_MONEY}|{_INTERVAL})?"
 _HARMLESS = f"^{_SIGNED_NUMBER}$"
 _DANGEROUS = f"^[=@\\t\\r\\n\uff1d\uff20{_SIGN}]"
 

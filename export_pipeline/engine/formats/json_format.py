@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from itertools import groupby
 from typing import BinaryIO
 
@@ -42,6 +43,7 @@ class JsonFormat:
     """
 
     counters = ("non_finite_numbers",)
+    head_counts: Mapping[str, int] = {}
 
     def __init__(self, options: FormatOptions, *, lines: bool) -> None:
         check_time_zone(options.time_zone)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -46,6 +46,7 @@ class ParquetFormat:
     extension = "parquet"
     media_type = "application/vnd.apache.parquet"
     counters: Sequence[str] = ()
+    head_counts: Mapping[str, int] = {}
     compress_seconds = 0.0
     """Arrow compresses while it writes."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class EncodedRows:
         self._find_ends = find_ends
 
     @classmethod
-    def from_series(cls, rows: pl.Series) -> EncodedRows:
+    def from_series(cls, rows: pl.Series) -> Self:
         """Of a text series with one encoded row a value: its Arrow buffers are the answer already."""
         array = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         _, offsets, data = array.buffers()

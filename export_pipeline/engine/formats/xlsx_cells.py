@@ -12,12 +12,13 @@ beyond are text. It keeps 15 digits of a number: longer ones are text.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export_pipeline.catalog.types import ColumnType
+from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.engine.formats.columns import Block, Clock, TextBytes, byte_table
 from export_pipeline.engine.formats.xlsx_parts import Styles
 
@@ -39,6 +40,10 @@ _SPECIAL = byte_table(bytes(range(0x20)) + b"&<>\xef")  # EF is the first byte o
 _FORBIDDEN = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x{FFFE}\x{FFFF}]"
 _PLAIN_DECIMAL = r"^-?[0-9]+(?:\.[0-9]+)?$"
 _DIGITS = 15
+_SURELY_IN_RANGE = 300
+"""Characters of a decimal without an exponent that a cell can hold for sure."""
+_SMALLEST, _LARGEST = 2.3e-308, 9.99e307
+"""Excel's bounds of a number."""
 _LONG_INTEGER = 10**_DIGITS
 
 _EPOCH = 25_569  # 1970-01-01 as a day serial
@@ -47,12 +52,57 @@ _LAST_DAY = 2_958_465 - _EPOCH  # 9999-12-31
 _DAY_MS = 86_400_000
 
 
-def header_xml(headers: list[str], styles: Styles) -> bytes:
+_SAMPLE_ROWS = 100
+_NARROWEST, _WIDEST = 10, 60
+_WIDTHS = {
+    ColumnType.TIMESTAMP: 20,
+    ColumnType.DATE: 12,
+    # The 15 digits that are a number, their sign and their point: programs fill what does not fit with "#".
+    ColumnType.INTEGER: 18,
+    ColumnType.FLOAT: 18,
+    ColumnType.DECIMAL: 18,
+}
+_FILTER_BUTTON = 4
+"""Characters that the button of the filter covers."""
+
+
+def column_widths(columns: Sequence[OutputColumn], widths_of_text: Sequence[int] = ()) -> list[int]:
+    """The columns' widths, in characters: by type, those of text by their header and first texts."""
+    texts = widths_of_text or [0] * len(columns)
+    return [
+        max(_WIDTHS.get(column.type, _NARROWEST), min(max(len(column.header) + _FILTER_BUTTON, text), _WIDEST))
+        for column, text in zip(columns, texts, strict=True)
+    ]
+
+
+def widths_of_text(block: Block) -> list[int]:
+    """What the first texts of each text column need, in characters; 0 for other columns."""
+    return [
+        0 if column.type in _WIDTHS or column.type is ColumnType.BOOLEAN else _text_width(array.slice(0, _SAMPLE_ROWS))
+        for column, array in zip(block.columns, block.arrays, strict=True)
+    ]
+
+
+def _text_width(texts: pa.Array) -> int:
+    # A character of three bytes or more, such as of Chinese, is two wide.
+    bytes_, characters = pc.binary_length(texts), pc.utf8_length(texts)
+    wide = pc.divide(pc.subtract(bytes_, characters), 2)
+    return int(pc.max(pc.add(characters, wide)).as_py() or 0) + 2
+
+
+def header_counts(columns: Sequence[OutputColumn]) -> Counter[str]:
+    """What has to be altered in the headers of a file."""
+    counted = Counter[str]()
+    header_xml([column.header for column in columns], Styles(0, 0, 0), counted)
+    return counted
+
+
+def header_xml(headers: list[str], styles: Styles, counted: Counter[str] | None = None) -> bytes:
     """The header row."""
     array = pa.array(headers, pa.string())
-    texts, _ = _escaped(pl.Series(array), array, TextBytes(array), Counter())
+    texts, _ = _escaped_texts(array, TextBytes(array), Counter() if counted is None else counted)
     opening = f'<c s="{styles.header}" t="inlineStr"><is><t xml:space="preserve">'
-    return ("<row>" + "".join(opening + text + _TEXT_CLOSE for text in texts) + "</row>\n").encode()
+    return ("<row>" + "".join(opening + text + _TEXT_CLOSE for text in texts.to_pylist()) + "</row>\n").encode()
 
 
 def row_xml(block: Block, clock: Clock, styles: Styles, counters: Counter[str]) -> pl.Series:
@@ -85,7 +135,7 @@ def _cell(block: Block, place: int, clock: Clock, styles: Styles, counters: Coun
         case ColumnType.INTEGER | ColumnType.FLOAT | ColumnType.BOOLEAN:
             pieces = _numbers(block, place)
         case ColumnType.DECIMAL:
-            pieces = _decimals(block, place)
+            pieces = _decimals(block, place, counters)
         case ColumnType.TIMESTAMP:
             pieces = _timestamps(block, place, clock, styles.timestamp)
         case ColumnType.DATE:
@@ -116,8 +166,8 @@ def _numbers(block: Block, place: int) -> Pieces:
     values, column = block.frame[str(place)], pl.col(str(place))
     if values.dtype == pl.Boolean:
         return _either(values, ('<c t="b"><v>', column.cast(pl.Int8).cast(pl.String), _NUMBER_CLOSE))
-    text = column.cast(pl.String)
-    cell = ("<c><v>", text, _NUMBER_CLOSE)
+    text = pl.lit(block.numbers(place)).cast(pl.String)
+    cell = ("<c><v>", column.cast(pl.String), _NUMBER_CLOSE)
     is_native = (
         (column < _LONG_INTEGER) & (column > -_LONG_INTEGER) if values.dtype.is_integer() else column.is_finite()
     )
@@ -126,15 +176,31 @@ def _numbers(block: Block, place: int) -> Pieces:
     return _split(is_native, cell, text)
 
 
-def _decimals(block: Block, place: int) -> Pieces:
-    values, column = block.frame[str(place)], pl.col(str(place))
-    digits = column.str.replace_all(r"[-.]", "").str.strip_chars_start("0").str.len_bytes()
-    is_native = column.str.contains(_PLAIN_DECIMAL) & (digits <= _DIGITS)
+def _decimals(block: Block, place: int, counters: Counter[str]) -> Pieces:
+    values, raw, column = block.numbers(place), block.text_bytes(place), pl.col(str(place))
+    cell = ("<c><v>", column, _NUMBER_CLOSE)
+    frame = values.to_frame()
+    is_native = column.str.contains(_PLAIN_DECIMAL) & (_digits(column) <= _DIGITS)
+    is_in_range = raw.longest() <= _SURELY_IN_RANGE and not raw.has(b"e", b"E")
+    if is_in_range and frame.select(is_native.all()).item():
+        return _either(values, cell)
+    # An average ends with more zeros than a cell has digits; a float that is exported as a decimal has an exponent.
+    has_point = column.str.contains(".", literal=True)
+    mantissa = column if is_in_range else column.str.replace(r"[eE][+-]?[0-9]+$", "")
+    digits = _digits(pl.when(has_point).then(mantissa.str.strip_chars_end("0")).otherwise(mantissa))
+    is_native = mantissa.str.contains(_PLAIN_DECIMAL) & (digits <= _DIGITS)
+    if not is_in_range:
+        number = column.cast(pl.Float64, strict=False).abs()
+        is_native &= (number < _LARGEST) & ((number > _SMALLEST) | (digits == 0))
+    if frame.select(is_native.all()).item():
+        return _either(values, cell)
     # Staged as text, so what is no number could be anything.
-    text, _ = _escaped(values, block.arrays[place], block.text_bytes(place), Counter())
-    if values.to_frame().select(is_native.all()).item():
-        return _either(values, ("<c><v>", column, _NUMBER_CLOSE))
-    return _split(is_native, ("<c><v>", column, _NUMBER_CLOSE), pl.lit(text))
+    text, _ = _escaped(values, block.arrays[place], raw, counters)
+    return _split(is_native.fill_null(value=False), cell, pl.lit(text))
+
+
+def _digits(number: pl.Expr) -> pl.Expr:
+    return number.str.replace_all(r"[-.]", "").str.strip_chars_start("0").str.len_bytes()
 
 
 def _timestamps(block: Block, place: int, clock: Clock, style: int) -> Pieces:

@@ -10,18 +10,24 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 
 from openpyxl import Workbook
-from openpyxl.styles import Font
+from openpyxl.styles import DEFAULT_FONT
+from openpyxl.utils import get_column_letter
 from openpyxl.xml.functions import tostring
 
 _CREATED = datetime(1980, 1, 1)  # noqa: DTZ001 - openpyxl wants it naive. Fixed: the bytes depend on the rows alone
 _TITLE_LIMIT = 31
+LAST_ROW = 1_048_576
+"""Of any sheet. The parts name it wherever the last row of a sheet belongs, which is known at the end."""
 _CORE, _APP = "docProps/core.xml", "docProps/app.xml"
 _FIRST = ("_rels/.rels", _CORE, _APP, "xl/theme/theme1.xml", "xl/styles.xml")
-_LAST = ("xl/workbook.xml", "xl/_rels/workbook.xml.rels", "[Content_Types].xml")
+WORKBOOK = "xl/workbook.xml"
+_LAST = (WORKBOOK, "xl/_rels/workbook.xml.rels", "[Content_Types].xml")
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,30 @@ class Parts:
     last: dict[str, bytes]
     """Those that do: they go after."""
     sheet_head: bytes
-    """From the start of a sheet to where its rows begin."""
+    """From the start of a sheet to where its rows begin, without the widths of its columns."""
     sheet_tail: bytes
     styles: Styles
+
+    def head(self, widths: Sequence[int]) -> bytes:
+        """The beginning of a sheet whose columns are so many characters wide."""
+        columns = "".join(
+            f'<col min="{number}" max="{number}" width="{width}" customWidth="1"/>'
+            for number, width in enumerate(widths, start=1)
+        )
+        before, opening, after = self.sheet_head.partition(b"<sheetData")
+        return before + f"<cols>{columns}</cols>".encode() + opening + after
+
+    def tail(self, rows: int) -> bytes:
+        """The end of a sheet of so many rows, the header included: its filter covers them."""
+        return self.sheet_tail.replace(f'{LAST_ROW}"'.encode(), f'{rows}"'.encode(), 1)
+
+    def ending(self, rows_of_sheets: Sequence[int]) -> dict[str, bytes]:
+        """The parts that go after the sheets."""
+        rows = iter(rows_of_sheets)
+        workbook = re.sub(
+            rf"\${LAST_ROW}(?=</definedName>)".encode(), lambda _: f"${next(rows)}".encode(), self.last[WORKBOOK]
+        )
+        return {**self.last, WORKBOOK: workbook}
 
 
 def sheet_name(number: int) -> str:
@@ -62,15 +89,16 @@ def sheet_title(dataset: str, number: int) -> str:
     return clean.encode("utf-16-le")[: room * 2].decode("utf-16-le", "ignore").rstrip(" '") + suffix
 
 
-def build_parts(dataset: str, sheets: int) -> Parts:
-    """Let openpyxl write a workbook of so many sheets without rows, and take it apart."""
+def build_parts(dataset: str, columns: int, sheets: int) -> Parts:
+    """Let openpyxl write a workbook of so many sheets and columns without rows, and take it apart."""
     book = Workbook()
     styles = _styles(book)
     for number in range(1, sheets + 1):
         sheet = book.active if number == 1 else book.create_sheet()
         sheet.title = sheet_title(dataset, number)
         sheet.freeze_panes = "A2"
-        sheet.sheet_format.defaultColWidth = 16
+        # With it openpyxl writes the hidden name by which Excel and LibreOffice know the range.
+        sheet.auto_filter.ref = f"A1:{get_column_letter(columns)}{LAST_ROW}"
     stream = io.BytesIO()
     book.save(stream)
     with zipfile.ZipFile(stream) as archive:
@@ -85,7 +113,9 @@ def _styles(book: Workbook) -> Styles:
     """Register the styles with the workbook; the cells that carried them are removed again."""
     sheet = book.active
     header, timestamp, date = sheet["A1"], sheet["A2"], sheet["A3"]
-    header.font = Font(bold=True)
+    bold = copy(DEFAULT_FONT)
+    bold.b = True
+    header.font = bold
     timestamp.number_format = "yyyy-mm-dd hh:mm:ss"
     date.number_format = "yyyy-mm-dd"
     styles = Styles(header.style_id, timestamp.style_id, date.style_id)
