@@ -32,6 +32,11 @@ def open_database(settings: Settings) -> sa.Engine:
     return engine
 
 
+def extra_hint(extra: str) -> str:
+    """How to install what a command needs; the package is on no index, so a bare name would not be found."""
+    return f"install the extra `{extra}`, in the directory of export-pipeline: pip install '.[{extra}]'"
+
+
 def state_of(engine: sa.Engine, uid: str) -> RequestState:
     """The state of a request.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.cli.common import open_database
+from export_pipeline.cli.common import extra_hint, open_database
 from export_pipeline.requests.api_keys import create_key, list_keys, revoke_key
 from export_pipeline.requests.permissions import permission_for
 from export_pipeline.requests.webhooks import renew_secret, secret_of
@@ -32,7 +32,7 @@ def gateway(*, host: str, port: int, workers: int) -> None:
     try:
         from export_pipeline.gateway.server import serve
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is missing; run: pip install 'export-pipeline[gateway]'") from None
+        raise click.ClickException(f"{error.name} is missing; {extra_hint('gateway')}") from None
     serve(settings, host=host, port=port, workers=workers)
 
 

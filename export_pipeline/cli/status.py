@@ -12,7 +12,7 @@ from typing import Any
 import click
 import sqlalchemy as sa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from export_pipeline.cli.common import open_database, state_of
@@ -56,8 +56,9 @@ def _watch(engine: sa.Engine, state: RequestState) -> RequestState:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows, ETA"),
+        # A share: rows are counted once in each stage, so that their number would be a multiple of the export's.
+        TaskProgressColumn(),
+        TextColumn("ETA"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:

@@ -87,11 +87,14 @@ class Dialect:
         if failure.fault is Fault.REQUESTER:
             name = re.split(r"[.\[:]", failure.field or "")[0]
             called = self.names.get(name, name)
-            message = re.sub(rf"^{re.escape(name)}\b", called, failure.message) if name else failure.message
-            return Refusal(self.invalid_status, message, field=called or None, code=failure.code)
+            return Refusal(self.invalid_status, self.worded(failure.message), field=called or None, code=failure.code)
         if failure.fault is Fault.TRANSIENT:
             return Refusal(503, "Something that this needs cannot be reached; try again.", code=failure.code)
         return Refusal(500, "This failed on our side; the operators have to look at it.", code=failure.code)
+
+    def worded(self, message: str) -> str:
+        """A message of the pipeline in this dialect's names."""
+        return re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda found: self.names.get(found[0], found[0]), message)
 
     def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
         """The errors that an endpoint may answer with, for its OpenAPI document."""

@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI, Header, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel
-from starlette.routing import get_route_path
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.upload import describe
@@ -49,7 +48,8 @@ class Health(BaseModel):
 
 def _page_for_people(request: Request, refusal: Refusal) -> Response | None:
     """What somebody sees who clicked a link of a mail, whatever went wrong; programs get JSON."""
-    if not get_route_path(request.scope).startswith((PATH, unsubscribing.PATH)):
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    if not path.startswith((PATH, unsubscribing.PATH)):
         return None
     locale = request.headers.get("accept-language")
     page = closed_page(Closed.UNKNOWN, locale) if refusal.status == 404 else failed_page(locale)
