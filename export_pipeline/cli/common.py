@@ -9,7 +9,7 @@ import click
 import sqlalchemy as sa
 
 from export_pipeline.requests.database import create_engine, reading
-from export_pipeline.requests.migrate import current_revision, head_revision
+from export_pipeline.requests.migrate import is_behind
 from export_pipeline.requests.model import RequestState, read_state
 from export_pipeline.settings import Settings
 
@@ -22,14 +22,19 @@ def open_database(settings: Settings) -> sa.Engine:
     """
     engine = create_engine(settings.database_url)
     try:
-        revision = current_revision(engine)
+        behind = is_behind(engine)
     except sa.exc.OperationalError:
         raise click.ClickException(
             "the request database could not be reached; check that it runs and EXPORT_DATABASE_URL"
         ) from None
-    if revision != head_revision():
+    if behind:
         raise click.ClickException("the request database is not up to date; run: export-pipeline db upgrade")
     return engine
+
+
+def extra_hint(extra: str) -> str:
+    """How to install what a command needs; the package is on no index, so a bare name would not be found."""
+    return f"install the extra `{extra}`, in the directory of export-pipeline: pip install '.[{extra}]'"
 
 
 def state_of(engine: sa.Engine, uid: str) -> RequestState:

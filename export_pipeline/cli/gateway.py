@@ -9,7 +9,7 @@ import click
 
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.check.environment import warn_of_unknown_variables
-from export_pipeline.cli.common import open_database
+from export_pipeline.cli.common import extra_hint, open_database
 from export_pipeline.requests.api_keys import create_key, list_keys, revoke_key
 from export_pipeline.requests.permissions import permission_for
 from export_pipeline.requests.webhooks import renew_secret, secret_of
@@ -34,7 +34,7 @@ def gateway(*, host: str, port: int, workers: int) -> None:
     try:
         from export_pipeline.gateway.server import serve
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is missing; run in your clone: pip install '.[gateway]'") from None
+        raise click.ClickException(f"{error.name} is missing; {extra_hint('gateway')}") from None
     serve(settings, host=host, port=port, workers=workers)
 
 

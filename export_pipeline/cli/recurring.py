@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 import sqlalchemy as sa
 
+from export_pipeline.catalog.loader import Catalog, load_catalog
 from export_pipeline.cli.common import open_database
 from export_pipeline.cli.requests import JsonText
 from export_pipeline.failures import ExportFailure
@@ -22,10 +23,13 @@ from export_pipeline.requests import recurring_rows
 from export_pipeline.requests.database import reading, utc_now
 from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
 from export_pipeline.requests.fire_times import Schedule, checked_schedule, fire_times, next_fire, uneven_steps
+from export_pipeline.requests.model import insert_and_load
 from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.preflight import preflight
 from export_pipeline.requests.recurrence import Coverage
 from export_pipeline.requests.recurring import run_now as make_now
 from export_pipeline.requests.recurring import window_of
+from export_pipeline.requests.recurring_authorization import check_recurring
 from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
 from export_pipeline.requests.recurring_template import parse_template
 from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, recurring_exports
@@ -84,13 +88,15 @@ def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
           --window previous_period --owner u-17 \\
           --request '{"dataset": "contacts", "format": "csv", "recipient_emails": ["ana@example.com"]}'
     """
-    engine = open_database(Settings.from_environment())
+    settings = Settings.from_environment()
+    engine, catalog = open_database(settings), load_catalog(settings.catalog)
+    given = {name: value for name, value in columns.items() if value is not None}
     with _told():
         schedule = checked_schedule(cron, time_zone)
         asked = parse_template(template).asked()
+        _check_template(engine, catalog, asked, given)
     for warning in uneven_steps(schedule):
         click.echo(f"Warning: cron: {warning}", err=True)
-    given = {name: value for name, value in columns.items() if value is not None}
     with engine.begin() as connection:
         inserted = connection.execute(
             recurring_exports.insert()
@@ -98,6 +104,26 @@ def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
             .returning(recurring_exports.c.id)
         )
         click.echo(inserted.scalar_one())
+
+
+def _check_template(engine: sa.Engine, catalog: Catalog, asked: dict[str, Any], given: dict[str, Any]) -> None:
+    """Make sure that its requests could be served as things stand, by a request that is taken back.
+
+    Raises:
+        ExportFailure: the first rule that they would break.
+    """
+    organizations = Organizations()
+    windowed = given.get("window_kind") != Window.ALL
+    facts = {
+        "organization_id": given["organization_id"],
+        "requested_by": given.get("owner"),
+        "window_before": utc_now() if windowed else None,
+    }
+    with engine.connect() as connection, connection.begin() as transaction:
+        request = insert_and_load(connection, **asked, **facts)
+        preflight(request, catalog, organizations.get(connection, request.organization_id))
+        check_recurring(connection, organizations, request)
+        transaction.rollback()
 
 
 @recurring.command("list")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.cli.common import open_database, state_of
 from export_pipeline.requests import states
 from export_pipeline.requests.json_text import RepeatedKeyError, read_json
@@ -98,6 +99,7 @@ def request(*, dry_run: bool, as_json: bool, **asked: Any) -> None:
 
         estimate_only(engine, settings, values, as_json=as_json)
         return
+    load_catalog(settings.catalog)  # whoever asks hears that nothing can be served now
     with engine.begin() as connection:
         click.echo(insert_request(connection, **values))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import anyio.to_thread
 from fastapi import FastAPI
@@ -31,16 +32,22 @@ _PREFIXES: Mapping[str, Sequence[str]] = {
 
 
 class _ByPath:
-    """Hands a request to the dialect that its path is of, the path left as it is; every other one is ours."""
+    """Hands a request to the dialect that its path is of; every other one is ours.
 
-    def __init__(self, ours_app: ASGIApp, dialects: Mapping[str, ASGIApp]) -> None:
+    ``root`` is the path of ``EXPORT_PUBLIC_URL``, which a proxy has taken off: ASGI wants it back in front of the path.
+    """
+
+    def __init__(self, ours_app: ASGIApp, dialects: Mapping[str, ASGIApp], root: str) -> None:
         self._ours = ours_app
         self._dialects = dialects
+        self._root = root
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path = f"{scope.get('path', '')}/"
         found = (app for prefix, app in self._dialects.items() if path.startswith(f"{prefix}/"))
+        if scope["type"] == "http" and self._root:
+            scope["root_path"], scope["path"] = self._root, self._root + scope["path"]
         await next(found, self._ours)(scope, receive, send)
 
 
@@ -55,7 +62,8 @@ def build(services: Services) -> ASGIApp:
 
     apps = {name: make(services) for name, make in _BUILDERS.items()}
     dialects: dict[str, ASGIApp] = {prefix: apps[name] for name in apps for prefix in _PREFIXES[name]}
-    return RequestLog(_ByPath(ours.build(services, lifespan=lifespan), dialects))
+    root = urlsplit(services.settings.public_url).path.rstrip("/")
+    return RequestLog(_ByPath(ours.build(services, lifespan=lifespan), dialects, root))
 
 
 def create() -> ASGIApp:

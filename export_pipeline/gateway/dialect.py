@@ -14,10 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from limits.errors import StorageError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.gateway.services import Services
@@ -76,6 +77,8 @@ class Dialect:
     not_found: str = "Not found."
     names: Mapping[str, str] = field(default_factory=dict)
     """What this dialect calls columns of ``export_requests``, where it is another name."""
+    page: Callable[[Request, Refusal], Response | None] = lambda _request, _refusal: None
+    """The answer for a person with a browser; None: the caller is a program."""
 
     def refusal(self, failure: ExportFailure) -> Refusal:
         """A failure of the pipeline's vocabulary as this dialect tells it."""
@@ -84,11 +87,14 @@ class Dialect:
         if failure.fault is Fault.REQUESTER:
             name = re.split(r"[.\[:]", failure.field or "")[0]
             called = self.names.get(name, name)
-            message = re.sub(rf"^{re.escape(name)}\b", called, failure.message) if name else failure.message
-            return Refusal(self.invalid_status, message, field=called or None, code=failure.code)
+            return Refusal(self.invalid_status, self.worded(failure.message), field=called or None, code=failure.code)
         if failure.fault is Fault.TRANSIENT:
             return Refusal(503, "Something that this needs cannot be reached; try again.", code=failure.code)
         return Refusal(500, "This failed on our side; the operators have to look at it.", code=failure.code)
+
+    def worded(self, message: str) -> str:
+        """A message of the pipeline in this dialect's names."""
+        return re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda found: self.names.get(found[0], found[0]), message)
 
     def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
         """The errors that an endpoint may answer with, for its OpenAPI document."""
@@ -113,31 +119,32 @@ def build_app(dialect: Dialect, services: Services, **options: Any) -> FastAPI:
     app.state.services = services
     app.state.dialect = dialect
 
-    def answer(refusal: Refusal) -> JSONResponse:
-        return JSONResponse(dialect.shape(refusal), refusal.status, refusal.headers)
-
-    def refused(_request: Request, error: Exception) -> JSONResponse:
+    # All asynchronous, so that an answer that says no waits for no thread.
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)  # noqa: S101 - for the type checker
-        return answer(error)
+        page = dialect.page(request, error)
+        return page or JSONResponse(dialect.shape(error), error.status, error.headers)
 
-    def failed(_request: Request, error: Exception) -> JSONResponse:
+    async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, ExportFailure)  # noqa: S101 - for the type checker
-        return answer(dialect.refusal(error))
+        return await refused(request, dialect.refusal(error))
 
-    def invalid(_request: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
-        return answer(first_problem(error.errors(), dialect.invalid_status))
+        return await refused(request, first_problem(error.errors(), dialect.invalid_status))
 
-    def not_served(_request: Request, error: Exception) -> JSONResponse:
+    async def not_served(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
         message = dialect.not_found if error.status_code == 404 else str(error.detail)
-        return answer(Refusal(error.status_code, message, headers=error.headers))
+        headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+        return await refused(request, Refusal(error.status_code, message, headers=headers))
 
-    def unreachable(_request: Request, _error: Exception) -> JSONResponse:
-        return answer(Refusal(503, "A database that this needs cannot be reached; try again."))
+    async def unreachable(request: Request, _error: Exception) -> Response:
+        return await refused(request, Refusal(503, "A database that this needs cannot be reached; try again."))
 
-    def crashed(_request: Request, _error: Exception) -> JSONResponse:
-        return answer(Refusal(500, "This failed on our side; the operators have to look at it.", code="internal_error"))
+    async def crashed(request: Request, _error: Exception) -> Response:
+        message = "This failed on our side; the operators have to look at it."
+        return await refused(request, Refusal(500, message, code="internal_error"))
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(ExportFailure, failed)
@@ -148,6 +155,18 @@ def build_app(dialect: Dialect, services: Services, **options: Any) -> FastAPI:
     app.add_exception_handler(StorageError, unreachable)
     app.add_exception_handler(Exception, crashed)
     return app
+
+
+def _allowed(request: Request) -> str:
+    """All methods that the path has; a router's own answer names those of the first route alone."""
+    bare = {name: request.scope[name] for name in ("type", "path", "root_path", "headers", "query_string")}
+    routes = request.app.router.routes
+    found = [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**bare, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return ", ".join(["GET", "HEAD", *found[1:]] if "GET" in found else found)
 
 
 def first_problem(errors: Any, status: int) -> Refusal:

@@ -13,6 +13,7 @@ from fastapi import Request
 
 from export_pipeline.delivery.upload import describe
 from export_pipeline.gateway.auth import caller_of, may_export
+from export_pipeline.gateway.logs import HEAD
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.database import reading, utc_now
@@ -60,6 +61,9 @@ def downloads(services: Services, request: Request, state: RequestState) -> list
     if seen_by(caller_of(request), state) is None or not has_files(state) or state.expires_at is None:
         return []
     ends_at = min(utc_now() + URL_LIFETIME, state.expires_at)
+    if is_head(request):
+        with reading(services.database) as connection:
+            return [Download(file, "", ends_at) for file in files_of(connection, state.id)]
     with services.database.begin() as connection:
         files = files_of(connection, state.id)
         if files:
@@ -77,6 +81,11 @@ def _sealed(
 ) -> list[Download]:
     tokens = seal(connection, state.id, [file.ordinal for file in files], expires_at=ends_at)
     return [Download(file, sealed_url(base, token), ends_at) for file, token in zip(files, tokens, strict=True)]
+
+
+def is_head(request: Request) -> bool:
+    """Whether the headers alone are asked for."""
+    return bool(request.scope.get(HEAD))
 
 
 def base_url(services: Services, request: Request) -> str:

@@ -139,7 +139,7 @@ def routes(dialect: Dialect) -> APIRouter:
         check_may_export(dialect, key, asked.dataset)
         submitted = submit(services, key, _columns(asked), idempotency_key)
         uid = submitted.request.uid
-        response.headers.update({"Location": f"/v1/exports/{uid}", **submitted.headers})
+        response.headers.update({"Location": f"{services.settings.public_url}/v1/exports/{uid}", **submitted.headers})
         return view(services, request, submitted.request)
 
     @router.get("/{uid}", response_model=ExportView, responses=errors(404), summary="How far it is, and its files")

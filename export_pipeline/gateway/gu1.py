@@ -194,7 +194,7 @@ def _view(state: RequestState) -> Job:
         progress=round(100 * done / total, 1) if total else None,
         file_count=state.file_count,
         size_bytes=state.byte_count,
-        error=state.message if ended_badly else None,
+        error=DIALECT.worded(state.message) if ended_badly and state.message else None,
         error_code=state.error_code if ended_badly else None,
         created_at=state.created_at,
         started_at=state.started_at,

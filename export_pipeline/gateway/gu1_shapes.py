@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from export_pipeline.gateway.auth import caller
 from export_pipeline.gateway.dialect import Dialect, Refusal
 from export_pipeline.requests.api_keys import ApiKey
+from export_pipeline.requests.recurring_template import RequestTemplate
 
 BASE = "/entities"
 DATASET = "entities"
@@ -44,7 +45,7 @@ DIALECT = Dialect(
     forbidden="Missing permission: entities:export",
     too_many="Too many requests; wait as long as Retry-After says.",
     not_found="Not found",
-    names={"recipient_emails": "recipientEmails", "email_locale": "emailLocale"},
+    names={name: to_camel(name) for name in RequestTemplate.model_fields},
 )
 
 _let_in = caller(DATASET)

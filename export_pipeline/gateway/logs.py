@@ -18,6 +18,8 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOGGER = logging.getLogger("export_pipeline.gateway")
+HEAD = "gateway.head"
+"""In the scope of a request whose answer is its headers alone: whatever it asks for, nothing is minted or counted."""
 
 
 class JsonLines(logging.Formatter):
@@ -38,7 +40,7 @@ class JsonLines(logging.Formatter):
 
 
 class RequestLog:
-    """Wraps the gateway: counts the time, adds headers, logs, and lets no exception out."""
+    """Wraps the gateway: counts the time, adds headers, logs, answers HEAD as GET, and lets no exception out."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -50,18 +52,21 @@ class RequestLog:
             return
         answer = _Answer(scope, send)
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(answer.scope, receive, answer.send)
         except Exception as error:  # noqa: BLE001 - its text may hold anything: it ends here
             LOGGER.error("crashed", extra={"facts": {"request_id": answer.id, **_told(error)}})  # noqa: TRY400
             if answer.status is None:
-                await JSONResponse({"message": "Internal server error."}, 500)(scope, receive, answer.send)
+                await JSONResponse({"message": "Internal server error."}, 500)(answer.scope, receive, answer.send)
         finally:
             LOGGER.info("request", extra={"facts": answer.facts()})
 
 
 class _Answer:
     def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope = scope
+        self._method = scope["method"]
+        self._is_head = self._method == "HEAD"
+        # A copy: the server looks at its own scope to know that no body may follow.
+        self.scope = {**scope, "method": "GET", HEAD: True} if self._is_head else scope
         self._send = send
         self._began = time.perf_counter()
         self.id = uuid.uuid4().hex
@@ -75,21 +80,27 @@ class _Answer:
                 "X-Request-ID": self.id,
                 "X-Content-Type-Options": "nosniff",
                 "Cache-Control": "no-store",
-                **self._scope.get("gateway.headers", {}),
+                **self.scope.get("gateway.headers", {}),
             }
-            present = {name.lower() for name, _ in message["headers"]}
+            headers = [(name.lower(), value) for name, value in message["headers"]]
+            if self._is_head and (b"content-type", b"application/json") in headers:
+                # Without its URLs, a body has another length.
+                headers = [(name, value) for name, value in headers if name != b"content-length"]
+            present = {name for name, _ in headers}
             message["headers"] = [
-                *message["headers"],
+                *headers,
                 *((n.lower().encode(), v.encode()) for n, v in added.items() if n.lower().encode() not in present),
             ]
+        elif self._is_head:
+            message = {**message, "body": b""}
         await self._send(message)
 
     def facts(self) -> dict[str, Any]:
         """What the log says of it."""
-        route, caller = self._scope.get("route"), self._scope.get("gateway.caller")
+        route, caller = self.scope.get("route"), self.scope.get("gateway.caller")
         return {
             "request_id": self.id,
-            "method": self._scope["method"],
+            "method": self._method,
             "route": getattr(route, "path", None),
             "status": self.status,
             "milliseconds": round((time.perf_counter() - self._began) * 1000, 1),

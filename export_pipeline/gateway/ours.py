@@ -5,26 +5,25 @@ What belongs here: its errors' shape, links and health. What does not: ``/v1/exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import sqlalchemy as sa
-from fastapi import APIRouter, FastAPI, Header
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi import APIRouter, FastAPI, Header, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel
 
 from export_pipeline.delivery.disposition import content_disposition
 from export_pipeline.delivery.upload import describe
 from export_pipeline.gateway import exports, unsubscribing
-from export_pipeline.gateway.dialect import Dialect, build_app, strip_default_errors
-from export_pipeline.gateway.downloads import URL_LIFETIME
-from export_pipeline.gateway.pages import STATUSES, closed_page
+from export_pipeline.gateway.dialect import Dialect, Refusal, build_app, strip_default_errors
+from export_pipeline.gateway.downloads import URL_LIFETIME, is_head
+from export_pipeline.gateway.pages import STATUSES, closed_page, failed_page
 from export_pipeline.gateway.services import Serves, Services
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.migrate import current_revision, head_revision
+from export_pipeline.requests.database import reading, utc_now
+from export_pipeline.requests.migrate import is_behind
 from export_pipeline.requests.sealed_links import PATH, Closed, Opened, StoredFile, language_of_link, open_link
-
-_CHUNK = 2**18
 
 
 class Problem(BaseModel):
@@ -47,17 +46,30 @@ class Health(BaseModel):
     status: str
 
 
+def _page_for_people(request: Request, refusal: Refusal) -> Response | None:
+    """What somebody sees who clicked a link of a mail, whatever went wrong; programs get JSON."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    if not path.startswith((PATH, unsubscribing.PATH)):
+        return None
+    locale = request.headers.get("accept-language")
+    page = closed_page(Closed.UNKNOWN, locale) if refusal.status == 404 else failed_page(locale)
+    answer = _page(page, refusal.status)
+    answer.headers.update(refusal.headers)
+    return answer
+
+
 DIALECT = Dialect(
     name="ours",
     title="Exports",
     description="Ask for exports, follow them, cancel them; the links of the mails. Other dialects: "
-    "[gu1](/gu1/docs), [SendGrid](/sendgrid/docs), [Cometly](/cometly/docs).",
+    "[gu1](gu1/docs), [SendGrid](sendgrid/docs), [Cometly](cometly/docs).",
     shape=lambda refusal: {"error": {"code": refusal.code, "message": refusal.message, "field": refusal.field}},
     error=ProblemAnswer,
     invalid_status=422,
     unauthenticated="Send a valid key: Authorization: Bearer ek_...",
     forbidden="This key may not export this dataset.",
     too_many="Too many requests; wait as long as Retry-After says.",
+    page=_page_for_people,
 )
 
 
@@ -89,19 +101,34 @@ _PAGE: dict[str, Any] = {"content": {"text/html": {}}}
         410: {"description": "Expired or revoked.", **_PAGE},
     },
 )
-def open_sealed(token: str, services: Serves, accept_language: Annotated[str | None, Header()] = None) -> Response:
-    """The token is all that is needed: whoever has the mail can download the file, until it expires or is revoked."""
-    with services.database.begin() as connection:
-        opened = open_link(connection, token)
-        locale = language_of_link(connection, token) if isinstance(opened, Closed) else None
+def open_sealed(
+    request: Request, token: str, services: Serves, accept_language: Annotated[str | None, Header()] = None
+) -> Response:
+    """The token is all that is needed: whoever has the mail can download the file, until it expires or is revoked.
+
+    HEAD tells the file's size, name and type, and counts nothing.
+    """
+    looks = is_head(request)
+    with services.database.connect() as connection, connection.begin() as transaction:
+        opened = open_link(connection, token, look=looks)
+        if isinstance(opened, Opened) and services.serves_files and services.store.size(opened.file.key) is None:
+            transaction.rollback()
+            opened = Closed.EXPIRED
     if isinstance(opened, Closed):
-        page = closed_page(opened, locale or accept_language)
-        return HTMLResponse(
-            page, STATUSES[opened], {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-        )
+        with reading(services.database) as connection:
+            locale = language_of_link(connection, token)
+        return _page(closed_page(opened, locale or accept_language), STATUSES[opened])
+    if looks:
+        length = {"Content-Length": str(opened.file.bytes)}
+        return Response(None, 200, {**_headers(opened.file), **length}, opened.file.media_type)
     if services.serves_files:
-        return _served(services, opened.file)
+        path = url2pathname(urlsplit(services.store.object_url(opened.file.key)).path)
+        return FileResponse(path, 200, _headers(opened.file), opened.file.media_type)
     return _redirected(services, opened)
+
+
+def _page(html: str, status: int) -> HTMLResponse:
+    return HTMLResponse(html, status, {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
 
 def _redirected(services: Services, opened: Opened) -> Response:
@@ -110,22 +137,14 @@ def _redirected(services: Services, opened: Opened) -> Response:
     return RedirectResponse(link.url, 302, {"Referrer-Policy": "no-referrer"})
 
 
-def _served(services: Services, file: StoredFile) -> Response:
-    headers = {"Content-Disposition": content_disposition(file.name), "Content-Length": str(file.bytes)}
-    if file.content_encoding:
-        headers["Content-Encoding"] = file.content_encoding
-    return StreamingResponse(_chunks(services.store.open(file.key)), 200, headers, media_type=file.media_type)
-
-
-def _chunks(stream: BinaryIO) -> Iterator[bytes]:
-    with stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
+def _headers(file: StoredFile) -> dict[str, str]:
+    encoding = {"Content-Encoding": file.content_encoding} if file.content_encoding else {}
+    return {"Content-Disposition": content_disposition(file.name), "Accept-Ranges": "bytes", **encoding}
 
 
 @_health.get("/healthz", summary="The process lives", response_model=Health)
-def healthy() -> Health:
-    """Whether to restart the process: never because of what it depends on."""
+async def healthy() -> Health:
+    """Whether to restart the process: never because of what it depends on, nor because all threads wait for that."""
     return Health(status="ok")
 
 
@@ -136,11 +155,11 @@ def healthy() -> Health:
     responses={503: {"model": Health, "description": "Not now."}},
 )
 def ready(services: Serves) -> Any:
-    """Whether to send requests here: the database answers and is migrated."""
+    """Whether to send requests here: the database answers and is migrated, at least as far as this version."""
     try:
-        revision = current_revision(services.database)
+        behind = is_behind(services.database)
     except sa.exc.SQLAlchemyError:
         return JSONResponse({"status": "the database of the requests cannot be reached"}, 503)
-    if revision != head_revision():
+    if behind:
         return JSONResponse({"status": "the database is not up to date; run: export-pipeline db upgrade"}, 503)
     return Health(status="ok")

@@ -66,6 +66,20 @@ _TEXTS: Mapping[str, Mapping[Closed, tuple[str, str]]] = {
         ),
     },
 }
+_FAILED: Mapping[str, tuple[str, str]] = {
+    "en": (
+        "This did not work",
+        "It cannot be opened right now. Try again in a few minutes. If it fails again, tell whoever sent you the mail.",
+    ),
+    "es": (
+        "Esto no funcionó",
+        "No se puede abrir ahora. Inténtalo de nuevo en unos minutos. Si falla otra vez, avisa a quien te escribió.",
+    ),
+    "pt": (
+        "Isto não funcionou",
+        "Não é possível abrir agora. Tente de novo em alguns minutos. Se falhar outra vez, avise quem enviou o e-mail.",
+    ),
+}
 STATUSES: Mapping[Closed, int] = {Closed.UNKNOWN: 404, Closed.REVOKED: 410, Closed.EXPIRED: 410}
 
 
@@ -74,6 +88,12 @@ def closed_page(why: Closed, locale: str | None) -> str:
     language = _language(locale)
     title, text = _TEXTS[language][why]
     return _page(language, title, text)
+
+
+def failed_page(locale: str | None) -> str:
+    """The page for whatever failed on our side."""
+    language = _language(locale)
+    return _page(language, *_FAILED[language])
 
 
 LEAVING: Mapping[str, Mapping[str, tuple[str, str]]] = {

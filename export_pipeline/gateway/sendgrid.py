@@ -259,7 +259,7 @@ def _status(state: RequestState) -> Literal["pending", "ready", "failure"]:
 def _message(state: RequestState) -> str:
     if state.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED):
         return "The files of this export have expired; ask for a new export."
-    return state.message or "The export failed."
+    return DIALECT.worded(state.message or "The export failed.")
 
 
 def _export_type(state: RecentRequest) -> Literal["contacts_export", "list_export", "segment_export"]:

@@ -20,6 +20,8 @@ from export_pipeline.requests.unsubscribe import leave, verify_token
 
 Language = Annotated[str | None, Header()]
 
+PATH = "/unsubscribe/"
+
 router = APIRouter(tags=["links"])
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
@@ -29,7 +31,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {404: {"description": "No such lin
 
 
 @router.get(
-    "/unsubscribe/{token}",
+    PATH + "{token}",
     response_class=HTMLResponse,
     responses=_RESPONSES,
     summary="Ask whether to leave a recurring export",
@@ -43,7 +45,7 @@ def ask(token: str, services: Serves, accept_language: Language = None) -> HTMLR
 
 
 @router.post(
-    "/unsubscribe/{token}",
+    PATH + "{token}",
     response_class=HTMLResponse,
     responses=_RESPONSES,
     summary="Leave a recurring export",

@@ -68,7 +68,7 @@ def compression_of(request: ExportRequest, file_format: Format) -> Compression:
     for known in COMPRESSIONS:
         if request.compression == known:
             if known == "gzip" and file_format in _SELF_COMPRESSED:
-                message = f"compression: {file_format} files are compressed already; use none or leave it NULL."
+                message = f"compression: {file_format} files are compressed already; use none or leave it out."
                 raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
             return known
     message = f"compression: {shown(request.compression)} is not one of {', '.join(COMPRESSIONS)}."

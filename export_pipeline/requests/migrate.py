@@ -68,6 +68,13 @@ def head_revision() -> str:
     return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
+def is_behind(engine: sa.Engine) -> bool:
+    """Whether ``db upgrade`` has something to do. A newer database is not behind: it keeps serving this version."""
+    current = current_revision(engine)
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    return current is None or (current in known and current != head_revision())
+
+
 def current_revision(engine: sa.Engine) -> str | None:
     """The database's revision, None before the first ``db upgrade``."""
     with reading(engine) as connection:

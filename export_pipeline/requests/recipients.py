@@ -6,7 +6,9 @@ What belongs here: reading the addresses of a request. What does not: who the ma
 
 from __future__ import annotations
 
-from email_validator import EmailNotValidError, validate_email
+import re
+
+from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.enums import EmptyResult
@@ -17,30 +19,54 @@ MAX_RECIPIENTS = 26
 
 
 def recipients_of(request: ExportRequest) -> tuple[str, ...]:
-    """Who is to be mailed: validated, trimmed, deduplicated with a case-insensitive domain.
+    """Who is to be mailed: validated, trimmed, each person once, in their first spelling.
 
     The requester is not added (gu1); nobody, if ``notify_email`` is false (SendGrid).
 
     Raises:
         ExportFailure: ``invalid_recipient``, ``too_many_recipients``.
     """
-    unique: dict[str, str] = {}
+    spelled = dict[str, int]()
     for index, address in enumerate(request.recipient_emails):
-        try:
-            valid = validate_email(address.strip(), check_deliverability=False).normalized
-        except EmailNotValidError:
-            field = f"recipient_emails[{index}]"
+        spelled.setdefault(address.strip().lower(), index)
+    found = dict[str, str]()
+    for index in spelled.values():
+        valid = _validated(request.recipient_emails[index], f"recipient_emails[{index}]")
+        found.setdefault(valid.lower(), valid)
+        if len(found) > MAX_RECIPIENTS:  # asked at each, as validating is slow and a body may hold very many
             raise ExportFailure(
-                FailureCode.INVALID_RECIPIENT, f"{field}: is not an e-mail address. Correct or remove it.", field=field
-            ) from None
-        unique.setdefault(valid, valid)
-    if len(unique) > MAX_RECIPIENTS:
-        raise ExportFailure(
-            FailureCode.TOO_MANY_RECIPIENTS,
-            f"recipient_emails: {len(unique)} different addresses; at most {MAX_RECIPIENTS} are allowed.",
-            field="recipient_emails",
+                FailureCode.TOO_MANY_RECIPIENTS,
+                f"recipient_emails: {len(spelled)} different addresses; at most {MAX_RECIPIENTS} are allowed.",
+                field="recipient_emails",
+            )
+    return tuple(found.values()) if request.notify_email else ()
+
+
+def person_of(address: str) -> str:
+    """One text for every spelling of an address: the case of either part, and a domain's two forms, do not count.
+
+    Case is lowered, not folded: ``straße.de`` and ``strasse.de`` are two domains.
+    """
+    try:
+        return validate_email(address.strip(), check_deliverability=False).normalized.lower()
+    except EmailNotValidError:
+        return address.strip().lower()
+
+
+def _validated(address: str, field: str) -> str:
+    try:
+        return validate_email(address.strip(), check_deliverability=False).normalized
+    except EmailNotValidError:
+        problem = "is not an e-mail address. Correct or remove it."
+    reserved = [
+        name for name in SPECIAL_USE_DOMAIN_NAMES if re.search(rf"[@.]{re.escape(name)}$", address.strip().lower())
+    ]
+    if reserved and address.count("@") == 1:
+        problem = (
+            f"is at a domain that no mail can be sent to: {reserved[0]} is reserved for private networks, tests "
+            "and the like. Use another address, or remove it."
         )
-    return tuple(unique) if request.notify_email else ()
+    raise ExportFailure(FailureCode.INVALID_RECIPIENT, f"{field}: {problem}", field=field)
 
 
 def recipients_of_files(request: ExportRequest) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> t
         return _window_of(request, dataset)
     start, end = request.start_date, last_moment(request.end_date) if request.end_date else None
     if (start or end) and dataset.created_at is None:
-        raise _invalid_range("start_date", f"dataset {dataset.name} has no creation time to filter by; leave it NULL")
+        raise _invalid_range("start_date", f"dataset {dataset.name} has no creation time to filter by; leave it out")
     if start and end and end <= start.replace(microsecond=0):
         raise _invalid_range("end_date", "must be after start_date")
     try:
@@ -86,9 +86,9 @@ def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> t
 def _window_of(request: ExportRequest, dataset: Dataset) -> tuple[datetime | None, datetime | None]:
     begin, end = request.window_from, request.window_before
     if request.start_date or request.end_date:
-        raise _invalid_range("window_from", "cannot be given together with start_date or end_date; leave those NULL")
+        raise _invalid_range("window_from", "cannot be given together with start_date or end_date; leave those out")
     if dataset.created_at is None:
-        raise _invalid_range("window_from", f"dataset {dataset.name} has no creation time to filter by; leave it NULL")
+        raise _invalid_range("window_from", f"dataset {dataset.name} has no creation time to filter by; leave it out")
     if begin and end and end <= begin:
         raise _invalid_range("window_before", "must be after window_from")
     return begin, end
@@ -183,7 +183,7 @@ def _identities(
         return ()
     field = f"{what}_ids"
     if kind is None:
-        raise ExportFailure(code, f"{field}: dataset {dataset.name} has no {what}s; leave it NULL.", field=field)
+        raise ExportFailure(code, f"{field}: dataset {dataset.name} has no {what}s; leave it out.", field=field)
     if len(texts) > MAX_IDENTITIES:
         raise ExportFailure(
             code, f"{field}: holds {len(texts)} ids; at most {MAX_IDENTITIES} are allowed.", field=field

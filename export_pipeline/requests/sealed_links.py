@@ -105,8 +105,8 @@ def sealed_url(public_url: str, token: str) -> str:
     return f"{public_url}{PATH}{token}"
 
 
-def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
-    """Open a link: it is counted, and the audit trail says so."""
+def open_link(connection: sa.Connection, token: str, *, look: bool = False) -> Opened | Closed:
+    """Open a link: it is counted, and the audit trail says so, unless this is only to ``look``."""
     row = connection.execute(
         sa.select(
             _links.id,
@@ -131,6 +131,8 @@ def open_link(connection: sa.Connection, token: str) -> Opened | Closed:
     files = [file for file in files_of(connection, row.request_id) if file.ordinal == row.ordinal]
     if row.is_over or row.status != RequestStatus.COMPLETED or not files:
         return Closed.EXPIRED
+    if look:
+        return Opened(files[0], row.expires_at)
     connection.execute(
         export_links.update()
         .where(_links.id == row.id)

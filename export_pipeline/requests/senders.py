@@ -37,7 +37,7 @@ def sender_of(connection: sa.Connection, organizations: Organizations, request: 
             ``sender_domain_unverified``, ``sender_unknown``.
     """
     if request.from_email is not None and request.from_sender_id is not None:
-        message = "Send only one of fromSenderId or fromEmail, not both. Leave one of them out."
+        message = "Send only one of fromSenderId or fromEmail, not both. Leave out from_sender_id or from_email."
         raise ExportFailure(FailureCode.SENDER_CONFLICT, message, field="from_email")
     if request.from_email is not None:
         return _from_domain(connection, organizations, request.organization_id, request.from_email)
@@ -90,7 +90,7 @@ def _from_row(connection: sa.Connection, organizations: Organizations, organizat
         raise ExportFailure(
             FailureCode.SENDER_UNKNOWN,
             "fromSenderId not found or not accessible for this organization. Use the id of one of its senders, or "
-            "leave it out.",
+            "leave from_sender_id out.",
             field="from_sender_id",
         )
     address = _address(stored.email)
@@ -98,7 +98,7 @@ def _from_row(connection: sa.Connection, organizations: Organizations, organizat
         raise ExportFailure(
             FailureCode.INVALID_SENDER,
             "from_sender_id: the address stored for this sender is not an e-mail address; correct it there, or leave "
-            "it out.",
+            "from_sender_id out.",
             field="from_sender_id",
         )
     return Sender(_for_dns(address), _one_line(stored.name))

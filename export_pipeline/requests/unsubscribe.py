@@ -16,10 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from email_validator import EmailNotValidError, validate_email
 
 from export_pipeline.requests.database import insert_or
-from export_pipeline.requests.tables import export_unsubscriptions, recurring_exports
+from export_pipeline.requests.recipients import person_of
+from export_pipeline.requests.tables import (
+    export_notifications,
+    export_requests,
+    export_unsubscriptions,
+    recurring_exports,
+)
 
 _rows = export_unsubscriptions.c
 _DIGEST_BYTES = 12
@@ -59,16 +64,25 @@ def verify_token(key: str, token: str) -> Leave | None:
 def leave(connection: sa.Connection, key: str, token: str) -> bool:
     """The holder of a token gets no more mails of its recurring export; False if the token is not genuine.
 
-    Whoever left already, or is no longer a recipient, has left: True.
+    Whoever left already has left: True. So has whoever is not in the template right now: their address is taken from
+    the mails that went out, so that they stay out if somebody puts it back.
     """
     asked = verify_token(key, token)
     if asked is None:
         return False
-    template = connection.execute(
+    row = connection.execute(
         sa.select(recurring_exports.c.request).where(recurring_exports.c.id == asked.recurring_export_id)
-    ).scalar()
-    addresses = template.get("recipient_emails") if isinstance(template, dict) else None
-    for address in addresses if isinstance(addresses, list) else ():
+    ).first()
+    if row is None:  # nothing is left to leave
+        return True
+    addresses = row.request.get("recipient_emails") if isinstance(row.request, dict) else None
+    mailed = connection.execute(
+        sa.select(export_notifications.c.recipient)
+        .distinct()
+        .join(export_requests, export_requests.c.id == export_notifications.c.request_id)
+        .where(export_requests.c.recurring_export_id == asked.recurring_export_id)
+    ).scalars()
+    for address in (*(addresses if isinstance(addresses, list) else ()), *mailed):
         digest = _digest(key, asked.recurring_export_id, str(address))
         if hmac.compare_digest(digest, asked.digest):
             unsubscribe(connection, asked.recurring_export_id, str(address))
@@ -78,27 +92,19 @@ def leave(connection: sa.Connection, key: str, token: str) -> bool:
 def unsubscribe(connection: sa.Connection, recurring_export_id: int, recipient: str) -> None:
     """A recipient gets no more mails of a recurring export; a second time changes nothing."""
     insert = insert_or(connection, export_unsubscriptions)
-    left = insert.values(recurring_export_id=recurring_export_id, recipient=_canonical(recipient))
+    left = insert.values(recurring_export_id=recurring_export_id, recipient=person_of(recipient))
     connection.execute(left.on_conflict_do_nothing())
 
 
 def without_unsubscribed(connection: sa.Connection, recurring_export_id: int, recipients: Sequence[str]) -> list[str]:
     """The recipients who have not left."""
     left = connection.execute(sa.select(_rows.recipient).where(_rows.recurring_export_id == recurring_export_id))
-    gone = {_canonical(address) for address in left.scalars()}
-    return [address for address in recipients if _canonical(address) not in gone]
-
-
-def _canonical(address: str) -> str:
-    """Leaving is generous: an address in another case, or its domain in the other spelling, is the same person."""
-    try:
-        return validate_email(address.strip(), check_deliverability=False).normalized.casefold()
-    except EmailNotValidError:
-        return address.strip().casefold()
+    gone = {person_of(address) for address in left.scalars()}
+    return [address for address in recipients if person_of(address) not in gone]
 
 
 def _digest(key: str, recurring_export_id: int, recipient: str) -> bytes:
-    return _mac(key, f"recipient:{recurring_export_id}:{_canonical(recipient)}".encode())[:_DIGEST_BYTES]
+    return _mac(key, f"recipient:{recurring_export_id}:{person_of(recipient)}".encode())[:_DIGEST_BYTES]
 
 
 def _tag(key: str, payload: bytes) -> bytes:

@@ -72,5 +72,5 @@ def _address(host: str) -> _Address | None:
 
 
 def _invalid(what: str) -> ExportFailure:
-    message = f"webhook_url: {what}; expected something like https://hooks.example.com/exports, or leave it NULL."
+    message = f"webhook_url: {what}; expected something like https://hooks.example.com/exports, or leave it out."
     return ExportFailure(FailureCode.INVALID_WEBHOOK, message, field="webhook_url")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
+from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.cli import cli, main
 from export_pipeline.cli.health import NAMES
 from export_pipeline.orchestration import tags
@@ -184,6 +186,47 @@ def test_an_unknown_uid_is_told(pipeline: Pipeline, command: str) -> None:
     shown = run(command, "no-such-request")
     assert shown.exit_code == 1
     assert "no request has the uid" in shown.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("request", "--organization", "acme", "--dataset", "people", "--format", "csv"),
+        ("recurring", "add", "--organization", "acme", "--cron", "0 6 * * *", "--request", "{}"),
+    ],
+    ids=["request", "recurring add"],
+)
+def test_a_catalog_that_does_not_load_is_told_and_nothing_is_inserted(
+    pipeline: Pipeline, command: tuple[str, ...]
+) -> None:
+    for file in pipeline.home.glob("**/people.yaml"):
+        file.write_text(file.read_text().replace("integer", "intejer"))
+    shown = run(*command)
+    assert shown.exit_code != 0
+    assert isinstance(shown.exception, CatalogError)
+    with pipeline.database.connect() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM export_requests")).scalar() == 0
+
+
+def test_watch_shows_a_share_and_no_number_of_rows_that_was_added_up(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = ask()
+    state = pipeline.state(uid)
+    facts = {"status": "running", "stage": "serialize", "rows_done": 50, "rows_total": 100}
+    states = iter([state.model_copy(update=facts), state.model_copy(update={**facts, "status": "completed"})])
+    command = sys.modules["export_pipeline.cli.status"]
+    monkeypatch.setattr(command, "state_of", lambda *_: next(states))
+    monkeypatch.setattr(command, "POLL_SECONDS", 0)
+    shown = run("status", uid, "--watch")
+    assert "100%" in shown.stderr
+    assert "300" not in shown.stderr
+
+
+def test_an_extra_that_is_missing_is_installed_from_here(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) -> None:
+    monkeypatch.setitem(sys.modules, "export_pipeline.gateway.server", None)
+    shown = run("gateway")
+    assert (shown.exit_code, "pip install '.[gateway]'" in shown.output) == (1, True)
 
 
 def test_filters_that_are_no_json_are_refused_by_the_command(pipeline: Pipeline) -> None:

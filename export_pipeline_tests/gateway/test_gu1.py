@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -97,6 +98,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "sender_domain_unknown",
     ),
     ({**ASKED, "fromSenderId": "no-uuid"}, "fromSenderId not found", "sender_unknown"),
+    ({**ASKED, "fromEmail": "nobody"}, "fromEmail: is not an e-mail address", "invalid_sender"),
 ]
 
 
@@ -108,6 +110,7 @@ def test_a_mistake_is_400_with_the_documented_sentence(
     assert (answer.status_code, set(answer.json())) == (400, {"success", "error", "code"})
     assert (answer.json()["success"], answer.json()["code"]) == (False, code)
     assert answer.json()["error"].startswith(error)
+    assert not re.search(r"NULL|\b(recipient_emails|from_email|from_sender_id|email_locale)\b", answer.json()["error"])
 
 
 def test_mail_that_cannot_be_paid_or_is_switched_off_is_400_and_leaves_no_row(gateway: Gateway) -> None:

@@ -159,6 +159,8 @@ WRONG: list[tuple[Any, int, str, str | None]] = [
     ({**ASKED, "segment_ids": [str(uuid4())]}, 422, "unknown_segment", "segment_ids"),
     ({**ASKED, "webhook_url": "http://127.0.0.1/"}, 422, "invalid_webhook", "webhook_url"),
     ({**ASKED, "start_date": "2025-01-01T00:00:00+01:00"}, 422, "invalid_request", "start_date"),
+    ({**ASKED, "options": {"time_zone": "localtime"}}, 422, "invalid_option", "options"),
+    ({**ASKED, "recipient_emails": ["ana@mail.local"]}, 422, "invalid_recipient", "recipient_emails"),
     ({**ASKED, "max_file_size_mb": 10**30}, 422, "invalid_request", "max_file_size_mb"),
     ({**ASKED, "email_locale": "a\0b"}, 422, "invalid_request", None),
     ([1], 422, "invalid_request", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -36,11 +37,23 @@ def left(gateway: Gateway, recurring_export: int) -> list[str]:
     return [one for one in (LEAVER, STAYER) if one not in staying]
 
 
-@pytest.mark.parametrize("language", ["en", "es-MX,es;q=0.9", "pt-BR", "xx"])
-def test_a_click_asks_and_changes_nothing(gateway: Gateway, recurring_export: int, language: str) -> None:
+ASKED = [
+    ("en", "en", "Stop these mails?"),
+    ("es-MX,es;q=0.9", "es", "¿Dejar de recibir estos correos?"),
+    ("pt-BR", "pt", "Parar de receber estes e-mails?"),
+    ("xx", "en", "Stop these mails?"),
+]
+
+
+@pytest.mark.parametrize(("language", "spoken", "heading"), ASKED)
+def test_a_click_asks_and_changes_nothing(
+    gateway: Gateway, recurring_export: int, language: str, spoken: str, heading: str
+) -> None:
     path = f"/unsubscribe/{make_token(KEY, recurring_export, LEAVER)}"
     answer = gateway.client.get(path, headers={"Accept-Language": language})
     assert (answer.status_code, answer.text.count("<button>")) == (200, 1)
+    assert f'<html lang="{spoken}">' in answer.text
+    assert f"<h1>{heading}</h1>" in answer.text
     assert LEAVER not in answer.text
     assert left(gateway, recurring_export) == []
 
@@ -54,6 +67,21 @@ def test_the_button_and_a_mail_clients_one_click_leave(
         answer = gateway.client.post(path, data=body)
         assert (answer.status_code, "unsubscribed" in answer.text) == (200, True)
     assert left(gateway, recurring_export) == [LEAVER]
+
+
+def test_who_is_not_in_the_template_right_now_stays_out_when_put_back(gateway: Gateway, recurring_export: int) -> None:
+    """The address is known from the mail that carried the link."""
+    database, asked = gateway.pipeline.database, {"dataset": "contacts", "format": "csv", "recipient_emails": [LEAVER]}
+    row = {**asked, "organization_id": OURS.id, "recurring_export_id": recurring_export, "status": "completed"}
+    (request,) = database.insert("export_requests", row)
+    database.insert("export_notifications", {"request_id": request, "recipient": "Ana@Example.com", "status": "sent"})
+    template = "UPDATE recurring_exports SET request = ? WHERE id = ?"
+    database.execute(template, [json.dumps({**asked, "recipient_emails": [STAYER]}), recurring_export])
+    path = f"/unsubscribe/{make_token(KEY, recurring_export, LEAVER)}"
+    assert "unsubscribed" in gateway.client.post(path).text
+    assert left(gateway, recurring_export) == [LEAVER]
+    database.execute("DELETE FROM recurring_exports WHERE id = ?", [recurring_export])
+    assert gateway.client.post(path).status_code == 200
 
 
 @pytest.mark.parametrize("token", ["x", "a" * 500, make_token("f" * 32, 1, LEAVER), "%00", "..%2f..%2fetc"])

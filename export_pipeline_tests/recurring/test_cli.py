@@ -64,6 +64,40 @@ def test_what_is_wrong_is_told(pipeline: Pipeline, arguments: tuple[str, ...], c
     assert words in " ".join(shown.output.split())
 
 
+UNSERVABLE = [
+    ({"dataset": "shoes"}, (), "unknown_dataset: dataset: 'shoes' is not one of people"),
+    ({"columns": ["shoe_size"]}, (), "unknown_column: columns"),
+    ({"filters": {"shoe_size": 43}}, (), "invalid_filter: filters.shoe_size"),
+    ({"recipient_emails": ["nobody"]}, (), "invalid_recipient: recipient_emails[0]"),
+    ({"options": {"time_zone": "localtime"}}, (), "invalid_option: options.time_zone"),
+    ({"dataset": "timeless"}, ("--window", "previous_period"), "invalid_date_range: window_from"),
+    ({"from_email": "a@b.example"}, (), "sender_domain_unknown"),
+]
+
+
+@pytest.mark.parametrize(("asked", "arguments", "words"), UNSERVABLE, ids=[case[2] for case in UNSERVABLE])
+def test_what_could_not_be_served_is_refused_when_it_is_added(
+    pipeline: Pipeline, asked: dict[str, object], arguments: tuple[str, ...], words: str
+) -> None:
+    (catalog,) = pipeline.home.glob("**/people.yaml")
+    timeless = catalog.read_text().replace("name: people", "name: timeless").replace("created_at: created_at\n", "")
+    catalog.with_name("timeless.yaml").write_text(timeless)
+    request = json.dumps(TEMPLATE | asked)
+    shown = run("recurring", "add", "--organization", "acme", "--cron", "0 6 * * *", "--request", request, *arguments)
+    assert shown.exit_code == 1
+    assert words in " ".join(shown.output.split())
+    assert listed() == []
+    with pipeline.database.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM export_requests").scalar() == 0
+
+
+def test_a_key_given_twice_in_the_request_is_named(pipeline: Pipeline) -> None:
+    shown = run(
+        "recurring", "add", "--organization", "a", "--cron", "0 6 * * *", "--request", '{"filters": {}, "filters": {}}'
+    )
+    assert (shown.exit_code, "has the key 'filters' twice" in shown.output) == (2, True)
+
+
 def add(*arguments: str) -> int:
     shown = run(
         "recurring", "add", "--organization", "acme", "--cron", "0  6 * * mon", "--timezone", "Europe/Madrid",
