@@ -17,7 +17,7 @@ from export_pipeline.check.findings import Finding, ok, warning, wrong
 from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown, default_sender, open_mail_provider
 from export_pipeline.delivery.objects import Link, ObjectDescription
 from export_pipeline.delivery.store import Store, open_store
-from export_pipeline.engine.staging import Staging, unique
+from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure
 from export_pipeline.setting_types import NO_MAIL
 from export_pipeline.settings import Settings, SettingsError, local_path
@@ -132,7 +132,7 @@ def _delete(store: Store, key: str) -> Iterator[Finding]:
 
 def check_staging(settings: Settings) -> Iterator[Finding]:
     """Write, read, list and delete an object between two steps."""
-    prefix = unique("check")
+    prefix = f"check-{secrets.token_hex(16)}"
     try:
         staging = Staging(settings.staging_url, s3_endpoint_url=settings.s3_endpoint_url)
         with staging.create(f"{prefix}/probe") as sink:
@@ -142,7 +142,7 @@ def check_staging(settings: Settings) -> Iterator[Finding]:
                 same = stream.read() == _PROBE
             staging.trees()
         finally:
-            staging.delete_tree("check")
+            staging.delete_tree(prefix)
     except ExportFailure as failure:
         # Its own words are those of a step that misses what an earlier one wrote.
         reason = re.search(r"\([^)]+\)", failure.message)
