@@ -344,7 +344,7 @@ def problems_of(error: ValidationError) -> dict[str, str]:
     for detail in error.errors():
         name = str(detail["loc"][0]) if detail["loc"] else ""
         variable = name if name.isupper() or not name else f"EXPORT_{name.upper()}"
-        text = detail["msg"].removeprefix("Value error, ")
+        text = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         found.setdefault(variable, f"{variable}: {text}" if variable else text)
     return found
 

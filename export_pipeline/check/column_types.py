@@ -47,12 +47,18 @@ _FITTING: Mapping[ColumnType, frozenset[str]] = {
 }
 _DOUBTFUL: Mapping[tuple[ColumnType, str], str] = {
     (ColumnType.INTEGER, "decimal"): "a value with a fraction fails the export; declare decimal",
-    (ColumnType.INTEGER, "boolean"): "it is exported as 1 and 0; declare boolean",
+    (ColumnType.INTEGER, "text"): "text that is no number fails the export, and filters may; cast it in a view",
+    (ColumnType.FLOAT, "text"): "text that is no number fails the export, and filters may; cast it in a view",
+    (ColumnType.DECIMAL, "text"): "text that is no number fails the export, and filters may; cast it in a view",
     (ColumnType.DECIMAL, "float"): "its digits are those of a binary number; declare float",
     (ColumnType.BOOLEAN, "integer"): "values other than 0 and 1 fail the export, and filters may",
     (ColumnType.TIMESTAMP, "date"): "it is exported as midnight in UTC; declare date",
     (ColumnType.TIMESTAMP, "text"): "text that is no time fails the export, and filters may; cast it in a view",
     (ColumnType.DATE, "text"): "text that is no date fails the export, and filters may; cast it in a view",
+}
+_ON_MARIADB: Mapping[tuple[ColumnType, str], str] = {
+    (ColumnType.DATE, "timestamp"): "a value with a time fails the export; cast it in a view",
+    (ColumnType.TEXT, "bytes"): "bytes that are not UTF-8 fail the export; use HEX(column) in a view",
 }
 _ADVICE = {
     "money": "Cast it to numeric in a view, and declare decimal",
@@ -87,15 +93,18 @@ def judge(declared: ColumnType, found: TypeEngine[Any], backend: str) -> tuple[S
         return State.OK, ""
     if _fits(declared, family, backend):
         return State.OK, ""
-    doubt = _DOUBTFUL.get((declared, family))
+    doubt = _DOUBTFUL.get((declared, family)) or (_ON_MARIADB.get((declared, family)) if backend in MARIADB else None)
     if doubt is not None:
         return State.WARNING, f"{told}: {doubt}."
-    return State.WRONG, f"{told}. {_ADVICE.get(family, 'Correct the type in the catalog, or cast it in a view')}."
+    advice = _ADVICE.get(family, "Correct the type in the catalog, or cast it in a view")
+    # What other databases' drivers make of their types was not tried.
+    known = backend == "postgresql" or backend in MARIADB
+    return State.WRONG if known else State.WARNING, f"{told}. {advice}."
 
 
 def _fits(declared: ColumnType, family: str, backend: str) -> bool:
     if declared is ColumnType.TEXT:
-        # MariaDB hands bytes over as they are; PostgreSQL writes them as digits.
+        # MariaDB hands bytes over as they are; PostgreSQL writes them as text.
         return family not in ("bytes", "bits") or backend not in MARIADB
     if declared is ColumnType.BOOLEAN and family == "integer" and backend in MARIADB:
         return True  # it has no other boolean

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,10 +13,12 @@ from export_pipeline.catalog.model import ChildList, Column, Dataset
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.check.column_types import family_of, judge
 from export_pipeline.check.findings import Finding, State, ok, warning, wrong
-from export_pipeline.check.source_tables import Found, SourceTables, Wanted, open_tables
+from export_pipeline.check.source_tables import Found, open_tables
+from export_pipeline.check.wanted import Wanted, wanted_by
 from export_pipeline.engine.lookups import find_custom_fields, read_texts
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot, source_of
+from export_pipeline.engine.readers.types import timed_out
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.conditions import AllOf, AnyOf, OnList
 from export_pipeline.settings import Settings
@@ -27,69 +28,60 @@ _NOBODY = "00000000-0000-0000-0000-000000000000"
 """An organization that no application has."""
 
 
-def check_source(settings: Settings) -> Iterator[Finding]:
-    """Everything in the catalog and its tables that would fail an export."""
-    try:
-        catalog: Mapping[str, Dataset] = load_catalog(settings.catalog)
-    except CatalogError as error:
-        yield from (wrong("catalog", problem) for problem in error.problems)
-        catalog = {}
-    else:
-        yield ok("catalog", f"{len(catalog)} datasets: {', '.join(catalog)}")
+def check_source(settings: Settings, *, knows_catalog: bool = True) -> Iterator[Finding]:
+    """Everything in the catalog and its tables that would fail an export.
+
+    Args:
+        settings: the installation's.
+        knows_catalog: the settings say where the catalog is; else the connection alone is tried.
+    """
+    catalog: Mapping[str, Dataset] = {}
+    if knows_catalog:
+        try:
+            catalog = load_catalog(settings.catalog)
+        except CatalogError as error:
+            yield from (wrong("catalog", problem) for problem in error.problems)
+        else:
+            yield ok("catalog", f"{len(catalog)} datasets: {', '.join(catalog)}")
     source = replace(source_of(settings), statement_timeout_seconds=_STATEMENT_SECONDS)
     try:
         with open_tables(source) as tables:
-            found = {dataset.name: _look(tables, dataset) for dataset in catalog.values()}
+            encoding = tables.encoding()
+            found = {
+                name: [(wanted, tables.look(wanted)) for wanted in wanted_by(dataset)]
+                for name, dataset in catalog.items()
+            }
     except ExportFailure as failure:
         yield wrong("connection", failure.message)
         return
     yield ok("connection", f"{source.backend} answers")
+    if encoding == "SQL_ASCII":
+        yield warning(
+            "encoding",
+            "The database does not know in which encoding its text is (SQL_ASCII): what is not UTF-8 fails exports.",
+        )
     for dataset in catalog.values():
         yield from _Reading(source, dataset, found[dataset.name]).findings()
-
-
-def _look(tables: SourceTables, dataset: Dataset) -> dict[str, Found]:
-    return {wanted.place: tables.look(wanted) for wanted in _wanted(dataset)}
-
-
-def _wanted(dataset: Dataset) -> Iterator[Wanted]:
-    """The tables of a dataset, the main one first, by the place that declares them."""
-    name = dataset.name
-    main = {column.source: f"{name}.columns.{column.name}" for column in dataset.columns}
-    yield Wanted(dataset.table, f"{name}.table", {dataset.tenant: f"{name}.tenant"} | main)
-    parts: list[tuple[str, Any, tuple[str, ...]]] = [
-        (f"{name}.children.{child.name}", child, ("foreign_key", "value", "order_by", "tenant"))
-        for child in dataset.children
-    ]
-    if dataset.lists is not None:
-        parts += [
-            (f"{name}.lists", dataset.lists, ("member", "list_id", "tenant")),
-            (f"{name}.lists.lists", dataset.lists.lists, ("id", "name", "tenant")),
-        ]
-    parts.append((f"{name}.segments", dataset.segments, ("id", "name", "tenant", "filter", "query_dsl")))
-    parts.append((f"{name}.custom_fields", dataset.custom_fields, ("name", "field_type", "tenant")))
-    for place, part, keys in parts:
-        if part is not None:
-            columns = {getattr(part, key): f"{place}.{key}" for key in keys if getattr(part, key)}
-            yield Wanted(part.table, place, columns)
 
 
 class _Reading:
     """The checks of one dataset."""
 
-    def __init__(self, source: Source, dataset: Dataset, found: dict[str, Found]) -> None:
+    def __init__(self, source: Source, dataset: Dataset, found: Sequence[tuple[Wanted, Found]]) -> None:
         self._source = source
         self._dataset = dataset
-        self._found = found
-        self._main = found[f"{dataset.name}.table"]
+        self._looked = found
+        self._found = {wanted.place: one for wanted, one in found}
+        self._main = self._found[f"{dataset.name}.table"]
 
     def findings(self) -> Iterator[Finding]:
+        types, refused = list(self._types()), list(self._statements())
         problems = [
             *(problem for found in self._found.values() for problem in found.problems),
-            *self._types(),
+            *types,
             *self._key(),
-            *self._hidden(),
-            *self._statements(),
+            *refused,
+            *self._hidden({finding.subject for finding in refused}),
         ]
         yield from problems
         if all(problem.state is not State.WRONG for problem in problems):
@@ -97,28 +89,12 @@ class _Reading:
             yield ok(dataset.name, f"{len(dataset.columns)} columns of {dataset.table} can be read")
 
     def _types(self) -> Iterator[Finding]:
-        dataset, name = self._dataset, self._dataset.name
-        declared = [
-            (self._main, dataset.tenant, dataset.tenant_type, f"{name}.tenant_type"),
-            *((self._main, one.source, one.type, f"{name}.columns.{one.name}") for one in dataset.columns),
-        ]
-        if dataset.lists is not None:
-            lists = dataset.lists.lists
-            declared.append(
-                (self._found[f"{name}.lists.lists"], lists.id, lists.id_type, f"{name}.lists.lists.id_type")
-            )
-        if dataset.segments is not None:
-            segments = dataset.segments
-            declared.append(
-                (self._found[f"{name}.segments"], segments.id, segments.id_type, f"{name}.segments.id_type")
-            )
-        for found, column, kind, place in declared:
-            their_type = found.type_of(column)
-            if their_type is None:
-                continue
-            state, text = judge(ColumnType(kind), their_type, self._source.backend)
-            if state is not State.OK:
-                yield Finding(state, place, f"Column {column} {text}")
+        for wanted, found in self._looked:
+            for column, declared, place in wanted.types:
+                their_type = found.type_of(column)
+                state, text = judge(declared, their_type, self._source.backend) if their_type else (State.OK, "")
+                if state is not State.OK:
+                    yield Finding(state, place, f"Column {column} {text}")
         yield from self._tenant_as_text()
 
     def _tenant_as_text(self) -> Iterator[Finding]:
@@ -144,9 +120,10 @@ class _Reading:
                 "exports are slow. Create one.",
             )
 
-    def _hidden(self) -> Iterator[Finding]:
+    def _hidden(self, refused: set[str]) -> Iterator[Finding]:
+        """Not again of a table whose statement was refused for it."""
         for place, found in self._found.items():
-            if found.hidden:
+            if found.hidden and place not in refused:
                 yield warning(
                     place,
                     "Row-level security chooses which rows the user of EXPORT_SOURCE_URL sees: an export could lack "
@@ -155,11 +132,12 @@ class _Reading:
 
     def _statements(self) -> Iterator[Finding]:
         """The statements of an export, the main one first: without it no other can succeed."""
-        dataset, main = self._dataset, self._main
-        if not (main.has(dataset.tenant) and main.has(dataset.key_column.source)):
+        dataset = self._dataset
+        readable = tuple(column for column in dataset.columns if self._is_readable(column.source, column.type))
+        tenant_is = ColumnType(dataset.tenant_type)
+        if dataset.key_column not in readable or not self._is_readable(dataset.tenant, tenant_is):
             return
-        present = tuple(column for column in dataset.columns if main.has(column.source))
-        refused = list(self._try(f"{dataset.name}.table", lambda: self._read(present)))
+        refused = list(self._try(f"{dataset.name}.table", lambda: self._read(readable)))
         yield from refused
         if refused:
             return
@@ -172,6 +150,13 @@ class _Reading:
         yield from self._try(f"{dataset.name}.segments", self._read_segments)
         yield from self._try(f"{dataset.name}.custom_fields", self._read_custom_fields)
 
+    def _is_readable(self, column: str, declared: ColumnType) -> bool:
+        """Whether nothing wrong is said of it already, which a statement would only repeat."""
+        found = self._main.type_of(column)
+        if found is None:
+            return self._main.has(column)
+        return judge(declared, found, self._source.backend)[0] is not State.WRONG
+
     def _try(self, place: str, read: Callable[[], object]) -> Iterator[Finding]:
         """Nothing to say of what works, is not declared, or lacks what is named already."""
         found = self._found.get(place)
@@ -180,11 +165,15 @@ class _Reading:
         try:
             read()
         except ExportFailure as failure:
-            yield wrong(place, failure.message)
+            if failure.message == timed_out().message:
+                yield warning(place, "The database needs more than 10 s to read no row: it may lack an index.")
+            else:
+                yield wrong(place, failure.message)
 
     def _read(self, columns: tuple[Column | ChildList, ...], lists: tuple[str | int, ...] = ()) -> None:
         dataset = self._dataset
-        dated = dataset.created_at_column is not None and self._main.has(dataset.created_at_column.source)
+        created = dataset.created_at_column
+        dated = created is not None and self._is_readable(created.source, created.type)
         instant = datetime(2000, 1, 1, tzinfo=UTC) if dated else None
         selection = Selection(
             dataset=dataset,

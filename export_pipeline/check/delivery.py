@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from export_pipeline.check.findings import Finding, ok, warning, wrong
 from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown, default_sender, open_mail_provider
 from export_pipeline.delivery.objects import Link, ObjectDescription
 from export_pipeline.delivery.store import Store, open_store
-from export_pipeline.engine.staging import Staging, unique
+from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure
 from export_pipeline.setting_types import NO_MAIL
 from export_pipeline.settings import Settings, SettingsError, local_path
@@ -131,7 +132,7 @@ def _delete(store: Store, key: str) -> Iterator[Finding]:
 
 def check_staging(settings: Settings) -> Iterator[Finding]:
     """Write, read, list and delete an object between two steps."""
-    prefix = unique("check")
+    prefix = f"check-{secrets.token_hex(16)}"
     try:
         staging = Staging(settings.staging_url, s3_endpoint_url=settings.s3_endpoint_url)
         with staging.create(f"{prefix}/probe") as sink:
@@ -141,9 +142,14 @@ def check_staging(settings: Settings) -> Iterator[Finding]:
                 same = stream.read() == _PROBE
             staging.trees()
         finally:
-            staging.delete_tree("check")
+            staging.delete_tree(prefix)
     except ExportFailure as failure:
-        yield wrong("write, read, delete", f"{failure.message.split(' Re-execute')[0]} Check EXPORT_STAGING_URL.")
+        # Its own words are those of a step that misses what an earlier one wrote.
+        reason = re.search(r"\([^)]+\)", failure.message)
+        text = (
+            f"It failed {reason[0] if reason else f'({failure.code})'}. Check that this user may write, list and delete"
+        )
+        yield wrong("write, read, delete", f"{text} at EXPORT_STAGING_URL, its free space, or the AWS credentials.")
         return
     yield ok("write, read, delete", "works") if same else wrong("read", "Other bytes came back than were written.")
 
@@ -200,6 +206,25 @@ def check_gateway(settings: Settings) -> Iterator[Finding]:
         yield warning("public URL", f"EXPORT_PUBLIC_URL does not answer as the gateway does ({reason} at /healthz).")
     else:
         yield ok("public URL", "the gateway answers")
+
+
+def check_executor(settings: Settings) -> Iterator[Finding]:
+    """Celery's broker, without which every step waits for ever. The other executors need nothing that is elsewhere."""
+    if settings.executor != "celery":
+        return
+    try:
+        from celery import Celery
+    except ModuleNotFoundError:
+        yield wrong("celery", "Celery is not installed; run in your clone: pip install '.[celery]'.")
+        return
+    try:
+        app = Celery(broker=settings.celery_broker_url.get_secret_value(), set_as_current=False)
+        with app.connection_for_write(connect_timeout=_HTTP_SECONDS) as broker:
+            broker.ensure_connection(max_retries=1, timeout=_HTTP_SECONDS)
+    except Exception as error:  # noqa: BLE001 - each broker's client raises its own; the text may hold the password
+        yield wrong("broker", f"EXPORT_CELERY_BROKER_URL does not answer ({type(error).__name__}). Check that it runs.")
+    else:
+        yield ok("broker", "answers")
 
 
 def check_alerts(settings: Settings) -> Iterator[Finding]:

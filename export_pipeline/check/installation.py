@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from export_pipeline.check.datasets import check_source
-from export_pipeline.check.delivery import check_alerts, check_gateway, check_mail, check_staging, check_store
+from export_pipeline.check.delivery import (
+    check_alerts,
+    check_executor,
+    check_gateway,
+    check_mail,
+    check_staging,
+    check_store,
+)
 from export_pipeline.check.environment import Environment, read_environment, unknown_variables
 from export_pipeline.check.findings import Finding, ok, warning, wrong
 from export_pipeline.check.request_database import check_request_database
@@ -23,21 +30,32 @@ class Part:
 
     name: str
     variables: frozenset[str]
-    look: Callable[[Settings], Iterable[Finding]]
+    look: Callable[[Environment], Iterable[Finding]]
+
+
+def _of(look: Callable[[Settings], Iterable[Finding]]) -> Callable[[Environment], Iterable[Finding]]:
+    return lambda environment: look(environment.settings)
+
+
+def _source(environment: Environment) -> Iterable[Finding]:
+    if "EXPORT_DATABASE_URL" in environment.wrong and not environment.settings.source_url:
+        return [_skipped(["EXPORT_DATABASE_URL"])]
+    return check_source(environment.settings, knows_catalog="EXPORT_CATALOG" not in environment.wrong)
 
 
 PARTS = (
-    Part("requests", frozenset({"EXPORT_DATABASE_URL"}), check_request_database),
-    Part("source", frozenset({"EXPORT_DATABASE_URL", "EXPORT_SOURCE_URL", "EXPORT_CATALOG"}), check_source),
+    Part("requests", frozenset({"EXPORT_DATABASE_URL"}), _of(check_request_database)),
+    Part("source", frozenset({"EXPORT_SOURCE_URL"}), _source),
     Part(
         "store",
         frozenset({"EXPORT_STORE_URL", "EXPORT_S3_ENDPOINT_URL", "EXPORT_S3_SERVER_SIDE_ENCRYPTION"}),
-        check_store,
+        _of(check_store),
     ),
-    Part("staging", frozenset({"EXPORT_STAGING_URL", "EXPORT_S3_ENDPOINT_URL"}), check_staging),
-    Part("mail", frozenset({"EXPORT_MAIL_URL", "SENDGRID_HOST"}), check_mail),
-    Part("gateway", frozenset({"EXPORT_PUBLIC_URL"}), check_gateway),
-    Part("alerts", frozenset({"EXPORT_ALERT_WEBHOOK_URL", "EXPORT_ALERT_EMAIL"}), check_alerts),
+    Part("staging", frozenset({"EXPORT_STAGING_URL", "EXPORT_S3_ENDPOINT_URL"}), _of(check_staging)),
+    Part("mail", frozenset({"EXPORT_MAIL_URL", "SENDGRID_HOST"}), _of(check_mail)),
+    Part("gateway", frozenset({"EXPORT_PUBLIC_URL"}), _of(check_gateway)),
+    Part("executor", frozenset({"EXPORT_EXECUTOR", "EXPORT_CELERY_BROKER_URL"}), _of(check_executor)),
+    Part("alerts", frozenset({"EXPORT_ALERT_WEBHOOK_URL", "EXPORT_ALERT_EMAIL"}), _of(check_alerts)),
 )
 
 
@@ -85,14 +103,16 @@ class _Look:
 
     def _run(self) -> None:
         wrong_ones = self.part.variables & self._environment.wrong
-        if self.part.name == "source" and self._environment.settings.source_url:
-            wrong_ones -= {"EXPORT_DATABASE_URL"}  # it stands in for a source that is not named
         if wrong_ones:
-            self._found.append(warning("skipped", f"It was not checked: {', '.join(sorted(wrong_ones))} is wrong."))
+            self._found.append(_skipped(wrong_ones))
             return
         try:
-            for finding in self.part.look(self._environment.settings):
+            for finding in self.part.look(self._environment):
                 self._found.append(finding)
         except Exception as error:  # noqa: BLE001 - one broken part must not hide the others
             # Its text may hold a credential.
             self._found.append(wrong("error", f"It could not be checked ({type(error).__name__})."))
+
+
+def _skipped(variables: Iterable[str]) -> Finding:
+    return warning("skipped", f"It was not checked: {', '.join(sorted(variables))} is wrong.")

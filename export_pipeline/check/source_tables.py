@@ -19,20 +19,13 @@ import sqlalchemy as sa
 from sqlalchemy.types import TypeEngine
 
 from export_pipeline.check.findings import Finding, wrong
+from export_pipeline.check.wanted import Wanted
 from export_pipeline.engine.mariadb import BACKENDS as MARIADB
 from export_pipeline.engine.readers import Source
 from export_pipeline.engine.readers.mariadb import reading_engine
 from export_pipeline.engine.readers.types import failure_of
+from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.database import create_engine
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A table of the catalog, and the columns that a dataset uses of it; both with the place that declares them."""
-
-    table: str
-    place: str
-    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,12 @@ class SourceTables:
             problems=tuple(_missing(wanted, types)),
         )
 
+    def encoding(self) -> str:
+        """What the server keeps text in, where that may be another than UTF-8."""
+        if self._connection.dialect.name != "postgresql":
+            return ""
+        return str(self._connection.exec_driver_sql("SHOW server_encoding").scalar_one())
+
     def _named(self, wanted: Wanted, types: dict[str, TypeEngine[Any]]) -> dict[str, TypeEngine[Any]]:
         """By the names of the catalog, where the database holds names to be the same in either case."""
         if self._connection.dialect.name == "postgresql":
@@ -115,7 +114,10 @@ class SourceTables:
         if self._connection.dialect.name != "postgresql":
             return False
         active = sa.func.row_security_active(sa.func.to_regclass(sa.literal(_quoted(table))))
-        return bool(self._connection.execute(sa.select(active)).scalar_one())
+        try:
+            return bool(self._connection.execute(sa.select(active)).scalar_one())
+        except sa.exc.SQLAlchemyError:
+            return False  # of a schema that the user may not look into; the statements say so
 
 
 @contextmanager
@@ -126,7 +128,13 @@ def open_tables(source: Source) -> Iterator[SourceTables]:
         ExportFailure: it could not be opened.
     """
     try:
-        connection = _engine(source).connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection = _engine(source).connect()
+    except (ModuleNotFoundError, sa.exc.NoSuchModuleError):
+        failure = ExportFailure(
+            FailureCode.SOURCE_REFUSED,
+            "The database driver that EXPORT_SOURCE_URL names is not installed. For MariaDB run in your clone: "
+            "pip install '.[mariadb]'.",
+        )
     except sa.exc.SQLAlchemyError as error:
         failure = failure_of(error)
     else:
@@ -139,7 +147,7 @@ def open_tables(source: Source) -> Iterator[SourceTables]:
 def _engine(source: Source) -> sa.Engine:
     url = sa.make_url(source.url)
     if source.backend == "postgresql":
-        return create_engine(source.url)
+        return create_engine(source.url).execution_options(isolation_level="AUTOCOMMIT")
     if source.backend in MARIADB:
         return reading_engine(url, source.statement_timeout_seconds)
     if source.backend == "sqlite":

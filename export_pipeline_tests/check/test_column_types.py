@@ -13,7 +13,8 @@ from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.check.column_types import judge
 from export_pipeline.check.findings import State
-from export_pipeline.check.source_tables import Found, Wanted, open_tables
+from export_pipeline.check.source_tables import Found, open_tables
+from export_pipeline.check.wanted import Wanted
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.requests.conditions import AllOf
@@ -32,8 +33,9 @@ class Kind:
 
 
 T = ColumnType
+PARSED = {T.TIMESTAMP, T.DATE, T.INTEGER, T.FLOAT, T.DECIMAL}
 POSTGRESQL = {
-    "flag": Kind("boolean", "true", {T.BOOLEAN, T.TEXT}, {T.INTEGER}),
+    "flag": Kind("boolean", "true", {T.BOOLEAN, T.TEXT}),
     "small": Kind("smallint", "1", {T.INTEGER, T.FLOAT, T.DECIMAL, T.TEXT}, {T.BOOLEAN}),
     "big": Kind("bigint", "1", {T.INTEGER, T.FLOAT, T.DECIMAL, T.TEXT}, {T.BOOLEAN}),
     "ratio": Kind("double precision", "1.5", {T.FLOAT, T.TEXT}, {T.DECIMAL}),
@@ -41,9 +43,9 @@ POSTGRESQL = {
     "amount": Kind("numeric(9, 2)", "1.50", {T.DECIMAL, T.FLOAT, T.TEXT}, {T.INTEGER}),
     "price": Kind("money", "1.5", {T.TEXT}),
     "ident": Kind("oid", "1", {T.TEXT}),
-    "words": Kind("text", "'a'", {T.TEXT, T.UUID, T.JSON}, {T.TIMESTAMP, T.DATE}),
-    "short": Kind("varchar(5)", "'a'", {T.TEXT, T.UUID, T.JSON}, {T.TIMESTAMP, T.DATE}),
-    "mood": Kind("mood", "'sad'", {T.TEXT, T.UUID, T.JSON}, {T.TIMESTAMP, T.DATE}),
+    "words": Kind("text", "'a'", {T.TEXT, T.UUID, T.JSON}, PARSED),
+    "short": Kind("varchar(5)", "'a'", {T.TEXT, T.UUID, T.JSON}, PARSED),
+    "mood": Kind("mood", "'sad'", {T.TEXT, T.UUID, T.JSON}, PARSED),
     "number": Kind("uuid", "gen_random_uuid()", {T.UUID, T.TEXT}),
     "doc": Kind("jsonb", "'{}'", {T.JSON, T.TEXT}),
     "doc2": Kind("json", "'{}'", {T.JSON, T.TEXT}),
@@ -63,12 +65,12 @@ MARIADB = {
     "big": Kind("bigint", "1", {T.BOOLEAN, T.INTEGER, T.FLOAT, T.DECIMAL, T.TEXT}),
     "ratio": Kind("double", "1.5", {T.FLOAT, T.TEXT}, {T.DECIMAL}),
     "amount": Kind("decimal(9, 2)", "1.50", {T.DECIMAL, T.FLOAT, T.TEXT}, {T.INTEGER}),
-    "words": Kind("varchar(40)", "'{}'", {T.TEXT, T.UUID, T.JSON}, {T.TIMESTAMP, T.DATE}),
-    "doc": Kind("json", "'{}'", {T.JSON, T.TEXT, T.UUID}, {T.TIMESTAMP, T.DATE}),
-    "raw": Kind("binary(16)", "'a'", set()),
+    "words": Kind("varchar(40)", "'{}'", {T.TEXT, T.UUID, T.JSON}, PARSED),
+    "doc": Kind("json", "'{}'", {T.JSON, T.TEXT, T.UUID}, PARSED),
+    "raw": Kind("binary(16)", "'a'", set(), {T.TEXT}),
     "mask": Kind("bit(8)", "1", set()),
     "day": Kind("date", "'2024-03-31'", {T.DATE, T.TEXT}, {T.TIMESTAMP}),
-    "moment": Kind("datetime(6)", "now()", {T.TIMESTAMP, T.TEXT}),
+    "moment": Kind("datetime(6)", "now()", {T.TIMESTAMP, T.TEXT}, {T.DATE}),
     "hour": Kind("time", "'12:00'", {T.TEXT}),
 }
 
