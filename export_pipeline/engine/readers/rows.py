@@ -69,6 +69,6 @@ def _text(values: Sequence[Any]) -> pa.Array:
     """Texts, undecoded or not. Numbers among them as they are written, with the fewest digits that give them back."""
     try:
         return _inferred(values)
-    except pa.ArrowTypeError:
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
         texts = [value if value is None or isinstance(value, str | bytes) else str(value) for value in values]
         return pa.array(texts, pa.string())
