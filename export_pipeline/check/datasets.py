@@ -10,15 +10,15 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import CatalogError, load_catalog
 from export_pipeline.catalog.model import ChildList, Column, Dataset
-from export_pipeline.catalog.types import ColumnType
+from export_pipeline.catalog.types import ColumnType, IdentityType
 from export_pipeline.check.column_types import family_of, judge
 from export_pipeline.check.findings import Finding, State, ok, warning, wrong
 from export_pipeline.check.source_tables import Found, open_tables
 from export_pipeline.check.wanted import Wanted, wanted_by
-from export_pipeline.engine.lookups import find_custom_fields, read_texts
+from export_pipeline.engine.lookups import Named, find_custom_fields, read_texts
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot, source_of
-from export_pipeline.engine.readers.types import timed_out
+from export_pipeline.engine.readers.failures import timed_out
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.conditions import AllOf, AnyOf, OnList
 from export_pipeline.settings import Settings
@@ -207,8 +207,9 @@ class _Reading:
             columns = [segments.id, segments.name, segments.filter, *filter(None, [segments.query_dsl])]
             self._read_texts(segments.table, columns, segments.tenant, segments.id, segments.id_type)
 
-    def _read_texts(self, table: str, columns: list[str], tenant: str, key: str, kind: ColumnType) -> None:
-        read_texts(self._source, self._dataset, table, columns, tenant, self._nobody, key, [_identity(kind)])
+    def _read_texts(self, table: str, columns: list[str], tenant: str, key: str, kind: IdentityType) -> None:
+        named = Named(key, kind, [_identity(kind)])
+        read_texts(self._source, self._dataset, table, columns, tenant, self._nobody, named)
 
     def _read_custom_fields(self) -> None:
         find_custom_fields(self._source, self._dataset, self._nobody)

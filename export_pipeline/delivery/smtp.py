@@ -121,7 +121,7 @@ class SmtpMail:
         """
         client = self._connect()
         try:
-            _expect(client.noop()[0], 250)
+            _expect(client.noop(), 250)
         except (smtplib.SMTPException, OSError) as error:
             raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
         finally:
