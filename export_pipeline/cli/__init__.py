@@ -20,7 +20,7 @@ from export_pipeline.cli.health import health
 from export_pipeline.cli.links import links
 from export_pipeline.cli.queue import queue
 from export_pipeline.cli.recurring import recurring
-from export_pipeline.cli.requests import cancel, request
+from export_pipeline.cli.requests import cancel, request, retry
 from export_pipeline.cli.resend import resend
 from export_pipeline.cli.status import status
 from export_pipeline.cli.verify import verify
@@ -43,6 +43,7 @@ cli.add_command(check)
 cli.add_command(request)
 cli.add_command(status)
 cli.add_command(cancel)
+cli.add_command(retry)
 cli.add_command(queue)
 cli.add_command(health)
 cli.add_command(verify)

@@ -115,7 +115,7 @@ def _show(
     if operators_text:
         table.add_row("cause", Text(operators_text))
     console.print(table)
-    if state.error_code in RUNBOOK:
+    if state.status is RequestStatus.FAILED and state.error_code in RUNBOOK:
         advice = RUNBOOK[FailureCode(state.error_code)]
         console.print(f"\nturn: {advice.turn}. {advice.plain}", markup=False, highlight=False)
     for run in runs:

@@ -189,7 +189,7 @@ def _is_lost(instance: DagsterInstance, run: dg.DagsterRun, owner: claims.Owner 
         return False
     if owner.run_id == run.run_id:
         return owner.silent and owner.status is not RequestStatus.RUNNING
-    if owner.status is RequestStatus.QUEUED and owner.claim_id == run.tags.get(tags.CLAIM):
+    if owner.status is RequestStatus.QUEUED and owner.claim_id == run.tags.get(tags.CLAIM, ""):
         return False
     record = instance.get_run_record_by_id(run.run_id)
     return record is not None and time.time() - (record.start_time or time.time()) > timeout

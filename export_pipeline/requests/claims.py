@@ -120,6 +120,8 @@ def claim(
             run_id=None,
             stage=None,
             not_before=None,
+            postponements=sa.case((ended, 0), else_=_rows.postponements),
+            postponed_at=sa.case((ended, sa.null()), else_=_rows.postponed_at),
             error_code=sa.case((ended, sa.null()), else_=_rows.error_code),
             message=sa.case((ended, sa.null()), else_=_rows.message),
             completed_at=None,
