@@ -108,6 +108,11 @@ def _as_it_is(home: Home, database_url: str) -> None:
     """Nothing to prepare."""
 
 
+def _directly(_database_url: str) -> dict[str, str]:
+    """Nothing in between."""
+    return {}
+
+
 @contextmanager
 def open_stack(
     postgres_server: PostgresServer,
@@ -115,11 +120,14 @@ def open_stack(
     directory: Path,
     *,
     prepare: Callable[[Home, str], None] = _as_it_is,
+    connect: Callable[[str], dict[str, str]] = _directly,
+    processes_too: bool = True,
     **settings: str,
 ) -> Iterator[Stack]:
     """An installation with its real daemon; ``settings`` are further variables.
 
-    ``prepare`` gets the home and the database's URL before any process starts.
+    ``prepare`` gets the home and the database's URL before any process starts; ``connect`` gets the URL, and returns
+    variables that lead there by another way. Without ``processes_too`` the test starts daemon and code server.
     """
     home = Home(directory / "home")
     home.create()
@@ -148,12 +156,14 @@ def open_stack(
             "EXPORT_CATALOG": str(catalog),
             "EXPORT_HEARTBEAT_SECONDS": "0.5",
             **settings,
+            **connect(url),
         }
         port = free_port()
         home.write_workspace(port)
         processes = stack.enter_context(Processes(home.logs, environment))
-        processes.code_server(port)
-        processes.daemon(home.workspace)
+        if processes_too:
+            processes.code_server(port)
+            processes.daemon(home.workspace)
         yield Stack(home, url, environment, bucket, smtp, processes)
 
 

@@ -75,6 +75,7 @@ def prepare(home: Home, database_url: str) -> None:
         ("start_timeout_seconds: 180", "start_timeout_seconds: 30"),
         ("poll_interval_seconds: 30", "poll_interval_seconds: 5"),
         ("max_concurrent_runs: 5", "max_concurrent_runs: 7"),
+        ("limit: 4", "limit: 6"),
         ("user_code_failure_retry_delay: 5", "user_code_failure_retry_delay: 2"),
     ):
         assert slow in text

@@ -215,6 +215,22 @@ class Installation:
         assert self.ledger(uid) == {}
         assert self.mailed() == []
 
+    def assert_postponed(self, uid: str, error_code: str) -> None:
+        """The row waits in the queue and says why; nothing was published, nobody was mailed, no attempt is used up."""
+        row = self.row(uid)
+        assert (row["status"], row["error_code"], row["run_id"]) == ("queued", error_code, None), row["message"]
+        assert "is tried again" in row["message"]
+        assert row["not_before"] is not None
+        assert row["attempt"] == row["uncounted_attempts"]
+        assert row["manifest_key"] is None
+        assert self.bucket.uploads() == []
+        assert self.mailed() == []
+
+    def launch_again(self, uid: str) -> dg.DagsterRun:
+        """Let its wait be over."""
+        self.query("UPDATE export_requests SET not_before = NULL WHERE uid::text = %s", [uid])
+        return self.launch()
+
     def calm(self) -> None:
         """Every part works, and what was counted is forgotten."""
         for database in (self.requests, self.source):

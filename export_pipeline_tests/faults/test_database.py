@@ -99,15 +99,15 @@ class TestSource:
             installation.assert_delivered(uid)
             assert installation.mailed() == ["a@x.io"]
 
-    def test_a_source_that_stays_away_fails_with_a_reason(self, installation: Installation, tally: Tally) -> None:
+    def test_a_source_that_stays_away_postpones_the_request(self, installation: Installation, tally: Tally) -> None:
         with judged(tally, "source: outage", installation):
             installation.source.down()
             uid, run = installation.export()
             assert list(installation.tries(run).values())[-1] == TRIES
             assert installation.waits(run) == [1, 2, 4]
-            installation.assert_not_published(uid, "source_unavailable")
+            installation.assert_postponed(uid, "source_unavailable")
             installation.source.up()
-            assert installation.from_failure(run).is_success
+            assert installation.launch_again(uid).is_success
             installation.assert_delivered(uid)
             assert installation.mailed() == ["a@x.io"]
 
@@ -198,10 +198,10 @@ class TestRequestDatabase:
             for sensor in SENSORS:
                 tick = installation.tick(sensor)
                 assert not tick.run_requests
-                assert "could not be read" in (tick.skip_message or ""), sensor
+                assert "request database" in (tick.skip_message or ""), sensor
             installation.requests.up()
             for sensor in SENSORS[1:]:
-                assert "could not be read" not in (installation.tick(sensor).skip_message or "")
+                assert "request database" not in (installation.tick(sensor).skip_message or "")
             installation.launch()
             installation.assert_delivered(uid)
             assert installation.row(uid)["attempt"] == 1
@@ -231,12 +231,14 @@ class TestRequestDatabase:
     def test_a_long_outage_costs_an_attempt_and_is_mended_by_the_reconciler(
         self, installation: Installation, tally: Tally, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(stage, "DATABASE_RETRIES", 3)
         with judged(tally, "request database: down until the run gave up", installation):
             with monkeypatch.context() as patch:
                 at_s3(patch, installation, "PutObject", installation.requests.down)
                 uid, failed = installation.export()
             assert failed.status is dg.DagsterRunStatus.FAILURE
-            assert "the reconciler will mend it" in installation.log(failed)
+            assert "gets a new attempt" in installation.log(failed)
+            assert failed.tags["export/error_code"] == "database_unavailable"
             assert installation.row(uid)["status"] == "running"
             assert installation.mailed() == []
             assert not [key for key in installation.objects(uid) if key.endswith("manifest.json")]
@@ -281,7 +283,7 @@ class TestRequestDatabase:
             uid = installation.ask()
             installation.requests.lose_reply(b"COMMIT", b"UPDATE export_requests")
             tick = installation.tick("export_requests")
-            assert "could not be read" in (tick.skip_message or "")
+            assert "request database" in (tick.skip_message or "")
             assert installation.row(uid)["claimed_at"] is not None
             wait_until(lambda: installation.row(uid)["claimed_at"] is None, lambda: installation.tick(SENSORS[2]))
             installation.launch()

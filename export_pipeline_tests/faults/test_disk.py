@@ -102,7 +102,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.step}, files of {case.max_file_size_mb} MB" for case in CASES])
-def test_a_full_disk_fails_with_a_reason_and_gives_its_room_back(
+def test_a_full_disk_postpones_the_request_and_has_its_room_back(
     installation: Installation, tally: Tally, monkeypatch: pytest.MonkeyPatch, disk: Disk, case: Case
 ) -> None:
     monkeypatch.setenv("EXPORT_SHARD_ROWS", "20000")
@@ -111,17 +111,11 @@ def test_a_full_disk_fails_with_a_reason_and_gives_its_room_back(
     with judged(tally, f"disk full under {case.variable}", installation):
         uid, run = installation.export(organization_id="large", max_file_size_mb=case.max_file_size_mb)
         assert installation.tries(run)[case.step] >= TRIES
-        installation.assert_not_published(uid, case.code)
-        assert "free space" in installation.cause(uid)
-        kept = [path.name for path in disk.files()]
-        assert [name for name in kept if name.endswith(".partial")] == []
-        # The plan, and what a re-execution from the failure goes on with: the rows, once they are complete.
-        staged = [name for name in kept if name != "plan.json"]
-        assert all(name.endswith(".arrow") for name in staged)
-        assert bool(staged) == (case.step == "serialize")
+        installation.assert_postponed(uid, case.code)
+        assert "free space" in installation.log(run)
+        assert [path for path in disk.files() if uid in str(path)] == []
         disk.room(ROOM)
-        again = installation.from_failure(run)
-        assert again.is_success
+        assert installation.launch_again(uid).is_success
         assert installation.mailed() == ["a@x.io"]
         checked = CliRunner().invoke(cli, ["verify", uid], catch_exceptions=False)
         assert checked.exit_code == 0, checked.output

@@ -116,7 +116,7 @@ def test_a_truncated_download_is_no_damaged_file_to_who_verifies(installation: I
 @pytest.mark.parametrize(
     ("organization", "injected"), [("small", s3_error(503, "SlowDown")), ("large", Reset())], ids=["SlowDown", "reset"]
 )
-def test_an_outage_fails_with_a_reason_and_the_operator_goes_on_from_there(
+def test_an_outage_postpones_the_request_and_leaves_nothing(
     installation: Installation,
     tally: Tally,
     monkeypatch: pytest.MonkeyPatch,
@@ -129,10 +129,11 @@ def test_an_outage_fails_with_a_reason_and_the_operator_goes_on_from_there(
         uid, failed = installation.export(organization_id=organization)
         assert installation.tries(failed) == {"plan": 1, "filter_entities": 1, "serialize": 1, "upload": TRIES}
         assert installation.waits(failed) == [1, 2, 4]
-        installation.assert_not_published(uid, "store_unavailable")
+        installation.assert_postponed(uid, "store_unavailable")
         installation.s3.calm()
-        again = installation.from_failure(failed)
-        assert installation.tries(again) == {"upload": 1, "publish": 1, "notify_recipients": 1}
+        assert installation.objects(uid) == []
+        assert installation.staged() == [path for path in installation.staged() if uid not in str(path)]
+        assert installation.launch_again(uid).is_success
         installation.assert_delivered(uid)
         assert installation.mailed() == ["a@x.io"]
 
@@ -154,7 +155,9 @@ def test_uploads_that_nobody_can_end_or_abort_are_the_janitors(
         monkeypatch.setattr(janitor, "KEEP_UPLOADS", timedelta(seconds=-5))
         assert build_definitions().resolve_job_def("janitor").execute_in_process().success
         installation.assert_delivered(served)
-        installation.assert_not_published(failed, "store_unavailable")
+        assert installation.row(failed)["error_code"] == "store_unavailable"
+        assert installation.objects(failed) == []
+        assert installation.bucket.uploads() == []
 
 
 STAGING: list[tuple[str, Fault, Callable[[Call], bool], int]] = [
@@ -331,15 +334,15 @@ class TestExpiredCredentials:
             installation.assert_delivered(uid)
             assert installation.mailed() == ["a@x.io"]
 
-    def test_a_token_that_nobody_renews_fails_with_the_reason(
+    def test_a_token_that_nobody_renews_postpones_the_request_and_the_run_says_why(
         self, installation: Installation, tally: Tally, credentials: Path
     ) -> None:
         self._expire(installation, "PutObject")
         with judged(tally, "S3: expired credentials", installation):
             uid, run = installation.export()
             assert installation.s3.count("PutObject") == installation.tries(run)["upload"] == TRIES
-            installation.assert_not_published(uid, "store_unavailable")
-            assert "ExpiredToken" in installation.cause(uid)
+            installation.assert_postponed(uid, "store_unavailable")
+            assert "ExpiredToken" in installation.log(run)
             self._write(installation, credentials, token="new")
-            installation.from_failure(run)
+            assert installation.launch_again(uid).is_success
             installation.assert_delivered(uid)
