@@ -87,7 +87,8 @@ def hand_over(
     A refusal that is about one recipient does not stop the others, and ends that recipient's mail. One that is about
     the installation leaves the mail pending. If a reply does not say which, it is about the recipient as soon as
     another mail of the request was accepted, and about the installation if none was.
-    After a provider that asks to wait (HTTP 429 with ``Retry-After``) nothing more is sent.
+    After a provider that asks to wait (HTTP 429 with ``Retry-After``), cannot be reached or lets nobody log in, nothing
+    more is tried.
 
     Args:
         database: the request database.
@@ -108,7 +109,7 @@ def hand_over(
         if refusal.permanent and refusal.blame is Blame.UNCLEAR:
             unclear[notification_id] = refusal.reason
         done.wait = refusal.retry_after
-        if done.wait is not None:
+        if done.wait is not None or not refusal.reached:
             break
     with database.begin() as connection:
         if ledger.counts(connection, request_id, kind).get(NotificationStatus.SENT):

@@ -81,16 +81,24 @@ class MailNotAccepted(Exception):
     what is wrong, the message is sent.
     ``reason`` is a code such as ``smtp 550 5.1.1``, with no address in it.
     ``retry_after``: seconds the provider asked to wait, if it did.
+    ``reached``: False if there was no conversation at all, so that no other message would fare better now.
     """
 
     def __init__(
-        self, reason: str, *, permanent: bool, blame: Blame = Blame.UNCLEAR, retry_after: float | None = None
+        self,
+        reason: str,
+        *,
+        permanent: bool,
+        blame: Blame = Blame.UNCLEAR,
+        retry_after: float | None = None,
+        reached: bool = True,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.permanent = permanent and blame is not Blame.INSTALLATION
         self.blame = blame
         self.retry_after = retry_after
+        self.reached = reached
 
 
 class MailOutcomeUnknown(Exception):

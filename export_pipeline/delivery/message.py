@@ -125,8 +125,8 @@ class _Writing:
             return offset
         name = get_timezone_name(self.zone, locale=self.locale)
         if name == get_timezone_location(self.zone, locale=self.locale):
-            # The language has no name for the zone, and what Babel makes up may be wrong: all year "summer time of
-            # Argentina" in the Spanish of America, "Argentina (Argentina/Buenos Aires) Time" in English.
+            # The language has no name for the zone, and Babel makes one up: "summer time of Argentina" all year in the
+            # Spanish of America, "Argentina (Argentina/Buenos Aires) Time" in English.
             name = get_timezone_location(self.zone, locale=self.locale, return_city=True).rpartition("/")[2]
         return f"{name}, {offset}"
 

@@ -54,7 +54,7 @@ class SendGridMail:
         except URLError as error:
             # urllib wraps what fails until the whole request is written and nothing later: until then
             # SendGrid cannot have taken it.
-            failure = MailNotAccepted(f"sendgrid connection {_cause(error)}", permanent=False)
+            failure = MailNotAccepted(f"sendgrid connection {_cause(error)}", permanent=False, reached=False)
         except (OSError, HTTPException) as error:
             failure = MailOutcomeUnknown(f"sendgrid reply lost: {type(error).__name__}")
         else:

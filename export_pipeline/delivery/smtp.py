@@ -194,19 +194,18 @@ def _log_in(client: smtplib.SMTP, server: SmtpServer) -> None:
 
 
 def _misconfigured(problem: str) -> MailNotAccepted:
-    return MailNotAccepted(f"smtp connect: {problem}", permanent=False, blame=Blame.INSTALLATION)
+    return MailNotAccepted(f"smtp connect: {problem}", permanent=False, blame=Blame.INSTALLATION, reached=False)
 
 
 def _not_connected(error: Exception) -> MailNotAccepted:
-    """Why there is no conversation: never the recipient's fault."""
+    """Why there is no conversation: never the recipient's fault, and the same for all."""
+    blame, cause = Blame.UNCLEAR, type(error).__name__
     if isinstance(error, smtplib.SMTPResponseException):
-        lasting = 500 <= error.smtp_code < 600
-        blame = Blame.INSTALLATION if lasting else Blame.UNCLEAR
-        return MailNotAccepted(f"smtp connect {error.smtp_code}", permanent=False, blame=blame)
-    # smtplib raises it before anything is sent: no STARTTLS, or no way to log in that both sides know.
-    if isinstance(error, smtplib.SMTPNotSupportedError | ssl.SSLCertVerificationError):
-        return MailNotAccepted(f"smtp connect {type(error).__name__}", permanent=False, blame=Blame.INSTALLATION)
-    return MailNotAccepted(f"smtp connect {type(error).__name__}", permanent=False)
+        cause = str(error.smtp_code)
+        blame = Blame.INSTALLATION if 500 <= error.smtp_code < 600 else Blame.UNCLEAR
+    elif isinstance(error, smtplib.SMTPNotSupportedError | ssl.SSLCertVerificationError):
+        blame = Blame.INSTALLATION
+    return MailNotAccepted(f"smtp connect {cause}", permanent=False, blame=blame, reached=False)
 
 
 def _is_here(client: smtplib.SMTP) -> bool:

@@ -38,7 +38,7 @@ from export_pipeline.settings import Settings
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.requests.test_states import ask
 from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink
-from export_pipeline_tests.servers.smtp import Received, SmtpSink
+from export_pipeline_tests.servers.smtp import Received, SmtpSink, serve_smtp
 
 ON_ONE_DATABASE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 NOW = datetime.now(UTC)
@@ -260,6 +260,24 @@ def test_a_refusal_is_booked_on_whom_it_is_about_and_nobody_mailed_is_no_success
             answers
         )
         smtp_sink.received.clear()
+
+
+@ON_ONE_DATABASE
+@pytest.mark.parametrize("failure", ["not there", "no login"])
+def test_a_provider_that_lets_nobody_in_is_asked_once_and_not_once_a_recipient(
+    database: sa.Engine, store: CountingStore, failure: str
+) -> None:
+    """Waiting for each of 26 recipients holds a slot for a quarter of an hour; as many wrong logins lock an account."""
+    code = FailureCode.MAIL_UNAVAILABLE if failure == "not there" else FailureCode.MAIL_REFUSED
+    announcement = announce(published(store), ask(database))
+    with serve_smtp(auth_require_tls=False) as sink:
+        port = 1 if failure == "not there" else sink.port
+        provider = SmtpMail(SmtpServer("127.0.0.1", port, user="user", password="wrong"), timeout=5)
+        with pytest.raises(ExportFailure) as postponed:
+            tell(database, store, provider, announcement)
+        assert len(sink.logins) <= 2  # smtplib tries two mechanisms
+    assert postponed.value.code is code
+    assert statuses(database) == dict(zip(RECIPIENTS, [("pending", 1), ("pending", 0)], strict=True))
 
 
 @ON_ONE_DATABASE
