@@ -65,7 +65,7 @@ def duckdb_copy(job: Job) -> Callable[[], None]:
 
     spec = find_spec("duckdb_extension_postgres_scanner")
     if spec is None or spec.origin is None:
-        raise RuntimeError("duckdb-extension-postgres-scanner is not installed: in your clone, pip install '.[bench]'")
+        raise RuntimeError("duckdb-extension-postgres-scanner is not installed: pip install '.[bench]'")
     extension = next(Path(spec.origin).parent.rglob("*.duckdb_extension"))
     options = "FORMAT csv, HEADER" if job.format == "csv" else "FORMAT json, COMPRESSION gzip"
 

