@@ -41,12 +41,12 @@ def files_deleted(connection: sa.Connection, request_id: int) -> None:
         record(connection, row.uid, row.organization_id, EventKind.DELETED, {"files": deleted})
 
 
-def past_retention(connection: sa.Connection) -> list[tuple[int, str]]:
-    """Requests whose files are due for deletion, or were when a janitor died: (id, uid)."""
+def past_retention(connection: sa.Connection) -> list[tuple[int, str, int]]:
+    """Requests whose files are due for deletion, or were when a janitor died: (id, uid, attempt)."""
     undeleted = sa.exists().where(export_files.c.request_id == _rows.id, export_files.c.deleted_at.is_(None))
     due = sa.or_(
         sa.and_(_rows.status == RequestStatus.COMPLETED, _rows.expires_at < utc_now()),
         sa.and_(_rows.status == RequestStatus.EXPIRED, undeleted),
     )
-    found = connection.execute(sa.select(_rows.id, _rows.uid).where(due))
-    return [(row.id, row.uid) for row in found]
+    found = connection.execute(sa.select(_rows.id, _rows.uid, _rows.attempt).where(due))
+    return [(row.id, row.uid, row.attempt) for row in found]
