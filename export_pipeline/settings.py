@@ -121,7 +121,7 @@ class Settings(BaseSettings):
         gt=0,
         le=168.0,
         description="How long a mailed link lives, in hours; S3 allows 168 at most. Shorter where the signing "
-        "credentials die sooner.",
+        "credentials end sooner, as those of roles do: the run's log says so, and `EXPORT_PUBLIC_URL` is the cure.",
     )
     retention_days: float = Field(default=7.0, gt=0, description="How long delivered files are kept, in days.")
     audit_retention_days: float = Field(

@@ -133,7 +133,7 @@ def discard_abandoned(database: sa.Engine, store: Store, staging: Staging, uid: 
 
 
 def _is_abandoned(state: RequestState, attempt: int) -> bool:
-    if state.attempt != attempt or state.status in (RequestStatus.CANCELED, RequestStatus.EXPIRED):
+    if state.attempt > attempt or state.status in (RequestStatus.CANCELED, RequestStatus.EXPIRED):
         return True
     by_requester = state.error_code is not None and _fault(state.error_code) is Fault.REQUESTER
     # After any other failure a re-execution may go on with what the attempt wrote.

@@ -19,7 +19,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import urlsplit
@@ -38,10 +38,13 @@ TIMEOUT_SECONDS = 10.0
 """Of each wait for the receiver."""
 LONGEST_CALL_SECONDS = 30.0
 """Of a call as a whole (gu1, webhooks: an answer within 30 seconds)."""
-_THREADS = 8
-_BATCH = 64
+_THREADS = 32
+_AT_ONCE = 4
+"""Calls of one organization at the same time: its slow receiver must not take all threads."""
+_LOOK_SECONDS = 1.0
+"""How long a call that becomes due waits at most while others are under way."""
 _LEASE = timedelta(seconds=LONGEST_CALL_SECONDS * 10)
-"""Longer than any batch takes, so that nobody else tries what this process is about to."""
+"""Much longer than any call takes, so that nobody else makes it meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,22 @@ def deliver_due(database: sa.Engine, settings: Settings, *, seconds: float = mat
     """
     counts = {"delivered": 0, "not_taken": 0}
     ends = time.monotonic() + seconds
+    under_way: dict[Future[Call], str] = {}
     with ThreadPoolExecutor(_THREADS) as threads:
-        while time.monotonic() < ends:
-            with database.begin() as connection:
-                due = webhooks.take_due(connection, limit=_BATCH, lease=_LEASE)
-            if not due:
+        while True:
+            if time.monotonic() < ends and len(under_way) < _THREADS:
+                for webhook in _taken(database, limit=_THREADS - len(under_way), busy=set(under_way.values())):
+                    under_way[threads.submit(_deliver, database, settings, webhook)] = webhook.organization_id
+            if not under_way:
                 return counts
-            for call in threads.map(lambda webhook: _deliver(database, settings, webhook), due):
-                counts["delivered" if call.taken else "not_taken"] += 1
-        return counts
+            for ended in wait(under_way, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
+                del under_way[ended]
+                counts["delivered" if ended.result().taken else "not_taken"] += 1
+
+
+def _taken(database: sa.Engine, *, limit: int, busy: set[str]) -> list[Webhook]:
+    with database.begin() as connection:
+        return webhooks.take_due(connection, limit=limit, lease=_LEASE, at_once=_AT_ONCE, busy=busy)
 
 
 def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
@@ -179,10 +189,16 @@ class _Pinned(http.client.HTTPConnection):
 
 
 class _PinnedTls(_Pinned):
+    default_port = http.client.HTTPS_PORT
+    """Any other stands in the Host header."""
+
     def connect(self) -> None:
         """Connect; the certificate has to be the host's."""
         super().connect()
-        self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+        context = ssl.create_default_context()
+        # Wrapped first: the watchdog has to find the socket while the handshake is under way.
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock.do_handshake()
 
 
 def _exchange(connection: http.client.HTTPConnection, target: str, body: bytes, headers: Mapping[str, str]) -> Call:

@@ -30,7 +30,7 @@ from export_pipeline.orchestration.pulse import Pulse
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, states
 from export_pipeline.requests.enums import NotificationStatus, RequestStatus, Stage
-from export_pipeline.requests.model import load_request
+from export_pipeline.requests.model import is_canonical_uuid, load_request
 
 MAX_RETRIES = 3
 FIRST_RETRY_SECONDS = 2.0
@@ -98,7 +98,9 @@ def outside_op(step: StepExecutionContext, exports: ExportResource) -> Iterator[
         dagster.RetryRequested, dagster.Failure: as ``stage``.
     """
     context = dg.OpExecutionContext(step)
-    with _clean_end(_Frame(context, exports, _request_of(context.run))):
+    frame = _Frame(context, exports, _request_of(context.run))
+    frame.own_by_tags()
+    with _clean_end(frame):
         yield
 
 
@@ -176,6 +178,12 @@ class _Frame:
                 )
         self._owned = owned
         return owned
+
+    def own_by_tags(self) -> None:
+        """Take the run's own tags for what it owns: its ops have taken the row, or are about to."""
+        uid, attempt = self._context.run.tags.get(tags.REQUEST_UID, ""), tags.attempt_of(self._context.run.tags)
+        if is_canonical_uuid(uid) and attempt is not None:
+            self._owned = ownership.Ownership(uid, attempt)
 
     def complete_tags(self, owned: ownership.Ownership) -> None:
         """Give the run the tags that it should have begun with, and take what it inherited of a failure."""

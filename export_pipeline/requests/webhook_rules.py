@@ -12,6 +12,11 @@ from export_pipeline.failures import ExportFailure, FailureCode
 
 MAX_URL_LENGTH = 2000
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_INSIDE = [
+    ipaddress.ip_network(network)
+    # Site-local, segment routing, documentation, 6to4 relays: Python's ipaddress calls them global.
+    for network in ("fec0::/10", "5f00::/16", "3fff::/20", "192.88.99.0/24")
+]
 
 
 def check_webhook_url(url: str | None, *, allow_insecure: bool) -> None:
@@ -55,6 +60,8 @@ def is_public(address: _Address) -> bool:
         found = next((one for one in carried if one is not None), None)
         if found is not None:
             return is_public(found)
+    if any(address in network for network in _INSIDE if network.version == address.version):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 

@@ -7,6 +7,7 @@ What does not: where it may go (``webhook_rules``), the call itself (delivery.we
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -49,17 +50,34 @@ def enlist(connection: sa.Connection, request_id: int, event: WebhookEvent) -> N
     connection.execute(export_webhooks.insert().from_select(["request_id", "event"], owed))
 
 
-def take_due(connection: sa.Connection, *, limit: int, lease: timedelta) -> list[Webhook]:
+def take_due(
+    connection: sa.Connection,
+    *,
+    limit: int,
+    lease: timedelta,
+    at_once: int | None = None,
+    busy: Collection[str] = (),
+) -> list[Webhook]:
     """Webhooks that are due, fairly across organizations; each stays away for ``lease``, or until it is settled.
 
     A process that dies with one costs it a try: the call may have arrived.
+
+    Args:
+        connection: an open transaction.
+        limit: how many at most.
+        lease: for how long nobody else takes them.
+        at_once: how many of one organization at most; None for any number.
+        busy: organizations of which none is taken now.
     """
     due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= instant_after(0))
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=_hooks.next_try_at).label("turn")
-    candidates = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(due).subquery()
+    candidates = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(due)
+    candidates = candidates.where(_rows.organization_id.not_in(list(busy))).subquery()
+    in_turn = sa.true() if at_once is None else candidates.c.turn <= at_once
     chosen = (
         sa.select(_hooks.id)
         .join(candidates, candidates.c.id == _hooks.id)
+        .where(in_turn)
         .order_by(candidates.c.turn)
         .limit(limit)
         .with_for_update(of=export_webhooks, skip_locked=True)

@@ -9,9 +9,11 @@ import ipaddress
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -161,8 +163,8 @@ def test_a_request_that_is_deleted_after_its_call_was_taken_keeps_no_other_from_
     gone, _ = failed_request(database, sink.url), failed_request(database, sink.url)
     take_due = webhooks.take_due
 
-    def take_and_delete(connection: sa.Connection, *, limit: int, lease: timedelta) -> list[webhooks.Webhook]:
-        taken = take_due(connection, limit=limit, lease=lease)
+    def take_and_delete(connection: sa.Connection, **options: Any) -> list[webhooks.Webhook]:
+        taken = take_due(connection, **options)
         connection.execute(export_requests.delete().where(export_requests.c.uid == gone))
         return taken
 
@@ -204,6 +206,41 @@ def test_no_organization_waits_behind_the_calls_of_another(database: sa.Engine) 
     with database.begin() as connection:
         taken = webhooks.take_due(connection, limit=2, lease=timedelta(minutes=5))
     assert {one.organization_id for one in taken} == {"acme", "globex"}
+
+
+def test_a_slow_receiver_holds_up_nobody_elses_call(
+    database: sa.Engine, sink: HookSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TIMEOUT_SECONDS", "LONGEST_CALL_SECONDS"):
+        monkeypatch.setattr(webhook, name, 60.0)
+    counts: list[dict[str, int]] = []
+
+    def wait_for(count: int) -> None:
+        ends = time.monotonic() + 30
+        while len(sink.received) < count and time.monotonic() < ends:
+            time.sleep(0.02)
+        assert len(sink.received) == count
+
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent:
+        for _ in range(40):
+            failed_request(database, f"http://127.0.0.1:{silent.getsockname()[1]}/", "acme")
+        failed_request(database, sink.url, "globex")
+        calling = threading.Thread(target=lambda: counts.append(deliver_due(database, SETTINGS, seconds=30)))
+        calling.start()
+        try:
+            wait_for(1)
+            failed_request(database, sink.url, "initech")  # due while the calls of acme are under way
+            wait_for(2)
+            assert calling.is_alive()
+        finally:
+            columns = export_webhooks.c
+            with database.begin() as connection:  # the rest of acme's is not called any more
+                connection.execute(
+                    export_webhooks.update().where(columns.tries == 0).values(next_try_at=utc_now() + timedelta(days=1))
+                )
+            silent.close()  # resets what waits in its backlog
+            calling.join(60)
+    assert counts == [{"delivered": 2, "not_taken": 4}]
 
 
 REFUSED = [
@@ -251,7 +288,9 @@ def test_a_name_that_leads_to_a_private_address_is_not_called(host: str) -> None
     [
         ("93.184.216.34", True), ("2606:2800:220:1::1", True), ("0.0.0.0", False), ("100.64.0.1", False),
         ("192.168.1.1", False), ("224.0.0.1", False), ("fe80::1", False), ("fd00::1", False), ("2002:a00:1::", False),
-        ("255.255.255.255", False), ("::", False), ("::ffff:93.184.216.34", True),
+        ("255.255.255.255", False), ("::", False), ("::ffff:93.184.216.34", True), ("fec0::1", False),
+        ("feff::1", False), ("64:ff9b:1::7f00:1", False), ("::127.0.0.1", False), ("192.88.99.1", False),
+        ("3fff::1", False), ("5f00::1", False), ("100::1", False), ("198.18.0.1", False), ("2606:4700::1111", True),
     ],
 )  # fmt: skip
 def test_which_addresses_are_public(address: str, public: bool) -> None:
@@ -279,6 +318,44 @@ def test_a_receiver_that_trickles_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         assert not post(url, b"", {}, allow_insecure=True).taken
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "port", "expected"),
+    [
+        ("https", 443, "hooks.example.com"),
+        ("https", 80, "hooks.example.com:80"),
+        ("https", 8443, "hooks.example.com:8443"),
+        ("http", 80, "hooks.example.com"),
+        ("http", 443, "hooks.example.com:443"),
+    ],
+)
+def test_the_host_header_has_the_port_where_it_is_not_the_schemes(scheme: str, port: int, expected: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = webhook._connection(scheme, "hooks.example.com", port, "192.0.2.1")
+        connection.sock = ours
+        connection.request("POST", "/", b"{}")
+        assert f"\r\nHost: {expected}\r\n".encode() in theirs.recv(4096)
+
+
+def test_a_receiver_that_trickles_its_handshake_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "LONGEST_CALL_SECONDS", 0.5)
+    over = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"\x16\x03\x03\x3f\xff")  # a record of 16 kB, byte by byte
+            while not over.wait(0.05):
+                connection.sendall(b"\x02")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle, args=[listener], daemon=True)
+        thread.start()
+        assert not post(f"https://127.0.0.1:{listener.getsockname()[1]}/", b"", {}, allow_insecure=True).taken
         over.set()
         thread.join()
 
