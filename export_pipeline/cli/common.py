@@ -5,6 +5,8 @@ What belongs here: the way from the environment to an open database. What does n
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 import sqlalchemy as sa
 
@@ -30,6 +32,16 @@ def open_database(settings: Settings) -> sa.Engine:
     if behind:
         raise click.ClickException("the request database is not up to date; run: export-pipeline db upgrade")
     return engine
+
+
+def once(_context: click.Context, _param: click.Parameter, values: tuple[Any, ...]) -> Any:
+    """For an option that narrows what is exported: click alone would take the last of several without a word.
+
+    Declare it with ``multiple=True``.
+    """
+    if len(values) > 1:
+        raise click.BadParameter("is given twice; give it once")
+    return values[0] if values else None
 
 
 def extra_hint(extra: str) -> str:

@@ -46,8 +46,10 @@ def links(uid: str, *, minutes: float, revoke: bool) -> None:
         return
     if state.status is not RequestStatus.COMPLETED or state.manifest_key is None or state.expires_at is None:
         raise click.ClickException(f"the request is {state.status}: there are no files to link to")
-    store = open_store(settings)
     lifetime = min(timedelta(minutes=minutes), state.expires_at - datetime.now(UTC))
+    if lifetime <= timedelta(0):
+        raise click.ClickException("the files have expired: there is nothing to link to")
+    store = open_store(settings)
     files = read_manifest(store, state.manifest_key).files
     with engine.begin() as connection:
         record(connection, state.uid, state.organization_id, EventKind.LINKED, {"files": len(files)}, actor=COMMAND)

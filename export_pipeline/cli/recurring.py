@@ -16,7 +16,7 @@ import click
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import Catalog, load_catalog
-from export_pipeline.cli.common import open_database
+from export_pipeline.cli.common import once, open_database
 from export_pipeline.cli.requests import JsonText
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests import recurring_rows
@@ -65,7 +65,7 @@ def recurring() -> None:
 @click.option("--cron", required=True, help="Five fields: minute, hour, day of month, month, day of week.")
 @click.option("--timezone", "time_zone", default="UTC", show_default=True, help="IANA zone of the cron's clock.")
 @click.option(
-    "--request", "template", type=JsonText(), required=True,
+    "--request", "template", type=JsonText(), required=True, multiple=True, callback=once,
     help="JSON: the columns of export_requests that every request repeats.",
 )  # fmt: skip
 @click.option("--window", "window_kind", type=click.Choice([w.value for w in Window]), default="all", show_default=True)
@@ -206,8 +206,12 @@ def resume(recurring_id: int) -> None:
 @recurring.command("run-now")
 @click.argument("recurring_id", type=int)
 @click.option("--again", metavar="UID", help="Cover the window of this earlier request once more.")
-@click.option("--from", "begin", type=Instant(), help="Cover rows created from this instant on.")
-@click.option("--before", "end", type=Instant(), help="Cover rows created before this instant.")
+@click.option(
+    "--from", "begin", type=Instant(), multiple=True, callback=once, help="Cover rows created from this instant on."
+)
+@click.option(
+    "--before", "end", type=Instant(), multiple=True, callback=once, help="Cover rows created before this instant."
+)
 def run_now(recurring_id: int, *, again: str | None, begin: datetime | None, end: datetime | None) -> None:
     r"""Make a request out of turn and print its uid; with --again or an explicit window, any past window once more.
 

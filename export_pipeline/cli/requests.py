@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.cli.common import open_database, state_of
+from export_pipeline.cli.common import once, open_database, state_of
 from export_pipeline.requests import states
 from export_pipeline.requests.json_text import RepeatedKeyError, read_json
 from export_pipeline.requests.model import insert_request
@@ -60,7 +60,9 @@ class EndDate(click.DateTime):
 @click.option("--include", multiple=True, help="A child list to add, such as comet_tokens; may be repeated.")
 @click.option("--list", "list_ids", multiple=True, help="A list's id; may be repeated. Lists and segments are a union.")
 @click.option("--segment", "segment_ids", multiple=True, help="A segment's id; may be repeated.")
-@click.option("--filters", type=JsonText(), help='JSON, such as \'{"country": ["BR", "AR"]}\'.')
+@click.option(
+    "--filters", type=JsonText(), multiple=True, callback=once, help='JSON, such as \'{"country": ["BR", "AR"]}\'.'
+)
 @click.option("--compression", help="none or gzip; default gzip for ndjson, none otherwise.")
 @click.option(
     "--max-file-size-mb",
@@ -72,8 +74,20 @@ class EndDate(click.DateTime):
 @click.option("--from-email", help="Sender: an address on a verified domain of the organization.")
 @click.option("--from-sender-id", help="Sender: a row of organization_email_senders.")
 @click.option("--notify/--no-notify", "notify_email", default=None, help="Whether anybody is mailed; default yes.")
-@click.option("--start-date", type=click.DateTime(), help="Created from, in the organization's time zone.")
-@click.option("--end-date", type=EndDate(), help="Created until, inclusive; a date alone is that whole day.")
+@click.option(
+    "--start-date",
+    type=click.DateTime(),
+    multiple=True,
+    callback=once,
+    help="Created from, in the organization's time zone.",
+)
+@click.option(
+    "--end-date",
+    type=EndDate(),
+    multiple=True,
+    callback=once,
+    help="Created until, inclusive; a date alone is that whole day.",
+)
 @click.option("--options", type=JsonText(), help='JSON, such as \'{"csv_profile": "excel"}\'; see docs/requests.md.')
 @click.option(
     "--dry-run", is_flag=True, help="Insert nothing; say how many rows, bytes, files and seconds it would be."

@@ -130,9 +130,10 @@ def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:
 
 
 def _unknown(name: str, known: Iterable[str], where: str = "") -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    short = name[:MAX_NAME]
+    close = difflib.get_close_matches(short, known, n=1)
     advice = f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}."
-    return f"{name[:MAX_NAME]}: is not known{where}; {advice}"
+    return f"{short}: is not known{where}; {advice}"
 
 
 def described(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:

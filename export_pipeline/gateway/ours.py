@@ -25,6 +25,8 @@ from export_pipeline.requests.database import reading, utc_now
 from export_pipeline.requests.migrate import is_behind
 from export_pipeline.requests.sealed_links import PATH, Closed, Opened, StoredFile, language_of_link, open_link
 
+_CHUNK = 2**18
+
 
 class Problem(BaseModel):
     """What went wrong."""
@@ -122,8 +124,7 @@ def open_sealed(
         length = {"Content-Length": str(opened.file.bytes)}
         return Response(None, 200, {**_headers(opened.file), **length}, opened.file.media_type)
     if services.serves_files:
-        path = url2pathname(urlsplit(services.store.object_url(opened.file.key)).path)
-        return FileResponse(path, 200, _headers(opened.file), opened.file.media_type)
+        return _served(services, opened.file)
     return _redirected(services, opened)
 
 
@@ -135,6 +136,13 @@ def _redirected(services: Services, opened: Opened) -> Response:
     lifetime = min(URL_LIFETIME, opened.expires_at - utc_now())
     link = services.store.link(describe(opened.file), lifetime)
     return RedirectResponse(link.url, 302, {"Referrer-Policy": "no-referrer"})
+
+
+def _served(services: Services, file: StoredFile) -> Response:
+    path = url2pathname(urlsplit(services.store.object_url(file.key)).path)
+    answer = FileResponse(path, 200, _headers(file), file.media_type)
+    answer.chunk_size = _CHUNK
+    return answer
 
 
 def _headers(file: StoredFile) -> dict[str, str]:

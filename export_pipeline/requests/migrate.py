@@ -70,9 +70,9 @@ def head_revision() -> str:
 
 def is_behind(engine: sa.Engine) -> bool:
     """Whether ``db upgrade`` has something to do. A newer database is not behind: it keeps serving this version."""
-    current = current_revision(engine)
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    return current is None or (current in known and current != head_revision())
+    current, scripts = current_revision(engine), ScriptDirectory.from_config(_config())
+    known = {script.revision for script in scripts.walk_revisions()}
+    return current is None or (current in known and current != scripts.get_current_head())
 
 
 def current_revision(engine: sa.Engine) -> str | None:

@@ -113,8 +113,7 @@ def test_recipients_are_each_mailed_once_and_the_requester_is_not_added(house: P
     )
     assert result.state.status == "completed"
     to = [str(mail["To"]) for mail in result.mails]
-    assert sorted(to) == sorted(set(to))
-    assert len(to) == 3
+    assert to == ["ana@example.com", "joão@example.com"]
     assert not any("lucia" in address for address in to)
 
 
@@ -189,10 +188,10 @@ def test_with_the_email_integration_off_nobody_can_be_mailed_but_files_can_be_ma
 
 
 def test_every_recipient_costs_one_execution_and_all_are_paid_before_anything_starts(house: Pipeline) -> None:
-    _set(house, email_balance=3)
+    _set(house, email_balance=2)
     two = export(house, recipient_emails=["a@example.com", "b@example.com", "B@EXAMPLE.com", "a@EXAMPLE.com"])
     assert two.state.status == "completed"
-    assert (balance(house), charges(house, two.state.uid)) == (0, {"charged": 3})
+    assert (balance(house), charges(house, two.state.uid)) == (0, {"charged": 2})
     refused = export(house, recipient_emails=["a@example.com"])
     assert (refused.state.status, refused.state.error_code) == ("failed", "insufficient_balance")
     assert (refused.state.message or "").startswith("Insufficient balance for this send (cost 1 credits). Add tokens")

@@ -132,6 +132,36 @@ def test_an_expired_export_has_no_files_to_verify(pipeline: Pipeline) -> None:
     assert (shown.exit_code, "the request is expired: it has no files to verify" in shown.output) == (1, True)
 
 
+def test_no_link_is_printed_to_files_past_their_time(pipeline: Pipeline) -> None:
+    _, state = pipeline.export()
+    pipeline.execute("UPDATE export_requests SET expires_at = completed_at")
+    shown = run("links", state.uid)
+    assert (shown.exit_code, "the files have expired" in shown.output, "file:" in shown.output) == (1, True, False)
+
+
+NARROWING = [
+    ("request", "--filters", '{"id": 1}', "{}"),
+    ("request", "--start-date", "2024-01-01", "2023-01-01"),
+    ("request", "--end-date", "2024-01-01", "2025-01-01"),
+    ("recurring add", "--request", "{}", "{}"),
+    ("recurring run-now", "--from", "2026-03-01T00:00:00Z", "2026-02-01T00:00:00Z"),
+    ("recurring run-now", "--before", "2026-03-01T00:00:00Z", "2026-04-01T00:00:00Z"),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "first", "second"), NARROWING)
+def test_an_option_that_narrows_is_given_once(
+    pipeline: Pipeline, command: str, option: str, first: str, second: str
+) -> None:
+    needed = {
+        "request": ("--organization", "acme", "--dataset", "people", "--format", "csv"),
+        "recurring add": ("--organization", "acme", "--cron", "0 6 * * *"),
+        "recurring run-now": ("1",),
+    }
+    shown = run(*command.split(), *needed[command], option, first, option, second)
+    assert (shown.exit_code, f"'{option}': is given twice" in " ".join(shown.output.split())) == (2, True)
+
+
 def test_status_shows_the_runs_however_the_uid_is_spelled(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

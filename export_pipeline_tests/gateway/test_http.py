@@ -10,6 +10,7 @@ from urllib.parse import urljoin
 
 import anyio.to_thread
 import pytest
+import requests
 import sqlalchemy as sa
 from pydantic import SecretStr
 from starlette.testclient import TestClient
@@ -20,7 +21,7 @@ from export_pipeline.gateway.app import build
 from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.migrate import VERSION_TABLE, upgrade
 from export_pipeline_tests.acceptance.pipeline import Pipeline
-from export_pipeline_tests.gateway.clients import OURS, Caller, Gateway, open_gateway
+from export_pipeline_tests.gateway.clients import OURS, Caller, Gateway, open_gateway, served
 from export_pipeline_tests.gateway.test_permissions import DOCUMENTS, RANGE
 
 ASKED = {"dataset": "contacts", "format": "csv", "filters": {"id": {"lte": 100}}, "columns": ["id", "email"]}
@@ -209,3 +210,22 @@ def test_only_an_older_database_is_not_ready(
             connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = :one"), {"one": revision})
     with TestClient(build(replace(one_gateway.services, database=database))) as client:
         assert client.get("/readyz").status_code == status
+
+
+def test_a_real_server_keeps_a_connection_through_head_and_refused_bodies(one_gateway: Gateway) -> None:
+    export = completed(one_gateway, one_gateway.caller())
+    path = export["files"][0]["url"].removeprefix("http://gateway.test")
+    with served(one_gateway) as url, requests.Session() as session:
+        for _ in range(2):
+            for method, target, status in (
+                ("HEAD", "/healthz", 200),
+                ("HEAD", path, 200),
+                ("HEAD", "/v1/exports", 405),
+                ("GET", "/healthz", 200),
+            ):
+                answer = session.request(method, url + target, timeout=20)
+                assert (answer.status_code, bool(answer.content)) == (status, method == "GET"), target
+        assert session.head(url + path, timeout=20).headers["Content-Length"] == str(export["byte_count"])
+        assert session.post(f"{url}/v1/exports", data=b"x" * 900_000, timeout=20).status_code == 401
+        assert session.get(url + path, headers={"Range": "bytes=0-9"}, timeout=20).status_code == 206
+        assert session.get(f"{url}/healthz", timeout=20).json() == {"status": "ok"}

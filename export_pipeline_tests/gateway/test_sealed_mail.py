@@ -62,6 +62,11 @@ def test_on_s3_the_click_leads_to_a_fresh_url_of_fifteen_minutes(
             assert parse_qs(urlsplit(clicked.headers["Location"]).query)["X-Amz-Expires"] == ["900"]
             with urllib.request.urlopen(clicked.headers["Location"], timeout=30) as answer:
                 assert answer.read() == result.files[0]
+        looked = gateway.client.head(path)
+        assert (looked.status_code, looked.headers["Content-Length"]) == (200, str(len(result.files[0])))
+        assert "Location" not in looked.headers
+        counted = gateway.rows("SELECT opened_count FROM export_links WHERE request_id = ?", result.state.id)
+        assert counted == [(2,)]
 
 
 def test_from_a_directory_the_gateway_serves_the_file_itself_until_it_is_revoked(
