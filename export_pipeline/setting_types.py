@@ -38,11 +38,15 @@ def _source_database(value: str) -> str:
 def _database(value: str) -> URL:
     try:
         url = make_url(value)
-    except ArgumentError:
-        raise ValueError("is not a database URL; expected postgresql://… or sqlite:///path") from None
-    if url.drivername == "postgresql":
-        # SQLAlchemy 2.1 takes psycopg for it and 2.0 psycopg2: say which, so that both agree.
-        url = url.set(drivername="postgresql+psycopg")
+        if url.drivername in ("postgresql", "postgres"):
+            # SQLAlchemy 2.1 takes psycopg for it and 2.0 psycopg2: say which, so that both agree.
+            url = url.set(drivername="postgresql+psycopg")
+        url.get_dialect()
+    except (ArgumentError, ValueError):
+        # Not SQLAlchemy's own words: it takes a part of a password with a colon or an at sign in it for the port.
+        raise ValueError(
+            "is not a database URL; expected postgresql://… or sqlite:///path, with user and password percent-encoded"
+        ) from None
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
         raise ValueError("needs a file that several processes can open; expected sqlite:///path")
     return url

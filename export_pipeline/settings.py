@@ -70,6 +70,11 @@ class Settings(BaseSettings):
         description="Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another that SQLAlchemy "
         "speaks, such as `mariadb+pymysql://…`. Default: the same as `EXPORT_DATABASE_URL`.",
     )
+    source_row_security: bool = Field(
+        default=False,
+        description="`true`: an export holds the rows that PostgreSQL's row-level security lets the source's user see. "
+        "By default, an export is refused where policies would hide rows from it.",
+    )
     store_url: PlaceUrl = Field(
         default=(HOME / "store").as_uri(),
         description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`. Mails from a directory carry "

@@ -17,7 +17,10 @@ R = TypeVar("R")
 
 
 class Interruptible:
-    """Calls in a thread of their own, one at a time; as a context, it ends the thread."""
+    """Calls in a thread of their own, one at a time; as a context, it ends the thread.
+
+    It must be the innermost context: what the calls use may be closed only after the last of them has returned.
+    """
 
     def __init__(self, break_off: Callable[[], object], errors: tuple[type[Exception], ...]) -> None:
         """``break_off`` ends the call that is under way, from another thread; it may raise ``errors``."""
@@ -39,6 +42,5 @@ class Interruptible:
 
     def __call__(self, work: Callable[[], R]) -> R:
         """What ``work`` returns or raises."""
-        future = self._thread.submit(work)
-        self._future = future
+        self._future = future = self._thread.submit(work)
         return future.result()

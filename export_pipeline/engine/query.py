@@ -8,8 +8,8 @@ The tenant predicate is added in ``build_query`` alone, and there is no other wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql
 
 from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator, Selected
-from export_pipeline.engine import mariadb, sqlite_text
+from export_pipeline.engine import sqlite_text
 from export_pipeline.engine.children import child_values
 from export_pipeline.engine.conditions import ConditionCompiler, table_clause
 from export_pipeline.engine.tenant import ordered
@@ -56,6 +56,10 @@ class Query:
     rows: sa.Select[Any]
     count: sa.Select[Any]
     columns: tuple[Selected, ...]
+    own: Mapping[int, sa.ColumnElement[Any]] = field(default_factory=dict)
+    """By their places, the columns that are the table's own, as they stand in it."""
+    limit: int | None = None
+    """At most so many rows."""
 
 
 def build_query(selection: Selection, backend: str, *, limit: int | None = None, last: bool = False) -> Query:
@@ -94,7 +98,8 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
     place = key if limit is None else ordered(key, dataset.key_column.type, backend)
     rows = sa.select(*read).select_from(source).where(*where).order_by(place.desc() if last else place).limit(limit)
     count = sa.select(sa.func.count()).select_from(table).where(*where)
-    return Query(rows, count, columns)
+    own = {place: table.c[one.source] for place, one in enumerate(columns) if isinstance(one, Column)}
+    return Query(rows, count, columns, own, limit)
 
 
 def _chosen(selection: Selection, compiler: ConditionCompiler) -> Sequence[sa.ColumnElement[bool]]:
@@ -127,9 +132,8 @@ def _read(
 
 
 def _shown(source: sa.ColumnElement[Any], kind: ColumnType, backend: str) -> sa.ColumnElement[Any]:
-    own = {"sqlite": sqlite_text.SHOWN, **dict.fromkeys(mariadb.BACKENDS, mariadb.SHOWN)}.get(backend, {})
-    if kind in own:
-        return own[kind](source)
+    if backend == "sqlite" and kind in (ColumnType.TEXT, ColumnType.DECIMAL):
+        return sqlite_text.AsText(source)
     # No digit of a decimal is lost, and every driver hands uuid, json and enums over alike.
     return sa.cast(source, sa.Text) if kind in _READ_AS_TEXT else source
 

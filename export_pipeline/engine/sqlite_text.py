@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +18,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine import expressions
 
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
@@ -122,13 +121,6 @@ class CanonicalUuid(_Template):
     inherit_cache = True
     type = sa.Text()
     template = "lower(replace(replace(replace(CAST({text} AS TEXT), '-', ''), '{{', ''), '}}', ''))"
-
-
-SHOWN: Mapping[ColumnType, Callable[[sa.ColumnElement[Any]], sa.ColumnElement[Any]]] = {
-    ColumnType.TEXT: AsText,
-    ColumnType.DECIMAL: AsText,
-}
-"""How a column is read for a file, where not as it is."""
 
 
 class Number(_Template):

@@ -45,7 +45,7 @@ def interrupted_soon() -> Iterator[None]:
     signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("waits", ["current_query() LIKE 'COPY%'", "current_query() LIKE 'SELECT count%'"])
+@pytest.mark.parametrize("waits", ["current_query() NOT LIKE '%count(%'", "current_query() LIKE '%count(%'"])
 def test_a_signal_breaks_off_a_query_that_has_no_row_yet(postgres_url: str, waits: str, interrupted_soon: None) -> None:
     with psycopg.connect(postgres_url) as connection:
         connection.execute(VIEW.format(waits=waits).encode())

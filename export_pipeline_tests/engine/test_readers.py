@@ -233,7 +233,7 @@ def test_a_server_that_falls_silent_is_noticed_within_minutes(postgres_url: str)
     with open_snapshot(source, query_for(source)) as snapshot:
         next(snapshot.batches)
         waits = _keepalives(psycopg.conninfo.conninfo_to_dict(postgres_url)["port"])
-    assert len(waits) >= 2, "the snapshot's connection and ADBC's"
+    assert waits
     assert max(waits) <= 30
 
 

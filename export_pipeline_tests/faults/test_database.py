@@ -80,16 +80,13 @@ class TestSource:
             assert installation.mailed() == ["a@x.io"]
             assert sum(installation.tries(run).values()) == 7  # six steps, one of them twice
 
-    @pytest.mark.parametrize("whose", ["COPY%", "%pg_export_snapshot%"], ids=["the reader", "the snapshot's keeper"])
-    def test_a_terminated_backend_is_read_again(self, installation: Installation, tally: Tally, whose: str) -> None:
-        """``slowly`` is what the reader is at when its backend, or the one that keeps its snapshot, is terminated."""
+    def test_a_terminated_backend_is_read_again(self, installation: Installation, tally: Tally) -> None:
+        """``slowly`` is what the reader is at when its backend is terminated."""
         slow_source(installation, seconds=0.005)
         terminated: list[int] = []
 
         def terminate() -> bool:
-            if not backends(installation, "COPY%"):
-                return False
-            for pid in backends(installation, whose):
+            for pid in backends(installation, "COPY%"):
                 installation.source_query("SELECT pg_terminate_backend(%s)", [pid])
                 terminated.append(pid)
             return bool(terminated)
@@ -98,8 +95,7 @@ class TestSource:
             with at_every_heartbeat(installation, terminate):
                 uid, run = installation.export(dataset="slowly")
             assert terminated
-            if whose == "COPY%":
-                assert installation.tries(run)["filter_entities"] == 2
+            assert installation.tries(run)["filter_entities"] == 2
             installation.assert_delivered(uid)
             assert installation.mailed() == ["a@x.io"]
 

@@ -26,7 +26,12 @@ FETCH_BYTES = 8 << 20
 """About how much a reader holds at a time."""
 FETCH_ROWS = 32_768
 STEP_ROWS = 1024
-"""What a driver that counts rows, not bytes, is asked for at once: rows may be fat."""
+"""The most that a driver is asked for at once that counts rows, not bytes."""
+SECONDS_IDLE = 60
+"""How long the source keeps a session that asks nothing: ours asks at once, unless its process is frozen."""
+SECONDS_TO_WAIT_FOR_A_LOCK = 60
+SECONDS_TO_WAIT_FOR_US = 3600
+"""How long the source waits for rows to be fetched: staging may be slow."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Source:
     """Longest single statement; 0 = no limit."""
     shares_file: bool = False
     """It is a SQLite file that this process has open through Python's own ``sqlite3`` as well."""
+    row_security: bool = False
+    """Read what PostgreSQL's row-level security lets through, rather than to refuse where it hides rows."""
 
     @property
     def backend(self) -> str:
@@ -57,7 +64,12 @@ class Source:
 def source_of(settings: Settings) -> Source:
     """The source that the settings name."""
     url = settings.resolved_source_url
-    return Source(url, settings.statement_timeout_seconds, shares_file=_same_file(settings.database_url, url))
+    return Source(
+        url,
+        settings.statement_timeout_seconds,
+        shares_file=_same_file(settings.database_url, url),
+        row_security=settings.source_row_security,
+    )
 
 
 def _same_file(one: str, other: str) -> bool:
@@ -76,7 +88,12 @@ def open_snapshot(source: Source, query: Query) -> AbstractContextManager[Snapsh
     if source.backend == "postgresql":
         from export_pipeline.engine.readers.postgresql import snapshot as postgresql_snapshot
 
-        return postgresql_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds)
+        return postgresql_snapshot(
+            source.url,
+            query,
+            statement_timeout_seconds=source.statement_timeout_seconds,
+            row_security=source.row_security,
+        )
     if source.backend == "sqlite" and source.shares_file:
         from export_pipeline.engine.readers.sqlite_shared import snapshot as shared_snapshot
 

@@ -1,7 +1,6 @@
-"""Any other database that SQLAlchemy speaks: pandas ``read_sql`` in chunks with Arrow types.
+"""Any other database that SQLAlchemy speaks, by the driver that it has for it: several times slower than ADBC.
 
-What belongs here: the reader that needs no driver of its own, several times slower than ADBC.
-What does not: the statement, a database's session (``mariadb``).
+Its name is older than its way: pandas turned integers that came as decimals into doubles, and NaN into null.
 """
 
 from __future__ import annotations
@@ -12,16 +11,18 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import sqlalchemy as sa
 
 from export_pipeline.engine.mariadb import BACKENDS as MARIADB
 from export_pipeline.engine.query import Query
-from export_pipeline.engine.readers import STEP_ROWS, Snapshot, mariadb
-from export_pipeline.engine.readers.types import joined, staged_schema, to_staged, translated
+from export_pipeline.engine.readers import Snapshot, mariadb
+from export_pipeline.engine.readers.failures import translated
+from export_pipeline.engine.readers.rows import AT_ONCE, batches_of
+from export_pipeline.engine.readers.types import joined
+from export_pipeline.failures import ExportFailure, FailureCode
 
-_ERRORS = (sa.exc.SQLAlchemyError, pd.errors.DatabaseError)
+_ERRORS = (sa.exc.SQLAlchemyError,)
 _STRICT = ("SNAPSHOT", "SERIALIZABLE", "REPEATABLE READ")
 """Isolation levels in which a transaction sees one instant, those that read without locks first."""
 
@@ -35,7 +36,8 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float 
     with translated(_ERRORS):
         connection = _engine(sa.make_url(source_url), statement_timeout_seconds).connect()
     try:
-        with translated(_ERRORS):
+        # MariaDB fails no statement for a value that the request compares.
+        with translated(_ERRORS, compares=connection.dialect.name not in MARIADB):
             _begin(connection, statement_timeout_seconds)
             row_count = connection.execute(query.count).scalar_one()
             taken_at = datetime.now(UTC)
@@ -49,9 +51,15 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float 
 
 
 def _engine(url: sa.URL, statement_timeout_seconds: float) -> sa.Engine:
-    if url.get_backend_name() in MARIADB:
-        return mariadb.reading_engine(url, statement_timeout_seconds)
-    return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
+    try:
+        if url.get_backend_name() in MARIADB:
+            return mariadb.reading_engine(url, statement_timeout_seconds)
+        return sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
+    except ImportError as error:
+        raise ExportFailure(
+            FailureCode.SOURCE_REFUSED,
+            f"The driver that EXPORT_SOURCE_URL needs is not installed ({error.name}). Install it.",
+        ) from None
 
 
 def _begin(connection: sa.Connection, statement_timeout_seconds: float) -> None:
@@ -75,13 +83,14 @@ class _Reading:
         self._cursors: list[Any] = []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        columns, schema = self._query.columns, staged_schema(self._query.columns)
-        streaming = self._connection.execution_options(stream_results=True, max_row_buffer=STEP_ROWS)
-        sa.event.listen(streaming, "after_cursor_execute", self._keep)
         with translated(_ERRORS):
-            for frame in pd.read_sql(self._query.rows, streaming, chunksize=STEP_ROWS, dtype_backend="pyarrow"):
-                for batch in pa.Table.from_pandas(frame, preserve_index=False).to_batches():
-                    yield to_staged(batch, columns, schema)
+            rows, narrow = self._query.rows, frozenset[int]()
+            if self._connection.dialect.name in MARIADB:
+                rows, narrow = mariadb.own_values(self._connection, self._query)
+            streaming = self._connection.execution_options(stream_results=True, max_row_buffer=AT_ONCE)
+            sa.event.listen(streaming, "after_cursor_execute", self._keep)
+            result = streaming.execute(rows)
+            yield from batches_of(lambda: result.fetchmany(AT_ONCE), self._query.columns, narrow)
         self._cursors.clear()
 
     def close(self) -> None:

@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import sqlalchemy as sa
 
-from export_pipeline.catalog.types import ColumnType, Selected
-from export_pipeline.engine.formats.base import ARROW_TYPES
+from export_pipeline.engine.interruptible import Interruptible
 from export_pipeline.engine.query import Query
-from export_pipeline.engine.readers import STEP_ROWS, Snapshot
+from export_pipeline.engine.readers import Snapshot
+from export_pipeline.engine.readers.failures import translated
+from export_pipeline.engine.readers.rows import AT_ONCE, batches_of
 from export_pipeline.engine.readers.sqlite import bound_statement
-from export_pipeline.engine.readers.types import joined, staged_schema, to_staged, translated, wrong_type
+from export_pipeline.engine.readers.types import joined
 from export_pipeline.requests.database import SQLITE_BUSY_TIMEOUT_SECONDS
 
+_ERRORS = (sqlite3.Error,)
 _STEPS_BETWEEN_LOOKS = 10_000
-_READ_AS = {ColumnType.BOOLEAN: pa.int64(), ColumnType.TIMESTAMP: pa.string(), ColumnType.DATE: pa.string()}
 
 
 @contextmanager
@@ -37,15 +37,20 @@ def snapshot(source_url: str, query: Query, *, statement_timeout_seconds: float 
     """One read transaction on the file."""
     path = sa.make_url(source_url).database or ""
     uri = f"file:{quote(path)}?mode=ro"
-    with translated((sqlite3.Error,)):
-        connection = sqlite3.connect(uri, uri=True, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, isolation_level=None)
-    with closing(connection):
-        with translated((sqlite3.Error,)):
+    with translated(_ERRORS):
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+        )
+    with closing(connection), Interruptible(connection.interrupt, _ERRORS) as interruptible:
+        # The gate decodes texts: here, one that is no UTF-8 would end the reading without its column's name.
+        connection.text_factory = bytes
+        with translated(_ERRORS):
             connection.execute("BEGIN")
             limit = _Limit(connection, statement_timeout_seconds)
             limit.begin()
-            (row_count,) = connection.execute(*bound_statement(query.count)).fetchone()
-        with closing(_batches(connection, query, limit)) as batches:
+            statement, values = bound_statement(query.count)
+            (row_count,) = interruptible(lambda: connection.execute(statement, values).fetchone())
+        with closing(_batches(connection, query, limit, interruptible)) as batches:
             yield Snapshot(row_count, datetime.now(UTC), batches)
 
 
@@ -63,22 +68,12 @@ class _Limit:
         self._deadline = time.monotonic() + self._seconds
 
 
-def _batches(connection: sqlite3.Connection, query: Query, limit: _Limit) -> Generator[pa.RecordBatch, None, None]:
-    with translated((sqlite3.Error,)):
+def _batches(
+    connection: sqlite3.Connection, query: Query, limit: _Limit, interruptible: Interruptible
+) -> Generator[pa.RecordBatch, None, None]:
+    with translated(_ERRORS):
         limit.begin()
-        yield from joined(_fetched(connection.execute(*bound_statement(query.rows)), query))
-
-
-def _fetched(cursor: sqlite3.Cursor, query: Query) -> Iterator[pa.RecordBatch]:
-    schema = staged_schema(query.columns)
-    while rows := cursor.fetchmany(STEP_ROWS):
-        values = zip(*rows, strict=True)
-        arrays = [_array(column, one) for column, one in zip(query.columns, values, strict=True)]
-        yield to_staged(pa.RecordBatch.from_arrays(arrays, names=schema.names), query.columns, schema)
-
-
-def _array(column: Selected, values: Sequence[Any]) -> pa.Array:
-    try:
-        return pa.array(values, type=_READ_AS.get(column.type, ARROW_TYPES[column.type]))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        raise wrong_type(column) from None
+        statement, values = bound_statement(query.rows)
+        cursor = interruptible(lambda: connection.execute(statement, values))
+        batches = batches_of(lambda: cursor.fetchmany(AT_ONCE), query.columns)
+        yield from joined(iter(lambda: interruptible(lambda: next(batches, None)), None))

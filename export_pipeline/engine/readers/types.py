@@ -1,14 +1,13 @@
-"""Giving every reader's batches the staged Arrow types, and translating what a database raises.
+"""The gate for values: what a reader hands over is checked once, here, whatever reads it next.
 
-What belongs here: what all readers share. What does not: any one database's protocol.
+A batch that has passed holds valid UTF-8, numbers that are exactly those of the database, dates of the years 1 to 9999,
+and JSON, decimals and uuids that are what they are declared to be. No format checks again.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -17,18 +16,15 @@ import pyarrow.compute as pc
 from export_pipeline.catalog.types import ColumnType, Selected
 from export_pipeline.engine.formats.base import ARROW_TYPES
 from export_pipeline.engine.readers import FETCH_BYTES, FETCH_ROWS
-from export_pipeline.engine.readers.mariadb import sqlstate_of
 from export_pipeline.failures import ExportFailure, FailureCode
 
-STATEMENT_TIMEOUT = "57014"
-TOO_LARGE = "54000"
-_SQLITE_MAY_PASS = ("is locked", "unable to open database", "disk I/O error")
-"""SQLite has no SQLSTATE; these are the messages of SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CANTOPEN and SQLITE_IOERR."""
-_SNAPSHOT_GONE = "22023"
-"""Invalid snapshot identifier: the backend that kept the exported snapshot was terminated."""
-_WRONG_VALUE = ("22",)
-_WRONG_TYPES = ("42883", "42804")
-_MAY_PASS = ("08", "40", "53", "55", "57", "58")
+_UUID = r"^\{?[0-9A-Fa-f]{8}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{12}\}?$"
+_DECIMAL = r"^\s*[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))\s*$"
+_WHOLE_DOUBLES = 2**53
+"""From here on a double may stand for an integer beside it."""
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
+"""0001-01-01 and 9999-12-31, in days from 1970-01-01."""
+_DAY_US = 86_400_000_000
 
 
 def staged_schema(columns: Sequence[Selected]) -> pa.Schema:
@@ -37,42 +33,33 @@ def staged_schema(columns: Sequence[Selected]) -> pa.Schema:
 
 
 def to_staged(
-    batch: pa.RecordBatch, columns: Sequence[Selected], schema: pa.Schema, *, json_is_checked: bool = False
+    batch: pa.RecordBatch, columns: Sequence[Selected], schema: pa.Schema, *, sure: Collection[int] = ()
 ) -> pa.RecordBatch:
-    """Cast a reader's batch to the staged types.
+    """Check a reader's batch and give it the staged types.
 
     Args:
         batch: as the driver made it.
         columns: what was read.
         schema: theirs, ``staged_schema``.
-        json_is_checked: the database has seen to it that what is declared json is JSON.
+        sure: places of columns whose own type in the database allows no other values: the spelling of their JSON,
+            uuids and decimals is not looked at again.
 
     Raises:
         ExportFailure: ``source_data_invalid``, naming the column.
     """
-    arrays = [_cast(array, column) for array, column in zip(batch.columns, columns, strict=True)]
-    for array, column in zip(arrays, columns, strict=True):
-        if column.type is ColumnType.JSON and not json_is_checked:
-            _check_json(array, column)
+    arrays = [
+        _staged(array, column, sure=place in sure)
+        for place, (array, column) in enumerate(zip(batch.columns, columns, strict=True))
+    ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _check_json(array: pa.Array, column: Selected) -> None:
-    """It goes into JSON files as it is: text like ``1},{"id":2`` would be a row more, or a key forged."""
-    try:
-        for text in array.to_pylist():
-            if text is not None:
-                _JSON.decode(text)
-    except (ValueError, RecursionError):
-        raise wrong_type(column) from None
-
-
-def _no_json(constant: str) -> None:
-    raise ValueError(constant)
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_json)
-"""Strict: Python's own would take ``NaN`` and ``Infinity``."""
+def wrong_type(column: Selected) -> ExportFailure:
+    """A column holds what its declared type does not allow."""
+    return ExportFailure(
+        FailureCode.SOURCE_DATA_INVALID,
+        f"Column {column.source} holds a value that is no {column.type}. Correct the data, or the catalog's type.",
+    )
 
 
 def joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -90,49 +77,70 @@ def joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(waiting)
 
 
-def _cast(array: pa.Array, column: Selected) -> pa.Array:
+def _staged(array: pa.Array, column: Selected, *, sure: bool) -> pa.Array:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
     wanted = ARROW_TYPES[column.type]
-    if array.type == wanted:
-        return array
     if array.null_count == len(array):
-        # Without a value to go by, pandas takes any column for one of text.
+        # Without a value to go by, a driver may take any column for one of any type.
         return pa.nulls(len(array), wanted)
     try:
-        if column.type in (ColumnType.TIMESTAMP, ColumnType.DATE) and _is_text(array.type):
-            return _parse_times(array, column).cast(wanted)
-        return _cast_number(array, wanted)
+        staged = _cast(array, column.type)
+        if wanted == pa.string():
+            staged.validate(full=True)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pl.exceptions.PolarsError):
         raise wrong_type(column) from None
+    if column.type in (ColumnType.TIMESTAMP, ColumnType.DATE):
+        _check_calendar(staged, column)
+    elif not sure:
+        _check_spelling(staged, column)
+    return staged
 
 
-def wrong_type(column: Selected) -> ExportFailure:
-    """A column holds what its declared type does not allow."""
-    return ExportFailure(
-        FailureCode.SOURCE_DATA_INVALID,
-        f"Column {column.source} holds a value that is no {column.type}. Correct the data, or the catalog's type.",
-    )
+def _is_text(given: pa.DataType) -> bool:
+    return bool(pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_string_view(given))
 
 
-def _is_text(wanted: pa.DataType) -> bool:
-    return bool(pa.types.is_string(wanted) or pa.types.is_large_string(wanted) or pa.types.is_string_view(wanted))
+def _is_bytes(given: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(given) or pa.types.is_large_binary(given) or pa.types.is_binary_view(given))
 
 
-def _cast_number(array: pa.Array, wanted: pa.DataType) -> pa.Array:
-    if pa.types.is_timestamp(wanted) and pa.types.is_timestamp(array.type) and array.type.tz is None:
-        # A timestamp without time zone is taken as UTC, the only reading that needs no guess of a zone.
-        return pc.assume_timezone(array.cast(pa.timestamp("us")), "UTC")
-    if pa.types.is_float32(array.type):
-        array = array.cast(pa.string())  # a real is the fewest digits that stand for it
-    if pa.types.is_boolean(wanted) and not pa.types.is_integer(array.type):
+def _as_it_is(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """Arrow's own cast, which fails rather than to lose anything between the types that are allowed it below."""
+    return array if array.type == wanted else array.cast(wanted)
+
+
+def _whole(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """Doubles as integers, as long as no other integer may have become the same double."""
+    furthest = pc.max(pc.abs(array)).as_py()
+    if not furthest < _WHOLE_DOUBLES:
         raise pa.ArrowInvalid
     return array.cast(wanted)
 
 
-def _parse_times(array: pa.Array, column: Selected) -> pa.Array:
+def _shortest(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """By the digits: a float of 32 bits is 11.4, not 11.399999618530273, and Arrow's cast of decimals rounds twice."""
+    return array.cast(pa.string()).cast(wanted)
+
+
+def _instants(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if array.type.tz is None:
+        # A timestamp without time zone is taken as UTC, the only reading that needs no guess of a zone.
+        array = pc.assume_timezone(array.cast(pa.timestamp("us")), "UTC")
+    return array.cast(wanted)
+
+
+def _midnights(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """Where a database has no dates but timestamps: days, if none has a time."""
+    days = array.cast(wanted) if array.type.tz is None else None
+    if days is None or not days.cast(array.type).equals(array):
+        raise pa.ArrowInvalid
+    return days
+
+
+def _parsed_instants(array: pa.Array, wanted: pa.DataType) -> pa.Array:
     """ISO 8601 text, as databases without a time type hold it; no offset means UTC."""
-    text = pl.Series(column.name, array)
-    if column.type is ColumnType.DATE:
-        return text.str.to_date("%Y-%m-%d", strict=True).to_arrow()
+    text = pl.Series("", array.cast(pa.string()))
     plain = text.str.replace("T", " ", literal=True)
     moments = plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", time_zone="UTC", strict=False)
     odd = moments.is_null() & text.is_not_null()
@@ -142,93 +150,93 @@ def _parse_times(array: pa.Array, column: Selected) -> pa.Array:
             "UTC"
         )
         moments = moments.scatter(odd.arg_true(), parsed)
-    return moments.to_arrow()
+    return moments.to_arrow().cast(wanted)
 
 
-@contextmanager
-def translated(errors: tuple[type[Exception], ...], *, counted: bool = False) -> Iterator[None]:
-    """Turn a driver's errors into failures of ours (``failure_of``), without the text, which may hold data."""
-    try:
-        yield
-    except errors as error:
-        raise failure_of(error, counted=counted) from None
+def _parsed_days(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    return pl.Series("", array.cast(pa.string())).str.to_date("%Y-%m-%d", strict=True).to_arrow().cast(wanted)
 
 
-def failure_of(error: Exception, *, counted: bool = False) -> ExportFailure:
-    """What a driver's error means, by its SQLSTATE where there is one.
-
-    Args:
-        error: what the driver raised.
-        counted: the same conditions have been evaluated for every row before, so a value that does not fit is the
-            source's own, not one of the request.
-    """
-    original = _original(error)
-    sqlstate = sqlstate_of(original) or str(getattr(original, "sqlstate", None) or "")
-    if getattr(original, "sqlite_errorname", None) == "SQLITE_INTERRUPT":
-        sqlstate = STATEMENT_TIMEOUT
-    name = type(original).__name__
-    shown = f"SQLSTATE {sqlstate}" if sqlstate else name
-    if sqlstate == STATEMENT_TIMEOUT:
-        return timed_out()
-    if sqlstate == TOO_LARGE:
-        return ExportFailure(
-            FailureCode.SOURCE_REFUSED,
-            "A row's child list is longer than the source database hands over at once. Give the child list a limit in "
-            "the catalog, or raise max_allowed_packet there.",
-        )
-    if sqlstate.startswith(_WRONG_VALUE) and sqlstate != _SNAPSHOT_GONE:
-        return _wrong_value(shown, counted=counted)
-    if sqlstate in _WRONG_TYPES:
-        return ExportFailure(
-            FailureCode.SOURCE_REFUSED,
-            f"The source database cannot compare two columns that the catalog has compared ({shown}). Check the types "
-            "of key, tenant, lists.member and children.foreign_key.",
-        )
-    if _may_pass(original, sqlstate):
-        return ExportFailure(
-            FailureCode.SOURCE_UNAVAILABLE,
-            f"The source database could not be read ({shown}). Check that it runs and EXPORT_SOURCE_URL.",
-        )
-    return ExportFailure(
-        FailureCode.SOURCE_REFUSED,
-        f"The source database refused the query ({shown}). Check the catalog's table and columns, and the user's "
-        "rights.",
-    )
+Way = tuple[Callable[[pa.DataType], bool], Callable[[pa.Array, pa.DataType], pa.Array]]
+_TEXT: tuple[Way, ...] = ((_is_text, _as_it_is), (_is_bytes, _as_it_is))
+_NUMBER_AS_TEXT: tuple[Way, ...] = (
+    (pa.types.is_integer, _as_it_is),
+    (pa.types.is_floating, _as_it_is),
+    (pa.types.is_decimal, _as_it_is),
+)
+_INTEGER: Way = (pa.types.is_integer, _as_it_is)
+_WAYS: Mapping[ColumnType, tuple[Way, ...]] = {
+    ColumnType.TEXT: (*_TEXT, *_NUMBER_AS_TEXT),
+    ColumnType.DECIMAL: (*_TEXT, *_NUMBER_AS_TEXT),
+    ColumnType.UUID: _TEXT,
+    ColumnType.JSON: _TEXT,
+    ColumnType.INTEGER: (
+        _INTEGER,
+        (pa.types.is_floating, _whole),
+        (pa.types.is_decimal, _as_it_is),
+        (_is_text, _as_it_is),
+    ),
+    ColumnType.FLOAT: (
+        (pa.types.is_float64, _as_it_is),
+        (pa.types.is_floating, _shortest),
+        _INTEGER,
+        (pa.types.is_decimal, _shortest),
+        (_is_text, _as_it_is),
+    ),
+    ColumnType.BOOLEAN: ((pa.types.is_boolean, _as_it_is), _INTEGER),
+    ColumnType.TIMESTAMP: (
+        (pa.types.is_timestamp, _instants),
+        (pa.types.is_date, _as_it_is),
+        (_is_text, _parsed_instants),
+    ),
+    ColumnType.DATE: ((pa.types.is_date, _as_it_is), (pa.types.is_timestamp, _midnights), (_is_text, _parsed_days)),
+}
+"""Which Arrow types each declared type may come from, and how. Arrow itself would take a count of seconds for a
+timestamp, a timestamp for a number, and a number for a day."""
 
 
-def _wrong_value(shown: str, *, counted: bool) -> ExportFailure:
-    if counted:
-        return ExportFailure(
+def _cast(array: pa.Array, declared: ColumnType) -> pa.Array:
+    for is_allowed, way in _WAYS[declared]:
+        if is_allowed(array.type):
+            return way(array, ARROW_TYPES[declared])
+    raise pa.ArrowInvalid
+
+
+def _check_calendar(array: pa.Array, column: Selected) -> None:
+    unit = 1 if column.type is ColumnType.DATE else _DAY_US
+    ends = pc.min_max(array.cast(pa.int32() if unit == 1 else pa.int64()))
+    first, last = ends["min"].as_py(), ends["max"].as_py()
+    if first is not None and not (_FIRST_DAY * unit <= first and last < (_LAST_DAY + 1) * unit):
+        raise ExportFailure(
             FailureCode.SOURCE_DATA_INVALID,
-            f"The source database could not compute a value of a row ({shown}). Correct the data, or the view.",
+            f"Column {column.source} holds a date outside the years 1 to 9999, or an infinity. Turn such values into "
+            "null in a view.",
         )
-    return ExportFailure(
-        FailureCode.INVALID_REQUEST,
-        f"The source database cannot compare a value of organization_id or filters ({shown}). "
-        "Check that their types are those of the columns.",
-    )
 
 
-def timed_out() -> ExportFailure:
-    """A statement took longer than it may."""
-    return ExportFailure(
-        FailureCode.SOURCE_REFUSED,
-        "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
-        "canceled there. Raise the limit, or add an index on the tenant and key columns.",
-    )
+def _check_spelling(array: pa.Array, column: Selected) -> None:
+    if column.type is ColumnType.JSON:
+        _check_json(array, column)
+    elif column.type in _SPELLINGS and not pc.all(pc.match_substring_regex(array, _SPELLINGS[column.type])).as_py():
+        raise wrong_type(column)
 
 
-def _original(error: BaseException) -> BaseException:
-    """The driver's error: pandas puts one of its own before SQLAlchemy's, and SQLAlchemy one before the driver's."""
-    if type(error).__module__.partition(".")[0] == "pandas" and error.__cause__ is not None:
-        error = error.__cause__
-    return getattr(error, "orig", None) or error
+_SPELLINGS = {ColumnType.UUID: _UUID, ColumnType.DECIMAL: _DECIMAL}
 
 
-def _may_pass(error: BaseException, sqlstate: str) -> bool:
-    if sqlstate:
-        return sqlstate == _SNAPSHOT_GONE or sqlstate.startswith(_MAY_PASS)
-    if any(message in str(error) for message in _SQLITE_MAY_PASS):
-        return True
-    # A connection that breaks in mid-COPY has no SQLSTATE; SQLite calls a missing table operational too.
-    return type(error).__name__ in ("OperationalError", "InterfaceError") and not isinstance(error, sqlite3.Error)
+def _check_json(array: pa.Array, column: Selected) -> None:
+    """It goes into JSON files as it is: text like ``1},{"id":2`` would be a row more, or a key forged."""
+    try:
+        for text in array.to_pylist():
+            if text is not None:
+                _JSON.decode(text)
+    except (ValueError, RecursionError):
+        raise wrong_type(column) from None
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(constant)
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_json, parse_int=len, parse_float=len)
+"""Strict: Python's own would take ``NaN`` and ``Infinity``. Numbers are not made: Python refuses long ones."""
