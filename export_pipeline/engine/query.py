@@ -60,6 +60,8 @@ class Query:
     """By their places, the columns that are the table's own, as they stand in it."""
     limit: int | None = None
     """At most so many rows."""
+    gathers: bool = False
+    """The child lists of all rows are gathered and joined: never row by row."""
 
 
 def build_query(selection: Selection, backend: str, *, limit: int | None = None, last: bool = False) -> Query:
@@ -99,7 +101,7 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
     rows = sa.select(*read).select_from(source).where(*where).order_by(place.desc() if last else place).limit(limit)
     count = sa.select(sa.func.count()).select_from(table).where(*where)
     own = {place: table.c[one.source] for place, one in enumerate(columns) if isinstance(one, Column)}
-    return Query(rows, count, columns, own, limit)
+    return Query(rows, count, columns, own, limit, gathers=has_children and limit is None)
 
 
 def _chosen(selection: Selection, compiler: ConditionCompiler) -> Sequence[sa.ColumnElement[bool]]:

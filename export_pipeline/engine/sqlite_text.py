@@ -178,7 +178,7 @@ def member_text(sound: sa.ColumnElement[Any], key: str, table: sa.TableClause) -
     text = sa.case(
         (found.c.type == "null", sa.null()),
         (found.c.type == "text", found.c.value),
-        (found.c.type.in_(["true", "false"]), found.c.type),
+        (sa.or_(found.c.type == "true", found.c.type == "false"), found.c.type),
         # SQLite before 3.45 does not find a name with a quote by its own path.
         else_=sa.func.coalesce(sound.op("->")(found.c.fullkey), AsText(found.c.value)),
     )
