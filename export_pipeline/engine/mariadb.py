@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -21,7 +21,6 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine import expressions
 
 BACKENDS = frozenset({"mariadb", "mysql"})
@@ -84,16 +83,16 @@ def number(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     return _Double(value)
 
 
-def as_bytes(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """The UTF-8 bytes of a value's text, whatever its character set; the bytes themselves of what is no text."""
-    return _Bytes(value)
-
-
 def compared_decimal(
     column: sa.ColumnElement[Any], compare: Callable[[sa.ColumnElement[Any]], sa.ColumnElement[bool]]
 ) -> sa.ColumnElement[bool]:
     """A comparison of a number column: of a DECIMAL with every digit, of a FLOAT as files show it."""
     return sa.case((_IsFloat(column), compare(ShownNumber(column))), else_=compare(column))
+
+
+def as_bytes(value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """The UTF-8 bytes of a value's text, whatever its character set; the bytes themselves of what is no text."""
+    return _Bytes(value)
 
 
 def json_text(column: sa.ColumnElement[Any], key: str) -> sa.ColumnElement[Any]:
@@ -164,12 +163,6 @@ class _Double(_Template):
     template = "CAST({text} AS DOUBLE)"
 
 
-class _Bytes(_Template):
-    inherit_cache = True
-    type = sa.types.NullType()
-    template = "IF(CHARSET({text}) = 'binary', CAST({text} AS BINARY), CAST(CAST({text} AS CHAR) AS BINARY))"
-
-
 _SIX_DIGITS = "CAST(CAST({text} AS CHAR) AS DOUBLE)"
 _STORED = "CAST({text} AS DOUBLE)"
 
@@ -205,15 +198,10 @@ class CanonicalUuid(_Template):
     template = "LOWER(REPLACE(REPLACE(REPLACE(CAST({text} AS CHAR), '-', ''), '{{', ''), '}}', ''))"
 
 
-def _shown_decimal(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    return sa.case((_IsFloat(column), sa.cast(ShownNumber(column), sa.Text)), else_=sa.cast(column, sa.Text))
-
-
-SHOWN: Mapping[ColumnType, Callable[[sa.ColumnElement[Any]], sa.ColumnElement[Any]]] = {
-    ColumnType.FLOAT: ShownNumber,
-    ColumnType.DECIMAL: _shown_decimal,
-}
-"""How a column is read for a file, where not as it is."""
+class _Bytes(_Template):
+    inherit_cache = True
+    type = sa.types.NullType()
+    template = "IF(CHARSET({text}) = 'binary', CAST({text} AS BINARY), CAST(CAST({text} AS CHAR) AS BINARY))"
 
 
 class _Instant(_Template):

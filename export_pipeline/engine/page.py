@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -114,7 +115,13 @@ def _read(
             if batch.num_rows:
                 file.write(written.encode(batch, Counter()), 0)
     file.close()
-    return [json.loads(line) for line in sink.getvalue().split(b"\n") if line]
+    return [json.loads(line, parse_float=_number) for line in sink.getvalue().split(b"\n") if line]
+
+
+def _number(digits: str) -> float | Decimal:
+    """A double where it has all the digits, so that answers hold JSON numbers; else the digits."""
+    exact, double = Decimal(digits), float(digits)
+    return double if Decimal(repr(double)) == exact else exact
 
 
 def _output(column: Column | CustomField | ChildList, header: str) -> OutputColumn:

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql
 
 from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator, Selected
-from export_pipeline.engine import mariadb, sqlite_text
+from export_pipeline.engine import sqlite_text
 from export_pipeline.engine.children import child_values
 from export_pipeline.engine.conditions import ConditionCompiler, table_clause
 from export_pipeline.engine.tenant import ordered
@@ -60,6 +60,8 @@ class Query:
     """By their places, the columns that are the table's own, as they stand in it."""
     limit: int | None = None
     """At most so many rows."""
+    gathers: bool = False
+    """The child lists of all rows are gathered and joined: never row by row."""
 
 
 def build_query(selection: Selection, backend: str, *, limit: int | None = None, last: bool = False) -> Query:
@@ -99,7 +101,7 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
     rows = sa.select(*read).select_from(source).where(*where).order_by(place.desc() if last else place).limit(limit)
     count = sa.select(sa.func.count()).select_from(table).where(*where)
     own = {place: table.c[one.source] for place, one in enumerate(columns) if isinstance(one, Column)}
-    return Query(rows, count, columns, own, limit)
+    return Query(rows, count, columns, own, limit, gathers=has_children and limit is None)
 
 
 def _chosen(selection: Selection, compiler: ConditionCompiler) -> Sequence[sa.ColumnElement[bool]]:
@@ -132,9 +134,8 @@ def _read(
 
 
 def _shown(source: sa.ColumnElement[Any], kind: ColumnType, backend: str) -> sa.ColumnElement[Any]:
-    own = {"sqlite": sqlite_text.SHOWN, **dict.fromkeys(mariadb.BACKENDS, mariadb.SHOWN)}.get(backend, {})
-    if kind in own:
-        return own[kind](source)
+    if backend == "sqlite" and kind in (ColumnType.TEXT, ColumnType.DECIMAL):
+        return sqlite_text.AsText(source)
     # No digit of a decimal is lost, and every driver hands uuid, json and enums over alike.
     return sa.cast(source, sa.Text) if kind in _READ_AS_TEXT else source
 

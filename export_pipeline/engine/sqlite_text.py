@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +18,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from export_pipeline.catalog.types import ColumnType
 from export_pipeline.engine import expressions
 
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
@@ -124,13 +123,6 @@ class CanonicalUuid(_Template):
     template = "lower(replace(replace(replace(CAST({text} AS TEXT), '-', ''), '{{', ''), '}}', ''))"
 
 
-SHOWN: Mapping[ColumnType, Callable[[sa.ColumnElement[Any]], sa.ColumnElement[Any]]] = {
-    ColumnType.TEXT: AsText,
-    ColumnType.DECIMAL: AsText,
-}
-"""How a column is read for a file, where not as it is."""
-
-
 class Number(_Template):
     """Text as a number; null unless it is digits, with a minus and a decimal point at most."""
 
@@ -186,7 +178,7 @@ def member_text(sound: sa.ColumnElement[Any], key: str, table: sa.TableClause) -
     text = sa.case(
         (found.c.type == "null", sa.null()),
         (found.c.type == "text", found.c.value),
-        (found.c.type.in_(["true", "false"]), found.c.type),
+        (sa.or_(found.c.type == "true", found.c.type == "false"), found.c.type),
         # SQLite before 3.45 does not find a name with a quote by its own path.
         else_=sa.func.coalesce(sound.op("->")(found.c.fullkey), AsText(found.c.value)),
     )

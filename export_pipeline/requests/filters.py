@@ -5,13 +5,15 @@ What belongs here: parsing and type checks. What does not: the tree (``condition
 Shapes: ``{"type": "person"}`` equals; ``{"country": ["BR", "AR"]}`` one of; ``{"phone": null}`` is null;
 ``{"risk_score": {"gte": 70, "lt": 90}}`` operators, all of which must hold; ``{"and": [...]}``,
 ``{"or": [...]}``, ``{"not": {...}}``. Several keys of one object must all hold.
-Text is compared by code point and case-sensitively. A null satisfies ``ne`` and ``nin`` and no other comparison.
+Text is compared by code point and case-sensitively. A date alone on a timestamp column is that whole day. A null
+satisfies ``ne`` and ``nin`` and no other comparison.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
@@ -21,6 +23,7 @@ from export_pipeline.catalog.model import Column, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison, Condition, Negation, Scalar
+from export_pipeline.requests.wall_clock import beginning
 
 MAX_DEPTH = 10
 MAX_CONDITIONS = 500
@@ -89,10 +92,8 @@ class _Parser:
             return self._comparison(column, FilterOperator.IS_NULL, operator is FilterOperator.EQ, path)
         return self._comparison(column, operator, value, path)
 
-    def _comparison(self, column: Column, operator: FilterOperator, value: Any, path: str) -> Comparison:
-        self._conditions += 1
-        if self._conditions > MAX_CONDITIONS:
-            raise _wrong("filters", f"hold more than {MAX_CONDITIONS} conditions")
+    def _comparison(self, column: Column, operator: FilterOperator, value: Any, path: str) -> Condition:
+        self._count()
         if operator not in column.operators:
             allowed = ", ".join(sorted(column.operators))
             raise _wrong(path, f"operator {operator} is not allowed on {column.name}; allowed: {allowed}")
@@ -101,8 +102,31 @@ class _Parser:
                 raise _wrong(path, "must be true or false")
             return Comparison(column, operator, value)
         if operator in (FilterOperator.IN, FilterOperator.NIN, FilterOperator.BETWEEN):
-            return Comparison(column, operator, self._values(column, operator, value, path))
-        return Comparison(column, operator, self._scalar(column, value, path))
+            return self._several(column, operator, value, path)
+        return self._one(column, operator, value, path)
+
+    def _count(self) -> None:
+        self._conditions += 1
+        if self._conditions > MAX_CONDITIONS:
+            raise _wrong("filters", f"hold more than {MAX_CONDITIONS} conditions")
+
+    def _one(self, column: Column, operator: FilterOperator, value: Any, path: str) -> Condition:
+        scalar = self._scalar(column, value, path)
+        day = _day(value, self._zone) if column.type is ColumnType.TIMESTAMP else None
+        return Comparison(column, operator, scalar) if day is None else _of_day(column, operator, *day)
+
+    def _several(self, column: Column, operator: FilterOperator, value: Any, path: str) -> Condition:
+        values = self._values(column, operator, value, path)
+        days = [_day(item, self._zone) for item in value] if column.type is ColumnType.TIMESTAMP else []
+        if not any(days):
+            return Comparison(column, operator, values)
+        if operator is FilterOperator.BETWEEN:
+            ends = (FilterOperator.GTE, FilterOperator.LTE)
+            return AllOf(tuple(self._one(column, end, item, path) for end, item in zip(ends, value, strict=True)))
+        for _ in value:
+            self._count()
+        any_of = AnyOf(tuple(self._one(column, FilterOperator.EQ, item, path) for item in value))
+        return Negation(any_of) if operator is FilterOperator.NIN else any_of
 
     def _values(self, column: Column, operator: FilterOperator, value: Any, path: str) -> tuple[Scalar, ...]:
         if not isinstance(value, list):
@@ -123,6 +147,34 @@ class _Parser:
                 return scalar
             problem = f"must be one of {', '.join(column.values)}"
         raise _wrong(path, problem)
+
+
+def _day(value: Any, zone: ZoneInfo) -> tuple[datetime, datetime] | None:
+    """The first instants of a date without a time and of the day after it; None for anything else."""
+    try:
+        first = datetime.combine(date.fromisoformat(value), time())
+    except (TypeError, ValueError):
+        return None
+    try:
+        return beginning(first, zone), beginning(first + timedelta(days=1), zone)
+    except OverflowError:
+        return None
+
+
+def _of_day(column: Column, operator: FilterOperator, begins: datetime, ends: datetime) -> Condition:
+    """A comparison with a whole day: ``lte`` takes all of it, and ``gt`` begins after it."""
+    match operator:
+        case FilterOperator.EQ:
+            first, last = (FilterOperator.GTE, begins), (FilterOperator.LT, ends)
+            return AllOf(tuple(Comparison(column, each, end) for each, end in (first, last)))
+        case FilterOperator.NE:
+            return Negation(_of_day(column, FilterOperator.EQ, begins, ends))
+        case FilterOperator.GT:
+            return Comparison(column, FilterOperator.GTE, ends)
+        case FilterOperator.LTE:
+            return Comparison(column, FilterOperator.LT, ends)
+        case _:
+            return Comparison(column, operator, begins)
 
 
 def parse_scalar(kind: ColumnType, value: Any, zone: ZoneInfo) -> Scalar:
@@ -153,7 +205,10 @@ def _integer(value: Any, _zone: ZoneInfo) -> int:
 def _float(value: Any, _zone: ZoneInfo) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _decimal(value: Any, _zone: ZoneInfo) -> Decimal:

@@ -11,7 +11,14 @@ from export_pipeline.demo.data import load_demo_data
 from export_pipeline.engine.readers import Source
 from export_pipeline_tests.engine import people
 from export_pipeline_tests.servers.mariadb import MariadbServer
-from export_pipeline_tests.servers.postgres import PostgresServer
+from export_pipeline_tests.servers.postgres import PostgresServer, serve_postgres_with_icu
+
+
+@pytest.fixture(scope="session")
+def icu_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL with collations that take different texts for equal."""
+    with serve_postgres_with_icu() as server:
+        yield server
 
 
 @pytest.fixture(scope="module", params=["postgresql", "postgresql 18", "sqlite", "sqlite shared", "mariadb"])

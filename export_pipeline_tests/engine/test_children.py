@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import adbc_driver_sqlite.dbapi
 import pytest
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.engine.query import Selection, build_query
 from export_pipeline.engine.readers import Source, open_snapshot
+from export_pipeline.engine.readers.sqlite import bound_statement
 from export_pipeline.failures import ExportFailure
 from export_pipeline.requests.filters import parse_filters
 from export_pipeline_tests.servers.mariadb import MariadbServer
@@ -145,3 +150,59 @@ def test_a_database_that_they_were_not_written_for_says_so() -> None:
     selection = Selection(DATASET, "acme", DATASET.children, parse_filters({}, DATASET, "UTC"))
     with pytest.raises(ExportFailure, match="include: child lists cannot be read from mssql"):
         build_query(selection, "mssql")
+
+
+def _steps(owners: int, directory: Path) -> tuple[int, list[str], list[str]]:
+    """What an export of so many rows with a filter takes SQLite: its steps, and its plan by both of its libraries."""
+    path = directory / f"{owners}.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE owners (id integer primary key, organization_id text, name text)")
+        connection.execute("CREATE INDEX of_organization ON owners (organization_id)")
+        connection.execute("CREATE TABLE things (owner_id integer, organization_id text, label text, made integer)")
+        numbers = range(owners)
+        connection.executemany("INSERT INTO owners VALUES (?, 'acme', 'x')", ([one] for one in numbers))
+        connection.executemany("INSERT INTO things VALUES (?, 'acme', 'y', 1)", ([one] for one in numbers))
+        # As an analysis leaves it that was made when organizations had one row each.
+        connection.execute("ANALYZE")
+        connection.execute("UPDATE sqlite_stat1 SET stat = '1000 1' WHERE idx = 'of_organization'")
+        connection.commit()
+    filters = parse_filters({"name": {"contains": "x", "ne": "z", "lt": "y"}}, DATASET, "UTC")
+    query = build_query(Selection(DATASET, "acme", (*DATASET.columns, *DATASET.children), filters), "sqlite")
+    statement, values = bound_statement(query.rows)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+
+    with closing(sqlite3.connect(path)) as connection:
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+        connection.set_progress_handler(step, 100)
+        assert len(connection.execute(statement, values).fetchall()) == owners
+    with closing(adbc_driver_sqlite.dbapi.connect(str(path))) as other, closing(other.cursor()) as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+        return count, plan, [row[3] for row in cursor.fetchall()]
+
+
+def test_sqlite_takes_as_long_for_each_row_however_many_there_are(tmp_path: Path) -> None:
+    few, *plans = _steps(500, tmp_path)
+    many, *others = _steps(5_000, tmp_path)
+    assert many < 12 * few
+    for plan in (*plans, *others):
+        joined = [line for line in plan if "LEFT-JOIN" in line and "AUTOMATIC" in line]
+        assert len(joined) == len(DATASET.children), plan
+
+
+def test_postgresql_gathers_once_whatever_it_expects(postgres_url: str) -> None:
+    source = _filled(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+    more = "INSERT INTO owners SELECT n, 'acme', 'x' FROM generate_series(1000, 4999) AS n"
+    engine = sa.create_engine(source.url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(more)
+        connection.exec_driver_sql("INSERT INTO things SELECT id, 'acme', 'y', 1 FROM owners WHERE id >= 1000")
+    engine.dispose()
+    # It was never analyzed, and expects one row of so many conditions: row by row, this takes minutes.
+    filters = {"name": {"contains": "x", "ne": "z", "lt": "y"}}
+    rows = read(replace(source, statement_timeout_seconds=60), filters)
+    assert len(rows) == 4000
+    assert all(row["newest"] == '["y"]' for row in rows.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -32,6 +33,10 @@ REFUSED = [
     ({"id": 2**63}, "filters.id", "must be a whole number"),
     ({"score": "high"}, "filters.score", "must be a number"),
     ({"balance": "NaN"}, "filters.balance", "must be a number"),
+    ({"score": float("inf")}, "filters.score", "must be a number"),
+    ({"score": {"ne": float("nan")}}, "filters.score.ne", "must be a number"),
+    ({"score": [1, float("-inf")]}, r"filters.score\[1\]", "must be a number"),
+    ({"score": 10**400}, "filters.score", "must be a number"),
     ({"is_client": "yes"}, "filters.is_client", "must be true or false"),
     ({"born_on": "01/02/1990"}, "filters.born_on", "ISO 8601 date"),
     ({"created_at": {"gte": "yesterday"}}, "filters.created_at.gte", "ISO 8601 date and time"),
@@ -95,6 +100,33 @@ def select(source: Source, filters: dict[str, Any], organization: str = "acme") 
 )
 def test_filters_select(source: Source, filters: dict[str, Any], expected: Any) -> None:
     assert select(source, filters) == [row["id"] for row in ACME if expected(row)]
+
+
+# The organization's zone is three hours behind UTC: its 14 March begins at 03:00 UTC.
+DAY, NEXT = datetime(2026, 3, 14, 3, tzinfo=UTC), datetime(2026, 3, 15, 3, tzinfo=UTC)
+FIRST = ACME[0]["created_at"].isoformat()
+OF_DAYS: list[tuple[Any, Callable[[datetime], bool]]] = [
+    ("2026-03-14", lambda at: DAY <= at < NEXT),
+    ({"ne": "2026-03-14"}, lambda at: not DAY <= at < NEXT),
+    ({"gt": "2026-03-14"}, lambda at: at >= NEXT),
+    ({"gte": "2026-03-14"}, lambda at: at >= DAY),
+    ({"lt": "2026-03-14"}, lambda at: at < DAY),
+    ({"lte": "2026-03-14"}, lambda at: at < NEXT),
+    ({"between": ["2026-03-14", "2026-03-14"]}, lambda at: DAY <= at < NEXT),
+    ({"between": ["2026-03-10T00:00:00Z", "2026-03-14"]}, lambda at: datetime(2026, 3, 10, tzinfo=UTC) <= at < NEXT),
+    (["2026-03-14", FIRST], lambda at: DAY <= at < NEXT or at.isoformat() == FIRST),
+    ({"nin": ["2026-03-14"]}, lambda at: not DAY <= at < NEXT),
+]
+
+
+@pytest.mark.parametrize(("asked", "expected"), OF_DAYS)
+def test_a_date_alone_is_the_whole_day_of_the_organization(
+    source: Source, asked: Any, expected: Callable[[datetime], bool]
+) -> None:
+    found = select(source, {"created_at": asked})
+    assert found == [row["id"] for row in ACME if expected(row["created_at"])]
+    assert found
+    assert len(found) < len(ACME)
 
 
 TEXTS = st.sampled_from([name for name in NAMES if name is not None]) | st.text(

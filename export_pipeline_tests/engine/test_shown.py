@@ -31,7 +31,7 @@ from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.requests.conditions import AllOf
 from export_pipeline.requests.filters import parse_filters
 from export_pipeline_tests.servers.mariadb import MariadbServer
-from export_pipeline_tests.servers.postgres import PostgresServer, serve_postgres_with_icu
+from export_pipeline_tests.servers.postgres import PostgresServer
 
 TEXTS = ["Ana", "ANA", "ana", "ána", "ana ", " ana", "", "a%b_c", "\\", "5", "05", "5.0", "日本", "ß", "ss", "ab", None]
 WORDS = ["Ana", "ANA", "ana", "ana ", "ab", "ab  ", None]
@@ -160,9 +160,7 @@ class Zoo:
 @pytest.fixture(
     scope="module", params=["postgresql", "postgresql 18", "postgresql icu", "sqlite", "sqlite shared", "mariadb"]
 )
-def zoo(
-    request: pytest.FixtureRequest, postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Zoo]:
+def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     if request.param in ("sqlite", "sqlite shared"):
         path: Path = tmp_path_factory.mktemp("zoo") / "zoo.db"
         yield _made(Source(f"sqlite:///{path}", shares_file=request.param == "sqlite shared"), COLUMNS["sqlite"])
@@ -171,11 +169,12 @@ def zoo(
         with server.fresh_database() as url:
             yield _made(Source(url), COLUMNS["mariadb"])
     elif request.param == "postgresql icu":
-        with serve_postgres_with_icu() as icu, icu.fresh_database() as url:
+        icu: PostgresServer = request.getfixturevalue("icu_server")
+        with icu.fresh_database() as url:
             yield _made(Source(url.replace("postgresql://", "postgresql+psycopg://")), ICU, PREPARE_ICU)
     else:
         later = request.param == "postgresql 18"
-        postgres = request.getfixturevalue("postgres18_server") if later else postgres_server
+        postgres: PostgresServer = request.getfixturevalue("postgres18_server" if later else "postgres_server")
         with postgres.fresh_database() as url:
             made = Source(url.replace("postgresql://", "postgresql+psycopg://"))
             yield _made(made, COLUMNS["postgresql"], PREPARE)

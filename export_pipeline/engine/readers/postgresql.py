@@ -72,7 +72,7 @@ def snapshot(
 ) -> Iterator[Snapshot]:
     """One REPEATABLE READ, READ ONLY transaction."""
     conninfo = _conninfo(source_url)
-    settings = _settings(round(statement_timeout_seconds * 1000), row_security=row_security)
+    settings = _settings(round(statement_timeout_seconds * 1000), row_security=row_security, gathers=query.gathers)
     prepared = _prepare(conninfo, settings, query)
     with ExitStack() as held:
         with translated(_ERRORS):
@@ -90,7 +90,7 @@ def _conninfo(source_url: str) -> str:
     return make_conninfo(**{**LIVELINESS, **given, "client_encoding": "UTF8"})
 
 
-def _settings(statement_milliseconds: int, *, row_security: bool) -> str:
+def _settings(statement_milliseconds: int, *, row_security: bool, gathers: bool) -> str:
     """A statement that sets, for the transaction, what the meaning of values and its own end depend on.
 
     Whatever role, database, URL and environment say. Older servers do not know all of these settings.
@@ -113,6 +113,9 @@ def _settings(statement_milliseconds: int, *, row_security: bool) -> str:
         "idle_in_transaction_session_timeout": f"{SECONDS_IDLE}s",
         "tcp_user_timeout": f"{SECONDS_TO_WAIT_FOR_US}s",
     }
+    if gathers:
+        # Where it expects one row and there are a million, a nested loop gathers all child lists anew for each of them.
+        settings["enable_nestloop"] = "off"
     values = SQL(", ").join(SQL("({}, {})").format(name, str(value)) for name, value in settings.items())
     statement = "SELECT set_config(n, v, true) FROM (VALUES {}) AS s(n, v) WHERE current_setting(n, true) IS NOT NULL"
     return SQL(statement).format(values).as_string()

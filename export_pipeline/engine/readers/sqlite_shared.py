@@ -73,13 +73,7 @@ def _batches(
 ) -> Generator[pa.RecordBatch, None, None]:
     with translated(_ERRORS):
         limit.begin()
-        statement, values = bound_statement(_with_own_values(query))
+        statement, values = bound_statement(query.rows)
         cursor = interruptible(lambda: connection.execute(statement, values))
         batches = batches_of(lambda: cursor.fetchmany(AT_ONCE), query.columns)
         yield from joined(iter(lambda: interruptible(lambda: next(batches, None)), None))
-
-
-def _with_own_values(query: Query) -> sa.Select[tuple[object, ...]]:
-    """The rows with the table's own columns as they are: older libraries write a REAL as text with 15 digits."""
-    read = [query.own.get(place, column) for place, column in enumerate(query.rows.selected_columns)]
-    return query.rows.with_only_columns(*read)

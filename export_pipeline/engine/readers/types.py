@@ -122,7 +122,7 @@ def _whole(array: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 
 def _shortest(array: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """A float of 32 bits by the digits that it is written with: 11.4, which as a double is 11.399999618530273."""
+    """By the digits: a float of 32 bits is 11.4, not 11.399999618530273, and Arrow's cast of decimals rounds twice."""
     return array.cast(pa.string()).cast(wanted)
 
 
@@ -183,7 +183,7 @@ _WAYS: Mapping[ColumnType, tuple[Way, ...]] = {
         (pa.types.is_float64, _as_it_is),
         (pa.types.is_floating, _shortest),
         _INTEGER,
-        (pa.types.is_decimal, _as_it_is),
+        (pa.types.is_decimal, _shortest),
         (_is_text, _as_it_is),
     ),
     ColumnType.BOOLEAN: ((pa.types.is_boolean, _as_it_is), _INTEGER),
