@@ -71,8 +71,9 @@ def take_due(
     """
     due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= instant_after(0))
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=_hooks.next_try_at).label("turn")
-    candidates = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(due)
-    candidates = candidates.where(_rows.organization_id.not_in(list(busy))).subquery()
+    free = _rows.organization_id.not_in(list(busy))
+    waiting = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(due, free)
+    candidates = waiting.subquery()
     in_turn = sa.true() if at_once is None else candidates.c.turn <= at_once
     chosen = (
         sa.select(_hooks.id)
