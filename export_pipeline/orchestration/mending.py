@@ -175,7 +175,8 @@ def _is_lost(instance: DagsterInstance, run: dg.DagsterRun, owner: claims.Owner 
     if owner.status is RequestStatus.QUEUED and owner.claim_id == run.tags.get(tags.CLAIM, ""):
         return False
     record = instance.get_run_record_by_id(run.run_id)
-    return record is not None and time.time() - (record.start_time or time.time()) > timeout
+    patience = max(timeout, claims.LONGEST_MAIL_SECONDS) if run.job_name == NOTIFY_JOB_NAME else timeout
+    return record is not None and time.time() - (record.start_time or time.time()) > patience
 
 
 def _bury(instance: DagsterInstance, orphan: claims.Orphan) -> None:

@@ -22,6 +22,8 @@ CLOCK_SLACK_SECONDS = 60
 """An instant that lies further ahead than this was written while a clock was wrong: nothing waits for it."""
 PROBE_SECONDS = 60
 """A run that is to show whether the source answers again is waited for so long, then another one may try."""
+LONGEST_MAIL_SECONDS = 900.0
+"""A run that mails a failure writes no heartbeat meanwhile, and SMTP lets a server take ten minutes for its answer."""
 CANDIDATES = 20
 """For each row that is claimed so many are looked at: the others may be locked."""
 
@@ -314,7 +316,10 @@ class Owner:
 
 def owners(connection: sa.Connection, uids: Collection[str], *, heartbeat_timeout_seconds: float) -> dict[str, Owner]:
     """Whose each of these requests is, by ``uid``; those that are not there are left out."""
-    silent = _silent_for(_LAST_HEARD, heartbeat_timeout_seconds).label("silent")
+    mailing = max(heartbeat_timeout_seconds, LONGEST_MAIL_SECONDS)
+    of_failed = sa.and_(_rows.status == RequestStatus.FAILED, _silent_for(_LAST_HEARD, mailing))
+    of_others = sa.and_(_rows.status != RequestStatus.FAILED, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds))
+    silent = sa.or_(of_failed, of_others).label("silent")
     found = connection.execute(
         sa.select(_rows.uid, _rows.status, _rows.run_id, _rows.claim_id, silent).where(_rows.uid.in_(uids))
     )
