@@ -303,6 +303,12 @@ def _orphans(connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.Colu
     ]
 
 
+def is_locked(connection: sa.Connection, request_id: int) -> bool:
+    """Whether another transaction holds the row: then its run cannot write a heartbeat, and may well live."""
+    found = sa.select(_rows.id).where(_rows.id == request_id).with_for_update(skip_locked=True)
+    return connection.execute(found).first() is None
+
+
 @dataclass(frozen=True)
 class Owner:
     """Whose a request is, for somebody who has a run of it at hand."""
