@@ -72,22 +72,23 @@ def _links(store: Store, description: ObjectDescription, settings: Settings) -> 
             )
         return
     origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    yield _opened(link, origin)
+    yield _opened(link, origin, here=urlsplit(settings.s3_endpoint_url).netloc in ("", parts.netloc))
     if _is_internal(parts.hostname or ""):
         yield warning(
             "link host",
-            f"Links lead to {origin}, which only this network knows: recipients elsewhere cannot open them. Name the "
-            "store by a host that everybody reaches.",
+            f"Links lead to {origin}, which only this network knows: recipients elsewhere cannot open them. Set "
+            "EXPORT_S3_PUBLIC_ENDPOINT_URL to a host that they reach.",
         )
     yield from _lifetime(link, promised, settings)
 
 
-def _opened(link: Link, origin: str) -> Finding:
-    """As a browser does, which has no credentials."""
+def _opened(link: Link, origin: str, *, here: bool) -> Finding:
+    """As a browser does, which has no credentials; ``here``: the host is the one that the object was written to."""
     try:
         answer = requests.get(link.url, timeout=_HTTP_SECONDS, allow_redirects=False)
     except requests.RequestException as error:
-        return wrong("link", f"A signed link to {origin} could not be opened ({type(error).__name__}).")
+        text = f"A signed link to {origin} could not be opened from this machine ({type(error).__name__})."
+        return wrong("link", text) if here else warning("link", f"{text} Try one from where recipients are.")
     if answer.status_code == requests.codes.ok and answer.content == _PROBE:
         return ok("link", f"a signed link to {origin} opens")
     return wrong(
