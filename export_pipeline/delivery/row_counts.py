@@ -83,7 +83,8 @@ def _count_csv(source: BinaryIO, columns: Sequence[str], delimiter: str) -> int:
     with _any_field_size():
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
-            if next(reader, None) != list(columns):
+            # A header may itself begin with what is also the mark of UTF-8, which the decoder takes away.
+            if next(reader, None) not in (list(columns), [columns[0].removeprefix("\ufeff"), *columns[1:]]):
                 raise UnreadableFileError("the header is not the manifest's columns")
             count = 0
             for row in reader:

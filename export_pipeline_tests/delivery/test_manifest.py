@@ -350,7 +350,8 @@ def test_text_in_parquet_that_is_not_utf_8_is_damage(rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["_x0041_", "_x005F_x0041_", "a\x01b", "\ufffe", "h" * 40_000, "", " lead", "a\rb\nc", "&<>", "=1"]
+    "header",
+    ["_x0041_", "_x005F_x0041_", "a\x01b", "\ufffe", "h" * 40_000, "", " lead", "a\rb\nc", "&<>", "=1", "\ufeffx"],
 )
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_no_header_is_taken_for_damage(file_format: str, header: str) -> None:
