@@ -18,6 +18,8 @@ WRONG = [
     ("EXPORT_DATABASE_URL", "oracle://app@host/db"),
     ("EXPORT_DATABASE_URL", "sqlite:///:memory:"),
     ("EXPORT_SOURCE_URL", "::"),
+    ("EXPORT_SOURCE_URL", "nosuchdatabase://app@localhost/app"),
+    ("EXPORT_SOURCE_URL", "postgresql+nosuchdriver://app@localhost/app"),
     ("EXPORT_STAGING_URL", "file:////"),
     ("EXPORT_RETENTION_DAYS", "inf"),
     ("EXPORT_MAIL_URL", "smtp://mail:70000"),
@@ -119,9 +121,19 @@ def test_a_sender_that_is_no_address_stops_the_start(monkeypatch: pytest.MonkeyP
         build_definitions()
 
 
-def test_plain_postgresql_urls_name_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLAlchemy 2.0 and 2.1 differ in the driver that ``postgresql://`` means."""
-    monkeypatch.setenv("EXPORT_DATABASE_URL", "postgresql://app:s3cret@localhost/app")
+@pytest.mark.parametrize("variable", ["EXPORT_DATABASE_URL", "EXPORT_SOURCE_URL"])
+@pytest.mark.parametrize("url", ["postgresql://app:p@ss:hunter2/x@host/app", "postgresql://app:s3@host:hunter2/app"])
+def test_no_part_of_a_password_is_told_as_a_port(monkeypatch: pytest.MonkeyPatch, variable: str, url: str) -> None:
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(SettingsError, match=variable) as stopped:
+        Settings.from_environment()
+    assert "hunter2" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_plain_postgresql_urls_name_their_driver(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """SQLAlchemy 2.0 and 2.1 differ in the driver that ``postgresql://`` means, and know no ``postgres://``."""
+    monkeypatch.setenv("EXPORT_DATABASE_URL", f"{scheme}://app:s3cret@localhost/app")
     settings = Settings.from_environment()
     assert settings.database_url == "postgresql+psycopg://app:s3cret@localhost/app"
     assert settings.resolved_source_url == settings.database_url

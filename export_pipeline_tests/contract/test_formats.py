@@ -12,7 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -617,19 +617,6 @@ def test_fat_rows_are_encoded_few_at_a_time(name: str, monkeypatch: pytest.Monke
     written = write_all(name, ordinary_table(1000))
     assert ids(name, written) == list(range(1, 1001))
     assert len(written.progress) > 10
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_date_beyond_the_calendar_fails_by_name(name: str) -> None:
-    table, columns = one_column(ColumnType.TIMESTAMP, [datetime(2026, 1, 1, tzinfo=UTC)])
-    far = pa.array([2**63 - 1], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
-    table = table.set_column(1, table.schema.field("v"), far)
-    if name == "parquet":
-        assert write_all(name, table, columns=columns).files[0].rows == 1
-        return
-    with pytest.raises(ExportFailure) as failure:
-        write_all(name, table, columns=columns)
-    assert (failure.value.code, failure.value.field) == (FailureCode.SOURCE_DATA_INVALID, "v")
 
 
 @pytest.mark.parametrize("name", ["csv", "json", "ndjson", "xlsx"])

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from export_pipeline.engine import extract
+from export_pipeline.engine.query import Query, Selection
+from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
 from export_pipeline.engine.staging import Staging, unique
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.conditions import AllOf
+from export_pipeline_tests.engine import people
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 SCHEMA = pa.schema([("n", pa.int64())])
@@ -104,3 +111,30 @@ def test_uploads_that_nobody_ended_are_aborted_with_their_tree_or_once_they_are_
 
 def test_two_tries_never_share_a_key() -> None:
     assert unique("a/1") != unique("a/1")
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_rows_that_are_not_as_many_as_the_snapshot_counted_are_no_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    """No database counts its own snapshot wrongly, so the count of a real one is changed."""
+
+    @contextmanager
+    def miscounted(source: Source, query: Query) -> Iterator[Snapshot]:
+        with open_snapshot(source, query) as snapshot:
+            yield replace(snapshot, row_count=snapshot.row_count + more)
+
+    monkeypatch.setattr(extract, "open_snapshot", miscounted)
+    source = people.create(f"sqlite:///{tmp_path / 'people.db'}")
+    staging = Staging((tmp_path / "staging").as_uri())
+    with pytest.raises(ExportFailure) as failed:
+        extract.stage_rows(
+            source,
+            Selection(people.DATASET, "acme", people.DATASET.columns, AllOf(())),
+            staging,
+            "a/1",
+            sharding=extract.Sharding(max_bytes=10**9, shard_rows=10**6),
+            snapshot_taken=lambda _rows, _instant: None,
+            progress=lambda _rows: None,
+        )
+    assert failed.value.code is FailureCode.COUNT_MISMATCH

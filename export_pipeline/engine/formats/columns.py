@@ -24,8 +24,6 @@ from export_pipeline.failures import ExportFailure, FailureCode
 ISO_DATE = "%Y-%m-%d"
 
 _DAY_US = 86_400_000_000
-# Beyond these the calendar of polars (chrono) panics: years -200,000 to 200,000 are safely inside.
-_FURTHEST_DAY = 200_000 * 365
 # 1972-02-01: after it no zone of the tz database has an offset with seconds (Liberia was the last).
 _WHOLE_MINUTE_OFFSETS_SINCE = 761 * _DAY_US
 
@@ -145,8 +143,7 @@ class Block:
         return TextBytes(self.arrays[place])
 
     def local_time(self, place: int, zone: str) -> pl.Expr:
-        """The instants in this zone; fails if one is beyond the calendar."""
-        self._check_calendar(place, self.frame[str(place)].to_physical(), _DAY_US)
+        """The instants in this zone."""
         return pl.col(str(place)).dt.convert_time_zone(zone)
 
     def has_whole_offsets(self, place: int, zone: str) -> bool:
@@ -166,26 +163,12 @@ class Block:
         return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(replace(clock, zone="UTC").iso))
 
     def dates(self, place: int) -> pl.Expr:
-        """The dates; fails if one is beyond the calendar."""
-        self._check_calendar(place, self.frame[str(place)].to_physical(), 1)
+        """The dates."""
         return pl.col(str(place))
 
     def date_text(self, place: int) -> pl.Expr:
         """``YYYY-MM-DD``."""
         return self.dates(place).dt.strftime(ISO_DATE)
-
-    def _check_calendar(self, place: int, values: pl.Series, day: int) -> None:
-        low, high = values.min(), values.max()
-        if not isinstance(low, int) or not isinstance(high, int):
-            return
-        if max(abs(low), abs(high)) > _FURTHEST_DAY * day:
-            name = self.columns[place].name
-            raise ExportFailure(
-                FailureCode.SOURCE_DATA_INVALID,
-                f"column {name} holds a date beyond the calendar (an 'infinity' of the database?); "
-                "turn such values into null in the source view",
-                field=name,
-            )
 
 
 def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tuple[pa.Array, ...]:

@@ -74,7 +74,7 @@ def _refusal(error: BaseException, sqlstate: str, shown: str, column: str) -> st
         )
     if _is_of_login(error, sqlstate):
         return (
-            f"The source database did not accept the login ({shown}). Check the user, the password and the database of "
+            f"The source database refused the login ({shown}). Check the user, the password and the database of "
             "EXPORT_SOURCE_URL."
         )
     names = _names(error, sqlstate)

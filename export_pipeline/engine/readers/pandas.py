@@ -90,7 +90,7 @@ class _Reading:
             streaming = self._connection.execution_options(stream_results=True, max_row_buffer=AT_ONCE)
             sa.event.listen(streaming, "after_cursor_execute", self._keep)
             result = streaming.execute(rows)
-            yield from batches_of(lambda: result.fetchmany(AT_ONCE), self._query.columns, narrow)
+            yield from batches_of(result.fetchmany, self._query.columns, narrow)
         self._cursors.clear()
 
     def close(self) -> None:

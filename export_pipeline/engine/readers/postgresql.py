@@ -47,6 +47,7 @@ _ERRORS = (psycopg.Error, adbc.Error, OSError, pa.ArrowException)
 _DIALECT: Dialect = sa.make_url("postgresql+psycopg://").get_dialect()()
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _NOT_JSON = "22P02"
+_NOT_UTF8 = ("22021", "22P05")
 
 _TEXTS = frozenset({"text", "varchar", "bpchar"})
 _WHOLE = frozenset({"int2", "int4", "int8"})
@@ -247,10 +248,11 @@ def _batches(session: _Session, prepared: _Prepared, query: Query) -> Generator[
 
 
 def _failure(error: Exception, prepared: _Prepared) -> ExportFailure:
-    if prepared.json_texts and getattr(error, "sqlstate", None) == _NOT_JSON and "json" in str(error):
-        return ExportFailure(
-            FailureCode.SOURCE_DATA_INVALID,
-            f"Column {' or '.join(prepared.json_texts)} holds a value that is no json. Correct the data, or the "
-            "catalog's type.",
-        )
-    return failure_of(error)
+    sqlstate, what = getattr(error, "sqlstate", None), ""
+    if prepared.json_texts and sqlstate == _NOT_JSON and "json" in str(error):
+        what = f"Column {' or '.join(prepared.json_texts)} holds a value that is no json"
+    if sqlstate in _NOT_UTF8:
+        what = f"A text of the source database cannot be given as UTF-8 (SQLSTATE {sqlstate})"
+    if not what:
+        return failure_of(error)
+    return ExportFailure(FailureCode.SOURCE_DATA_INVALID, f"{what}. Correct the data, or the catalog's type.")

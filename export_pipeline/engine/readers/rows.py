@@ -14,18 +14,18 @@ from export_pipeline.engine.readers import FETCH_BYTES, STEP_ROWS
 from export_pipeline.engine.readers.types import staged_schema, to_staged, wrong_type
 
 AT_ONCE = 16
-"""Rows that a driver is asked for at once: one of them is weighed, for all of them would take too long."""
+"""The most rows that a driver is asked for at once: one of them is weighed, for all of them would take too long."""
 Rows = Sequence[Sequence[Any]]
 _WRONG = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
 
 def batches_of(
-    fetch: Callable[[], Rows], columns: Sequence[Selected], narrow: Collection[int] = ()
+    fetch: Callable[[int], Rows], columns: Sequence[Selected], narrow: Collection[int] = ()
 ) -> Iterator[pa.RecordBatch]:
     """Rows as staged batches.
 
     Args:
-        fetch: gives ``AT_ONCE`` of them at a time, and none at the end.
+        fetch: gives at most so many of them, and none at the end.
         columns: what they hold.
         narrow: places of doubles that are floats of 32 bits in the database.
     """
@@ -39,12 +39,14 @@ def batches_of(
         yield to_staged(pa.RecordBatch.from_arrays(arrays, names=schema.names), columns, schema)
 
 
-def _steps(fetch: Callable[[], Rows]) -> Iterator[Rows]:
+def _steps(fetch: Callable[[int], Rows]) -> Iterator[Rows]:
     waiting: list[Sequence[Any]] = []
-    weight = 0
-    while rows := fetch():
+    weight, step = 0, AT_ONCE
+    while rows := fetch(step):
         waiting += rows
-        weight += len(rows) * sum(map(getsizeof, rows[-1]))
+        one = sum(map(getsizeof, rows[-1]))
+        weight += len(rows) * one
+        step = min(AT_ONCE, FETCH_BYTES // one + 1)
         if weight >= FETCH_BYTES or len(waiting) >= STEP_ROWS:
             yield waiting
             waiting, weight = [], 0

@@ -23,7 +23,7 @@ from export_pipeline.engine.interruptible import Interruptible
 from export_pipeline.engine.query import Query
 from export_pipeline.engine.readers import Snapshot
 from export_pipeline.engine.readers.failures import translated
-from export_pipeline.engine.readers.rows import AT_ONCE, batches_of
+from export_pipeline.engine.readers.rows import batches_of
 from export_pipeline.engine.readers.sqlite import bound_statement
 from export_pipeline.engine.readers.types import joined
 from export_pipeline.requests.database import SQLITE_BUSY_TIMEOUT_SECONDS
@@ -75,5 +75,5 @@ def _batches(
         limit.begin()
         statement, values = bound_statement(query.rows)
         cursor = interruptible(lambda: connection.execute(statement, values))
-        batches = batches_of(lambda: cursor.fetchmany(AT_ONCE), query.columns)
+        batches = batches_of(cursor.fetchmany, query.columns)
         yield from joined(iter(lambda: interruptible(lambda: next(batches, None)), None))

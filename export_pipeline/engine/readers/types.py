@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +26,8 @@ _WHOLE_DOUBLES = 2**53
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
 """0001-01-01 and 9999-12-31, in days from 1970-01-01."""
 _DAY_US = 86_400_000_000
+_FIRST_BEYOND_ASCII = _CONTINUES = 0x80
+"""Bytes of UTF-8: from this one on, they are of more than one; the two highest bits of one that continues another."""
 
 
 def staged_schema(columns: Sequence[Selected]) -> pa.Schema:
@@ -87,7 +90,7 @@ def _staged(array: pa.Array, column: Selected, *, sure: bool) -> pa.Array:
     try:
         staged = _cast(array, column.type)
         if wanted == pa.string():
-            staged.validate(full=True)
+            _check_utf8(staged)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pl.exceptions.PolarsError):
         raise wrong_type(column) from None
     if column.type in (ColumnType.TIMESTAMP, ColumnType.DATE):
@@ -202,9 +205,26 @@ def _cast(array: pa.Array, declared: ColumnType) -> pa.Array:
     raise pa.ArrowInvalid
 
 
+def _check_utf8(array: pa.Array) -> None:
+    """The whole column at once: many times as fast as Arrow's own validation, which looks at value after value."""
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4)
+    first, last = int(ends[0]), int(ends[-1])
+    if first == last:
+        return
+    found = np.frombuffer(data, np.uint8)[first:last]
+    if found.max() < _FIRST_BEYOND_ASCII:
+        return
+    whole = pa.py_buffer(np.array([0, last - first], np.int32))
+    pa.Array.from_buffers(pa.string(), 1, [None, whole, data.slice(first, last - first)]).validate(full=True)
+    begins = found.take(ends[:-1][ends[:-1] < last] - first)
+    if ((begins & 0xC0) == _CONTINUES).any():
+        raise pa.ArrowInvalid
+
+
 def _check_calendar(array: pa.Array, column: Selected) -> None:
     unit = 1 if column.type is ColumnType.DATE else _DAY_US
-    ends = pc.min_max(array.cast(pa.int32() if unit == 1 else pa.int64()))
+    ends = pc.min_max(array.view(pa.int32() if unit == 1 else pa.int64()))
     first, last = ends["min"].as_py(), ends["max"].as_py()
     if first is not None and not (_FIRST_DAY * unit <= first and last < (_LAST_DAY + 1) * unit):
         raise ExportFailure(
