@@ -65,7 +65,7 @@ OPERATORS_BY_TYPE: Mapping[ColumnType, tuple[FilterOperator, ...]] = {
         FilterOperator.NIN,
         FilterOperator.IS_NULL,
     ),
-    ColumnType.JSON: (FilterOperator.IS_NULL,),
+    ColumnType.JSON: (FilterOperator.CONTAINS, FilterOperator.IS_NULL),
 }
 """What ``filter: true`` allows."""
 

@@ -12,6 +12,7 @@ import operator as python
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import date
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -53,6 +54,7 @@ class Comparisons:
 
     def __init__(self, operands: Operands, backend: str) -> None:
         self._operands = operands
+        self._backend = backend
         self._sqlite = backend == "sqlite"
         self._mariadb = backend in mariadb.BACKENDS
         self._postgresql = backend == "postgresql"
@@ -62,7 +64,7 @@ class Comparisons:
         """True, false or null for a row."""
         operand, operator, value = comparison.operand, comparison.operator, comparison.value
         if operator in _OPPOSITE:
-            return does_not_hold(self.compared(Comparison(operand, _OPPOSITE[operator], value)))
+            return self._opposite(comparison)
         if operator is FilterOperator.IS_NULL:
             source = self._operands.read(operand)
             return source.is_(None) if value else source.is_not(None)
@@ -76,6 +78,13 @@ class Comparisons:
         if isinstance(value, tuple):
             return self._one_of(operand, value)
         return self._with_value(operand, operator, value)
+
+    def _opposite(self, comparison: Comparison) -> _Bool:
+        operand, value = comparison.operand, comparison.value
+        if not self._own and isinstance(value, str | int | float | Decimal | date):
+            # It may know no booleans that are values, and COALESCE of one.
+            return self._operands.read(operand).is_distinct_from(self._operands.bound(value))
+        return does_not_hold(self.compared(Comparison(operand, _OPPOSITE[comparison.operator], value)))
 
     def _one_of(self, operand: Operand, values: Sequence[Scalar]) -> _Bool:
         if not values:
@@ -104,7 +113,7 @@ class Comparisons:
 
     def _narrowed(self, column: Column, values: Sequence[Scalar], exact: _Bool) -> _Bool:
         """With the column's own equality beside it, for its index."""
-        source, beside = self._operands.read(column), expressions.beside(exact)
+        source, beside = self._operands.read(column), expressions.beside(exact, self._backend)
         match column.type:
             case ColumnType.TEXT if self._postgresql:
                 # As text: an enum or an interval would refuse a value that is none of its own.
@@ -135,7 +144,7 @@ class Comparisons:
         # Only of the numbers near the value does it matter how they are shown.
         low, high = (self._end(end) for end in (value - margin, value + margin))
         if operator is FilterOperator.EQ:
-            return sa.and_(source >= low, source <= high, expressions.beside(exact))
+            return sa.and_(source >= low, source <= high, expressions.beside(exact, self._backend))
         if operator in _UPWARDS:
             return sa.and_(source >= low, sa.or_(source > high, exact))
         return sa.and_(source <= high, sa.or_(source < low, exact))

@@ -17,13 +17,13 @@ NUMBER_LENGTH = 400
 """Characters of the longest text that is read as a number: longer ones end the statement on some databases."""
 
 
-def beside(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+def beside(condition: sa.ColumnElement[bool], backend: str) -> sa.ColumnElement[bool]:
     """A condition beside one that holds for hardly more rows, so that PostgreSQL does not expect a fraction of them.
 
-    It takes conditions for independent, and a comparison of which it knows nothing for one row in 200; half of the
-    rows is what it expects of this. Where it expects one row it compares all with all to join them with others.
+    It takes conditions for independent, and a comparison of which it knows nothing for one row in 200; half of the rows
+    is what it expects of this. Where it expects one row it compares all with all to join them with others.
     """
-    return sa.func.coalesce(condition, sa.false(), type_=sa.Boolean())
+    return sa.func.coalesce(condition, sa.false(), type_=sa.Boolean()) if backend == "postgresql" else condition
 
 
 def text(value: str) -> sa.BindParameter[str]:

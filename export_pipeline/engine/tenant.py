@@ -43,7 +43,7 @@ def is_one_of(
     texts = [str(one).lower() if any_case else str(one) for one in ids]
     exact = _text(column, backend)
     spelled = (sa.func.lower(exact) if any_case else exact).in_([expressions.text(one) for one in texts])
-    return sa.and_(same, expressions.beside(spelled))
+    return sa.and_(same, expressions.beside(spelled, backend))
 
 
 def ordered(column: sa.ColumnElement[Any], kind: ColumnType, backend: str) -> sa.ColumnElement[Any]:

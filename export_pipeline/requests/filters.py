@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo
 from export_pipeline.catalog.model import Column, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison, Condition, Negation, Scalar
+from export_pipeline.requests.conditions import AllOf, AnyOf, ArrayContains, Comparison, Condition, Negation, Scalar
 from export_pipeline.requests.wall_clock import beginning
 
 MAX_DEPTH = 10
@@ -112,6 +112,8 @@ class _Parser:
 
     def _one(self, column: Column, operator: FilterOperator, value: Any, path: str) -> Condition:
         scalar = self._scalar(column, value, path)
+        if column.type is ColumnType.JSON:
+            return ArrayContains(column, str(scalar))
         day = _day(value, self._zone) if column.type is ColumnType.TIMESTAMP else None
         return Comparison(column, operator, scalar) if day is None else _of_day(column, operator, *day)
 

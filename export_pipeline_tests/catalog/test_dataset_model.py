@@ -69,7 +69,7 @@ def test_operators_follow_the_type_the_switch_or_the_list() -> None:
     ).columns
     assert [column.operators for column in columns] == [
         OPERATORS_BY_TYPE[ColumnType.UUID],
-        (FilterOperator.IS_NULL,),
+        (FilterOperator.CONTAINS, FilterOperator.IS_NULL),
         (),
         (FilterOperator.EQ, FilterOperator.STARTS_WITH),
     ]

@@ -17,7 +17,7 @@ from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.conditions import AllOf, AnyOf, Comparison, Negation
 from export_pipeline.requests.filters import parse_filters
-from export_pipeline_tests.engine.people import ACME, DATASET, NAMES, examples
+from export_pipeline_tests.engine.people import ACME, ACME_CONTACTS, CONTACTS, DATASET, NAMES, examples
 
 REFUSED = [
     ({"nope": 1}, "filters.nope", "not a filterable column"),
@@ -100,6 +100,25 @@ def select(source: Source, filters: dict[str, Any], organization: str = "acme") 
 )
 def test_filters_select(source: Source, filters: dict[str, Any], expected: Any) -> None:
     assert select(source, filters) == [row["id"] for row in ACME if expected(row)]
+
+
+@pytest.mark.parametrize("value", ["ana@Example.com", "ana@example.com", "o'b@example.com", "x@y.org", "5", "%", ""])
+def test_an_array_contains_the_texts_that_are_its_elements(source: Source, value: str) -> None:
+    expected = [
+        row["id"]
+        for row in ACME_CONTACTS
+        if isinstance(row["alternate_emails"], list) and value in row["alternate_emails"]
+    ]
+    for filters, found in (
+        ({"alternate_emails": {"contains": value}}, expected),
+        (
+            {"not": {"alternate_emails": {"contains": value}}},
+            [row["id"] for row in ACME_CONTACTS if row["id"] not in expected],
+        ),
+    ):
+        chosen = Selection(CONTACTS, "acme", (CONTACTS.key_column,), parse_filters(filters, CONTACTS, "UTC"))
+        with open_snapshot(source, build_query(chosen, source.backend)) as snapshot:
+            assert [row for batch in snapshot.batches for row in batch["id"].to_pylist()] == found
 
 
 # The organization's zone is three hours behind UTC: its 14 March begins at 03:00 UTC.
