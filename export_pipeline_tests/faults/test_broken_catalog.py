@@ -67,7 +67,7 @@ def test_exports_go_on_while_the_catalog_is_broken(
 
         failed = [tick for tick in ticks_of(stack, "export_installation") if tick.status.value == "FAILURE"]
         assert failed
-        assert "'integre' is not one of" in failed[0].error.message
+        assert "'integre' is not one of" in failed[0].error.to_string()
         assert len(alerts.texts) == 1
         assert "slow.yaml" in alerts.texts[0]
         health = stack.command("health")

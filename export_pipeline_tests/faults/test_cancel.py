@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 
@@ -98,6 +99,9 @@ PLACES = {
     ),
     "filter_entities, while it counts": Place(rows=1200, counting=0.1),
     "filter_entities, before the first row": Place(rows=1200, reading=0.1),
+    "filter_entities, between two rows": Place(
+        rows=400_000, reading=0.0001, reached=in_stage("filter_entities", rows=1)
+    ),
     "serialize": Place(rows=8_000_000, asked=(("format", "xlsx"),), reached=in_stage("serialize", rows=1)),
     "upload": Place(hold=lambda installation: installation.store.closed(r"^PUT .*\.csv"), reached=held_at_gate),
     "upload, the second of three shards": Place(
@@ -133,6 +137,7 @@ def test_a_cancel_ends_the_run_where_it_is_and_leaves_nothing(
             paced.wait_until(lambda uid=uid: all_ended(stack, uid), f"the run of {place} {way} goes on", 120)
             seconds[way] = time.monotonic() - began
             assert row["attempt"] == 1
+            assert "terminated by signal" not in events_of(stack, uid), "its process crashed instead of ending"
     print(f"canceled in {place}: " + ", ".join(f"{way} {took:.1f} s" for way, took in seconds.items()))
     for way, uid in asked.items():
         left = [*stack.objects(uid), *uploads_of(stack, uid), *staged_of(stack, uid)]
@@ -155,6 +160,13 @@ def cancel(installation: Installation, way: str, uid: str) -> None:
 
 def all_ended(stack: Stack, uid: str) -> bool:
     return all(run.dagster_run.is_finished for run in paced.runs_of(stack, uid))
+
+
+def events_of(stack: Stack, uid: str) -> str:
+    """Everything that Dagster's event log says of the request's runs."""
+    with dg.DagsterInstance.from_config(str(stack.home.dagster_home)) as instance:
+        runs = [record.dagster_run.run_id for record in paced.runs_of(stack, uid)]
+        return "\n".join(entry.message for run_id in runs for entry in instance.all_logs(run_id))
 
 
 def uploads_of(stack: Stack, uid: str) -> list[str]:

@@ -27,7 +27,7 @@ from export_pipeline.requests.enums import Stage
 from export_pipeline_tests.faults import exports
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.gates import Gate, gate
-from export_pipeline_tests.faults.promises import at_rest, broken, files_of, query, unbalanced
+from export_pipeline_tests.faults.promises import Files, at_rest, broken, files_of, query, unbalanced
 from export_pipeline_tests.faults.supervisor import wait_until
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
@@ -144,10 +144,10 @@ def test_a_container_ends_while_exports_are_in_every_stage(
     ):
         first = Container(stack, 1)
         held.callback(first.kill)
-        undisturbed = {}
-        for kind in KINDS:
-            uid = exports.ask(stack, kind).uid
-            stack.wait(uid, finished, 180)
+        alone = {kind: exports.ask(stack, kind).uid for kind in KINDS}
+        undisturbed: dict[str, Files] = {}
+        for kind, uid in alone.items():
+            stack.wait(uid, finished, 240)
             undisturbed[kind] = files_of(stack, uid)
 
         called = exports.ask(stack, "csv", webhook_url=hooks.url)

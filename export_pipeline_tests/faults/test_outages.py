@@ -15,7 +15,7 @@ import pytest
 
 from export_pipeline_tests.faults import exports
 from export_pipeline_tests.faults.conftest import Tally
-from export_pipeline_tests.faults.promises import at_rest, broken, files_of, query, unbalanced
+from export_pipeline_tests.faults.promises import Files, at_rest, broken, files_of, query, unbalanced
 from export_pipeline_tests.faults.supervisor import wait_until
 from export_pipeline_tests.faults.tcp_proxy import TcpProxy, tcp_proxy
 from export_pipeline_tests.servers.postgres import PostgresServer
@@ -60,10 +60,10 @@ def test_an_outage_of_two_minutes_costs_nobody_anything(
         )
         stack.smtp = smtp
         kinds = list(exports.KINDS)
-        undisturbed = {}
-        for kind in kinds:
-            uid = exports.ask(stack, kind).uid
-            stack.wait(uid, finished, 180)
+        alone = {kind: exports.ask(stack, kind).uid for kind in kinds}
+        undisturbed: dict[str, Files] = {}
+        for kind, uid in alone.items():
+            stack.wait(uid, finished, 240)
             undisturbed[kind] = files_of(stack, uid)
 
         asked = [exports.ask(stack, kinds[number % len(kinds)]) for number in range(EXPORTS)]
