@@ -437,8 +437,6 @@ def test_after_a_gap_the_reconciler_looks_once_before_it_takes_a_run_for_dead(pi
     said, cursor = tick(pipeline, export_reconciler, json.dumps({"after": 0, "at": away, "silent": False}))
     assert "no run is taken for dead yet" in said.skip_message
     assert pipeline.state(uid).status == "running"
-    said, cursor = tick(pipeline, export_reconciler, cursor)  # too soon for a heartbeat to have come
-    assert pipeline.state(uid).status == "running"
     looked = json.loads(cursor or "")
     tick(pipeline, export_reconciler, json.dumps(looked | {"at": looked["at"] - 14}))
     assert pipeline.state(uid).status == "queued"
@@ -448,6 +446,11 @@ def test_looks_that_are_always_far_apart_still_find_the_dead() -> None:
     looks = sensors.Looks()
     silent = [(looks := looks.next(1000.0 * number, 10)).silent for number in range(1, 8)]
     assert silent == [False, True, False, True, False, True, False]
+
+
+def test_a_second_look_that_comes_too_soon_for_a_heartbeat_is_silent_as_well() -> None:
+    looks = sensors.Looks(at=1000.0).next(2000.0, 10)
+    assert [looks.silent, looks.next(2005.0, 10).silent, looks.next(2015.0, 10).silent] == [True, True, False]
 
 
 def lost(pipeline: Pipeline, uid: str, job: str = "export", **run_tags: str) -> str:
