@@ -23,6 +23,7 @@ from export_pipeline.setting_types import NO_MAIL
 from export_pipeline.settings import Settings, SettingsError, local_path
 
 _PROBE = b"export-pipeline check\n"
+_OTHER_BYTES = "Other bytes came back than were written."
 _HTTP_SECONDS = 10.0
 _SLACK = timedelta(minutes=1)
 _AGES_AGO = timedelta(days=36_500)
@@ -53,7 +54,7 @@ def check_store(settings: Settings) -> Iterator[Finding]:
 def _read_back(store: Store, key: str) -> Iterator[Finding]:
     with store.open(key) as stream:
         same = stream.read() == _PROBE
-    yield ok("read", "and read back") if same else wrong("read", "Other bytes came back than were written.")
+    yield (ok("read", "it reads back as it was written") if same else wrong("read", _OTHER_BYTES))
     # The janitor lists what is old, and what was never ended.
     list(store.keys(key))
     store.abort_uploads(_AGES_AGO)
@@ -126,9 +127,7 @@ def _delete(store: Store, key: str) -> Iterator[Finding]:
     except ExportFailure as failure:
         yield wrong("delete", failure.message)
     else:
-        yield (
-            ok("delete", "and deleted") if gone else wrong("delete", "The object is still there after it was deleted.")
-        )
+        yield ok("delete", "it is gone again") if gone else wrong("delete", "It is still there after it was deleted.")
 
 
 def check_staging(settings: Settings) -> Iterator[Finding]:
@@ -152,7 +151,7 @@ def check_staging(settings: Settings) -> Iterator[Finding]:
         )
         yield wrong("write, read, delete", f"{text} at EXPORT_STAGING_URL, its free space, or the AWS credentials.")
         return
-    yield ok("write, read, delete", "works") if same else wrong("read", "Other bytes came back than were written.")
+    yield ok("write, read, delete", "works") if same else wrong("read", _OTHER_BYTES)
 
 
 def check_mail(settings: Settings) -> Iterator[Finding]:
