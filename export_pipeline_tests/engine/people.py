@@ -169,7 +169,7 @@ def _custom_fields(number: int) -> dict[str, Any]:
 
 
 def examples(source: Source, number: int) -> int:
-    """How many examples a property is tried with: fewer through pandas, which takes longer to read a row."""
+    """How many examples a property is tried with: fewer through Python's drivers, which take longer to read a row."""
     return number if source.backend in ("postgresql", "sqlite") else max(6, number // 6)
 
 
