@@ -72,8 +72,8 @@ def take_due(
     now = utc_now()
     due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= now)
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=_hooks.next_try_at).label("turn")
-    candidates = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(due)
-    candidates = candidates.where(_rows.organization_id.not_in(list(busy))).subquery()
+    free = sa.and_(due, _rows.organization_id.not_in(list(busy)))
+    candidates = sa.select(_hooks.id, turn).join(export_requests, _rows.id == _hooks.request_id).where(free).subquery()
     in_turn = sa.true() if at_once is None else candidates.c.turn <= at_once
     ids = (
         connection.execute(sa.select(candidates.c.id).where(in_turn).order_by(candidates.c.turn).limit(limit))
