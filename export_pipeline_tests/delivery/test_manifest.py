@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
+from export_pipeline.delivery.json_objects import end_of_deep_object
 from export_pipeline.delivery.local import LocalStore
 from export_pipeline.delivery.manifest import Manifest, ManifestFile, read_manifest, write_manifest
 from export_pipeline.delivery.objects import ObjectDescription
-from export_pipeline.delivery.row_counts import UnreadableFileError, _end_of_deep_object, count_rows
+from export_pipeline.delivery.row_counts import UnreadableFileError, count_rows
 from export_pipeline.delivery.s3 import S3Store
 from export_pipeline.delivery.verify import verify
 from export_pipeline.engine.formats import open_format
@@ -334,10 +335,10 @@ class TestCountsOfLongNumbersAndDeepJson:
     @given(st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=4), st.data())
     def test_the_deep_reader_reads_what_pythons_reads(self, value: dict[str, Any], data: st.DataObject) -> None:
         text = json.dumps(value, ensure_ascii=data.draw(st.booleans()), indent=data.draw(st.sampled_from([None, 1])))
-        assert _end_of_deep_object(text + " ]", 0) == len(text)
+        assert end_of_deep_object(text + " ]", 0) == len(text)
         cut = data.draw(st.integers(0, len(text) - 1))
         with pytest.raises(json.JSONDecodeError):
-            _end_of_deep_object(text[:cut], 0)
+            end_of_deep_object(text[:cut], 0)
 
 
 @pytest.mark.parametrize("rows", [1, 5000])
