@@ -1,8 +1,8 @@
 """Which rows belong to an organization, a list or a segment: comparing the columns that hold their ids.
 
-A database takes several spellings for one id: in another case, with a blank at the end, without the hyphens of a UUID.
-Only one of them is the organization that may export, or the list that was named. So an id is compared as a text as
-well, by its characters.
+A database takes several texts for one id: in another case, with a blank at the end, without the hyphens of a UUID.
+Only one of them is the organization that may export, or the list that was named. So an id that is a text is compared by
+its characters as well.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def of_tenant(
 def is_one_of(
     column: sa.ColumnElement[Any], ids: Sequence[str | int], kind: IdentityType, backend: str
 ) -> sa.ColumnElement[bool]:
-    """The column holds one of these ids, spelled as it is given; of a UUID, in either case.
+    """The column holds one of these ids; a text, spelled as it is given.
 
     Args:
         column: as the database has it.
@@ -35,14 +35,14 @@ def is_one_of(
         kind: what the catalog declares the column to hold.
         backend: of the database, as SQLAlchemy names it.
     """
-    any_case = kind is ColumnType.UUID
     if backend in mariadb.BACKENDS:
+        any_case = kind is ColumnType.UUID
         return sa.or_(sa.false(), *[mariadb.same_identity(column, one, any_case=any_case) for one in ids])
     # Without a type: it takes that of the column, so that an index on it serves.
     same = column.in_([expressions.untyped(one) for one in ids])
-    texts = [str(one).lower() if any_case else str(one) for one in ids]
-    exact = _text(column, backend)
-    spelled = (sa.func.lower(exact) if any_case else exact).in_([expressions.text(one) for one in texts])
+    if kind is not ColumnType.TEXT:
+        return same  # numbers and UUIDs that a database takes for one are one
+    spelled = _text(column, backend).in_([expressions.text(str(one)) for one in ids])
     return sa.and_(same, expressions.beside(spelled, backend))
 
 

@@ -9,6 +9,7 @@ from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.demo.lists import LIST_NAMES, SEGMENTS, list_id, segment_id
+from export_pipeline.engine import directory
 from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
 from export_pipeline.engine.readers import Source
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -82,3 +83,11 @@ def test_a_definition_that_cannot_be_used_is_named(source: Source, name: str, ki
             connection.execute(
                 sa.text("DELETE FROM contact_field_definitions WHERE organization_id = :id"), {"id": NOBODYS}
             )
+
+
+def test_a_directory_reads_no_segment_once_its_time_is_over(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "_COUNTING_SECONDS", 0.0)
+    monkeypatch.setattr(directory, "segment_condition", lambda *_: pytest.fail("a segment was read"))
+    found = directory.segments_of(source, CONTACTS, OURS.id, "UTC")
+    assert [(one.rows, one.problem) for one in found] == [(None, None)] * len(SEGMENTS)
+    assert all(one.name for one in found)
