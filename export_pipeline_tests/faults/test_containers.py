@@ -57,6 +57,8 @@ class Container:
         )
 
     def kill(self) -> None:
+        if self._outside.poll() is not None:
+            return
         for first in psutil.Process(self._outside.pid).children():
             first.kill()
         self._outside.kill()
