@@ -19,7 +19,7 @@ from export_pipeline.cli.health import health
 from export_pipeline.cli.links import links
 from export_pipeline.cli.queue import queue
 from export_pipeline.cli.recurring import recurring
-from export_pipeline.cli.requests import cancel, request
+from export_pipeline.cli.requests import cancel, request, retry
 from export_pipeline.cli.status import status
 from export_pipeline.cli.verify import verify
 from export_pipeline.failures import ExportFailure
@@ -40,6 +40,7 @@ cli.add_command(db)
 cli.add_command(request)
 cli.add_command(status)
 cli.add_command(cancel)
+cli.add_command(retry)
 cli.add_command(queue)
 cli.add_command(health)
 cli.add_command(verify)

@@ -9,7 +9,7 @@ import click
 import sqlalchemy as sa
 
 from export_pipeline.requests import migrate
-from export_pipeline.requests.database import create_engine
+from export_pipeline.requests.database import create_engine, why_unavailable
 from export_pipeline.settings import Settings
 
 
@@ -29,8 +29,8 @@ def upgrade() -> None:
     engine = create_engine(Settings.from_environment().database_url)
     try:
         revision = migrate.upgrade(engine)
-    except sa.exc.OperationalError:
-        raise click.ClickException(
-            "the request database could not be reached; check that it runs and EXPORT_DATABASE_URL"
-        ) from None
+    except sa.exc.DBAPIError as error:
+        if (why := why_unavailable(error)) is None:
+            raise
+        raise click.ClickException(why) from None
     click.echo(f"The request database is at revision {revision}.")

@@ -6,6 +6,7 @@ What belongs here: asking the rules and the estimate, and words for people. What
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,8 @@ def _answer(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any]) -> 
     catalog, organizations = load_catalog(settings.catalog), Organizations()
     with engine.connect() as connection, connection.begin() as transaction:
         # Inserted and taken back, so that the database's own defaults and constraints have their say.
-        request = insert_and_load(connection, **asked)
+        # Below 1, so that no number of the sequence is used up: those are not given back.
+        request = insert_and_load(connection, id=-secrets.randbelow(2**31), **asked)
         organization, checked = admit(connection, organizations, catalog, settings, request)
         transaction.rollback()
     source = source_of(settings)

@@ -102,3 +102,23 @@ def cancel(uid: str) -> None:
     if not asked:
         raise click.ClickException(f"the request is {state_of(engine, uid).status} and cannot be canceled any more")
     click.echo("Cancel requested.")
+
+
+@click.command()
+@click.argument("uid")
+def retry(uid: str) -> None:
+    r"""Put a failed or canceled request back in the queue: it is exported anew, its attempts counted anew.
+
+    Re-executing its run in the Dagster UI goes on from the step that failed; this begins from the first.
+
+    \b
+    Example:
+      export-pipeline retry 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
+    """
+    engine = open_database(Settings.from_environment())
+    with engine.begin() as connection:
+        queued = states.retry(connection, uid, actor="command")
+    if not queued:
+        status = state_of(engine, uid).status
+        raise click.ClickException(f"the request is {status}; only one that failed or was canceled can be retried")
+    click.echo("Queued again.")

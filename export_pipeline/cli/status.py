@@ -97,7 +97,7 @@ def _show(state: RequestState, runs: list[dict[str, Any]]) -> None:
         if value is not None:
             table.add_row(name, str(value))
     console.print(table)
-    if state.error_code in RUNBOOK:
+    if state.status is RequestStatus.FAILED and state.error_code in RUNBOOK:
         advice = RUNBOOK[FailureCode(state.error_code)]
         console.print(f"\nturn: {advice.turn}. {advice.plain}", markup=False, highlight=False)
     for run in runs:

@@ -94,6 +94,7 @@ def _each(items: Iterable[T], do: Callable[[T], bool]) -> tuple[int, int]:
     for item in items:
         try:
             done += do(item)
-        except (ExportFailure, ValueError, TypeError):  # the latter two: a value that SQLite should not hold
+        except (ExportFailure, sa.exc.OperationalError, ValueError, TypeError):
+            # Of the database: a row that somebody else has locked. The latter two: a value that SQLite should not hold.
             failed += 1
     return done, failed

@@ -42,6 +42,10 @@ NOTIFY_PAUSE_SECONDS = 60
 """Mails that a dead run or an unreachable provider left are tried again after 2, 4, 8, ... times as long."""
 
 
+class RowLocked(Exception):
+    """Another transaction holds a row: it is seen to at a later tick."""
+
+
 def mend_all(
     instance: DagsterInstance, exports: ExportResource, orphans: Sequence[claims.Orphan], *, seconds: float
 ) -> tuple[list[str], int]:
@@ -112,6 +116,9 @@ def _mend(instance: DagsterInstance, exports: ExportResource, orphan: claims.Orp
         cancel_and_discard(exports, orphan.id, orphan.uid, run_id=orphan.run_id, wait=False)
         return
     lost = decided in (Fate.NEW_ATTEMPT, Fate.GIVE_UP, Fate.REQUEST_AGAIN)
+    with impatient(exports.database).begin() as connection:
+        if lost and claims.is_locked(connection, orphan.id):
+            raise RowLocked(orphan.uid)
     if lost and not beyond_one_machine:
         _bury_all(instance, orphan, runs)
     with impatient(exports.database).begin() as connection:
@@ -189,10 +196,11 @@ def _is_lost(instance: DagsterInstance, run: dg.DagsterRun, owner: claims.Owner 
         return False
     if owner.run_id == run.run_id:
         return owner.silent and owner.status is not RequestStatus.RUNNING
-    if owner.status is RequestStatus.QUEUED and owner.claim_id == run.tags.get(tags.CLAIM):
+    if owner.status is RequestStatus.QUEUED and owner.claim_id == run.tags.get(tags.CLAIM, ""):
         return False
     record = instance.get_run_record_by_id(run.run_id)
-    return record is not None and time.time() - (record.start_time or time.time()) > timeout
+    patience = max(timeout, claims.LONGEST_MAIL_SECONDS) if run.job_name == NOTIFY_JOB_NAME else timeout
+    return record is not None and time.time() - (record.start_time or time.time()) > patience
 
 
 def _bury(instance: DagsterInstance, orphan: claims.Orphan) -> None:

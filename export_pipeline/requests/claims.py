@@ -22,6 +22,8 @@ CLOCK_SLACK_SECONDS = 60
 """An instant that lies further ahead than this was written while a clock was wrong: nothing waits for it."""
 PROBE_SECONDS = 60
 """A run that is to show whether the source answers again is waited for so long, then another one may try."""
+LONGEST_MAIL_SECONDS = 900.0
+"""A run that mails a failure writes no heartbeat meanwhile, and SMTP lets a server take ten minutes for its answer."""
 CANDIDATES = 20
 """For each row that is claimed so many are looked at: the others may be locked."""
 
@@ -120,6 +122,8 @@ def claim(
             run_id=None,
             stage=None,
             not_before=None,
+            postponements=sa.case((ended, 0), else_=_rows.postponements),
+            postponed_at=sa.case((ended, sa.null()), else_=_rows.postponed_at),
             error_code=sa.case((ended, sa.null()), else_=_rows.error_code),
             message=sa.case((ended, sa.null()), else_=_rows.message),
             completed_at=None,
@@ -299,6 +303,12 @@ def _orphans(connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.Colu
     ]
 
 
+def is_locked(connection: sa.Connection, request_id: int) -> bool:
+    """Whether another transaction holds the row: then its run cannot write a heartbeat, and may well live."""
+    found = sa.select(_rows.id).where(_rows.id == request_id).with_for_update(skip_locked=True)
+    return connection.execute(found).first() is None
+
+
 @dataclass(frozen=True)
 class Owner:
     """Whose a request is, for somebody who has a run of it at hand."""
@@ -312,7 +322,10 @@ class Owner:
 
 def owners(connection: sa.Connection, uids: Collection[str], *, heartbeat_timeout_seconds: float) -> dict[str, Owner]:
     """Whose each of these requests is, by ``uid``; those that are not there are left out."""
-    silent = _silent_for(_LAST_HEARD, heartbeat_timeout_seconds).label("silent")
+    mailing = max(heartbeat_timeout_seconds, LONGEST_MAIL_SECONDS)
+    of_failed = sa.and_(_rows.status == RequestStatus.FAILED, _silent_for(_LAST_HEARD, mailing))
+    of_others = sa.and_(_rows.status != RequestStatus.FAILED, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds))
+    silent = sa.or_(of_failed, of_others).label("silent")
     found = connection.execute(
         sa.select(_rows.uid, _rows.status, _rows.run_id, _rows.claim_id, silent).where(_rows.uid.in_(uids))
     )

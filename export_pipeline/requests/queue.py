@@ -14,7 +14,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
-from export_pipeline.requests.database import utc_now
+from export_pipeline.requests.database import database_now
 from export_pipeline.requests.enums import RequestStatus
 from export_pipeline.requests.tables import export_requests
 
@@ -64,7 +64,7 @@ def queue(connection: sa.Connection, organization_id: str | None = None) -> list
         .where(sa.or_(waits, runs), sa.true() if organization_id is None else rows.organization_id == organization_id)
         .group_by(rows.organization_id)
     )
-    now = utc_now().timestamp()
+    now = database_now(connection).timestamp()
     lines = [
         Line(
             organization_id=str(row.organization_id),

@@ -163,7 +163,27 @@ def test_queue_shows_who_waits_and_for_how_long(pipeline: Pipeline) -> None:
     assert (document["total"]["waiting"], document["total"]["running"]) == (1, 0)
 
 
-@pytest.mark.parametrize("command", ["status", "cancel", "verify", "links"])
+@pytest.mark.parametrize("status", ["failed", "canceled", "completed"])
+def test_retry(pipeline: Pipeline, status: str) -> None:
+    uid = pipeline.ask()
+    pipeline.claim()
+    pipeline.execute(f"UPDATE export_requests SET status = '{status}', completed_at = created_at")
+    done = run("retry", uid)
+    if status == "completed":
+        assert (done.exit_code, "only one that failed or was canceled" in done.output) == (1, True)
+        return
+    assert (done.exit_code, pipeline.state(uid).status) == (0, "queued")
+    assert [(claim.uid, claim.attempt) for claim in pipeline.claim()] == [(uid, 2)]
+    assert '"retried": true' in run("audit", uid, "--json").output.replace("\\", "")
+
+
+def test_a_dry_run_uses_up_no_number(pipeline: Pipeline) -> None:
+    arguments = ("--organization", "acme", "--dataset", "people", "--format", "csv", "--recipient", "ana@example.com")
+    assert run("request", *arguments, "--dry-run").exit_code == 0
+    assert pipeline.state(pipeline.ask()).id == 1
+
+
+@pytest.mark.parametrize("command", ["status", "cancel", "retry", "verify", "links"])
 def test_an_unknown_uid_is_told(pipeline: Pipeline, command: str) -> None:
     shown = run(command, "no-such-request")
     assert shown.exit_code == 1

@@ -48,7 +48,7 @@ def gate(stack: Stack, name: str, event: str, condition: str) -> Iterator[Gate]:
     with psycopg.connect(stack.database_url, autocommit=True) as connection:
         connection.execute(b"SELECT pg_advisory_lock(%d)" % number)
         connection.execute(
-            f"CREATE FUNCTION gate_{number}() RETURNS trigger LANGUAGE plpgsql AS $$ "
+            f"CREATE FUNCTION gate_{number}() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ "
             f"BEGIN PERFORM pg_advisory_xact_lock_shared({number}); RETURN NEW; END $$".encode()
         )
         connection.execute(

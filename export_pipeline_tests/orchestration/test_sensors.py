@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.test_utils import create_run_for_test
 
 from export_pipeline.failures import ExportCanceled
@@ -413,6 +417,142 @@ def test_dead_runs_are_mended_however_many_mails_wait(pipeline: Pipeline, monkey
     monkeypatch.setattr(sensors, "RESUME_SECONDS", 0)
     assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
     assert [claim.uid for claim in pipeline.claim()] == [lost]
+
+
+def tick(pipeline: Pipeline, sensor: dg.SensorDefinition, cursor: str | None) -> tuple[Any, str | None]:
+    """What a tick says, and the cursor after it."""
+    exports = pipeline.definitions.resources["exports"]  # type: ignore[index]
+    with dg.build_sensor_context(instance=pipeline.instance, cursor=cursor, resources={"exports": exports}) as context:
+        return sensor(context), context.cursor
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_after_a_gap_the_reconciler_looks_once_before_it_takes_a_run_for_dead(pipeline: Pipeline, ahead: bool) -> None:
+    """An outage of the request database, a paused machine, or a clock that was wrong: nobody could be heard."""
+    uid = pipeline.ask()
+    pipeline.claim()
+    run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED)
+    pipeline.update(uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
+    away = (utc_now() + STALE if ahead else utc_now() - STALE).timestamp()
+    said, cursor = tick(pipeline, export_reconciler, json.dumps({"after": 0, "at": away, "silent": False}))
+    assert "no run is taken for dead yet" in said.skip_message
+    assert pipeline.state(uid).status == "running"
+    looked = json.loads(cursor or "")
+    tick(pipeline, export_reconciler, json.dumps(looked | {"at": looked["at"] - 14}))
+    assert pipeline.state(uid).status == "queued"
+
+
+def test_looks_that_are_always_far_apart_still_find_the_dead() -> None:
+    looks = sensors.Looks()
+    silent = [(looks := looks.next(1000.0 * number, 10)).silent for number in range(1, 8)]
+    assert silent == [False, True, False, True, False, True, False]
+
+
+def test_a_second_look_that_comes_too_soon_for_a_heartbeat_is_silent_as_well() -> None:
+    looks = sensors.Looks(at=1000.0).next(2000.0, 10)
+    assert [looks.silent, looks.next(2005.0, 10).silent, looks.next(2015.0, 10).silent] == [True, True, False]
+
+
+def lost(pipeline: Pipeline, uid: str, job: str = "export", **run_tags: str) -> str:
+    """A run that is STARTED and whose process nobody can see."""
+    run = create_run_for_test(
+        pipeline.instance,
+        job_name=job,
+        tags={tags.REQUEST_UID: uid, **run_tags},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    return run.run_id
+
+
+def status_of(pipeline: Pipeline, run_id: str) -> dg.DagsterRunStatus:
+    run = pipeline.instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+@pytest.mark.parametrize("renewed", [timedelta(seconds=100), STALE])
+def test_a_claimed_row_whose_run_began_and_never_took_it_gets_a_new_attempt(
+    pipeline: Pipeline, renewed: timedelta
+) -> None:
+    """A container that ends between the run's start and the first statement of its first op."""
+    uid = pipeline.ask()
+    (claim,) = pipeline.claim()
+    run_id = lost(pipeline, uid, **tags.run_tags(claim, rows=None, large_rows=1))
+    pipeline.update(uid, claimed_at=utc_now() - renewed)
+    evaluate(pipeline, export_reconciler)
+    evaluate(pipeline, export_reconciler)  # its lease is not renewed: nothing shows that it lives
+    again = [(one.uid, one.attempt) for one in pipeline.claim()]
+    if renewed is STALE:
+        assert (again, status_of(pipeline, run_id)) == ([(uid, 2)], dg.DagsterRunStatus.FAILURE)
+    else:
+        assert (again, status_of(pipeline, run_id)) == ([], dg.DagsterRunStatus.STARTED)
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "canceled", "expired"])
+@pytest.mark.parametrize("job", ["export", "notify"])
+def test_a_run_of_a_request_that_ended_does_not_keep_its_slot_for_ever(
+    pipeline: Pipeline, status: str, job: str
+) -> None:
+    quiet, beats = pipeline.ask(), pipeline.ask()
+    run_id, lives = lost(pipeline, quiet, job), lost(pipeline, beats, job)
+    old = utc_now() - timedelta(hours=1)
+    pipeline.update(quiet, status=status, run_id=run_id, heartbeat_at=old, completed_at=old)
+    # A run that mails a failure beats no longer, and a mail may take ten minutes.
+    heard = utc_now() - (STALE if status == "failed" else timedelta())
+    pipeline.update(beats, status=status, run_id=lives, heartbeat_at=heard, completed_at=old)
+    evaluate(pipeline, export_reconciler)
+    assert status_of(pipeline, run_id) is dg.DagsterRunStatus.FAILURE
+    assert status_of(pipeline, lives) is dg.DagsterRunStatus.STARTED
+
+
+@pytest.mark.parametrize("job", ["export", "notify"])
+def test_a_run_that_does_not_own_its_request_has_the_time_of_a_heartbeat_from_its_start(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    """A notify run of a failure mail, a re-execution that was lost before it took the row."""
+    uid, other = pipeline.ask(), pipeline.ask()
+    owner = a_run(pipeline, other, dg.DagsterRunStatus.STARTED)
+    pipeline.update(uid, status="failed", run_id="another", completed_at=utc_now())
+    pipeline.update(other, status="running", attempt=1, run_id=owner, heartbeat_at=utc_now())
+    runs = [lost(pipeline, uid, job), lost(pipeline, other, job)]
+    elsewhere = lost(pipeline, str(UUID(int=7)), job)  # another installation's
+    for run_id in (*runs, elsewhere, owner):
+        run = pipeline.instance.get_run_by_id(run_id)
+        assert run is not None
+        pipeline.instance.report_engine_event("begins", run)
+        started = DagsterEvent(DagsterEventType.RUN_START.value, run.job_name)
+        pipeline.instance.report_dagster_event(started, run_id)
+    evaluate(pipeline, export_reconciler)
+    assert {status_of(pipeline, run_id) for run_id in runs} == {dg.DagsterRunStatus.STARTED}
+    later = time.time() + 3600
+    monkeypatch.setattr(mending.time, "time", lambda: later)
+    evaluate(pipeline, export_reconciler)
+    assert {status_of(pipeline, run_id) for run_id in runs} == {dg.DagsterRunStatus.FAILURE}
+    assert {status_of(pipeline, run_id) for run_id in (elsewhere, owner)} == {dg.DagsterRunStatus.STARTED}
+
+
+def test_a_run_that_was_terminated_while_it_was_queued_cancels_its_row_at_the_next_tick(pipeline: Pipeline) -> None:
+    uid, other = pipeline.ask(), pipeline.ask()
+    claim, goes_on = pipeline.claim()
+    for one, status in ((claim, dg.DagsterRunStatus.CANCELED), (goes_on, dg.DagsterRunStatus.NOT_STARTED)):
+        run_tags = tags.run_tags(one, rows=None, large_rows=1)
+        create_run_for_test(pipeline.instance, job_name="export", tags=run_tags, status=status)
+    evaluate(pipeline, export_cancellations)
+    assert [pipeline.state(one).status for one in (uid, other)] == ["canceled", "queued"]
+
+
+def test_a_test_of_the_sensor_in_the_ui_claims_nothing(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.ask()
+    exports = pipeline.definitions.resources["exports"]  # type: ignore[index]
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        reference = instance.get_ref()
+    by_hand: dict[str, Any] = {"last_tick_completion_time": None, "last_run_key": None, "cursor": None}
+    for started, launches in ((None, False), (time.time(), True)):  # the daemon says when it started the sensor
+        with dg.SensorEvaluationContext(
+            reference, **by_hand, repository_name=None, last_sensor_start_time=started, resources={"exports": exports}
+        ) as context:
+            result: Any = export_requests(context)
+        assert isinstance(result, dg.SensorResult) is launches
 
 
 def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r") -> Orphan:

@@ -118,3 +118,20 @@ def test_run_now_its_turn_an_earlier_window_and_any_window(pipeline: Pipeline) -
     assert windows == [(first.window_from, first.window_before)] * 2 + [(at("2 00:00"), at("3 00:00"))]
     assert row(pipeline.database, recurring_id).last_fired_for is None
     assert look(pipeline.database, "3 10:00").made == []
+
+
+@pytest.mark.parametrize(
+    ("cron", "warned"),
+    [
+        ("*/90 * * * *", "minute */90 is not every 90 minutes: it counts anew in each hour, and fires at minute 0."),
+        ("*/45 * * * *", "and fires at minute 0, 45."),
+        ("0 */5 * * *", "and fires at hour 0, 5, 10, 15, 20."),
+        ("*/15 */6 * * *", ""),
+        ("0,30 6 * * MON", ""),
+    ],
+)
+def test_a_step_that_does_not_fit_its_field_is_warned_of(pipeline: Pipeline, cron: str, warned: str) -> None:
+    added = run("recurring", "add", "--organization", "a", "--cron", cron, "--request", json.dumps(TEMPLATE))
+    assert (added.exit_code, added.stdout) == (0, "1\n")
+    assert warned in added.stderr
+    assert bool(warned) == bool(added.stderr)

@@ -6,13 +6,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import dagster as dg
 import pytest
 import sqlalchemy as sa
+from dagster._core.test_utils import create_run_for_test
 
 from export_pipeline.failures import ExportFailure, FailureCode, OwnershipLost
+from export_pipeline.orchestration import mending, tags
 from export_pipeline.requests import billing, claims, expiry, ownership, states
 from export_pipeline.requests.database import create_engine, impatient, reading, utc_now, why_unavailable
 from export_pipeline.requests.enums import Stage
@@ -151,6 +155,28 @@ def test_no_statement_waits_for_a_lock_without_an_end(postgres: sa.Engine, table
     with postgres.begin() as connection:
         assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "10s"
         assert states.give_up(connection, one.id, states.INTERNAL, attempt=1, run_id=None)
+
+
+def test_the_run_of_a_locked_row_is_not_taken_for_dead(postgres: sa.Engine) -> None:
+    """It cannot write its heartbeat while an application holds its row."""
+    ask(postgres, "a", 2)
+    first, second = claimed(postgres)
+    with dg.DagsterInstance.ephemeral() as instance:
+        runs: dict[int, str] = {}
+        for one in (first, second):
+            run_tags = tags.run_tags(one, rows=None, large_rows=1)
+            run = create_run_for_test(instance, "export", tags=run_tags, status=dg.DagsterRunStatus.STARTED)
+            runs[one.id] = run.run_id
+            old = utc_now() - timedelta(hours=1)
+            update(postgres, rows.id == one.id, status="running", run_id=run.run_id, heartbeat_at=old)
+        with reading(postgres) as connection:
+            orphans = claims.quiet(connection, lease_seconds=1, quiet_seconds=1, heartbeat_timeout_seconds=2)
+        exports: Any = SimpleNamespace(database=postgres, settings=Settings())
+        with locked(postgres, f"SELECT * FROM export_requests WHERE id = {first.id} FOR UPDATE"):
+            assert mending.mend_all(instance, exports, orphans, seconds=30) == ([first.uid], 0)
+        statuses = [instance.get_run_by_id(runs[one.id]) for one in (first, second)]
+        assert [run.is_finished for run in statuses if run is not None] == [False, True]
+    assert [read(postgres, one.id).status for one in (first, second)] == ["running", "queued"]
 
 
 def running(database: sa.Engine, claim: claims.Claim) -> str:
@@ -296,9 +322,12 @@ def test_a_failed_request_that_is_asked_for_again_has_all_its_attempts(
                 assert states.retry(connection, one.uid, actor="command")
             else:
                 connection.exec_driver_sql(statement)
-        waiting = read(database, one.id)
-        assert waiting.status == "queued"
+        assert read(database, one.id).status == "queued"
+        update(database, rows.id == one.id, postponements=MOST_POSTPONEMENTS)
     assert len(set(keys)) == 3
+    if statement is None or "completed_at" not in statement:
+        (one,) = claimed(database)
+        assert postpone(database, one)  # what it was postponed before does not count either
 
 
 @pytest.mark.parametrize("status", ["queued", "running", "completed", "expired"])

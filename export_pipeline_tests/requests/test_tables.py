@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from uuid import UUID
@@ -15,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from export_pipeline.failures import FailureCode
-from export_pipeline.requests import migrate
+from export_pipeline.requests import migrate, sealed_links
 from export_pipeline.requests.database import UtcDateTime, create_engine, utc_now
 from export_pipeline.requests.enums import (
     CatchUpPolicy,
@@ -265,3 +266,28 @@ def test_two_upgrades_at_once_are_one_after_the_other(postgres_url: str) -> None
     with ThreadPoolExecutor(2) as threads:
         done = list(threads.map(lambda _: migrate.upgrade(create_engine(url)), range(2)))
     assert done == [migrate.head_revision()] * 2
+
+
+def test_a_link_of_a_deleted_request_does_not_open_another_that_has_its_number(tmp_path: Path) -> None:
+    """An application's SQLite has no foreign keys on: links stay, and it may give a number again by hand."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'app.db'}")
+    migrate.upgrade(engine)
+    file = "(request_id, ordinal, key, name, bytes, rows, sha256, media_type) VALUES (1, 1, 'k', 'n', 1, 1, 's', 't')"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(FOUR_COLUMNS)
+        connection.exec_driver_sql("UPDATE export_requests SET status = 'completed'")
+        connection.exec_driver_sql(f"INSERT INTO export_files {file}")
+        (token,) = sealed_links.seal(connection, 1, [1], expires_at=utc_now() + timedelta(days=1))
+        assert isinstance(sealed_links.open_link(connection, token), sealed_links.Opened)
+    with sqlite3.connect(engine.url.database or "") as plain:
+        plain.execute("DELETE FROM export_requests")
+        plain.execute(
+            FOUR_COLUMNS.replace("(organization", "(id, status, organization").replace(
+                "('6f0c'", "(1, 'completed', 'b'"
+            )
+        )
+    plain.close()
+    with engine.begin() as connection:
+        assert sealed_links.open_link(connection, token) is sealed_links.Closed.UNKNOWN
+        assert sealed_links.language_of_link(connection, token) is None
+    engine.dispose()
