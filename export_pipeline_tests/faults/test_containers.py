@@ -114,10 +114,12 @@ def receiver() -> Iterator[Receiver]:
     with Receiver() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield server
-        server.open.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.open.set()
+            server.shutdown()
+            thread.join()
 
 
 def prepare(home: Home, database_url: str) -> None:
