@@ -65,7 +65,8 @@ class Operands:
         if isinstance(operand, Column):
             return self._shown(operand, ordered=ordered)
         source = self.read(operand)
-        return self._exact_text(source) if kind_of(operand) is ColumnType.TEXT else source
+        # What SQLite gets out of JSON is text, of no collation.
+        return source if kind_of(operand) is not ColumnType.TEXT or self._sqlite else self._exact_text(source)
 
     def _shown(self, column: Column, *, ordered: bool) -> sa.ColumnElement[Any]:
         source = self._table.c[column.source]

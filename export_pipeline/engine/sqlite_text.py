@@ -163,8 +163,10 @@ def of_member(
     value: sa.ColumnElement[Any], found: sa.TableValuedAlias, key: str, table: sa.TableClause
 ) -> sa.ColumnElement[Any]:
     """An expression over ``member``'s row, as a value of the table's row."""
-    where = [] if _PLAIN_KEY.fullmatch(key) else [found.c.key == expressions.text(key)]
-    return sa.select(value).select_from(found).where(*where).limit(1).correlate(table).scalar_subquery()
+    select = sa.select(value).select_from(found)
+    if not _PLAIN_KEY.fullmatch(key):
+        select = select.where(found.c.key == expressions.text(key))  # of several, SQLite takes the first
+    return select.correlate(table).scalar_subquery()
 
 
 def member_text(sound: sa.ColumnElement[Any], key: str, table: sa.TableClause) -> sa.ColumnElement[Any]:
