@@ -12,7 +12,7 @@ from typing import Any
 import click
 import sqlalchemy as sa
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -67,27 +67,20 @@ def _watch(engine: sa.Engine, state: RequestState) -> RequestState:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[rows]}, ETA"),
+        # A share: rows are counted once in each stage, so that their number would be a multiple of the export's.
+        TaskProgressColumn(),
+        TextColumn("ETA"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("queued", total=None, rows=_rows(state))
+        task = progress.add_task("queued", total=None)
         while True:
             done, total = overall_progress(state)
-            progress.update(
-                task, description=str(state.stage or state.status), completed=done, total=total, rows=_rows(state)
-            )
+            progress.update(task, description=str(state.stage or state.status), completed=done, total=total)
             if state.status in FINISHED:
                 return state
             time.sleep(POLL_SECONDS)
             state = state_of(engine, state.uid)
-
-
-def _rows(state: RequestState) -> str:
-    """Of the stage: the bar alone is of all stages together, each of which goes over all rows."""
-    if state.rows_total is None:
-        return "rows not counted yet"
-    return f"{state.rows_done:,}/{state.rows_total:,} rows"
 
 
 def _runs(uid: str) -> list[dict[str, Any]]:

@@ -217,7 +217,7 @@ def _resumed(instance: DagsterInstance, orphan: claims.Orphan, runs: Sequence[Ru
         runs = runs_of(instance, orphan.uid)
     number = sum(run.job_name == NOTIFY_JOB_NAME for run in runs) + 1
     # What ended before was about other mails: of the failure that a re-execution overcame, or sent before `resend`.
-    runs = [run for run in runs if not run.finished or run.ended_at >= orphan.owes_since]
+    runs = [run for run in runs if not run.ended_at or run.ended_at >= orphan.owes_since]
     tried = [run for run in runs if run.job_name == NOTIFY_JOB_NAME]
     stopped = any(run.canceled and (run.run_id == orphan.run_id or run in tried) for run in runs)
     if stopped or any(not run.finished for run in runs) or len(tried) >= MAX_NOTIFY_RUNS:

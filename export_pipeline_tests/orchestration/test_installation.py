@@ -159,7 +159,7 @@ def test_wrong_settings_are_red_in_a_location_that_loads(
 
 def test_a_request_database_that_does_not_answer_is_red(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPORT_DATABASE_URL", "postgresql://app:s3cret@127.0.0.1:1/app")
-    with pytest.raises(InstallationBroken, match="request database could not be read") as broken:
+    with pytest.raises(InstallationBroken, match="request database could not be reached") as broken:
         tick(load_definitions(), pipeline)
     assert "s3cret" not in str(broken.value)
 
