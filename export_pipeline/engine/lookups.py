@@ -23,7 +23,6 @@ from export_pipeline.engine.tenant import is_one_of, of_tenant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.row_rules import Identity
 from export_pipeline.requests.segments import StoredSegment
-from export_pipeline.requests.wording import shown
 
 _FIELD_TYPES = {"text": ColumnType.TEXT, "number": ColumnType.DECIMAL, "date": ColumnType.TIMESTAMP}
 """SendGrid's types of custom fields (contracts, 2.7)."""
@@ -107,7 +106,7 @@ def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -
         return ()
     columns = [declared.name, declared.field_type]
     rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
-    fields = {(name := _key(declared, key)): _field_type(declared, name, kind) for key, kind in rows}
+    fields = {_key(declared, key): _field_type(declared, kind) for key, kind in rows}
     return tuple(dataset.custom_field(key, fields[key]) for key in sorted(fields))
 
 
@@ -115,15 +114,15 @@ def _key(declared: CustomFieldTable, key: str | None) -> str:
     if not key:
         raise _bad_definition(declared, "a field has no name")
     if _UNUSABLE_KEY.search(key):
-        raise _bad_definition(declared, f"field {shown(key)} has a control character in its name")
+        raise _bad_definition(declared, "a field has a control character in its name")
     return key
 
 
-def _field_type(declared: CustomFieldTable, key: str, kind: str | None) -> ColumnType:
+def _field_type(declared: CustomFieldTable, kind: str | None) -> ColumnType:
     try:
         return _FIELD_TYPES[(kind or "").lower()]
     except KeyError:
-        raise _bad_definition(declared, f"field {shown(key)} has a type other than Text, Number and Date") from None
+        raise _bad_definition(declared, "a field has a type other than Text, Number and Date") from None
 
 
 def _bad_definition(declared: CustomFieldTable, what: str) -> ExportFailure:

@@ -61,12 +61,13 @@ def test_custom_fields_are_those_of_the_organization_by_name(source: Source) -> 
 @pytest.mark.parametrize(
     ("name", "kind", "problem"),
     [
-        ("line\nbreak", "Text", r"field 'line\\nbreak' has a control character"),
+        ("line\nbreak", "Text", "a field has a control character in its name"),
         ("", "Text", "a field has no name"),
-        ("colour", "Shade", "field 'colour' has a type other than Text, Number and Date"),
+        ("colour", "Shade", "a field has a type other than Text, Number and Date"),
     ],
 )
-def test_a_definition_that_cannot_be_used_is_named(source: Source, name: str, kind: str, problem: str) -> None:
+def test_a_definition_that_cannot_be_used_is_told(source: Source, name: str, kind: str, problem: str) -> None:
+    """Its table and what is wrong with it, not its name: that is a customer's text, and the message is logged."""
     engine = sa.create_engine(source.url, poolclass=sa.NullPool)
     insert = sa.text(
         "INSERT INTO contact_field_definitions (id, organization_id, name, field_type, created_at) "
@@ -78,6 +79,7 @@ def test_a_definition_that_cannot_be_used_is_named(source: Source, name: str, ki
         with pytest.raises(ExportFailure, match=problem) as failure:
             find_custom_fields(source, CONTACTS, NOBODYS)
         assert failure.value.code is FailureCode.SOURCE_DATA_INVALID
+        assert name == "" or name not in failure.value.message
     finally:
         with engine.begin() as connection:
             connection.execute(

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from export_pipeline.orchestration import last_good
 from export_pipeline_tests.faults.exports import BALANCE, Asked
 from export_pipeline_tests.faults.supervisor import staged_files
 from export_pipeline_tests.stack import Stack
@@ -157,7 +158,7 @@ def left_behind(stack: Stack, asked: Sequence[Asked]) -> list[str]:
         [sys.executable, "-c", _JANITOR], env=environment, capture_output=True, text=True, check=False
     )
     assert cleaned.returncode == 0, cleaned.stderr
-    left = [f"staging: {path}" for path in staged_files(stack)]
+    left = [f"staging: {path}" for path in staged_files(stack) if not path.startswith(f"{last_good.TREE}/")]
     for one in asked:
         row = stack.row(one.uid)
         delivered = f"exports/{one.uid}/{row['attempt']}/" if row["status"] == "completed" else None

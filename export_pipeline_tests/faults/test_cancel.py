@@ -76,6 +76,14 @@ def held_at_gate(installation: Installation, uid: str) -> bool:
     return any(uid in call.target for call in installation.store.waiting)
 
 
+def rows_arrive(installation: Installation, uid: str) -> bool:
+    """They are counted, and the source sends the first ones: megabytes come before any is staged."""
+    if installation.stack.row(uid)["rows_total"] is None:
+        return False
+    time.sleep(3)
+    return True
+
+
 READING = in_stage("filter_entities")
 
 
@@ -99,9 +107,7 @@ PLACES = {
     ),
     "filter_entities, while it counts": Place(rows=1200, counting=0.1),
     "filter_entities, before the first row": Place(rows=1200, reading=0.1),
-    "filter_entities, between two rows": Place(
-        rows=400_000, reading=0.0001, reached=in_stage("filter_entities", rows=1)
-    ),
+    "filter_entities, between two rows": Place(rows=400_000, reading=0.0001, reached=rows_arrive),
     "serialize": Place(rows=8_000_000, asked=(("format", "xlsx"),), reached=in_stage("serialize", rows=1)),
     "upload": Place(hold=lambda installation: installation.store.closed(r"^PUT .*\.csv"), reached=held_at_gate),
     "upload, the second of three shards": Place(
