@@ -1,7 +1,4 @@
-"""The one assembly: what Dagster loads.
-
-What belongs here: putting job, sensors and resources together. What does not: any of them.
-"""
+"""The one assembly: what Dagster loads."""
 
 from __future__ import annotations
 
@@ -11,19 +8,20 @@ import dagster as dg
 
 from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.check.environment import warn_of_unknown_variables
-from export_pipeline.delivery.mail import default_sender, open_mail_provider
 from export_pipeline.failures import ExportFailure
+from export_pipeline.messaging.providers import default_sender, open_mail_provider
 from export_pipeline.orchestration import last_good
-from export_pipeline.orchestration.alerts import alerts_sensor
-from export_pipeline.orchestration.assets import dataset_assets
-from export_pipeline.orchestration.executors import executor_of, io_manager_of
 from export_pipeline.orchestration.installation import always_broken, export_installation
-from export_pipeline.orchestration.janitor import janitor, janitor_schedule
-from export_pipeline.orchestration.job import export_job, notify_job
-from export_pipeline.orchestration.recurring import recurring_exports
-from export_pipeline.orchestration.resources import S3, ExportResource
-from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler, export_requests
-from export_pipeline.orchestration.webhooks import export_webhooks, webhook_job
+from export_pipeline.orchestration.jobs import export_job, notify_job
+from export_pipeline.orchestration.maintenance import janitor, janitor_schedule, webhook_job
+from export_pipeline.orchestration.metadata import dataset_assets
+from export_pipeline.orchestration.resources import S3, ExportResource, executor_of, io_manager_of
+from export_pipeline.orchestration.sensors.alerts import alerts_sensor
+from export_pipeline.orchestration.sensors.cancellations import export_cancellations
+from export_pipeline.orchestration.sensors.reconciler import export_reconciler
+from export_pipeline.orchestration.sensors.recurring import recurring_exports
+from export_pipeline.orchestration.sensors.requests import export_requests
+from export_pipeline.orchestration.sensors.webhooks import export_webhooks
 from export_pipeline.settings import Settings, SettingsError
 
 

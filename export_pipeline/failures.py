@@ -1,9 +1,5 @@
 """The vocabulary of failures: every way a request can end without its files, and whose fault it is.
 
-What belongs here: the codes an application reads from ``export_requests.error_code``, the
-exceptions that carry them, and the two control signals (canceled, ownership lost).
-What does not: deciding what is retried (orchestration) or how a failure is told (requests, delivery).
-
 A message names the field, what is wrong and what to do. It never holds a credential. That of a requester's fault may
 repeat what they asked for (an address, a filter) or name one of their rows by its key: it is for the row, and for the
 requester's own mail, webhook and HTTP answer, never for the event log or an alert. Every other message holds no address
@@ -13,6 +9,7 @@ and no value of a row; it is written for operators, and the row gets ``requester
 from __future__ import annotations
 
 from enum import StrEnum
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 
 class Fault(StrEnum):
@@ -104,8 +101,6 @@ _FAULTS: dict[FailureCode, Fault] = {
     FailureCode.ATTEMPTS_EXHAUSTED: Fault.OURS,
     FailureCode.INTERNAL_ERROR: Fault.OURS,
 }
-
-
 _FOR_THE_REQUESTER: dict[Fault, str] = {
     Fault.TRANSIENT: "Something that the export needs could not be reached, although it was tried several times. "
     "Nothing is wrong with the request: ask for the export again later.",
@@ -142,3 +137,35 @@ class ExportCanceled(Exception):
 
 class OwnershipLost(Exception):
     """Another run owns the row, or the row is no longer running: this run must do nothing more."""
+
+
+# Words that several rules of a request share: what was typed, shown safely; zones and options that are wrong.
+
+
+_FILES_ALONE = frozenset({"localtime", "posixrules", "Factory"})
+"""Files beside the zones that Python opens: another machine has others, and what writes files knows none of them."""
+
+
+def invalid_option(message: str, field: str = "options") -> ExportFailure:
+    """An option that cannot be used."""
+    return ExportFailure(FailureCode.INVALID_OPTION, message, field=field)
+
+
+def checked_zone(name: str, field: str) -> ZoneInfo:
+    """A time zone by its IANA name.
+
+    Raises:
+        ExportFailure: ``invalid_option``, naming ``field``.
+    """
+    try:
+        if name not in _FILES_ALONE and not name.startswith(("posix/", "right/")):
+            return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        pass
+    raise invalid_option(f"{field}: {shown(name)} is not an IANA time zone such as Europe/Madrid.", field)
+
+
+def shown(text: str, *, quoted: bool = True) -> str:
+    """What the requester typed, short and on one line."""
+    short = text if len(text) <= 60 else text[:57] + "..."
+    return repr(short) if quoted else "".join(c if c.isprintable() else "?" for c in short)

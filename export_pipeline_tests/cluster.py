@@ -22,10 +22,9 @@ import dagster as dg
 import psycopg
 import yaml
 
-from export_pipeline.demo.home import Home
-from export_pipeline.demo.processes import Processes, free_port
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.migrate import upgrade
+from export_pipeline.database.engine import create_engine
+from export_pipeline.database.migrate import upgrade
+from export_pipeline.demo.home import Home, Processes, free_port
 from export_pipeline.settings import Settings
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.redis import serve_redis
@@ -35,7 +34,6 @@ from export_pipeline_tests.stack import SLOW, SLOW_VIEW, Stack
 
 DEPLOYED = Path(__file__).parents[1] / "deploy" / "dagster.yaml"
 CONTROL, WORKERS = "control", ("one", "two")
-
 WIDE = """
 name: wide
 title: Wide

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.migrate import upgrade
+from export_pipeline.database.engine import create_engine
+from export_pipeline.database.migrate import upgrade
 from export_pipeline.settings import Settings
 from export_pipeline_tests.servers.mariadb import MariadbServer, serve_mariadb
 from export_pipeline_tests.servers.postgres import PostgresServer, serve_postgres

@@ -23,11 +23,11 @@ from dagster_aws.s3 import S3ComputeLogManager
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from moto import mock_aws
 
-from export_pipeline.delivery.objects import ObjectDescription
-from export_pipeline.delivery.store import open_store
-from export_pipeline.engine.staging import Staging
-from export_pipeline.orchestration.launcher import WarmRunLauncher
+from export_pipeline.launcher import WarmRunLauncher
 from export_pipeline.settings import Settings
+from export_pipeline.storage.objects import ObjectDescription
+from export_pipeline.storage.staging import Staging
+from export_pipeline.storage.store import open_store
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from export_pipeline.definitions import build_definitions
-from export_pipeline.engine.readers import source_of
 from export_pipeline.settings import HOME, Settings, SettingsError
+from export_pipeline.source.readers import source_of
 
 DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
-
 WRONG = [
     ("EXPORT_DATABASE_URL", "not a url"),
     ("EXPORT_DATABASE_URL", "oracle://app@host/db"),

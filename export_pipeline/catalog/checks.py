@@ -1,22 +1,17 @@
-"""Checks that look at several parts of a declaration at once: names that clash, columns that are not there.
-
-What belongs here: every rule of that kind, each with the place in the declaration that breaks it.
-What does not: rules about one value alone (model), and how a place becomes a line of a file (loader).
-"""
+"""Checks that look at several parts of a declaration at once: names that clash, columns that are not there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from export_pipeline.catalog.names import spellings
+from export_pipeline.catalog.types import spellings
 
 if TYPE_CHECKING:
     from export_pipeline.catalog.model import Column, Dataset
 
 PROBLEMS = "declaration_problems"
 """Type of the pydantic error whose context holds ``problems``."""
-
 Location = tuple[str | int, ...]
 
 

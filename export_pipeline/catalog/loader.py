@@ -1,18 +1,15 @@
-"""Reads dataset declarations and says what is wrong with them, file and line, all at once.
-
-What belongs here: finding the files, and turning every error of the model into
-``file:line: place: what is wrong and what to do``. What does not: YAML itself (source), the rules
-(model, checks).
-"""
+"""Reads dataset declarations and says what is wrong with them, file and line, all at once."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -30,11 +27,10 @@ from export_pipeline.catalog.model import (
     Title,
     canonical_hash,
 )
-from export_pipeline.catalog.names import PATTERN_HINTS
 from export_pipeline.catalog.source import CatalogError, YamlSource, place
+from export_pipeline.catalog.types import PATTERN_HINTS
 
 __all__ = ["Catalog", "CatalogError", "load_catalog", "parse_dataset"]
-
 _EXPLAINED = {
     "missing": "is required; add it",
     "tuple_type": "is not a list; write it as [a, b], or one item a line after -",
@@ -187,3 +183,29 @@ def _model_around(location: Location) -> type[BaseModel]:
         "layouts": Layout,
     }
     return models[around[0]] if around else Dataset
+
+
+# The JSON Schema of a dataset declaration, for editors that complete and check YAML.
+
+
+SCHEMA_FILE = "dataset.schema.json"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of one ``*.yaml`` dataset declaration."""
+    schema = Dataset.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def json_schema_text() -> str:
+    """The schema as the shipped file holds it."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def shipped_schema_text() -> str:
+    """The schema file that ships with the package."""
+    return (resources.files("export_pipeline.catalog") / SCHEMA_FILE).read_text("utf-8")
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name(SCHEMA_FILE).write_text(json_schema_text(), "utf-8")

@@ -1,9 +1,4 @@
-"""The model of a dataset: its table, its columns, and what a request may do with them.
-
-What belongs here: the shape of a declaration and what can be asked of it (a column by its name, a
-layout's headers, its version). What does not: reading YAML (loader), checks that look at several
-parts of a declaration at once (checks), SQL (engine).
-"""
+"""The model of a dataset: its table, its columns, and what a request may do with them."""
 
 from __future__ import annotations
 
@@ -26,8 +21,19 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from export_pipeline.catalog import checks
-from export_pipeline.catalog.names import DatabaseColumn, DatabaseTable, Header, Name, spellings
-from export_pipeline.catalog.types import OPERATORS_BY_TYPE, ColumnType, FilterOperator, IdentityType, Locale, NameStyle
+from export_pipeline.catalog.types import (
+    OPERATORS_BY_TYPE,
+    ColumnType,
+    DatabaseColumn,
+    DatabaseTable,
+    FilterOperator,
+    Header,
+    IdentityType,
+    Locale,
+    Name,
+    NameStyle,
+    spellings,
+)
 
 DEFAULT_LAYOUT = "default"
 """The layout that every dataset has: all exported columns, in the order of the declaration."""

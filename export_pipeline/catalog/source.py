@@ -1,8 +1,4 @@
-"""YAML text with the line of everything in it.
-
-What belongs here: reading YAML strictly (one document, a mapping, no key twice) and finding the line
-of a place such as ``columns.3.type``. What does not: what a declaration means (model, loader).
-"""
+"""YAML text with the line of everything in it."""
 
 from __future__ import annotations
 

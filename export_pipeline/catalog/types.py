@@ -1,15 +1,13 @@
-"""The words of a declaration: column types, filter operators, and what each allows.
-
-What belongs here: what catalog, requests and engine all call by the same name. What does not: the shape of a
-declaration (model).
-"""
+"""The words of a declaration: column types, filter operators, and what each allows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field, StringConstraints
 
 Locale = Literal["en", "es", "pt"]
 NameStyle = Literal["descriptive", "uuid"]
@@ -49,7 +47,6 @@ class FilterOperator(StrEnum):
 
 _PARTS_OF_TEXT = (FilterOperator.CONTAINS, FilterOperator.STARTS_WITH)
 _ORDERED = tuple(operator for operator in FilterOperator if operator not in _PARTS_OF_TEXT)
-
 OPERATORS_BY_TYPE: Mapping[ColumnType, tuple[FilterOperator, ...]] = {
     ColumnType.TEXT: (*_ORDERED, *_PARTS_OF_TEXT),
     ColumnType.INTEGER: _ORDERED,
@@ -68,7 +65,6 @@ OPERATORS_BY_TYPE: Mapping[ColumnType, tuple[FilterOperator, ...]] = {
     ColumnType.JSON: (FilterOperator.CONTAINS, FilterOperator.IS_NULL),
 }
 """What ``filter: true`` allows."""
-
 IdentityType = Literal[ColumnType.TEXT, ColumnType.INTEGER, ColumnType.UUID]
 
 
@@ -102,3 +98,39 @@ class OutputColumn:
     header: str
     type: ColumnType
     origin: OutputOrigin = "column"
+
+
+# What names in a declaration look like, and how they may be spelled in a request.
+
+
+_SNAKE_CASE = r"^[a-z][a-z0-9_]{0,62}$"
+_IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_$]{0,62}$"
+_TABLE = r"^([A-Za-z_][A-Za-z0-9_$]{0,62}\.)?[A-Za-z_][A-Za-z0-9_$]{0,62}$"
+PATTERN_HINTS: Mapping[str, str] = {
+    _SNAKE_CASE: "snake_case: a lower-case letter, then lower-case letters, digits and _ (at most 63)",
+    _IDENTIFIER: "a database column: a letter or _, then letters, digits, _ and $ (at most 63)",
+    _TABLE: "a database table or view: name or schema.name, of letters, digits, _ and $",
+}
+"""What each pattern means, for error messages."""
+Name = Annotated[str, Field(pattern=_SNAKE_CASE)]
+DatabaseColumn = Annotated[str, Field(pattern=_IDENTIFIER)]
+DatabaseTable = Annotated[str, Field(pattern=_TABLE)]
+Header = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """A snake_case name as it may be written: itself, and in camelCase if that differs."""
+    first, *rest = name.split("_")
+    camel = first + "".join(part.capitalize() for part in rest)
+    return (name,) if camel == name else (name, camel)
+
+
+# The rules of a request's files: format, compression, options, size.
+
+
+Format = Literal["csv", "xlsx", "json", "ndjson", "parquet"]
+FORMATS: tuple[Format, ...] = ("csv", "xlsx", "json", "ndjson", "parquet")
+TABLES: tuple[Format, ...] = ("csv", "xlsx")
+"""The formats that people open as a table; a layout may write them differently."""
+Compression = Literal["none", "gzip"]
+COMPRESSIONS: tuple[Compression, ...] = ("none", "gzip")

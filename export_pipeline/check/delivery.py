@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 import requests
 
 from export_pipeline.check.findings import Finding, ok, warning, wrong
-from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown, default_sender, open_mail_provider
-from export_pipeline.delivery.objects import Link, ObjectDescription
-from export_pipeline.delivery.store import Store, open_store
-from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure
-from export_pipeline.setting_types import NO_MAIL
-from export_pipeline.settings import Settings, SettingsError, local_path
+from export_pipeline.messaging.message import MailNotAccepted, MailOutcomeUnknown
+from export_pipeline.messaging.providers import default_sender, open_mail_provider
+from export_pipeline.settings import NO_MAIL, Settings, SettingsError, local_path
+from export_pipeline.storage.objects import Link, ObjectDescription
+from export_pipeline.storage.staging import Staging
+from export_pipeline.storage.store import Store, open_store
 
 _PROBE = b"export-pipeline check\n"
 _OTHER_BYTES = "Other bytes came back than were written."

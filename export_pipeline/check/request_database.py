@@ -9,15 +9,16 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from export_pipeline.check.findings import Finding, ok, warning, wrong
-from export_pipeline.requests.database import create_engine, current_instant, reading, utc_now
-from export_pipeline.requests.migrate import current_revision, head_revision
-from export_pipeline.requests.tables import (
+from export_pipeline.database.engine import create_engine, reading, utc_now
+from export_pipeline.database.migrate import current_revision, head_revision
+from export_pipeline.database.tables import (
     metadata,
     organization_email_domains,
     organization_email_senders,
     organization_members,
     organizations,
 )
+from export_pipeline.database.types import current_instant
 from export_pipeline.settings import Settings
 
 _READ_ALONE = (organizations, organization_email_domains, organization_email_senders, organization_members)

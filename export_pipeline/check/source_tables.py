@@ -18,14 +18,13 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.types import TypeEngine
 
-from export_pipeline.check.findings import Finding, wrong
-from export_pipeline.check.wanted import Wanted
-from export_pipeline.engine.mariadb import BACKENDS as MARIADB
-from export_pipeline.engine.readers import Source
-from export_pipeline.engine.readers.failures import failure_of
-from export_pipeline.engine.readers.mariadb import reading_engine
+from export_pipeline.check.findings import Finding, Wanted, wrong
+from export_pipeline.database.engine import create_engine
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.database import create_engine
+from export_pipeline.source.dialects.mariadb import BACKENDS as MARIADB
+from export_pipeline.source.readers import Source
+from export_pipeline.source.readers.errors import failure_of
+from export_pipeline.source.readers.mariadb import reading_engine
 
 
 @dataclass(frozen=True)

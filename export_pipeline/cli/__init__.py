@@ -10,20 +10,11 @@ import sys
 import click
 
 from export_pipeline.catalog.loader import CatalogError
-from export_pipeline.cli.audit import audit
-from export_pipeline.cli.bench import bench
-from export_pipeline.cli.check import check
-from export_pipeline.cli.database import db
-from export_pipeline.cli.demo import demo
-from export_pipeline.cli.gateway import api_key, gateway, webhook_secret
-from export_pipeline.cli.health import health
-from export_pipeline.cli.links import links
-from export_pipeline.cli.queue import queue
+from export_pipeline.cli.admin import api_key, audit, db, demo, gateway, webhook_secret
+from export_pipeline.cli.files import links, resend, verify
+from export_pipeline.cli.health import check, health
 from export_pipeline.cli.recurring import recurring
-from export_pipeline.cli.requests import cancel, request, retry
-from export_pipeline.cli.resend import resend
-from export_pipeline.cli.status import status
-from export_pipeline.cli.verify import verify
+from export_pipeline.cli.requests import cancel, queue, request, retry, status
 from export_pipeline.failures import ExportFailure
 from export_pipeline.settings import SettingsError
 
@@ -51,7 +42,6 @@ cli.add_command(links)
 cli.add_command(resend)
 cli.add_command(audit)
 cli.add_command(recurring)
-cli.add_command(bench)
 cli.add_command(gateway)
 cli.add_command(api_key, "api-key")
 cli.add_command(webhook_secret, "webhook-secret")

@@ -1,7 +1,4 @@
-"""What several commands share: the database, a request by its uid.
-
-What belongs here: the way from the environment to an open database. What does not: any one command.
-"""
+"""What several commands share: the database, a request by its uid."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ from typing import Any
 import click
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import create_engine, reading
-from export_pipeline.requests.migrate import is_behind
-from export_pipeline.requests.model import RequestState, read_state
+from export_pipeline.database.engine import create_engine, reading
+from export_pipeline.database.migrate import is_behind
+from export_pipeline.requests.models import RequestState, read_state
 from export_pipeline.settings import Settings
 
 

@@ -1,7 +1,4 @@
-"""``export-pipeline recurring``: what an application does by SQL, from the shell, and when a cron fires.
-
-What belongs here: arguments to a row, words for people. What does not: any decision (requests.recurring).
-"""
+"""``export-pipeline recurring``: what an application does by SQL, from the shell, and when a cron fires."""
 
 from __future__ import annotations
 
@@ -18,22 +15,20 @@ import sqlalchemy as sa
 from export_pipeline.catalog.loader import Catalog, load_catalog
 from export_pipeline.cli.common import once, open_database
 from export_pipeline.cli.requests import JsonText
+from export_pipeline.database.engine import reading, utc_now
+from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, Window
+from export_pipeline.database.tables import LONGEST_LAG_SECONDS, recurring_exports
 from export_pipeline.failures import ExportFailure
-from export_pipeline.requests import recurring_rows
-from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
-from export_pipeline.requests.fire_times import Schedule, checked_schedule, fire_times, next_fire, uneven_steps
-from export_pipeline.requests.model import insert_and_load
+from export_pipeline.recurring import models
+from export_pipeline.recurring.dispatch import check_recurring, window_of
+from export_pipeline.recurring.dispatch import run_now as make_now
+from export_pipeline.recurring.models import RecurringExport, load_recurring, parse_template
+from export_pipeline.requests.models import insert_and_load
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.preflight import preflight
-from export_pipeline.requests.recurrence import Coverage
-from export_pipeline.requests.recurring import run_now as make_now
-from export_pipeline.requests.recurring import window_of
-from export_pipeline.requests.recurring_authorization import check_recurring
-from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
-from export_pipeline.requests.recurring_template import parse_template
-from export_pipeline.requests.tables import LONGEST_LAG_SECONDS, recurring_exports
-from export_pipeline.requests.wall_clock import beginning
+from export_pipeline.requests.validation.request import preflight
+from export_pipeline.scheduling.cron import Schedule, checked_schedule, fire_times, next_fire, uneven_steps
+from export_pipeline.scheduling.wall_clock import beginning
+from export_pipeline.scheduling.windows import Coverage
 from export_pipeline.settings import Settings
 
 
@@ -138,7 +133,7 @@ def list_(*, organization_id: str | None, as_json: bool) -> None:
     """
     engine = open_database(Settings.from_environment())
     with reading(engine) as connection:
-        rows = [_row_of(connection, one) for one in recurring_rows.recurring_ids(connection, organization_id)]
+        rows = [_row_of(connection, one) for one in models.recurring_ids(connection, organization_id)]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -183,7 +178,7 @@ def pause(recurring_id: int, *, reason: str) -> None:
       export-pipeline recurring pause 12 --reason 'migration until Monday'
     """
     with open_database(Settings.from_environment()).begin() as connection:
-        if not recurring_rows.pause(connection, recurring_id, reason):
+        if not models.pause(connection, recurring_id, reason):
             raise click.ClickException(f"there is no recurring export {recurring_id}, or it is paused already")
     click.echo("Paused.")
 
@@ -198,7 +193,7 @@ def resume(recurring_id: int) -> None:
       export-pipeline recurring resume 12
     """
     with open_database(Settings.from_environment()).begin() as connection:
-        if not recurring_rows.resume(connection, recurring_id):
+        if not models.resume(connection, recurring_id):
             raise click.ClickException(f"there is no recurring export {recurring_id}, or it is not paused")
     click.echo("Resumed.")
 

@@ -1,23 +1,40 @@
-"""``export-pipeline request`` and ``cancel``: what an application does by SQL, from the shell.
-
-What belongs here: arguments to a row. What does not: checking them (preflight does, as for every row).
-"""
+"""``export-pipeline request`` and ``cancel``: what an application does by SQL, from the shell."""
 
 from __future__ import annotations
 
 import json
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import click
+import sqlalchemy as sa
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.cli.common import once, open_database, state_of
-from export_pipeline.requests import states
-from export_pipeline.requests.json_text import RepeatedKeyError, read_json
-from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.tables import DEFAULT_MAX_FILE_SIZE_MB
-from export_pipeline.requests.wall_clock import read_end
-from export_pipeline.settings import Settings
+from export_pipeline.database.engine import reading
+from export_pipeline.database.enums import FINISHED, RequestStatus
+from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB
+from export_pipeline.database.types import RepeatedKeyError, read_json
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.orchestration.runbook import RUNBOOK
+from export_pipeline.requests import notifications, transitions
+from export_pipeline.requests.audit import operators_message
+from export_pipeline.requests.health import Line, total
+from export_pipeline.requests.health import queue as lines_of_queue
+from export_pipeline.requests.models import RequestState, insert_and_load, insert_request, overall_progress
+from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.validation.request import admit
+from export_pipeline.scheduling.wall_clock import read_end
+from export_pipeline.settings import Settings, dagster_home
+from export_pipeline.source.readers import source_of
+from export_pipeline.stages.plan import Estimate, estimate, make_plan
 
 _LISTS = ("recipient_emails", "columns", "include", "list_ids", "segment_ids")
 
@@ -109,8 +126,6 @@ def request(*, dry_run: bool, as_json: bool, **asked: Any) -> None:
     lists = {name: list(asked.pop(name)) for name in _LISTS}
     values = {name: value for name, value in asked.items() if value is not None} | lists
     if dry_run:
-        from export_pipeline.cli.dry_run import dry_run as estimate_only
-
         estimate_only(engine, settings, values, as_json=as_json)
         return
     load_catalog(settings.catalog)  # whoever asks hears that nothing can be served now
@@ -129,7 +144,7 @@ def cancel(uid: str) -> None:
     """
     engine = open_database(Settings.from_environment())
     with engine.begin() as connection:
-        asked = states.request_cancel(connection, uid)
+        asked = transitions.request_cancel(connection, uid)
     if not asked:
         raise click.ClickException(f"the request is {state_of(engine, uid).status} and cannot be canceled any more")
     click.echo("Cancel requested.")
@@ -148,8 +163,208 @@ def retry(uid: str) -> None:
     """
     engine = open_database(Settings.from_environment())
     with engine.begin() as connection:
-        queued = states.retry(connection, uid, actor="command")
+        queued = transitions.retry(connection, uid, actor="command")
     if not queued:
         status = state_of(engine, uid).status
         raise click.ClickException(f"the request is {status}; only one that failed or was canceled can be retried")
     click.echo("Queued again.")
+
+
+# ``export-pipeline request --dry-run``: what a request would come to, and nothing is left of it.
+
+
+def estimate_only(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any], *, as_json: bool) -> None:
+    """Check a request as its run would, and print what it would come to.
+
+    Raises:
+        click.ClickException: the request would fail; says with which code.
+    """
+    try:
+        recipients, found = _answer(engine, settings, asked)
+    except ExportFailure as failure:
+        code, message = failure.code, failure.message
+    else:
+        _print(recipients, found, as_json=as_json)
+        return
+    raise click.ClickException(f"{code}: {message}")
+
+
+def _answer(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any]) -> tuple[int, Estimate]:
+    catalog, organizations = load_catalog(settings.catalog), Organizations()
+    with engine.connect() as connection, connection.begin() as transaction:
+        # Inserted and taken back, so that the database's own defaults and constraints have their say.
+        # Below 1, so that no number of the sequence is used up: those are not given back.
+        request = insert_and_load(connection, id=-secrets.randbelow(2**31), **asked)
+        organization, checked = admit(connection, organizations, catalog, settings, request)
+        transaction.rollback()
+    source = source_of(settings)
+    plan = make_plan(request, checked, organization, source, attempt=1)
+    return len(checked.recipients), estimate(plan, catalog, source)
+
+
+def _print(recipients: int, found: Estimate, *, as_json: bool) -> None:
+    facts = {
+        "rows": found.rows,
+        "bytes": found.bytes,
+        "files": found.files,
+        "seconds": round(found.seconds, 1),
+        "recipients": recipients,
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"rows        {found.rows:,}")
+    click.echo(f"bytes       about {found.bytes:,}")
+    click.echo(f"files       about {found.files:,}")
+    click.echo(f"seconds     about {found.seconds:,.1f} to read and write on this machine")
+    click.echo(f"recipients  {recipients:,}")
+    click.echo("Nothing was inserted.")
+
+
+# ``export-pipeline queue``: who waits, who is served, and for how long the oldest has waited.
+
+
+@click.command()
+@click.option("--organization", help="Show this organization alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for programs; waits in seconds.")
+def queue(organization: str | None, *, as_json: bool) -> None:
+    r"""Show how many requests of each organization wait and run, and the oldest wait, the longest first.
+
+    \b
+    Examples:
+      export-pipeline queue
+      export-pipeline queue --organization 6f0c1a52-3a7e-4c0b-9d51-0b6a2f4e7a01
+      export-pipeline queue --json | jq .total.oldest_wait_seconds
+    """
+    engine = open_database(Settings.from_environment())
+    with reading(engine) as connection:
+        lines = lines_of_queue(connection, organization)
+    if as_json:
+        document = {
+            "organizations": [line.model_dump() for line in lines],
+            "total": total(lines).model_dump(exclude={"organization_id"}),
+        }
+        click.echo(json.dumps(document, indent=2))
+        return
+    _show(lines)
+
+
+def _show(lines: list[Line]) -> None:
+    table = Table("organization", box=None, show_footer=True)
+    everything = total(lines)
+    table.columns[0].footer = "all"
+    for name, footer in (
+        ("waiting", f"{everything.waiting:,}"),
+        ("running", f"{everything.running:,}"),
+        ("oldest wait", _duration(everything.oldest_wait_seconds)),
+    ):
+        table.add_column(name, footer=footer, justify="right")
+    for line in lines:
+        table.add_row(
+            line.organization_id, f"{line.waiting:,}", f"{line.running:,}", _duration(line.oldest_wait_seconds)
+        )
+    Console(highlight=False, markup=False).print(table)
+
+
+def _duration(seconds: float | None) -> str:
+    """``0:03:20``, ``2 days, 1:00:00``; a dash if nobody waits."""
+    return "-" if seconds is None else str(timedelta(seconds=int(seconds)))
+
+
+# ``export-pipeline status``: the row, and the run's own state and metadata beside it.
+
+
+POLL_SECONDS = 1.0
+
+
+@click.command()
+@click.argument("uid")
+@click.option("--watch", is_flag=True, help="Show a progress bar with ETA until the request is finished.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for programs.")
+def status(uid: str, *, watch: bool, as_json: bool) -> None:
+    r"""Show how far a request is, and what its runs say (with DAGSTER_HOME set). Exit code 1 if it failed.
+
+    \b
+    Examples:
+      export-pipeline status 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
+      export-pipeline status 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --watch
+      export-pipeline status 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --json | jq .request.status
+    """
+    engine = open_database(Settings.from_environment())
+    state = state_of(engine, uid)
+    if watch:
+        state = _watch(engine, state)
+    runs = _runs(state.uid)
+    with reading(engine) as connection:
+        operators_text = operators_message(connection, state.uid) if state.status is RequestStatus.FAILED else None
+        mails = [
+            {"kind": kind, "status": status, "reason": reason, "mails": number}
+            for kind, status, reason, number in notifications.reasons(connection, state.id)
+        ]
+    if as_json:
+        document = {"request": state.model_dump(mode="json"), "cause": operators_text, "mails": mails, "runs": runs}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        _show_status(state, operators_text, mails, runs)
+    if state.status is RequestStatus.FAILED:
+        raise SystemExit(1)
+
+
+def _watch(engine: sa.Engine, state: RequestState) -> RequestState:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        # A share: rows are counted once in each stage, so that their number would be a multiple of the export's.
+        TaskProgressColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("queued", total=None)
+        while True:
+            done, total = overall_progress(state)
+            progress.update(task, description=str(state.stage or state.status), completed=done, total=total)
+            if state.status in FINISHED:
+                return state
+            time.sleep(POLL_SECONDS)
+            state = state_of(engine, state.uid)
+
+
+def _runs(uid: str) -> list[dict[str, Any]]:
+    if dagster_home() is None:
+        return []
+    from dagster import DagsterInstance
+
+    from export_pipeline.orchestration.runs import run_statuses
+
+    with DagsterInstance.get() as instance:
+        return [run.model_dump(mode="json") for run in run_statuses(instance, uid)]
+
+
+def _show_status(
+    state: RequestState, operators_text: str | None, mails: list[dict[str, Any]], runs: list[dict[str, Any]]
+) -> None:
+    console = Console()
+    table = Table(show_header=False, box=None)
+    for name, value in state.model_dump(mode="json").items():
+        if value is not None:
+            table.add_row(name, str(value))
+    for mail in mails:
+        reason = f" ({mail['reason']})" if mail["reason"] else ""
+        table.add_row(f"mails {mail['kind']}", f"{mail['mails']} {mail['status']}{reason}")
+    if operators_text:
+        table.add_row("cause", Text(operators_text))
+    console.print(table)
+    if state.status is RequestStatus.FAILED and state.error_code in RUNBOOK:
+        advice = RUNBOOK[FailureCode(state.error_code)]
+        console.print(f"\nturn: {advice.turn}. {advice.plain}", markup=False, highlight=False)
+    for run in runs:
+        console.print(f"\nrun {run['run_id']}  {run['status']}  attempt {run['attempt']}")
+        stages = Table("step", "rows", "bytes", "files", "seconds", "rows/s", box=None)
+        for stage in run["stages"]:
+            facts = stage["metadata"]
+            names = ("rows", "bytes", "files", "seconds", "rows_per_second")
+            stages.add_row(stage["step"], *[str(facts.get(name, "")) for name in names])
+        console.print(stages)
+    if not runs and dagster_home() is None:
+        console.print("\nSet DAGSTER_HOME to see the runs.")

@@ -1,7 +1,5 @@
 """A real S3 server on this machine: ``rclone serve s3`` over a directory, for the demo and the tests.
 
-What belongs here: finding rclone, starting it, seeing that it ends. What does not: buckets and objects.
-
 It checks signatures and the expiry of links as AWS does, and keeps objects as plain files.
 """
 

@@ -1,7 +1,4 @@
-"""The demo's story: data, requests by plain SQL, live progress, files, links, mails.
-
-What belongs here: what is shown and in which order. What does not: how any of it is done.
-"""
+"""The demo's story: data, requests by plain SQL, live progress, files, links, mails."""
 
 from __future__ import annotations
 
@@ -23,22 +20,20 @@ import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from export_pipeline.delivery.manifest import ManifestFile, read_manifest
-from export_pipeline.delivery.store import Store, open_store
-from export_pipeline.delivery.upload import describe
-from export_pipeline.delivery.verify import verify
+from export_pipeline.database import migrate
+from export_pipeline.database.engine import create_engine, reading, utc_now
+from export_pipeline.database.enums import FINISHED, RequestStatus
+from export_pipeline.database.tables import organization_email_domains, organization_members, organizations
 from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
-from export_pipeline.demo.home import BUCKET, PREFIX, Home
-from export_pipeline.demo.lists import list_id, segment_id
-from export_pipeline.demo.processes import Processes, free_port
+from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.demo.home import BUCKET, PREFIX, Home, Processes, free_port
 from export_pipeline.demo.s3_server import serve_s3
-from export_pipeline.requests import migrate
-from export_pipeline.requests.database import create_engine, reading, utc_now
-from export_pipeline.requests.enums import FINISHED, RequestStatus
-from export_pipeline.requests.model import RequestState, read_state
-from export_pipeline.requests.progress import overall_progress
-from export_pipeline.requests.tables import organization_email_domains, organization_members, organizations
+from export_pipeline.requests.models import RequestState, overall_progress, read_state
 from export_pipeline.settings import Settings
+from export_pipeline.stages.manifest import ManifestFile, read_manifest
+from export_pipeline.stages.upload import describe
+from export_pipeline.stages.verify import verify
+from export_pipeline.storage.store import Store, open_store
 
 TIMEOUT_SECONDS = 900
 POLL_SECONDS = 0.5

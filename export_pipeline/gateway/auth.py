@@ -1,8 +1,5 @@
 """Who calls, and whether they may: the key, its member's permissions, the scope, the rate.
 
-What belongs here: the way from an ``Authorization`` header to a caller who is let in. What does not: keys themselves
-(requests.api_keys), counting (``rate_limits``), an organization's header (gu1 has one).
-
 A key that acts for a member never may do more than the member may at this moment. ``caller`` reads that for every
 request, so ``may_export`` gives the one answer to every read, download, cancel and revoke.
 """
@@ -17,14 +14,13 @@ from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItem
 
+from export_pipeline.database.engine import reading
 from export_pipeline.failures import FailureCode
 from export_pipeline.gateway.dialect import Dialect, Refusal, dialect_of
 from export_pipeline.gateway.rate_limits import Count, per_hour, per_minute
 from export_pipeline.gateway.services import Services, services_of
 from export_pipeline.requests.api_keys import ApiKey, find_key
-from export_pipeline.requests.database import reading
-from export_pipeline.requests.organizations import Organization
-from export_pipeline.requests.permissions import permission_for, permissions_of
+from export_pipeline.requests.organizations import Organization, permission_for, permissions_of
 
 _bearer = HTTPBearer(auto_error=False, description="A key made by `export-pipeline api-key create`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]

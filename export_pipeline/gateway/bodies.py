@@ -1,7 +1,4 @@
-"""JSON bodies: read, bounded, clean enough to be stored, checked against a model.
-
-What belongs here: what is true of every body. What does not: any dialect's fields.
-"""
+"""JSON bodies: read, bounded, clean enough to be stored, checked against a model."""
 
 from __future__ import annotations
 
@@ -13,18 +10,16 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
+from export_pipeline.database.types import RepeatedKeyError, read_json
 from export_pipeline.gateway.auth import caller_of
 from export_pipeline.gateway.dialect import Refusal, dialect_of, first_problem
-from export_pipeline.requests.json_text import RepeatedKeyError, read_json
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_INTEGER = 2**31 - 1
 """Of a column of `export_requests`."""
-
 MAX_NAME = 60
 """Characters of a name that we do not know which an answer repeats."""
-
 M = TypeVar("M", bound=BaseModel)
 
 

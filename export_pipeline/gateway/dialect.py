@@ -1,7 +1,4 @@
-"""What a dialect is: its errors' shape and statuses, and a FastAPI app that answers nothing in any other shape.
-
-What belongs here: the way from whatever goes wrong to the dialect's answer. What does not: any one dialect.
-"""
+"""What a dialect is: its errors' shape and statuses, and a FastAPI app that answers nothing in any other shape."""
 
 from __future__ import annotations
 

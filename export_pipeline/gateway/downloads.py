@@ -1,7 +1,4 @@
-"""Fresh download URLs of finished exports, and which requests a caller may see at all.
-
-What belongs here: minting when asked. What does not: signing (delivery), sealed links' rows (requests.sealed_links).
-"""
+"""Fresh download URLs of finished exports, and which requests a caller may see at all."""
 
 from __future__ import annotations
 
@@ -11,16 +8,16 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from fastapi import Request
 
-from export_pipeline.delivery.upload import describe
+from export_pipeline.database.engine import reading, utc_now
+from export_pipeline.database.enums import RequestStatus
 from export_pipeline.gateway.auth import caller_of, may_export
 from export_pipeline.gateway.logs import HEAD
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.enums import RequestStatus
-from export_pipeline.requests.events import record_linked
-from export_pipeline.requests.model import RequestState, read_state
-from export_pipeline.requests.sealed_links import StoredFile, files_of, seal, sealed_url
+from export_pipeline.requests.audit import record_linked
+from export_pipeline.requests.download_links import StoredFile, files_of, seal, sealed_url
+from export_pipeline.requests.models import RequestState, read_state
+from export_pipeline.stages.upload import describe
 
 URL_LIFETIME = timedelta(minutes=15)
 """Counted from the moment it is asked for (Cometly, Get Contact Export)."""

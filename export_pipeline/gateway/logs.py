@@ -1,7 +1,5 @@
 """One line of JSON a request, without anything personal, and the end of whatever nobody caught.
 
-What belongs here: the log, the headers that every answer has. What does not: deciding an answer.
-
 A line has the route's template, never the path: a path may hold a token.
 """
 

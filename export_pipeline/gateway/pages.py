@@ -1,17 +1,18 @@
-"""The pages that a person sees who clicks a link of a mail: kind, in their language, no script.
-
-What belongs here: their words and their markup. What does not: whether a link opens (requests.sealed_links), who
-leaves a recurring export (requests.unsubscribe).
-"""
+"""The pages that a person sees who clicks a link of a mail: kind, in their language, no script."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from export_pipeline.delivery.texts import language_of
-from export_pipeline.requests.sealed_links import Closed
+from fastapi import APIRouter, Header
+from fastapi.responses import HTMLResponse
+
+from export_pipeline.gateway.services import Serves, Services
+from export_pipeline.messaging.texts import language_of
+from export_pipeline.recurring.unsubscribe import leave, verify_token
+from export_pipeline.requests.download_links import Closed
 
 _TEXTS: Mapping[str, Mapping[Closed, tuple[str, str]]] = {
     "en": {
@@ -137,3 +138,52 @@ def _page(language: str, heading: str, told: str, form: str = "") -> str:
         "max-width:34rem;margin:15vh auto;padding:0 1.5rem}h1{font-size:1.5rem;line-height:1.25}</style></head>"
         f"<body><main><h1>{title}</h1><p>{text}</p>{form}</main></body></html>\n"
     )
+
+
+# The links by which recipients leave a recurring export.
+
+
+Language = Annotated[str | None, Header()]
+PATH = "/unsubscribe/"
+router = APIRouter(tags=["links"])
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
+    "Referrer-Policy": "no-referrer",
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {404: {"description": "No such link.", "content": {"text/html": {}}}}
+
+
+@router.get(
+    PATH + "{token}",
+    response_class=HTMLResponse,
+    responses=_RESPONSES,
+    summary="Ask whether to leave a recurring export",
+)
+def ask(token: str, services: Serves, accept_language: Language = None) -> HTMLResponse:
+    """Changes nothing."""
+    key = _key(services)
+    if not key or verify_token(key, token) is None:
+        return _unknown(accept_language)
+    return HTMLResponse(leaving_page("ask", accept_language), headers=_HEADERS)
+
+
+@router.post(
+    PATH + "{token}",
+    response_class=HTMLResponse,
+    responses=_RESPONSES,
+    summary="Leave a recurring export",
+)
+def unsubscribe(token: str, services: Serves, accept_language: Language = None) -> HTMLResponse:
+    """Once or often, it is the same."""
+    key = _key(services)
+    with services.database.begin() as connection:
+        left = bool(key) and leave(connection, key, token)
+    return HTMLResponse(leaving_page("left", accept_language), headers=_HEADERS) if left else _unknown(accept_language)
+
+
+def _key(services: Services) -> str:
+    return services.settings.signing_key.get_secret_value()
+
+
+def _unknown(locale: str | None) -> HTMLResponse:
+    return HTMLResponse(closed_page(Closed.UNKNOWN, locale), 404, _HEADERS)

@@ -1,8 +1,4 @@
-"""How many requests an organization may make in a window of time, counted right by any number of processes.
-
-What belongs here: windows, and where the library ``limits`` keeps them (``EXPORT_RATE_LIMIT_URL``): Redis, this
-process's memory, or the request database, as a storage of ours. What does not: the numbers of each dialect.
-"""
+"""How many requests an organization may make in a window of time, counted right by any number of processes."""
 
 from __future__ import annotations
 
@@ -15,8 +11,8 @@ from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.errors import ConfigurationError
 from limits.storage import Storage, storage_from_string
 
+from export_pipeline.database.engine import reading
 from export_pipeline.requests import rate_windows
-from export_pipeline.requests.database import reading
 from export_pipeline.settings import Settings, SettingsError
 
 _DATABASE = "requests-database"

@@ -1,7 +1,4 @@
-"""What every endpoint works with, opened once a process.
-
-What belongs here: opening it from the settings. What does not: using it.
-"""
+"""What every endpoint works with, opened once a process."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from fastapi import Depends, Request
 
 from export_pipeline.catalog.loader import Catalog, load_catalog
 from export_pipeline.catalog.model import Dataset
-from export_pipeline.delivery.store import Store, open_store
-from export_pipeline.engine.readers import Source, source_of
+from export_pipeline.database.engine import create_engine
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.gateway.rate_limits import Limiter
-from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings, local_path
+from export_pipeline.source.readers import Source, source_of
+from export_pipeline.storage.store import Store, open_store
 
 THREADS = 16
 """Requests that one process works on at once; each holds at most one connection of the pool."""

@@ -1,7 +1,4 @@
-"""From a dialect's request to a row: inserted, checked by the row's own rules, committed or taken back.
-
-What belongs here: its transactions, and ``Idempotency-Key``. What does not: a rule (requests.admission).
-"""
+"""From a dialect's request to a row: inserted, checked by the row's own rules, committed or taken back."""
 
 from __future__ import annotations
 
@@ -12,19 +9,17 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from fastapi import Header
 
-from export_pipeline.engine.lookups import check_lists, find_segments
+from export_pipeline.database.tables import export_requests
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.gateway.services import Services
-from export_pipeline.requests.admission import admit
+from export_pipeline.recurring.dispatch import KEY_PREFIX
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.model import ExportRequest, insert_and_load, load_request
+from export_pipeline.requests.models import ExportRequest, insert_and_load, load_request
 from export_pipeline.requests.organizations import Organization
-from export_pipeline.requests.preflight import Preflight
-from export_pipeline.requests.recurring import KEY_PREFIX
-from export_pipeline.requests.tables import export_requests
+from export_pipeline.requests.validation.request import Preflight, admit
+from export_pipeline.source.lookups import check_lists, find_segments
 
 MAX_KEY_LENGTH = 255
-
 IdempotencyKey = Annotated[
     str | None,
     Header(

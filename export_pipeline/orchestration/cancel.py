@@ -1,20 +1,16 @@
-"""Canceling: the row first, then everything that its attempts made.
-
-What belongs here: the one way a request is canceled, whoever asks.
-What does not: hearing of it (``pulse``, ``sensors``).
-"""
+"""Canceling: the row first, then everything that its attempts made."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-from export_pipeline.delivery.upload import discard_attempt
+from export_pipeline.database.engine import impatient, reading
+from export_pipeline.database.enums import RequestStatus
 from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.requests import states
-from export_pipeline.requests.database import impatient, reading
-from export_pipeline.requests.enums import RequestStatus
-from export_pipeline.requests.model import read_state
+from export_pipeline.requests import transitions
+from export_pipeline.requests.models import read_state
+from export_pipeline.stages.cleanup import discard_attempt
 
 BY_REQUESTER = "The export was canceled as asked."
 BY_OPERATOR = "The export was canceled by an operator in Dagster."
@@ -38,7 +34,7 @@ def cancel_and_discard(
     database = exports.database if wait else impatient(exports.database)
     told = {"by_requester": BY_REQUESTER, "by_operator": BY_OPERATOR}
     with database.begin() as connection:
-        states.cancel(connection, request_id, **told, run_id=run_id, claim_id=claim_id)
+        transitions.cancel(connection, request_id, **told, run_id=run_id, claim_id=claim_id)
     with reading(exports.database) as connection:
         state = read_state(connection, uid)
     if state is None or state.status is not RequestStatus.CANCELED:

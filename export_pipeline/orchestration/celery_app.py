@@ -1,8 +1,5 @@
 """The Celery app of a worker: ``celery -A export_pipeline.orchestration.celery_app worker -n NAME``.
 
-What belongs here: Dagster's task on an app that has the executor's own configuration, so that the two cannot differ.
-What does not: the executor, the configuration (``executors``).
-
 A step is acknowledged when it begins, so none is ever done twice at once: two snapshots could mix in one export. What
 a worker had begun when it was killed is lost, and the reconciler gives its request a new attempt.
 """
@@ -15,11 +12,10 @@ from dagster_celery.executor import CeleryExecutor
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
 
-from export_pipeline.orchestration.executors import celery_config
+from export_pipeline.orchestration.resources import celery_config
 from export_pipeline.settings import Settings
 
 _config = celery_config(Settings.from_environment())
-
 app = make_app(  # type: ignore[no-untyped-call]
     CeleryExecutor.for_cli(  # type: ignore[no-untyped-call]
         broker=os.environ[_config["broker"]["env"]],

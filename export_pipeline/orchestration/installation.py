@@ -10,11 +10,11 @@ import dagster as dg
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import CatalogError
+from export_pipeline.database.engine import why_unavailable
 from export_pipeline.failures import ExportFailure
 from export_pipeline.orchestration import descriptions, last_good
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import health
-from export_pipeline.requests.database import why_unavailable
 
 NAME = "export_installation"
 INTERVAL_SECONDS = 14

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export_pipeline.catalog.loader import Catalog, CatalogError, load_catalog, parse_dataset
-from export_pipeline.engine.staging import Staging
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.settings import Settings
+from export_pipeline.storage.staging import Staging
 
 TREE = "catalog"
 """Below the staging URL. No request is named so: the janitor leaves it alone."""

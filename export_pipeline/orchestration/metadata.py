@@ -1,40 +1,50 @@
-"""Run metadata: what the UI shows and plots of each stage.
-
-What belongs here: names and units of metadata. What does not: anything personal, any signed URL.
-"""
+"""Run metadata: what the UI shows and plots of each stage."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
 
-from export_pipeline.delivery.manifest import Manifest, ManifestFile
-from export_pipeline.delivery.store import Store
-from export_pipeline.engine.timing import StageSeconds
+from export_pipeline.catalog.model import Dataset
 from export_pipeline.failures import FailureCode
-from export_pipeline.orchestration.assets import asset_key
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.orchestration.tags import tag_value
+from export_pipeline.stages.manifest import Manifest, ManifestFile
+from export_pipeline.storage.store import Store
+from export_pipeline.timing import StageSeconds, Stopwatch
+
+# The datasets as assets: where the UI plots rows, bytes and seconds of their exports over time.
+
+
+GROUP = "exports"
+
+
+def asset_key(dataset: str) -> dg.AssetKey:
+    """The asset of a dataset's exports."""
+    return dg.AssetKey([GROUP, dataset])
+
+
+def dataset_assets(catalog: Mapping[str, Dataset]) -> list[dg.AssetSpec]:
+    """One asset a dataset; it cannot be materialized by hand, an export of anybody's does."""
+    return [
+        dg.AssetSpec(asset_key(name), group_name=GROUP, description=_described(name, dataset))
+        for name, dataset in catalog.items()
+    ]
+
+
+def _described(name: str, dataset: Dataset) -> str:
+    return (
+        f"Exports of **{dataset.title.en}** by all organizations. Each finished one reports `rows`, `bytes`, "
+        "`files` and `seconds` (from the snapshot to the manifest), plotted here over time. "
+        f"Its runs have the tag `export/dataset: {name}`."
+    )
+
 
 MAX_LINKS = 50
 """Parts of one export that are linked by name; an event with thousands of links would only slow the UI."""
-
 Metadata = dict[str, dg.MetadataValue]
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._began = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far, wall clock."""
-        return time.perf_counter() - self._began
 
 
 def stage_metadata(watch: Stopwatch, parts: StageSeconds, *, rows: int, size: int, files: int) -> Metadata:

@@ -1,8 +1,4 @@
-"""The ops of the export job: each opens its stage, calls plain functions, hands on a reference.
-
-What belongs here: the shells. What does not: any rule, SQL, or byte of a file; ownership, failures
-and retries (``stage``).
-"""
+"""The ops of the export job: each opens its stage, calls plain functions, hands on a reference."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -10,25 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from export_pipeline.delivery.failure_mail import has_failed
-from export_pipeline.delivery.manifest import Manifest, read_manifest
-from export_pipeline.delivery.notify import Announcement, notify, sender_for, undelivered
-from export_pipeline.delivery.publish import delivered_files, make_manifest
-from export_pipeline.delivery.publish import publish as publish_export
-from export_pipeline.delivery.upload import upload_files
-from export_pipeline.engine.extract import Sharding, stage_rows
-from export_pipeline.engine.plan import ExportPlan, load_plan, make_plan, save_plan, selection
-from export_pipeline.engine.serialize import serialize_shard
-from export_pipeline.engine.timing import StageSeconds
+from export_pipeline.database.engine import reading
+from export_pipeline.database.enums import NotificationStatus, Stage
 from export_pipeline.failures import ExportFailure
+from export_pipeline.messaging.failure_mail import has_failed
 from export_pipeline.orchestration import descriptions, tags
-from export_pipeline.orchestration.metadata import (
-    Stopwatch,
-    materialization,
-    object_links,
-    row_metadata,
-    stage_metadata,
-)
+from export_pipeline.orchestration.execution import Work, aside, stage, tell_failure
+from export_pipeline.orchestration.metadata import materialization, object_links, row_metadata, stage_metadata
 from export_pipeline.orchestration.references import (
     PlanReference,
     PublishedExport,
@@ -38,13 +22,19 @@ from export_pipeline.orchestration.references import (
     UploadedShard,
 )
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.stage import Work, aside, stage, tell_failure
-from export_pipeline.requests import billing, ledger, ownership, states
-from export_pipeline.requests.admission import admit
-from export_pipeline.requests.database import reading
-from export_pipeline.requests.enums import NotificationStatus, Stage
-from export_pipeline.requests.model import ExportRequest, load_request
-from export_pipeline.requests.recipients import is_silent, recipients_of_files
+from export_pipeline.requests import billing, notifications, ownership, transitions
+from export_pipeline.requests.models import ExportRequest, load_request
+from export_pipeline.requests.validation.mail import is_silent, recipients_of_files
+from export_pipeline.requests.validation.request import admit
+from export_pipeline.stages.filter_entities import Sharding, stage_rows
+from export_pipeline.stages.manifest import Manifest, read_manifest
+from export_pipeline.stages.notify_recipients import Announcement, notify, sender_for, undelivered
+from export_pipeline.stages.plan import ExportPlan, load_plan, make_plan, save_plan, selection
+from export_pipeline.stages.publish import delivered_files, make_manifest
+from export_pipeline.stages.publish import publish as publish_export
+from export_pipeline.stages.serialize import serialize_shard
+from export_pipeline.stages.upload import upload_files
+from export_pipeline.timing import StageSeconds, Stopwatch
 
 NOTHING_TO_SAY = "Nothing matched, and the request asks for no mail then (empty_result)."
 
@@ -223,7 +213,7 @@ def _complete(
 ) -> None:
     """The row says ``completed``, the ledger names everybody who is to be mailed and it is paid, in one transaction."""
     with exports.database.begin() as connection:
-        states.complete(
+        transitions.complete(
             connection,
             planned.request_id,
             run_id=context.run_id,
@@ -233,7 +223,7 @@ def _complete(
         )
         request = load_request(connection, planned.request_id)
         recipients = recipients_of_files(request)
-        ledger.enlist(connection, request.id, recipients)
+        notifications.enlist(connection, request.id, recipients)
         if is_silent(request):
             billing.release(connection, request.uid)
         # Re-executed from a failure: what the plan op reserved was given back when the request failed.
@@ -290,8 +280,8 @@ def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work)
     silent = NOTHING_TO_SAY if is_silent(request) else None
     notes = [note for note in (undelivered(counts), sender_lost, silent) if note]
     with exports.database.begin() as connection:
-        states.notified(connection, request.id, counts)
-        states.note(connection, request.id, " ".join(notes) or None, run_id=context.run_id)
+        transitions.notified(connection, request.id, counts)
+        transitions.note(connection, request.id, " ".join(notes) or None, run_id=context.run_id)
     _add_mail_metadata(context, watch, counts)
 
 

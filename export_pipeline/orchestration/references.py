@@ -1,20 +1,22 @@
-"""What ops hand to each other: references, never data, and nothing personal.
+"""What ops hand to each other: references, never data, and nothing personal."""
 
-What belongs here: small models of keys and counts; Dagster's IO manager writes them to disk or S3,
-where any later process finds them ("re-execute from failure").
-What does not: rows, filters, addresses (they are in the plan, in the staging store).
-"""
-
-from __future__ import annotations
-
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from typing import Any, Self
 
+import dagster as dg
+from dagster_aws.s3 import S3PickleIOManager
 from pydantic import BaseModel, ConfigDict
 
-from export_pipeline.delivery.manifest import ManifestFile
-from export_pipeline.engine.extract import StagedRows
-from export_pipeline.engine.serialize import SerializedFiles
-from export_pipeline.engine.timing import StageSeconds
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.orchestration.execution import outside_op
+from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.stages.filter_entities import StagedRows
+from export_pipeline.stages.manifest import ManifestFile
+from export_pipeline.stages.serialize import SerializedFiles
+from export_pipeline.storage.s3_client import STAGING, translated
+from export_pipeline.timing import StageSeconds
 
 
 class _Reference(BaseModel):
@@ -39,7 +41,7 @@ class SnapshotReference(_Reference):
     seconds: StageSeconds = StageSeconds()
 
     @classmethod
-    def of(cls, plan: PlanReference, staged: StagedRows) -> SnapshotReference:
+    def of(cls, plan: PlanReference, staged: StagedRows) -> Self:
         """The snapshot that was staged for a plan."""
         return cls(plan=plan, rows=staged.rows, snapshot_at=staged.snapshot_at, seconds=staged.seconds)
 
@@ -62,7 +64,7 @@ class SerializedShard(_Reference):
     shard: ShardReference
     output: SerializedFiles
 
-    def uploaded(self, files: tuple[ManifestFile, ...], seconds: StageSeconds) -> UploadedShard:
+    def uploaded(self, files: tuple[ManifestFile, ...], seconds: StageSeconds) -> "UploadedShard":
         """The same shard once its files are in the store; ``seconds`` are those of the upload."""
         return UploadedShard(
             plan=self.shard.plan,
@@ -89,3 +91,35 @@ class PublishedExport(_Reference):
 
     plan: PlanReference
     manifest_key: str
+
+
+# What the steps of an export hand on, kept on S3; a failure of S3 ends the step as one of its op does.
+
+
+class StepOutputs(S3PickleIOManager):
+    """Dagster's IO manager for S3. The row says why the export failed if S3 refuses or does not answer."""
+
+    exports: dg.ResourceDependency[ExportResource]
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Write an output of a step."""
+        with outside_op(context.step_context, self.exports), _translated():
+            super().handle_output(context, obj)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Read an input of a step."""
+        with outside_op(context.step_context, self.exports), _translated():
+            return super().load_input(context)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    with translated(STAGING):
+        try:
+            yield
+        except FileNotFoundError:
+            raise ExportFailure(
+                FailureCode.STAGING_LOST,
+                "What an earlier step handed on is gone. Re-execute the run from its start, and find out who deletes "
+                "under EXPORT_STAGING_URL.",
+            ) from None

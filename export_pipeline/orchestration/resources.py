@@ -1,13 +1,12 @@
 """Dagster resources: the doors to the database, the stores and the mail provider.
 
-What belongs here: opening them from the settings. What does not: using them.
-
 Settings come from the environment of the process that runs the step, not from Dagster config:
 config is stored in snapshots and shown in the UI, and would carry the passwords there.
 """
 
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 import sqlalchemy as sa
@@ -15,15 +14,16 @@ from dagster_aws.s3 import S3Resource
 from pydantic import PrivateAttr
 
 from export_pipeline.catalog.loader import Catalog
-from export_pipeline.delivery.mail import MailProvider, open_mail_provider
-from export_pipeline.delivery.store import Store, open_store
-from export_pipeline.engine.readers import Source, source_of
-from export_pipeline.engine.s3_client import build_client
-from export_pipeline.engine.staging import Staging
+from export_pipeline.database.engine import create_engine
+from export_pipeline.messaging.message import MailProvider
+from export_pipeline.messaging.providers import open_mail_provider
 from export_pipeline.orchestration import last_good
-from export_pipeline.requests.database import create_engine
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings
+from export_pipeline.source.readers import Source, source_of
+from export_pipeline.storage.s3_client import build_client
+from export_pipeline.storage.staging import Staging
+from export_pipeline.storage.store import Store, open_store
 
 
 class S3(S3Resource):
@@ -88,3 +88,60 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
     def mail(self) -> MailProvider:
         """How mail leaves."""
         return open_mail_provider(self.settings)
+
+
+# Which of Dagster's executors runs the steps of an export, and where the steps leave what they hand on.
+
+
+OUTPUTS = "runs"
+"""Where step outputs are, below the staging URL. No request is named so: it is no uid."""
+THREADLESS_MODULES = ("dagster", "dagster_aws.s3", "boto3", "sqlalchemy", "pydantic_settings")
+"""What a step's process is forked with. Not our own definitions: polars and Arrow start threads as they are imported,
+and whatever such a thread held would stay locked in the fork."""
+
+
+def executor_of(settings: Settings) -> dg.ExecutorDefinition:
+    """The executor of the export job."""
+    match settings.executor:
+        case "in_process":
+            return dg.in_process_executor
+        case "multiprocess":
+            start = {"forkserver": {"preload_modules": list(THREADLESS_MODULES)}}
+            config = {"max_concurrent": settings.executor_concurrency, "start_method": start}
+            return dg.multiprocess_executor.configured(config, name="multiprocess")
+        case "celery":
+            from dagster_celery import celery_executor
+
+            return celery_executor.configured(celery_config(settings), name="celery")
+        case "k8s":
+            from dagster_k8s import k8s_job_executor
+
+            return k8s_job_executor.configured({"max_concurrent": settings.executor_concurrency}, name="k8s")
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """The Celery app, as Dagster's executor is told of it. The URLs hold passwords: it gets the variables' names."""
+    result = "EXPORT_CELERY_RESULT_URL" if settings.celery_result_url.get_secret_value() else "EXPORT_CELERY_BROKER_URL"
+    return {
+        "broker": {"env": "EXPORT_CELERY_BROKER_URL"},
+        "backend": {"env": result},
+        "config_source": {
+            # A worker that holds back a step it has no process for, and dies, would take it along.
+            "worker_prefetch_multiplier": 1,
+            "worker_disable_prefetch": True,
+            "broker_connection_retry_on_startup": True,
+        },
+    }
+
+
+def io_manager_of(settings: Settings, exports: ExportResource) -> dict[str, Any]:
+    """The IO manager, as a resource: on S3 where staging is, else Dagster's own on the disk of its instance."""
+    parts = urlsplit(settings.staging_url)
+    if parts.scheme != "s3":
+        return {}
+    from export_pipeline.orchestration.references import StepOutputs
+
+    prefix = "/".join(part for part in (parts.path.strip("/"), OUTPUTS) if part)
+    return {
+        "io_manager": StepOutputs(exports=exports, s3_resource=exports.s3, s3_bucket=parts.netloc, s3_prefix=prefix)
+    }

@@ -1,8 +1,4 @@
-"""The runbook: for every failure code whose turn it is, and the one thing to do or press.
-
-What belongs here: one line a code, for the failed step's metadata, the alerts, ``export-pipeline status`` and the page
-``docs/operations.md``, which a test holds to these lines. What does not: when a code is raised (``docs/requests.md``).
-"""
+"""The runbook: for every failure code whose turn it is, and the one thing to do or press."""
 
 from __future__ import annotations
 
@@ -58,7 +54,6 @@ def _mend(what: str, then: str = FROM_FAILURE) -> Advice:
 
 
 _BY_THEMSELVES = "requests go on by themselves; if a row says `failed`"
-
 RUNBOOK: dict[FailureCode, Advice] = {
     FailureCode.INVALID_REQUEST: _correct("correct the column that the row's message names"),
     FailureCode.UNKNOWN_DATASET: _correct("name a dataset of the catalog"),

@@ -1,8 +1,4 @@
-"""Run tags: how a run is found by its request, and filtered by organization, dataset, format.
-
-What belongs here: tag names and what may stand in them: ids, never an address or a filter.
-What does not: metadata of steps (``metadata``).
-"""
+"""Run tags: how a run is found by its request, and filtered by organization, dataset, format."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from datetime import timedelta
 import dagster as dg
 
 from export_pipeline.failures import FailureCode
-from export_pipeline.requests.claims import Claim
+from export_pipeline.requests.queue import Claim
 
 REQUEST_ID = "export/request_id"
 REQUEST_UID = "export/request_uid"
@@ -30,17 +26,13 @@ POSTPONED = "export/postponed"
 """What did not answer: the request waits in the queue, and gets another run."""
 NO_FAILURE = "none"
 """A re-execution gets the tags of the run that failed, and Dagster removes none: its own say that it did not fail."""
-
 _FINAL = {"dagster/max_retries": "0"}
 """Ops retry what may pass and the reconciler what died: Dagster's run retries would repeat what is final."""
 LONGEST_EXPORT = timedelta(days=7)
 """An export whose process is gone ends long before, by its heartbeat: this is for a run that nothing else judges."""
-
 SMALL, LARGE = "small", "large"
 """What ``tag_concurrency_limits`` of dagster.yaml tells apart, so that those known to be large leave slots."""
-
 MAX_LINEAGE = 50
-
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 
 

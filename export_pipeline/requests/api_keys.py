@@ -1,26 +1,42 @@
-"""Keys of the HTTP gateway: which organization a caller is, and what they may do.
-
-What belongs here: making, finding and revoking keys; only their digest is stored. What does not: HTTP headers
-(gateway), what a scope is called (``permissions``).
-"""
+"""Keys of the HTTP gateway: which organization a caller is, and what they may do."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.model import is_uuid
-from export_pipeline.requests.tables import api_keys
-from export_pipeline.requests.tokens import digest_of, new_token
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.tables import api_keys
+from export_pipeline.requests.models import is_uuid
+
+# Random tokens that open something, and what is stored of them.
+
+
+_BYTES = 32
+
+
+def new_token() -> str:
+    """256 random bits, safe in a URL."""
+    return secrets.token_urlsafe(_BYTES)
+
+
+def digest_of(token: str) -> str:
+    """What is stored of a token: its SHA-256, hex.
+
+    One round and no salt are enough: nobody guesses 256 random bits, and a slow hash, which protects what people
+    choose themselves, would cost every HTTP request a tenth of a second.
+    """
+    return hashlib.sha256(token.encode(errors="replace")).hexdigest()
+
 
 PREFIX = "ek_"
 """What every key begins with, so that secret scanners know one when they see it."""
-
 _keys = api_keys.c
 
 

@@ -1,9 +1,5 @@
 """Who pays for mails: one e-mail execution a recipient, taken from the organization's balance.
 
-What belongs here: the ledger of charges and the balance it is taken from, always moved together in one transaction.
-What does not: who is mailed (``recipients``), what became of a mail (``ledger``), when anything is charged (``states``,
-``ledger`` and the ops call it).
-
 gu1: each deduplicated recipient costs one execution, and the balance is checked for all of them before anything starts
 (messaging overview). So they are reserved first, charged when the mail was handed over, and released if the export ends
 without it. At every moment balance + reserved + charged is what the application put in.
@@ -19,10 +15,10 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.enums import ChargeStatus
+from export_pipeline.database.tables import email_charges, organizations
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import ChargeStatus
-from export_pipeline.requests.tables import email_charges, organizations
 
 _charges = email_charges.c
 _balance = organizations.c.email_balance

@@ -1,8 +1,4 @@
-"""What the pipeline needs to know of an organization: itself, its members, and what it may send mail from.
-
-What belongs here: reading it, in one small class, so that an installation can point it at tables or views of its own.
-What does not: rules (``preflight``, ``permissions``, ``senders``), the balance's movements (``billing``).
-"""
+"""What the pipeline needs to know of an organization: itself, its members, and what it may send mail from."""
 
 from __future__ import annotations
 
@@ -11,12 +7,14 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.tables import (
+from export_pipeline.database.tables import (
     organization_email_domains,
     organization_email_senders,
     organization_members,
     organizations,
 )
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.models import ExportRequest
 
 
 @dataclass(frozen=True)
@@ -150,3 +148,42 @@ class Organizations:
             sa.select(columns.email).where(columns.organization_id == organization_id, columns.email.is_not(None))
         ).scalars()
         return frozenset(str(address).strip().casefold() for address in found)
+
+
+# Whether the requester may export at all.
+
+
+def permission_for(dataset: str) -> str:
+    """The permission to export a dataset (gu1, bulk entity export by e-mail: ``entities:export``)."""
+    return f"{dataset}:export"
+
+
+def permissions_of(
+    connection: sa.Connection, organizations: Organizations, organization_id: str, member_id: str | None
+) -> frozenset[str] | None:
+    """What a member may do, nothing if they left; None: no member is named, or the organization keeps none."""
+    if member_id is None:
+        return None
+    member = organizations.member(connection, organization_id, member_id)
+    if member is not None:
+        return member.permissions
+    return frozenset() if organizations.keeps_members(connection, organization_id) else None
+
+
+def check_permission(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
+    """The requester, if one is named, must be a member with the dataset's permission.
+
+    An organization without any member row does not use permissions: its application answers for them.
+
+    Raises:
+        ExportFailure: ``permission_denied``; the same for somebody unknown, who is not told who is known.
+    """
+    held = permissions_of(connection, organizations, request.organization_id, request.requested_by)
+    permission = permission_for(request.dataset)
+    if held is not None and permission not in held:
+        raise ExportFailure(
+            FailureCode.PERMISSION_DENIED,
+            f"requested_by: is not a member of the organization with the permission {permission}; ask whoever grants "
+            "permissions there.",
+            field="requested_by",
+        )

@@ -1,7 +1,5 @@
 """Which run a request belongs to: taking the row, entering a stage, and saying that the run lives.
 
-What belongs here: ownership. What does not: how a request ends (``states``), which request gets a run (``claims``).
-
 A row belongs to the run in ``run_id``. A run that is re-executed in the Dagster UI takes the row over from its parent
 or root run; from then on the parent no longer owns it.
 """
@@ -14,13 +12,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from export_pipeline.database.enums import UNFINISHED, EventKind, RequestStatus, Stage
+from export_pipeline.database.tables import export_requests
+from export_pipeline.database.types import current_instant, generated_uuid
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
-from export_pipeline.requests.database import current_instant, generated_uuid
-from export_pipeline.requests.enums import UNFINISHED, EventKind, RequestStatus, Stage
-from export_pipeline.requests.events import record, record_asked
-from export_pipeline.requests.postponement import READ, wake
+from export_pipeline.requests.audit import record, record_asked
+from export_pipeline.requests.queue import READ, wake
 from export_pipeline.requests.recurring_outcomes import covered_by
-from export_pipeline.requests.tables import export_requests
 
 _rows = export_requests.c
 _OF_ONE_SHARD = (Stage.SERIALIZE, Stage.UPLOAD)

@@ -1,7 +1,4 @@
-"""Counters of requests in windows of time, right for any number of processes: one atomic statement a count.
-
-What belongs here: the counters. What does not: how many are allowed (gateway), what a window is called (``limits``).
-"""
+"""Counters of requests in windows of time, right for any number of processes: one atomic statement a count."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ import time
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import insert_or
-from export_pipeline.requests.tables import rate_windows
+from export_pipeline.database.engine import insert_or
+from export_pipeline.database.tables import rate_windows
 
 _windows = rate_windows.c
 

@@ -1,8 +1,4 @@
-"""What the end of a request means for the recurring export that made it, written in the transaction that ends it.
-
-What belongs here: the high-water mark, failures in a row, and the pause that they cause.
-What does not: ending a request (``states``), making one (``recurring``).
-"""
+"""What the end of a request means for the recurring export that made it, written in the transaction that ends it."""
 
 from __future__ import annotations
 
@@ -11,15 +7,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from export_pipeline.database.enums import UNFINISHED, RequestStatus, Window
+from export_pipeline.database.tables import export_requests, recurring_exports
+from export_pipeline.database.types import current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.database import current_instant
-from export_pipeline.requests.enums import UNFINISHED, RequestStatus, Window
-from export_pipeline.requests.recurrence import Coverage, moved_mark
-from export_pipeline.requests.tables import export_requests, recurring_exports
+from export_pipeline.scheduling.windows import Coverage, moved_mark
 
 _rows = recurring_exports.c
 _asked = export_requests.c
-
 PAUSE_AT_ONCE = frozenset(
     {
         FailureCode.INVALID_REQUEST,

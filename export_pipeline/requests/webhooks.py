@@ -1,8 +1,4 @@
-"""The ledger of webhooks: one row a request and event, delivered at least once.
-
-What belongs here: who is owed a call, when it is tried next, how it ended, and the secret it is signed with.
-What does not: where it may go (``webhook_rules``), the call itself (delivery.webhook).
-"""
+"""The ledger of webhooks: one row a request and event, delivered at least once."""
 
 from __future__ import annotations
 
@@ -13,14 +9,14 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import current_instant, insert_or, instant_after
-from export_pipeline.requests.enums import WebhookEvent, WebhookStatus
-from export_pipeline.requests.tables import export_requests, export_webhooks, webhook_secrets
+from export_pipeline.database.engine import insert_or
+from export_pipeline.database.enums import WebhookEvent, WebhookStatus
+from export_pipeline.database.tables import export_requests, export_webhooks, webhook_secrets
+from export_pipeline.database.types import current_instant, instant_after
 
 MAX_TRIES = 7
 _GROWTH = 4
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with
-
 _hooks = export_webhooks.c
 _rows = export_requests.c
 

@@ -1,8 +1,4 @@
-"""What a cell of a file must be, computed in plain Python from the value that the application stored.
-
-What belongs here: the documented rules of each format, once more and independently of the product.
-What does not: reading files (contract.format_readers) and rows (test_delivered_rows).
-"""
+"""What a cell of a file must be, computed in plain Python from the value that the application stored."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from export_pipeline.demo import nasty
+from export_pipeline.demo.data import nasty
 
 GUARDED = frozenset(
     nasty.TEXTS[name]
@@ -31,7 +27,6 @@ GUARDED = frozenset(
     )
 ) | {"=cmd@example.com", "+plus@example.com", "+1 (202) 555-0143 ext. 9"}
 """All texts of the demo that a spreadsheet may take for a formula: CSV puts an apostrophe before them."""
-
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _CELL_UNITS = 32_767
 _FIRST_DAY = date(1900, 3, 1)

@@ -1,8 +1,4 @@
-"""How much memory an export takes, by format and rows: ``python -m export_pipeline_tests.acceptance.memory``.
-
-What belongs here: measuring ``stage_rows`` and ``serialize_shard`` in a process of their own.
-What does not: how much is too much (test_memory).
-"""
+"""How much memory an export takes, by format and rows: ``python -m export_pipeline_tests.acceptance.memory``."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from export_pipeline.engine.plan import ExportPlan
+    from export_pipeline.stages.plan import ExportPlan
 
 FORMATS = ("csv", "ndjson", "json", "xlsx", "parquet")
 _MB = 1_000_000
@@ -52,11 +48,11 @@ def measure(source_url: str, staging: Path, file_format: str, rows: int, *, max_
 
 def _export(source_url: str, directory: str, file_format: str, rows: int, max_file_size_mb: int) -> Measured:
     from export_pipeline.catalog.loader import load_catalog
-    from export_pipeline.engine.extract import Sharding, Source, stage_rows
-    from export_pipeline.engine.plan import selection
-    from export_pipeline.engine.readers import postgresql, sqlite
-    from export_pipeline.engine.serialize import serialize_shard
-    from export_pipeline.engine.staging import Staging
+    from export_pipeline.source.readers import postgresql, sqlite
+    from export_pipeline.stages.filter_entities import Sharding, Source, stage_rows
+    from export_pipeline.stages.plan import selection
+    from export_pipeline.stages.serialize import serialize_shard
+    from export_pipeline.storage.staging import Staging
 
     assert postgresql, sqlite
     catalog, staging = load_catalog(), Staging(f"file://{directory}")
@@ -92,8 +88,8 @@ def _export(source_url: str, directory: str, file_format: str, rows: int, max_fi
 def _plan(dataset: object, file_format: str, rows: int, max_file_size_mb: int) -> ExportPlan:
     from export_pipeline.catalog.model import Dataset
     from export_pipeline.catalog.types import OutputColumn
-    from export_pipeline.engine.plan import ExportPlan
-    from export_pipeline.requests.file_rules import Options
+    from export_pipeline.requests.validation.files import Options
+    from export_pipeline.stages.plan import ExportPlan
     from export_pipeline_tests.acceptance.source import ORGANIZATION
 
     assert isinstance(dataset, Dataset)

@@ -1,8 +1,4 @@
-"""A whole installation in one process: rows go in by SQL, the real Dagster job runs, what it delivered comes out.
-
-What belongs here: an installation's parts and the way of one request through them.
-What does not: what must be delivered (the tests). The daemon's part, the claim, is called as the sensor calls it.
-"""
+"""A whole installation in one process: rows go in by SQL, the real Dagster job runs, what it delivered comes out."""
 
 from __future__ import annotations
 
@@ -24,11 +20,12 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database import engine, migrate
 from export_pipeline.definitions import build_definitions
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.requests import claims, database, migrate
-from export_pipeline.requests.model import RequestState, read_state
+from export_pipeline.orchestration.sensors.requests import run_request
+from export_pipeline.requests import queue
+from export_pipeline.requests.models import RequestState, read_state
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 RECIPIENT = "ana@example.com"
@@ -207,7 +204,7 @@ class Pipeline:
         """Insert requests, claim them all at once, and run them one after the other in their order."""
         ids = self.database.insert("export_requests", *({**_DEFAULTS, **row} for row in rows))
         with self._engine.begin() as connection:
-            claimed = claims.claim(connection, limit=len(ids))
+            claimed = queue.claim(connection, limit=len(ids))
         assert [claim.id for claim in claimed] == ids, "the database has requests that are not of this test"
         return [self._run(claim) for claim in claimed]
 
@@ -225,7 +222,7 @@ class Pipeline:
         root = Path(self.environment["EXPORT_STAGING_URL"].removeprefix("file://"))
         return [path for path in root.rglob("*") if path.is_file()]
 
-    def _run(self, claim: claims.Claim) -> Result:
+    def _run(self, claim: queue.Claim) -> Result:
         request, mails_before = run_request(claim), set(self._outbox.glob("*.eml"))
         with self._settings():
             run = self._job.execute_in_process(
@@ -267,7 +264,7 @@ class Pipeline:
     @cached_property
     def _engine(self) -> sa.Engine:
         url = self.database.url
-        return database.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        return engine.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
 
 
 _DEFAULTS: Mapping[str, Any] = {

@@ -1,7 +1,4 @@
-"""Source databases that the demo does not make: many contacts of one organization.
-
-What belongs here: loading them. What does not: running exports on them (pipeline, memory).
-"""
+"""Source databases that the demo does not make: many contacts of one organization."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import sqlalchemy as sa
 
-from export_pipeline.demo import schema
-from export_pipeline.demo.data import DEFAULT_SEED, ORGANIZATIONS, generate_contacts
-from export_pipeline.demo.load import load_batches
+from export_pipeline.demo.data import DEFAULT_SEED, ORGANIZATIONS, generate_contacts, schema
+from export_pipeline.demo.data.load import load_batches
 
 ORGANIZATION = ORGANIZATIONS[0].id
 

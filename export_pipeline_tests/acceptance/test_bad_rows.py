@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from export_pipeline.database import engine as database
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.lists import list_id, segment_id
-from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.requests import claims, database
+from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.orchestration.sensors.requests import run_request
+from export_pipeline.requests import queue
 from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, Result
 
 Bad = tuple[Mapping[str, Any], str, str]
 """What the row asks for, the ``error_code`` it must end with, and what its message must begin with."""
-
 NAMES: Sequence[Bad] = [
     ({"dataset": "invoices"}, "unknown_dataset", "dataset: "),
     ({"dataset": ""}, "unknown_dataset", "dataset: "),
@@ -240,7 +240,7 @@ def test_text_that_is_no_utf_8_does_not_stop_the_claim(sqlite_demo: Database, sq
     engine = database.create_engine(sqlite_demo.url)
     try:
         with engine.begin() as connection:
-            claimed = claims.claim(connection, limit=10)
+            claimed = queue.claim(connection, limit=10)
         assert [run_request(claim).tags for claim in claimed]
     finally:
         engine.dispose()

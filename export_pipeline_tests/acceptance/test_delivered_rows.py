@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from export_pipeline.demo import nasty
-from export_pipeline.demo.data import ORGANIZATIONS
+from export_pipeline.demo.data import ORGANIZATIONS, nasty
 from export_pipeline_tests.acceptance import cells
 from export_pipeline_tests.acceptance.application import CONTACTS, DATASETS, ENTITIES, stored_rows
 from export_pipeline_tests.acceptance.pipeline import RECIPIENT, Database, Pipeline, S3Shelf, open_pipeline
@@ -20,7 +19,6 @@ from export_pipeline_tests.contract import format_readers as readers
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 ORGANIZATION = ORGANIZATIONS[0].id
-
 Reader = Callable[[bytes], readers.Rows]
 
 

@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 
-from export_pipeline.demo import nasty
-from export_pipeline.demo.data import ORGANIZATIONS
+from export_pipeline.demo.data import ORGANIZATIONS, nasty
 from export_pipeline_tests.acceptance.application import DATASETS, stored_rows
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 
 ORGANIZATION, OTHER = ORGANIZATIONS[0].id, ORGANIZATIONS[1].id
-
 Row = Mapping[str, Any]
 Predicate = Callable[[Row], bool]
-
 CONTACT_FILTERS: Mapping[str, tuple[Any, Predicate]] = {
     "nothing asked": ({}, lambda row: True),
     "equals": ({"country": "Brasil"}, lambda row: row["country"] == "Brasil"),

@@ -22,7 +22,6 @@ from export_pipeline_tests.servers.webhook import SECRET_PATH
 from export_pipeline_tests.stack import Stack, finished, mailed
 
 pytestmark = pytest.mark.timeout(240)
-
 ORGANIZATION = ORGANIZATIONS[0].id
 RECIPIENT = "ana@example.com"
 

@@ -10,7 +10,6 @@ from export_pipeline.catalog.loader import CatalogError, load_catalog, parse_dat
 
 HEAD = "name: people\ntitle: People\ntable: people\ntenant: org\nkey: id\n"
 COLUMNS = "columns:\n  - {name: id, type: integer}\n  - name: note\n    type: text\n"
-
 SENDGRID_HEADER = (
     "EMAIL,FIRST_NAME,LAST_NAME,ADDRESS_LINE_1,ADDRESS_LINE_2,CITY,STATE_PROVINCE_REGION,POSTAL_CODE,COUNTRY,"
     "ALTERNATE_EMAILS,PHONE_NUMBER,WHATSAPP,LINE,FACEBOOK,UNIQUE_NAME,CREATED_AT,UPDATED_AT,CONTACT_ID"

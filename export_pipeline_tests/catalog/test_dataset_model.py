@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from export_pipeline.catalog.loader import json_schema, json_schema_text, shipped_schema_text
 from export_pipeline.catalog.model import Dataset
-from export_pipeline.catalog.schema import json_schema, json_schema_text, shipped_schema_text
 from export_pipeline.catalog.types import OPERATORS_BY_TYPE, ColumnType, FilterOperator
 
 MINIMAL: dict[str, Any] = {

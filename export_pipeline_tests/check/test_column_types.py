@@ -11,14 +11,13 @@ import pytest
 
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.types import ColumnType
-from export_pipeline.check.column_types import judge
-from export_pipeline.check.findings import State
+from export_pipeline.check.datasets import judge
+from export_pipeline.check.findings import State, Wanted
 from export_pipeline.check.source_tables import Found, open_tables
-from export_pipeline.check.wanted import Wanted
-from export_pipeline.engine.query import Selection, build_query
-from export_pipeline.engine.readers import Source, open_snapshot
-from export_pipeline.requests.conditions import AllOf
+from export_pipeline.filters.tree import AllOf
 from export_pipeline.settings import Settings
+from export_pipeline.source.query import Selection, build_query
+from export_pipeline.source.readers import Source, open_snapshot
 from export_pipeline_tests.servers.mariadb import MariadbServer
 
 

@@ -26,9 +26,9 @@ from export_pipeline.check.environment import Environment
 from export_pipeline.check.findings import Finding, State, ok
 from export_pipeline.check.installation import PARTS, Part, check_installation
 from export_pipeline.cli import cli
+from export_pipeline.database.engine import create_engine
+from export_pipeline.database.migrate import upgrade
 from export_pipeline.demo.data import load_demo_data
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.migrate import upgrade
 from export_pipeline.settings import Settings
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer

@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.cli import cli, main
 from export_pipeline.cli.health import NAMES
+from export_pipeline.database.engine import utc_now
 from export_pipeline.orchestration import tags
-from export_pipeline.requests.database import utc_now
 from export_pipeline.requests.health import note_tick
 from export_pipeline_tests.orchestration.conftest import Pipeline, pipeline
 
@@ -265,7 +265,7 @@ def test_watch_shows_a_share_and_no_number_of_rows_that_was_added_up(
     state = pipeline.state(uid)
     facts = {"status": "running", "stage": "serialize", "rows_done": 50, "rows_total": 100}
     states = iter([state.model_copy(update=facts), state.model_copy(update={**facts, "status": "completed"})])
-    command = sys.modules["export_pipeline.cli.status"]
+    command = sys.modules["export_pipeline.cli.requests"]
     monkeypatch.setattr(command, "state_of", lambda *_: next(states))
     monkeypatch.setattr(command, "POLL_SECONDS", 0)
     shown = run("status", uid, "--watch")
@@ -274,7 +274,7 @@ def test_watch_shows_a_share_and_no_number_of_rows_that_was_added_up(
 
 
 def test_an_extra_that_is_missing_is_installed_from_here(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) -> None:
-    monkeypatch.setitem(sys.modules, "export_pipeline.gateway.server", None)
+    monkeypatch.setitem(sys.modules, "export_pipeline.gateway.app", None)
     shown = run("gateway")
     assert (shown.exit_code, "pip install '.[gateway]'" in shown.output) == (1, True)
 

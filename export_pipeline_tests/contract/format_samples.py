@@ -1,8 +1,4 @@
-"""Rows that break careless writers, and the small tools to write them to memory.
-
-What belongs here: sample tables of every column type, and ``write_all``.
-What does not: reading files back (format_readers) and what must hold (test_formats).
-"""
+"""Rows that break careless writers, and the small tools to write them to memory."""
 
 from __future__ import annotations
 
@@ -18,12 +14,12 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import ARROW_TYPES, FormatOptions, WrittenFile
-from export_pipeline.engine.splitter import write_files
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import FormatOptions, WrittenFile
+from export_pipeline.formats.splitter import write_files
+from export_pipeline.storage.batches import ARROW_TYPES
 
 AMPLE = 1_000_000_000
-
 COLUMNS = (
     OutputColumn("id", "ID", ColumnType.INTEGER),
     OutputColumn("label", 'The "label", quoted', ColumnType.TEXT),
@@ -36,7 +32,6 @@ COLUMNS = (
     OutputColumn("at", "at", ColumnType.TIMESTAMP),
     OutputColumn("day", "day", ColumnType.DATE),
 )
-
 TEXTS: tuple[str | None, ...] = (
     None,
     "",
@@ -83,7 +78,6 @@ TEXTS: tuple[str | None, ...] = (
     "x" * 40_000,
     "😀" * 17_000,
 )
-
 INTEGERS = (0, None, -1, 2**63 - 1, -(2**63), 999_999_999_999_999, 10**15, -(10**15), 2**53 + 1)
 FLOATS = (0.1 + 0.2, None, -0.0, 1e-7, 1e300, 5e-324, float("nan"), float("inf"), float("-inf"), 12345.0, 1 / 3)
 DECIMALS = (

@@ -29,15 +29,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.engine import splitter
-from export_pipeline.engine.formats import open_format, xlsx_format
-from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.engine.formats.xlsx_cells import CELL_LIMIT, CUT_MARK
-from export_pipeline.engine.formats.xlsx_parts import sheet_title
-from export_pipeline.engine.formats.zip_stream import ZipStream
+from export_pipeline.catalog.types import FORMATS, ColumnType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.file_rules import FORMATS
+from export_pipeline.formats import open_format, splitter
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.formats.xlsx import workbook as xlsx_format
+from export_pipeline.formats.xlsx.cells import CELL_LIMIT, CUT_MARK
+from export_pipeline.formats.xlsx.parts import sheet_title
+from export_pipeline.formats.xlsx.zip_stream import ZipStream
 from export_pipeline_tests.contract import format_readers as readers
 from export_pipeline_tests.contract.format_samples import (
     AMPLE,
@@ -516,7 +515,7 @@ def test_xlsx_is_a_sound_archive() -> None:
 
 def test_zip_directory_beyond_4_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     """The offsets are shifted, as if 4 GiB had come before; zipfile allows for such a prefix."""
-    from export_pipeline.engine.formats import deflate
+    from export_pipeline.formats import deflate
 
     sink = io.BytesIO()
     archive = ZipStream(sink)
@@ -775,9 +774,9 @@ def test_a_sheet_has_no_more_columns_than_excel() -> None:
 MEASURE = """
 import sys
 from contextlib import nullcontext
-from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.engine.splitter import write_files
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.formats.splitter import write_files
 from export_pipeline_tests.contract.format_samples import COLUMNS, ordinary_table
 
 class Nowhere:
@@ -808,9 +807,9 @@ def test_a_process_that_opened_every_format_can_still_be_forked() -> None:
     """Run workers are forked; a process in which polars has worked could not be."""
     code = """
 import os, signal
-from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.requests.file_rules import FORMATS
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.requests.validation.files import FORMATS
 from export_pipeline_tests.contract.format_samples import COLUMNS, ordinary_table, write_all
 
 for name in FORMATS:
@@ -825,5 +824,5 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 50
 
 def test_the_names_cost_no_imports() -> None:
     heavy = "{'polars', 'openpyxl', 'pyarrow.parquet', 'isal'} & set(sys.modules)"
-    code = f"import sys, export_pipeline.engine.formats as f; assert f.open_format and not {heavy}, {heavy}"
+    code = f"import sys, export_pipeline.formats as f; assert f.open_format and not {heavy}, {heavy}"
     subprocess.run([sys.executable, "-c", code], check=True)

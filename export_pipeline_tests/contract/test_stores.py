@@ -30,16 +30,15 @@ from botocore.credentials import RefreshableCredentials
 from botocore.response import StreamingBody
 
 import export_pipeline
-from export_pipeline.delivery.disposition import content_disposition
-from export_pipeline.delivery.local import LocalStore
-from export_pipeline.delivery.s3 import LONGEST_LINK, S3Store
-from export_pipeline.delivery.s3_upload import MAXIMUM_PARTS, part_size
-from export_pipeline.delivery.store import ObjectDescription, Store, open_store
-from export_pipeline.engine import s3_client
-from export_pipeline.engine.s3_client import client_config
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode
 from export_pipeline.orchestration.resources import S3
 from export_pipeline.settings import Settings
+from export_pipeline.storage import s3_client
+from export_pipeline.storage.local import LocalStore
+from export_pipeline.storage.objects import content_disposition
+from export_pipeline.storage.s3_client import client_config
+from export_pipeline.storage.s3_store import LONGEST_LINK, MAXIMUM_PARTS, S3Store, part_size
+from export_pipeline.storage.store import ObjectDescription, Store, open_store
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 HOUR = timedelta(hours=1)
@@ -584,7 +583,7 @@ class TestOpenStore:
 
     def test_a_directory_needs_no_boto3(self, tmp_path: Path) -> None:
         code = (
-            "import sys; from export_pipeline.settings import Settings; import export_pipeline.delivery.store as store;"
+            "import sys; from export_pipeline.settings import Settings; import export_pipeline.storage.store as store;"
             f"store.open_store(Settings(store_url='file://{tmp_path}')); sys.exit('boto3' in sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,23 +7,18 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.delivery.failure_mail import mail_failure
-from export_pipeline.delivery.handover import MailPostponed
-from export_pipeline.delivery.mail import MailProvider
-from export_pipeline.delivery.message import FailureMail, failure_message
-from export_pipeline.delivery.sendgrid_mail import SendGridMail
-from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
-from export_pipeline.delivery.texts import CATALOG
+from export_pipeline.database.tables import export_notifications, export_requests, organization_members, organizations
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
-from export_pipeline.requests import states
-from export_pipeline.requests.events import operators_message
+from export_pipeline.messaging.content import FailureMail, failure_message
+from export_pipeline.messaging.failure_mail import mail_failure
+from export_pipeline.messaging.message import MailProvider
+from export_pipeline.messaging.sendgrid import SendGridMail
+from export_pipeline.messaging.sending import MailPostponed
+from export_pipeline.messaging.smtp import SmtpMail, SmtpServer
+from export_pipeline.messaging.texts import CATALOG
+from export_pipeline.requests import transitions
+from export_pipeline.requests.audit import operators_message
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.tables import (
-    export_notifications,
-    export_requests,
-    organization_members,
-    organizations,
-)
 from export_pipeline.settings import Settings
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.requests.test_states import ask, begin, claim
@@ -56,7 +51,7 @@ def failed(
     claim(database)
     begin(database, request_id)
     with database.begin() as connection:
-        assert states.fail(
+        assert transitions.fail(
             connection, request_id, ExportFailure(code, "columns: what <b>is</b> wrong."), run_id="run-1"
         )
     return request_id

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from export_pipeline.delivery.keys import export_prefix, file_name, manifest_key
+from export_pipeline.stages.manifest import export_prefix, file_name, manifest_key
 
 DAY = date(2025, 11, 21)
 UID = "6f0c8a52-0d1e-4b6f-9a57-3d2f7f0c1b2a"

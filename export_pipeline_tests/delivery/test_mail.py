@@ -22,22 +22,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from export_pipeline.delivery import smtp
-from export_pipeline.delivery.mail import (
+from export_pipeline.messaging import smtp
+from export_pipeline.messaging.message import (
     Attachment,
     Blame,
     MailNotAccepted,
     MailOutcomeUnknown,
     MailProvider,
     Message,
-    default_sender,
-    open_mail_provider,
     parse_sender,
 )
-from export_pipeline.delivery.mime import one_line, to_mime
-from export_pipeline.delivery.outbox import Outbox
-from export_pipeline.delivery.sendgrid_mail import SendGridMail
-from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
+from export_pipeline.messaging.mime import one_line, to_mime
+from export_pipeline.messaging.outbox import Outbox
+from export_pipeline.messaging.providers import default_sender, open_mail_provider
+from export_pipeline.messaging.sendgrid import SendGridMail
+from export_pipeline.messaging.smtp import SmtpMail, SmtpServer
 from export_pipeline.settings import Settings, SettingsError
 from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink
 from export_pipeline_tests.servers.smtp import Drop, SmtpSink, self_signed, serve_smtp

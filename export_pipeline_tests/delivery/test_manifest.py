@@ -23,18 +23,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.delivery.json_objects import end_of_deep_object
-from export_pipeline.delivery.local import LocalStore
-from export_pipeline.delivery.manifest import Manifest, ManifestFile, read_manifest, write_manifest
-from export_pipeline.delivery.objects import ObjectDescription
-from export_pipeline.delivery.row_counts import UnreadableFileError, count_rows
-from export_pipeline.delivery.s3 import S3Store
-from export_pipeline.delivery.verify import verify
-from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import FormatOptions
+from export_pipeline.catalog.types import FORMATS, ColumnType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.file_rules import FORMATS
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.stages.manifest import Manifest, ManifestFile, read_manifest, write_manifest
+from export_pipeline.stages.row_counts import UnreadableFileError, count_rows, end_of_deep_object
+from export_pipeline.stages.verify import verify
+from export_pipeline.storage.local import LocalStore
+from export_pipeline.storage.objects import ObjectDescription
+from export_pipeline.storage.s3_store import S3Store
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 COLUMNS = ("id", "note")

@@ -12,9 +12,11 @@ from zoneinfo import available_timezones
 import pytest
 from babel.numbers import format_decimal
 
-from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.delivery.attachments import link_list
-from export_pipeline.delivery.message import (
+from export_pipeline.catalog.types import FORMATS, ColumnType, OutputColumn
+from export_pipeline.failures import Fault
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.messaging.content import (
     FailureMail,
     ReadyFile,
     ReadyMail,
@@ -22,11 +24,8 @@ from export_pipeline.delivery.message import (
     failure_message,
     ready_message,
 )
-from export_pipeline.delivery.texts import CATALOG, language_of
-from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.failures import Fault
-from export_pipeline.requests.file_rules import FORMATS
+from export_pipeline.messaging.texts import CATALOG, language_of
+from export_pipeline.stages.notify_recipients import link_list
 
 MAIL = ReadyMail(
     dataset_titles={"en": "Contacts", "es": "Contactos", "pt": "Contatos"},

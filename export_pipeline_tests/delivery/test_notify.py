@@ -16,25 +16,25 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.delivery.handover import MailPostponed
-from export_pipeline.delivery.local import LocalStore
-from export_pipeline.delivery.mail import MailProvider
-from export_pipeline.delivery.manifest import Manifest, ManifestFile
-from export_pipeline.delivery.notify import Announcement, notify, sender_for
-from export_pipeline.delivery.objects import Link
-from export_pipeline.delivery.sendgrid_mail import SendGridMail
-from export_pipeline.delivery.smtp import SmtpMail, SmtpServer
-from export_pipeline.delivery.texts import CATALOG
-from export_pipeline.delivery.upload import describe
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.enums import NotificationKind
+from export_pipeline.database.tables import export_links, export_notifications, organization_email_domains
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests import ledger
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import NotificationKind
-from export_pipeline.requests.model import load_request
+from export_pipeline.messaging.message import MailProvider
+from export_pipeline.messaging.sendgrid import SendGridMail
+from export_pipeline.messaging.sending import MailPostponed
+from export_pipeline.messaging.smtp import SmtpMail, SmtpServer
+from export_pipeline.messaging.texts import CATALOG
+from export_pipeline.requests import notifications
+from export_pipeline.requests.api_keys import digest_of
+from export_pipeline.requests.models import load_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.tables import export_links, export_notifications, organization_email_domains
-from export_pipeline.requests.tokens import digest_of
 from export_pipeline.settings import Settings
+from export_pipeline.stages.manifest import Manifest, ManifestFile
+from export_pipeline.stages.notify_recipients import Announcement, notify, sender_for
+from export_pipeline.stages.upload import describe
+from export_pipeline.storage.local import LocalStore
+from export_pipeline.storage.objects import Link
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.requests.test_states import ask
 from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink
@@ -288,7 +288,7 @@ def test_every_try_of_a_mail_has_the_same_id(
     sendgrid_sink.next_answers(Answer(kind="take_then_reset"))
     assert tell(database, store, SendGridMail(API_KEY, sendgrid_sink.url, timeout=5), announcement) == {"unknown": 1}
     with database.begin() as connection:
-        ledger.put_back(connection, announcement.request_id, kind=NotificationKind.READY, unknown=True)
+        notifications.put_back(connection, announcement.request_id, kind=NotificationKind.READY, unknown=True)
     tell(database, store, smtp(smtp_sink), announcement)
     first = sendgrid_sink.accepted[0]["custom_args"]["message_id"]
     assert smtp_sink.received[0].message["Message-ID"] == f"<{first}@example.org>"
@@ -371,7 +371,7 @@ def test_mails_are_from_the_organizations_sender_while_it_may_be_used(
             return sender_for(connection, Organizations(), load_request(connection, request_id))
 
     with database.begin() as connection:
-        ledger.enlist(connection, request_id, RECIPIENTS[:1])
+        notifications.enlist(connection, request_id, RECIPIENTS[:1])
         connection.execute(
             domains.insert().values(organization_id="acme", domain="acme.example.com", verified_at=utc_now())
         )

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from export_pipeline.delivery.local import LocalStore
-from export_pipeline.delivery.manifest import Manifest, ManifestFile, read_manifest
-from export_pipeline.delivery.publish import publish
-from export_pipeline.delivery.upload import describe
-from export_pipeline.engine.plan import ExportPlan
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.stages.manifest import Manifest, ManifestFile, read_manifest
+from export_pipeline.stages.plan import ExportPlan
+from export_pipeline.stages.publish import publish
+from export_pipeline.stages.upload import describe
+from export_pipeline.storage.local import LocalStore
 from export_pipeline_tests.delivery.test_manifest import manifest_of
 
 CONTENTS = b"id\n1\n", b"id\n2\n"

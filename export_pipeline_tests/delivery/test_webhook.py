@@ -18,22 +18,20 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.delivery import webhook
-from export_pipeline.delivery.webhook import Call, deliver_due, post
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.tables import export_requests, export_webhooks
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests import states, webhooks
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.tables import export_requests, export_webhooks
-from export_pipeline.requests.webhook_rules import check_webhook_url, is_public
+from export_pipeline.messaging import webhook
+from export_pipeline.messaging.webhook import Call, deliver_due, post
+from export_pipeline.requests import transitions, webhooks
+from export_pipeline.requests.models import insert_request
+from export_pipeline.requests.validation.webhook import check_webhook_url, is_public
 from export_pipeline.settings import Settings
 from export_pipeline_tests.servers.hooks import HookSink, serve_hooks
 from export_pipeline_tests.servers.smtp import self_signed
 
 SETTINGS = Settings(webhook_allow_insecure=True, webhook_retry_seconds=30)
 FAILURE = ExportFailure(FailureCode.INVALID_FILTER, "filters.x: is wrong.", field="filters")
-
-
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
@@ -54,7 +52,7 @@ def failed_request(database: sa.Engine, url: str | None, organization: str = "ac
             webhook_url=url,
         )
         key = connection.execute(sa.select(export_requests.c.id).where(export_requests.c.uid == uid)).scalar_one()
-        assert states.give_up(connection, key, FAILURE, attempt=0, run_id=None)
+        assert transitions.give_up(connection, key, FAILURE, attempt=0, run_id=None)
     return uid
 
 

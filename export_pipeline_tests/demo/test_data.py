@@ -20,8 +20,6 @@ import pytest
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.model import CustomField
 from export_pipeline.catalog.types import ColumnType
-from export_pipeline.demo import nasty, schema
-from export_pipeline.demo.contacts import EMAILS_AT_MOST, TOKENS_AT_MOST, generate_emails, generate_tokens
 from export_pipeline.demo.data import (
     NASTY_RATE,
     ORGANIZATIONS,
@@ -30,9 +28,19 @@ from export_pipeline.demo.data import (
     generate_contacts,
     generate_entities,
     load_demo_data,
+    nasty,
+    schema,
 )
-from export_pipeline.demo.lists import CUSTOM_FIELDS, SEGMENTS, list_ids
-from export_pipeline.requests.segments import StoredSegment, segment_condition
+from export_pipeline.demo.data.contacts import (
+    CUSTOM_FIELDS,
+    EMAILS_AT_MOST,
+    SEGMENTS,
+    TOKENS_AT_MOST,
+    generate_emails,
+    generate_tokens,
+    list_ids,
+)
+from export_pipeline.filters.segments import StoredSegment, segment_condition
 
 Generator = Callable[..., Iterator[pa.RecordBatch]]
 SEED = 7

@@ -1,7 +1,4 @@
-"""What the documentation says of the code, made from the code: the command's help, and which part imports which.
-
-What belongs here: making the text. What does not: writing it (``__main__``), comparing it (test_generated).
-"""
+"""What the documentation says of the code, made from the code: the command's help, and which part imports which."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from export_pipeline.catalog.loader import load_catalog, parse_dataset
 from export_pipeline.catalog.model import CustomField
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.cli import cli
+from export_pipeline.database.engine import create_engine
 from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.filters.sendgrid_query import parse_segment_query
 from export_pipeline.requests.api_keys import create_key
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.segment_query import parse_segment_query
 from export_pipeline.settings import Settings
 from export_pipeline_tests.acceptance.pipeline import Database, LocalShelf, open_pipeline
 from export_pipeline_tests.docs.blocks import LANGUAGES, PAGES, Block, blocks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline.requests import claims
+from export_pipeline.requests import queue
 from export_pipeline_tests.acceptance.pipeline import Database, LocalShelf, open_pipeline
 from export_pipeline_tests.docs.blocks import ROOT, blocks
 
@@ -32,7 +32,7 @@ def test_the_worked_example_comes_out_as_it_is_printed(
     with open_pipeline(database, LocalShelf(tmp_path / "store"), tmp_path, EXPORT_CATALOG=str(catalog)) as pipeline:
         database.execute(asked.rstrip().rstrip(";"))
         with pipeline._engine.begin() as connection:
-            (claim,) = claims.claim(connection, limit=1)
+            (claim,) = queue.claim(connection, limit=1)
         result = pipeline._run(claim)
     assert result.state.status == "completed", result.state.message
     assert [file.decode() for file in result.files] == [printed]

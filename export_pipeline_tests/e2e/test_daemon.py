@@ -23,7 +23,6 @@ from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, finished, mailed, open_stack, slow_request, worker_of
 
 pytestmark = pytest.mark.timeout(240)
-
 ORGANIZATION = ORGANIZATIONS[0].id
 
 

@@ -18,9 +18,9 @@ from types import FrameType
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
-from export_pipeline.engine.query import Selection, build_query
-from export_pipeline.engine.readers import Source, open_snapshot
-from export_pipeline.requests.conditions import AllOf
+from export_pipeline.filters.tree import AllOf
+from export_pipeline.source.query import Selection, build_query
+from export_pipeline.source.readers import Source, open_snapshot
 
 SLOW = """
 name: slow

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.model import CustomField
 from export_pipeline.catalog.types import ColumnType
-from export_pipeline.engine.readers import Source
+from export_pipeline.source.readers import Source
 
 DATASET = parse_dataset(
     """
@@ -39,7 +39,6 @@ columns:
   - {name: secret, type: text, filter: false}
 """
 )
-
 CONTACTS = parse_dataset(
     """
 name: contacts
@@ -116,7 +115,6 @@ EMAILS = [
     "@y.org",
 ]
 LISTS = {"acme": [str(UUID(int=1)), str(UUID(int=2))], "other": [str(UUID(int=3))]}
-
 NAMES = [
     None,
     "",

@@ -8,11 +8,11 @@ import sqlalchemy as sa
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.lists import LIST_NAMES, SEGMENTS, list_id, segment_id
-from export_pipeline.engine import directory
-from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
-from export_pipeline.engine.readers import Source
+from export_pipeline.demo.data.contacts import LIST_NAMES, SEGMENTS, list_id, segment_id
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.source import lookups
+from export_pipeline.source.lookups import check_lists, find_custom_fields, find_segments
+from export_pipeline.source.readers import Source
 
 OURS, THEIRS = ORGANIZATIONS[0], ORGANIZATIONS[1]
 CONTACTS = load_catalog("")["contacts"]
@@ -88,8 +88,8 @@ def test_a_definition_that_cannot_be_used_is_told(source: Source, name: str, kin
 
 
 def test_a_directory_reads_no_segment_once_its_time_is_over(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "_COUNTING_SECONDS", 0.0)
-    monkeypatch.setattr(directory, "segment_condition", lambda *_: pytest.fail("a segment was read"))
-    found = directory.segments_of(source, CONTACTS, OURS.id, "UTC")
+    monkeypatch.setattr(lookups, "_COUNTING_SECONDS", 0.0)
+    monkeypatch.setattr(lookups, "segment_condition", lambda *_: pytest.fail("a segment was read"))
+    found = lookups.segments_of(source, CONTACTS, OURS.id, "UTC")
     assert [(one.rows, one.problem) for one in found] == [(None, None)] * len(SEGMENTS)
     assert all(one.name for one in found)

@@ -17,15 +17,15 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import NO_CEILING, FormatOptions
-from export_pipeline.engine.lookups import Named, find_custom_fields, read_texts
-from export_pipeline.engine.query import Query, Selection, build_query
-from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
-from export_pipeline.engine.readers import mariadb as sessions
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
-from export_pipeline.requests.conditions import AllOf
-from export_pipeline.requests.filters import parse_filters
+from export_pipeline.filters.json_filters import parse_filters
+from export_pipeline.filters.tree import AllOf
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import NO_CEILING, FormatOptions
+from export_pipeline.source.lookups import Named, find_custom_fields, read_texts
+from export_pipeline.source.query import Query, Selection, build_query
+from export_pipeline.source.readers import Snapshot, Source, open_snapshot
+from export_pipeline.source.readers import mariadb as sessions
 from export_pipeline_tests.engine import people
 from export_pipeline_tests.engine.people import CONTACTS, DATASET
 from export_pipeline_tests.engine.test_readers import SELECTION, failure, query_for

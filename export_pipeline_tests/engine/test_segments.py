@@ -10,22 +10,14 @@ import sqlalchemy as sa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from export_pipeline.engine.query import Selection, build_query
-from export_pipeline.engine.readers import Source, open_snapshot
-from export_pipeline.engine.readers.sqlite import bound_statement
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.conditions import AllOf, AnyOf, Condition, OnList
-from export_pipeline.requests.filters import parse_filters
-from export_pipeline.requests.segment_query import parse_segment_query
-from export_pipeline_tests.engine.people import (
-    ACME_CONTACTS,
-    CONTACTS,
-    CUSTOM_FIELDS,
-    DATASET,
-    LISTS,
-    ROWS,
-    examples,
-)
+from export_pipeline.filters.json_filters import parse_filters
+from export_pipeline.filters.sendgrid_query import parse_segment_query
+from export_pipeline.filters.tree import AllOf, AnyOf, Condition, OnList
+from export_pipeline.source.query import Selection, build_query
+from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers.sqlite import bound_statement
+from export_pipeline_tests.engine.people import ACME_CONTACTS, CONTACTS, CUSTOM_FIELDS, DATASET, LISTS, ROWS, examples
 from export_pipeline_tests.engine.segment_sql import ANY_TEXT, PREDICATES, Predicate, age, domains, joined, quoted
 from export_pipeline_tests.engine.test_filters import CONDITIONS
 

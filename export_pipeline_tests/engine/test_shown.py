@@ -22,14 +22,14 @@ import sqlalchemy as sa
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.model import Column, Dataset
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.engine.conditions import ConditionCompiler, table_clause
-from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import NO_CEILING, FormatOptions
-from export_pipeline.engine.lookups import rows_of
-from export_pipeline.engine.query import Selection, build_query
-from export_pipeline.engine.readers import Source, open_snapshot
-from export_pipeline.requests.conditions import AllOf
-from export_pipeline.requests.filters import parse_filters
+from export_pipeline.filters.json_filters import parse_filters
+from export_pipeline.filters.tree import AllOf
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import NO_CEILING, FormatOptions
+from export_pipeline.source.compiler import ConditionCompiler, table_clause
+from export_pipeline.source.lookups import rows_of
+from export_pipeline.source.query import Selection, build_query
+from export_pipeline.source.readers import Source, open_snapshot
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer
 
@@ -63,7 +63,6 @@ UUIDS = [UUID_A, UUID_B, UUID_A, None]
 UUID_TEXTS = [UUID_A, UUID_A.upper(), UUID_A.replace("-", ""), UUID_A.replace("-", "").upper(), UUID_B, None]
 FLAGS = ["true", "false", None]
 BITS = ["1", "0", "2", None]
-
 COLUMNS: dict[str, list[tuple[str, str, list[Any]]]] = {
     "postgresql": [
         ("text", "text", TEXTS),

@@ -11,15 +11,15 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.types import ColumnType
-from export_pipeline.engine import directory
-from export_pipeline.engine.lookups import check_lists
-from export_pipeline.engine.page import read_page
-from export_pipeline.engine.query import Selection, build_query
-from export_pipeline.engine.readers import Source, open_snapshot
 from export_pipeline.failures import ExportFailure
-from export_pipeline.requests.conditions import AllOf, AnyOf, OnList
-from export_pipeline.requests.filters import parse_filters
-from export_pipeline.requests.segment_query import parse_segment_query
+from export_pipeline.filters.json_filters import parse_filters
+from export_pipeline.filters.sendgrid_query import parse_segment_query
+from export_pipeline.filters.tree import AllOf, AnyOf, OnList
+from export_pipeline.gateway.row_pages import read_page
+from export_pipeline.source import lookups
+from export_pipeline.source.lookups import check_lists
+from export_pipeline.source.query import Selection, build_query
+from export_pipeline.source.readers import Source, open_snapshot
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer
 
@@ -136,14 +136,14 @@ def test_an_organization_has_the_rows_of_its_own_spelling_alone(source: Source, 
     assert ids(source, Selection(DATASET, organization, (DATASET.key_column,), AllOf(()))) == [at]
     on_lists = AnyOf((OnList(tuple(LISTS)),))
     assert ids(source, Selection(DATASET, organization, (DATASET.key_column,), AllOf(()), on_lists)) == [at]
-    names = directory.names_of(source, DATASET, organization, list_ids=LISTS, segment_ids=[])
+    names = lookups.names_of(source, DATASET, organization, list_ids=LISTS, segment_ids=[])
     assert names == {one: f"{organization} {one}" for one in LISTS}
 
 
 @pytest.mark.parametrize("spelled", ["aCME", "acme  ", " acme", "ácme", "acme%"])
 def test_any_other_spelling_is_no_organization(source: Source, spelled: str) -> None:
     assert ids(source, Selection(DATASET, spelled, (DATASET.key_column,), AllOf(()))) == []
-    assert directory.lists_page(source, DATASET, spelled, after=None, limit=10) == []
+    assert lookups.lists_page(source, DATASET, spelled, after=None, limit=10) == []
 
 
 def test_a_list_is_the_one_of_its_own_spelling(source: Source) -> None:
@@ -157,7 +157,7 @@ def test_a_list_is_the_one_of_its_own_spelling(source: Source) -> None:
 
 def test_pages_of_lists_lose_none_that_the_database_takes_for_another(source: Source) -> None:
     pages, after = [], None
-    while page := directory.lists_page(source, DATASET, "acme", after=after, limit=1):
+    while page := lookups.lists_page(source, DATASET, "acme", after=after, limit=1):
         pages += page
         after = page[-1].id
     assert [(one.id, one.rows) for one in pages] == [(one, 1) for one in sorted(LISTS)]

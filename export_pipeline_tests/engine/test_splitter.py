@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from export_pipeline.engine.splitter import BLOCK_BYTES, BLOCK_ROWS, even_blocks
+from export_pipeline.formats.splitter import BLOCK_BYTES, BLOCK_ROWS, even_blocks
 
 MEGABYTE = 1_000_000
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from export_pipeline.engine import extract
-from export_pipeline.engine.query import Query, Selection
-from export_pipeline.engine.readers import Snapshot, Source, open_snapshot
-from export_pipeline.engine.staging import Staging, unique
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.conditions import AllOf
+from export_pipeline.filters.tree import AllOf
+from export_pipeline.source.query import Query, Selection
+from export_pipeline.source.readers import Snapshot, Source, open_snapshot
+from export_pipeline.stages import filter_entities
+from export_pipeline.storage.staging import Staging, unique
 from export_pipeline_tests.engine import people
 from export_pipeline_tests.servers.s3 import S3Bucket
 
@@ -134,16 +134,16 @@ def test_rows_that_are_not_as_many_as_the_snapshot_counted_are_no_export(
         with open_snapshot(source, query) as snapshot:
             yield replace(snapshot, row_count=snapshot.row_count + more)
 
-    monkeypatch.setattr(extract, "open_snapshot", miscounted)
+    monkeypatch.setattr(filter_entities, "open_snapshot", miscounted)
     source = people.create(f"sqlite:///{tmp_path / 'people.db'}")
     staging = Staging((tmp_path / "staging").as_uri())
     with pytest.raises(ExportFailure) as failed:
-        extract.stage_rows(
+        filter_entities.stage_rows(
             source,
             Selection(people.DATASET, "acme", people.DATASET.columns, AllOf(())),
             staging,
             "a/1",
-            sharding=extract.Sharding(max_bytes=10**9, shard_rows=10**6),
+            sharding=filter_entities.Sharding(max_bytes=10**9, shard_rows=10**6),
             snapshot_taken=lambda _rows, _instant: None,
             progress=lambda _rows: None,
         )

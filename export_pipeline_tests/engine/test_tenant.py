@@ -7,13 +7,13 @@ import pytest
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.lists import list_id, segment_id
-from export_pipeline.engine import directory
-from export_pipeline.engine.lookups import check_lists, find_custom_fields, find_segments
-from export_pipeline.engine.query import Selection
-from export_pipeline.engine.readers import Source
+from export_pipeline.demo.data.contacts import list_id, segment_id
 from export_pipeline.failures import ExportFailure
-from export_pipeline.requests.conditions import AllOf
+from export_pipeline.filters.tree import AllOf
+from export_pipeline.source import lookups
+from export_pipeline.source.lookups import check_lists, find_custom_fields, find_segments
+from export_pipeline.source.query import Selection
+from export_pipeline.source.readers import Source
 
 OURS, THEIRS = ORGANIZATIONS[0], ORGANIZATIONS[1]
 # As an application that did not say of what type its tenant column is: on PostgreSQL it is a uuid.
@@ -29,16 +29,16 @@ def source(demo_source: Source) -> Source:
 
 def found(source: Source, organization_id: str) -> dict[str, int]:
     """How much each way of reading the source finds of an organization."""
-    named = directory.names_of(source, CONTACTS, organization_id, list_ids=[LIST], segment_ids=[SEGMENT])
+    named = lookups.names_of(source, CONTACTS, organization_id, list_ids=[LIST], segment_ids=[SEGMENT])
     selected = Selection(CONTACTS, organization_id, (CONTACTS.key_column,), AllOf(()))
     return {
-        "rows": directory.count_rows(source, selected),
+        "rows": lookups.count_rows(source, selected),
         "custom fields": len(find_custom_fields(source, CONTACTS, organization_id)),
-        "lists": len(directory.lists_page(source, CONTACTS, organization_id, after=None, limit=100)),
+        "lists": len(lookups.lists_page(source, CONTACTS, organization_id, after=None, limit=100)),
         "members": sum(
-            one.rows for one in directory.lists_page(source, CONTACTS, organization_id, after=None, limit=100)
+            one.rows for one in lookups.lists_page(source, CONTACTS, organization_id, after=None, limit=100)
         ),
-        "segments": len(directory.segments_of(source, CONTACTS, organization_id, "UTC")),
+        "segments": len(lookups.segments_of(source, CONTACTS, organization_id, "UTC")),
         "names": len(named),
     }
 
@@ -59,9 +59,9 @@ def test_a_spelling_that_only_the_database_takes_for_it_finds_nothing_anywhere(s
 
 
 def test_the_ids_of_another_organization_name_nothing(source: Source) -> None:
-    assert directory.names_of(source, CONTACTS, THEIRS.id, list_ids=[LIST], segment_ids=[SEGMENT]) == {}
-    theirs = directory.lists_page(source, CONTACTS, THEIRS.id, after=None, limit=100)
+    assert lookups.names_of(source, CONTACTS, THEIRS.id, list_ids=[LIST], segment_ids=[SEGMENT]) == {}
+    theirs = lookups.lists_page(source, CONTACTS, THEIRS.id, after=None, limit=100)
     assert theirs
     assert not {one.id for one in theirs} & {
-        one.id for one in directory.lists_page(source, CONTACTS, OURS.id, after=None, limit=100)
+        one.id for one in lookups.lists_page(source, CONTACTS, OURS.id, after=None, limit=100)
     }

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline.catalog.types import ColumnType, OutputColumn
+from export_pipeline.catalog.types import FORMATS, ColumnType, OutputColumn
 from export_pipeline.demo.data import generate_contacts
-from export_pipeline.engine.formats import open_format
-from export_pipeline.engine.formats.base import FormatOptions
-from export_pipeline.engine.splitter import write_files
-from export_pipeline.engine.staging import Staging
-from export_pipeline.engine.timing import StageSeconds, Timer
-from export_pipeline.requests.file_rules import FORMATS
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.formats.splitter import write_files
+from export_pipeline.storage.staging import Staging
+from export_pipeline.timing import StageSeconds, Timer
 
 
 def test_the_slowest_part_is_what_bounds_an_export() -> None:

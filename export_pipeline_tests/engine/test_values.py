@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.model import CustomField, Dataset
 from export_pipeline.catalog.types import ColumnType
-from export_pipeline.engine.query import Selection, build_query
-from export_pipeline.engine.readers import FETCH_BYTES, Source, open_snapshot
-from export_pipeline.engine.readers.pandas import snapshot as pandas_snapshot
-from export_pipeline.engine.readers.types import staged_schema, to_staged
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.conditions import AllOf
-from export_pipeline.requests.filters import parse_filters
+from export_pipeline.filters.json_filters import parse_filters
+from export_pipeline.filters.tree import AllOf
+from export_pipeline.source.query import Selection, build_query
+from export_pipeline.source.readers import FETCH_BYTES, Source, open_snapshot
+from export_pipeline.source.readers.arrow_types import staged_schema, to_staged
+from export_pipeline.source.readers.generic import snapshot as pandas_snapshot
 from export_pipeline_tests.engine.people import CONTACTS
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer

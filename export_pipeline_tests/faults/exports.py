@@ -1,7 +1,4 @@
-"""The exports that the kills meet: their datasets, their tight settings, and requests with recipients who pay.
-
-What belongs here: what is asked of an installation. What does not: faults, and what is promised (``promises``).
-"""
+"""The exports that the kills meet: their datasets, their tight settings, and requests with recipients who pay."""
 
 from __future__ import annotations
 
@@ -28,7 +25,6 @@ SETTINGS = {
     "EXPORT_MAX_ATTEMPTS": "60",
 }
 """Recovery within seconds, and more attempts than random kills use up."""
-
 _BIG = """
 name: big
 title: Big
@@ -48,7 +44,6 @@ CREATE VIEW steady AS
 SELECT number AS id, 'acme'::text AS organization_id, 'steady' AS filler
 FROM generate_series(1, 100) number WHERE pg_sleep(0.2) IS NOT NULL
 """
-
 KINDS: dict[str, dict[str, Any]] = {
     "csv": {"organization_id": ORGANIZATIONS[0].id, "dataset": "contacts", "format": "csv", "compression": "gzip"},
     "xlsx": {"organization_id": ORGANIZATIONS[1].id, "dataset": "contacts", "format": "xlsx"},

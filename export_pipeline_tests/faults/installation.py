@@ -1,8 +1,4 @@
-"""An installation without a daemon whose every connection passes a proxy: PostgreSQL (requests and source), S3, mail.
-
-What belongs here: its parts, the way of one request through them, and what is looked at afterwards, past the proxies.
-What does not: faults and what must become of them (the tests).
-"""
+"""An installation without a daemon; its PostgreSQL, S3 and mail connections all pass a proxy."""
 
 from __future__ import annotations
 
@@ -23,10 +19,10 @@ import pytest
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from psycopg.rows import dict_row
 
+from export_pipeline.database.engine import create_engine
+from export_pipeline.database.migrate import upgrade
 from export_pipeline.definitions import build_definitions
-from export_pipeline.orchestration import stage
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.migrate import upgrade
+from export_pipeline.orchestration import execution
 from export_pipeline.settings import Settings
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.proxy import HttpProxy, http_proxy
@@ -164,7 +160,7 @@ class Installation:
             for record in self.instance.get_records_for_run(run.run_id, of_type=kind).records
         ]
         seconds = [event.step_retry_data.seconds_to_wait or 0.0 for event in events if event is not None]
-        return [one / stage.FIRST_RETRY_SECONDS for one in seconds]
+        return [one / execution.FIRST_RETRY_SECONDS for one in seconds]
 
     def log(self, run: dg.DagsterRun) -> str:
         """Everything that Dagster's event log says of a run."""
@@ -317,6 +313,6 @@ def open_installation(postgres: PostgresServer, s3_server: S3Server, home: Path)
         }
         for name, value in environment.items():
             patch.setenv(name, value)
-        patch.setattr(stage, "FIRST_RETRY_SECONDS", 0.05)
+        patch.setattr(execution, "FIRST_RETRY_SECONDS", 0.05)
         instance = held.enter_context(dg.DagsterInstance.local_temp(str(home / "dagster")))
         yield Installation(home, database_url, source_url, requests, source, bucket, s3, sink, sendgrid, smtp, instance)

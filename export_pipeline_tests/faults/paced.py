@@ -1,8 +1,4 @@
-"""The exported view of the daemon's tests, made as large and as slow as an organization's line in ``pace`` says.
-
-What belongs here: the view and its lines, the Dagster side of one request (its runs, terminating them as the UI does).
-What does not: the installation (``stack``), what a test does to it.
-"""
+"""The exported view of the daemon's tests, made as large and as slow as an organization's line in ``pace`` says."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What is promised of a request whatever was done to the processes, held against database, store and mailboxes.
-
-What belongs here: finding what was lost, doubled or left behind. What does not: doing anything to a process.
-"""
+"""What is promised of a request whatever was done to the processes, held against database, store and mailboxes."""
 
 from __future__ import annotations
 
@@ -23,7 +20,6 @@ from export_pipeline_tests.stack import Stack
 
 Files = list[tuple[int, int, int, str]]
 """Ordinal, rows, bytes and SHA-256 of each delivered file."""
-
 _NOTHING_WAITS = """
 SELECT count(*) FROM export_requests r WHERE r.uid::text = ANY(%(uids)s) AND (
     r.status IN ('queued', 'running') OR EXISTS (
@@ -32,9 +28,9 @@ SELECT count(*) FROM export_requests r WHERE r.uid::text = ANY(%(uids)s) AND (
 _JANITOR = """
 from datetime import timedelta
 from export_pipeline.definitions import defs
-from export_pipeline.delivery import retention
-from export_pipeline.orchestration import janitor
-retention.KEEP_LEFTOVERS = janitor.KEEP_UPLOADS = timedelta(0)  # a day later
+from export_pipeline.orchestration import maintenance
+from export_pipeline.stages import cleanup
+cleanup.KEEP_LEFTOVERS = maintenance.KEEP_UPLOADS = timedelta(0)  # a day later
 assert defs.resolve_job_def("janitor").execute_in_process().success
 """
 

@@ -1,7 +1,4 @@
-"""Killing the processes of an installation, and starting them anew as a supervisor would.
-
-What belongs here: which process is which, SIGKILL, restart. What does not: when (the tests).
-"""
+"""Killing the processes of an installation, and starting them anew as a supervisor would."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-from export_pipeline.demo.processes import Processes
-from export_pipeline.orchestration.job import JOB_NAME
-from export_pipeline.orchestration.launcher import client
-from export_pipeline.orchestration.launcher.identity import WORKER_TAG, Life, Worker
-from export_pipeline.orchestration.launcher.protocol import check_peer
+from export_pipeline.demo.home import Processes
+from export_pipeline.launcher import client
+from export_pipeline.launcher.identity import WORKER_TAG, Life, Worker
+from export_pipeline.launcher.protocol import check_peer
+from export_pipeline.orchestration.jobs import JOB_NAME
 from export_pipeline_tests.stack import Stack
 
 CODE_SERVER, DAEMON = "code-server", "daemon"

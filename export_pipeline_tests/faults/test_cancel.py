@@ -14,7 +14,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from export_pipeline.demo.processes import Processes, free_port
+from export_pipeline.demo.home import Processes, free_port
 from export_pipeline_tests.faults import paced
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.proxy import HttpProxy, http_proxy
@@ -23,7 +23,6 @@ from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, open_stack
 
 pytestmark = pytest.mark.timeout(600)
-
 PROMISED_SECONDS = 10
 """On a machine that has nothing else to do; see ``BUSY``."""
 BUSY = 4

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from export_pipeline.engine.staging import Staging
+from export_pipeline.storage.staging import Staging
 from export_pipeline_tests.acceptance.pipeline import Database, LocalShelf, Pipeline, Result, S3Shelf, open_pipeline
 from export_pipeline_tests.contract import format_readers
 from export_pipeline_tests.faults import moving_data
@@ -59,8 +59,8 @@ def moving(
 
 
 def migrated(database: Database) -> Database:
-    from export_pipeline.requests.database import create_engine
-    from export_pipeline.requests.migrate import upgrade
+    from export_pipeline.database.engine import create_engine
+    from export_pipeline.database.migrate import upgrade
 
     engine = create_engine(database.url.replace("postgresql://", "postgresql+psycopg://"))
     upgrade(engine)

@@ -22,8 +22,8 @@ import dagster as dg
 import psutil
 import pytest
 
+from export_pipeline.database.enums import Stage
 from export_pipeline.demo.home import Home
-from export_pipeline.requests.enums import Stage
 from export_pipeline_tests.faults import exports
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.gates import Gate, gate

@@ -15,14 +15,14 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from export_pipeline.orchestration import stage
+from export_pipeline.orchestration import execution
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.installation import Installation, judged, open_installation
 from export_pipeline_tests.faults.proxy import Call
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 
-TRIES = 1 + stage.MAX_RETRIES
+TRIES = 1 + execution.MAX_RETRIES
 SENSORS = ("export_requests", "export_cancellations", "export_reconciler", "export_webhooks", "recurring_exports")
 
 
@@ -211,7 +211,7 @@ class TestRequestDatabase:
         self, installation: Installation, tally: Tally, moment: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It goes away while S3 is busy, and comes back when the step has been tried again twice."""
-        monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.3)
+        monkeypatch.setattr(execution, "FIRST_RETRY_SECONDS", 0.3)
         seen = installation.requests.cuts
         with judged(tally, "request database: down in the middle of a run", installation):
             at_s3(monkeypatch, installation, moment, installation.requests.down)
@@ -231,7 +231,7 @@ class TestRequestDatabase:
     def test_a_long_outage_costs_an_attempt_and_is_mended_by_the_reconciler(
         self, installation: Installation, tally: Tally, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(stage, "DATABASE_RETRIES", 3)
+        monkeypatch.setattr(execution, "DATABASE_RETRIES", 3)
         with judged(tally, "request database: down until the run gave up", installation):
             with monkeypatch.context() as patch:
                 at_s3(patch, installation, "PutObject", installation.requests.down)

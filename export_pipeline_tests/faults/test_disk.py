@@ -18,13 +18,13 @@ import pytest
 from click.testing import CliRunner
 
 from export_pipeline.cli import cli
-from export_pipeline.orchestration import stage
+from export_pipeline.orchestration import execution
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.installation import ROWS, Installation, judged, open_installation
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 
-TRIES = 1 + stage.MAX_RETRIES
+TRIES = 1 + execution.MAX_RETRIES
 
 
 @pytest.fixture(scope="module")

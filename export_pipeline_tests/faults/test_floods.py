@@ -18,14 +18,9 @@ from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
 from export_pipeline.failures import FailureCode
-from export_pipeline.orchestration.launcher.identity import WORKER_TAG, Worker
-from export_pipeline.orchestration.sensors import CLAIMED_PER_ORGANIZATION, ROWS_PER_TICK
-from export_pipeline_tests.acceptance.conftest import (  # noqa: F401 - fixtures
-    postgresql_demo,
-    postgresql_pipeline,
-    sqlite_demo,
-    sqlite_pipeline,
-)
+from export_pipeline.launcher.identity import WORKER_TAG, Worker
+from export_pipeline.orchestration.sensors.common import ROWS_PER_TICK
+from export_pipeline.orchestration.sensors.requests import CLAIMED_PER_ORGANIZATION
 from export_pipeline_tests.acceptance.pipeline import Pipeline, Result
 from export_pipeline_tests.faults import paced
 from export_pipeline_tests.faults.conftest import Tally
@@ -34,7 +29,6 @@ from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import finished, open_stack
 
 pytestmark = pytest.mark.timeout(600)
-
 ROWS = 10_000
 LONGEST_TICK = 20.0
 """Seconds, on a machine that others use, too; the daemon gives a tick 60."""

@@ -21,16 +21,16 @@ import pytest
 from python_calamine import CalamineWorkbook
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.delivery.disposition import content_disposition
-from export_pipeline.delivery.keys import file_name
-from export_pipeline.delivery.mail import Attachment, Message
-from export_pipeline.delivery.message import FailureMail, ReadyFile, ReadyMail, failure_message, ready_message
-from export_pipeline.delivery.mime import to_mime
-from export_pipeline.delivery.sendgrid_mail import SendGridMail
-from export_pipeline.delivery.texts import CATALOG
-from export_pipeline.engine.lookups import _UNUSABLE_KEY
 from export_pipeline.failures import Fault
-from export_pipeline.requests.senders import _one_line
+from export_pipeline.messaging.content import FailureMail, ReadyFile, ReadyMail, failure_message, ready_message
+from export_pipeline.messaging.message import Attachment, Message
+from export_pipeline.messaging.mime import to_mime
+from export_pipeline.messaging.sendgrid import SendGridMail
+from export_pipeline.messaging.texts import CATALOG
+from export_pipeline.requests.validation.mail import _one_line
+from export_pipeline.source.lookups import _UNUSABLE_KEY
+from export_pipeline.stages.manifest import file_name
+from export_pipeline.storage.objects import content_disposition
 from export_pipeline_tests.contract.format_samples import table_of, write_all
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.servers.sendgrid import API_KEY, SendGridSink
@@ -271,7 +271,7 @@ def test_every_variable_of_every_mail_is_escaped_in_every_language(mail: Any, la
 def test_no_template_lets_anything_through_unescaped() -> None:
     from importlib import resources
 
-    templates = list((resources.files("export_pipeline.delivery") / "templates").iterdir())
+    templates = list((resources.files("export_pipeline.messaging") / "templates").iterdir())
     assert len([one for one in templates if one.name.endswith(".html.j2")]) >= 3
     for one in templates:
         assert not re.search(r"\|\s*safe|autoescape|Markup|\|\s*tojson", one.read_text()), one.name

@@ -14,22 +14,13 @@ import pytest
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.exports import ACME, KINDS, SETTINGS, Asked, ask, prepare
 from export_pipeline_tests.faults.gates import Gate, gate
-from export_pipeline_tests.faults.promises import (
-    Files,
-    at_rest,
-    broken,
-    files_of,
-    left_behind,
-    query,
-    unbalanced,
-)
+from export_pipeline_tests.faults.promises import Files, at_rest, broken, files_of, left_behind, query, unbalanced
 from export_pipeline_tests.faults.supervisor import DAEMON, Supervisor, kill, lives, supervise, wait_until
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, finished, open_stack
 
 pytestmark = pytest.mark.timeout(900)
-
 MAX_ATTEMPTS = 3
 STALE_SECONDS = 6
 
@@ -129,7 +120,7 @@ def test_a_worker_killed_between_two_statements_loses_nothing_and_doubles_nothin
 
 def _run_of(supervisor: Supervisor, asked: Asked) -> str:
     """The run that works on a request: its row may not say so yet."""
-    from export_pipeline.orchestration.mending import runs_of
+    from export_pipeline.orchestration.runs import runs_of
 
     (run,) = [run for run in runs_of(supervisor.instance, asked.uid) if not run.finished]
     return run.run_id

@@ -23,7 +23,6 @@ from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, open_stack
 
 pytestmark = pytest.mark.timeout(900)
-
 SLOW = {"organization_id": ACME, "dataset": "slow", "format": "csv"}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import dagster as dg
 import pytest
 
-from export_pipeline.orchestration import stage
+from export_pipeline.orchestration import execution
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.installation import Installation, judged, open_installation
 from export_pipeline_tests.faults.proxy import LOST_REPLY, Call, Fault, Reply, Reset
@@ -20,7 +20,7 @@ from export_pipeline_tests.servers.s3 import S3Server
 
 ANA, BO, CY = "ana@x.io", "bo@x.io", "cy@x.io"
 EVERYBODY = [ANA, BO, CY]
-TRIES = 1 + stage.MAX_RETRIES
+TRIES = 1 + execution.MAX_RETRIES
 ALWAYS = 10_000
 
 

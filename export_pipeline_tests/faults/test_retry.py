@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 import requests
 
-from export_pipeline.demo.processes import free_port
+from export_pipeline.demo.home import free_port
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.exports import SETTINGS, ask, prepare
 from export_pipeline_tests.faults.gates import gate
@@ -25,7 +25,6 @@ from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, finished, open_stack
 
 pytestmark = pytest.mark.timeout(900)
-
 _REEXECUTE = """
 mutation($p: ReexecutionParams!) {
   launchRunReexecution(reexecutionParams: $p) {

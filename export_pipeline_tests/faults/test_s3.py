@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from export_pipeline.cli import cli
 from export_pipeline.definitions import build_definitions
-from export_pipeline.engine import s3_client
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import janitor, stage
+from export_pipeline.orchestration import execution, maintenance
+from export_pipeline.storage import s3_client
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.installation import Installation, judged, open_installation
 from export_pipeline_tests.faults.proxy import LOST_REPLY, Call, Fault, Reply, Reset, Truncate, s3_error
@@ -23,7 +23,7 @@ from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 
 ALWAYS = 10_000
-TRIES = 1 + stage.MAX_RETRIES
+TRIES = 1 + execution.MAX_RETRIES
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,6 @@ def on(operation: str, ending: str = "") -> Callable[[Call], bool]:
 
 COMPLETED_WITH_AN_ERROR = Reply(200, s3_error(200, "InternalError").body, {"Content-Type": "application/xml"})
 """S3 answers 200 to a completion before it knows how it ends, and may put an error into the body."""
-
 PASSING: list[tuple[str, str, Fault, Callable[[Call], bool], int]] = [
     ("S3: 500 InternalError", "small", s3_error(500, "InternalError"), on("PutObject", ".csv"), 2),
     ("S3: 503 SlowDown", "large", s3_error(503, "SlowDown"), on("UploadPart"), 2),
@@ -152,7 +151,7 @@ def test_uploads_that_nobody_can_end_or_abort_are_the_janitors(
         left = installation.bucket.uploads()
         assert {uid for upload in left for uid in (served, failed) if uid in upload["Key"]} == {served, failed}
         installation.s3.calm()
-        monkeypatch.setattr(janitor, "KEEP_UPLOADS", timedelta(seconds=-5))
+        monkeypatch.setattr(maintenance, "KEEP_UPLOADS", timedelta(seconds=-5))
         assert build_definitions().resolve_job_def("janitor").execute_in_process().success
         installation.assert_delivered(served)
         assert installation.row(failed)["error_code"] == "store_unavailable"

@@ -20,8 +20,8 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.processes import free_port
-from export_pipeline.orchestration import stage
+from export_pipeline.demo.home import free_port
+from export_pipeline.orchestration import execution
 from export_pipeline_tests.acceptance.pipeline import Database, LocalShelf, Pipeline, S3Shelf
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.instance_storage import places_of
@@ -32,7 +32,6 @@ from export_pipeline_tests.servers.smtp import SmtpSink
 from export_pipeline_tests.stack import Stack, finished, open_stack
 
 pytestmark = pytest.mark.timeout(900)
-
 OURS, OTHER = ORGANIZATIONS[0].id, ORGANIZATIONS[1].id
 STAGES = ("plan", "filter_entities", "serialize", "upload", "publish", "notify_recipients")
 SIGNATURES = ("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token")
@@ -291,7 +290,7 @@ def test_a_wrong_credential_is_told_without_it(  # noqa: PLR0917 - fixtures
     capfd: pytest.CaptureFixture[str],
     tally: Tally,
 ) -> None:
-    monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(execution, "FIRST_RETRY_SECONDS", 0.01)
     marks = Marks()
     mark, recipient = marks("password"), marks.address("recipient")
     with postgres_server.fresh_database() as url, fresh_bucket(s3_server) as bucket:
@@ -333,14 +332,14 @@ def _small_source(database: Database) -> None:
 
 
 def _claimed(pipeline: Pipeline) -> Any:
-    from export_pipeline.requests import claims
+    from export_pipeline.requests import queue
 
     with pipeline._engine.begin() as connection:
-        return claims.claim(connection, limit=1)
+        return queue.claim(connection, limit=1)
 
 
 def _run(pipeline: Pipeline, claim: Any) -> dg.ExecuteInProcessResult:
-    from export_pipeline.orchestration.sensors import run_request
+    from export_pipeline.orchestration.sensors.requests import run_request
 
     asked = run_request(claim)
     with pipeline._settings():
@@ -354,7 +353,7 @@ def test_a_wrong_password_of_the_request_database_is_told_by_sensors_and_runs_wi
 ) -> None:
     from export_pipeline.definitions import build_definitions
 
-    monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(execution, "FIRST_RETRY_SECONDS", 0.01)
     mark = Marks()("password")
     with postgres_server.fresh_database() as url:
         wrong = sa.make_url(url).set(password=mark).render_as_string(hide_password=False)

@@ -1,8 +1,4 @@
-"""A gateway in this process, and callers of it.
-
-What belongs here: keys, clients, and running what was asked. What does not: what must be answered (the tests).
-The requests run in this process as the daemon would run them; ``test_daemon`` has the real one.
-"""
+"""A gateway in this process, and callers of it."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from starlette.testclient import TestClient
 from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.gateway.app import build
 from export_pipeline.gateway.services import Services, open_services
-from export_pipeline.requests import claims
+from export_pipeline.requests import queue
 from export_pipeline.requests.api_keys import create_key
 from export_pipeline.settings import Settings
 from export_pipeline_tests.acceptance.pipeline import Pipeline, Result
@@ -52,7 +48,7 @@ class Gateway:
     def work(self) -> list[Result]:
         """Run whatever is queued."""
         with self.database.begin() as connection:
-            claimed = claims.claim(connection, limit=100)
+            claimed = queue.claim(connection, limit=100)
         return [self.pipeline._run(claim) for claim in claimed]
 
     def rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -1,8 +1,4 @@
-"""``python -m export_pipeline_tests.gateway.load``: creates and status reads a second of one gateway process.
-
-What belongs here: an installation on PostgreSQL, one real ``export-pipeline gateway`` process, callers, a table.
-What does not: a bound on the numbers; they are this machine's.
-"""
+"""``python -m export_pipeline_tests.gateway.load``: creates and status reads a second of one gateway process."""
 
 from __future__ import annotations
 
@@ -22,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from export_pipeline.database.engine import create_engine
+from export_pipeline.database.migrate import upgrade
 from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
-from export_pipeline.demo.processes import free_port
+from export_pipeline.demo.home import free_port
 from export_pipeline.requests.api_keys import create_key
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.migrate import upgrade
 from export_pipeline.settings import Settings
 from export_pipeline_tests.servers.postgres import serve_postgres
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export_pipeline.catalog.loader import load_catalog
+from export_pipeline.database.types import RepeatedKeyError, read_json, read_stored
 from export_pipeline.failures import ExportFailure
+from export_pipeline.filters.segments import StoredSegment, segment_condition
 from export_pipeline.gateway import bodies
-from export_pipeline.requests.json_text import RepeatedKeyError, read_json, read_stored
-from export_pipeline.requests.recurring_template import parse_template
-from export_pipeline.requests.segments import StoredSegment, segment_condition
+from export_pipeline.recurring.models import parse_template
 from export_pipeline_tests.gateway.clients import OURS, Caller, Gateway
 
 OWN, GU1 = "/v1/exports", "/entities/export/jobs"

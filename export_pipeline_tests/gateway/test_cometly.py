@@ -16,8 +16,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.requests.model import load_request
-from export_pipeline.requests.row_rules import date_range_of
+from export_pipeline.requests.models import load_request
+from export_pipeline.requests.validation.rows import date_range_of
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway, open_gateway
 
@@ -183,7 +183,7 @@ COUNTING = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from export_pipeline.gateway.rate_limits import Limiter, per_minute
-from export_pipeline.requests.database import create_engine
+from export_pipeline.database.engine import create_engine
 from export_pipeline.settings import Settings
 settings = Settings.from_environment()
 limiter = Limiter.open(settings, create_engine(settings.database_url, connections=4))

@@ -22,12 +22,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from export_pipeline.demo.lists import list_id, segment_id
+from export_pipeline.demo.data.contacts import list_id, segment_id
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, forget, open_gateway
 
 pytestmark = pytest.mark.timeout(1200)
-
 EXAMPLES = int(os.environ.get("EXPORT_FUZZ_EXAMPLES", "12"))
 CHECKS = [
     not_a_server_error,

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
+from export_pipeline.database.engine import create_engine
+from export_pipeline.database.migrate import VERSION_TABLE, upgrade
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.gateway import ours, unsubscribing
+from export_pipeline.gateway import pages
 from export_pipeline.gateway.app import build
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.migrate import VERSION_TABLE, upgrade
+from export_pipeline.gateway.dialects import native
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, Caller, Gateway, open_gateway, served
 from export_pipeline_tests.gateway.test_permissions import DOCUMENTS, RANGE
@@ -146,9 +147,9 @@ def test_whoever_clicks_a_link_reads_a_page_whatever_fails(
     def broken(*_arguments: Any, **_facts: Any) -> None:
         raise RuntimeError("ana@example.com")
 
-    monkeypatch.setattr(ours, "open_link", broken)
-    monkeypatch.setattr(unsubscribing, "verify_token", broken)
-    monkeypatch.setattr(unsubscribing, "leave", broken)
+    monkeypatch.setattr(native, "open_link", broken)
+    monkeypatch.setattr(pages, "verify_token", broken)
+    monkeypatch.setattr(pages, "leave", broken)
     unreachable = create_engine("postgresql+psycopg://app@127.0.0.1:1/app?connect_timeout=2", connections=1)
     keyed = one_gateway.services.settings.model_copy(update={"signing_key": SecretStr("k" * 32)})
     headers = {"Accept-Language": "pt-BR,pt;q=0.9"}

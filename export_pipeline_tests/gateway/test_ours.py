@@ -19,17 +19,17 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
-from export_pipeline.demo.lists import list_id, segment_id
-from export_pipeline.gateway import exports, submit
+from export_pipeline.database.engine import create_engine
+from export_pipeline.database.tables import export_requests
+from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.gateway import submit
 from export_pipeline.gateway.app import build
+from export_pipeline.gateway.dialects import native
 from export_pipeline.gateway.logs import JsonLines
-from export_pipeline.requests.api_keys import revoke_key
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.model import has_uid, insert_request, load_request
-from export_pipeline.requests.recurring_template import RequestTemplate
-from export_pipeline.requests.row_rules import date_range_of
-from export_pipeline.requests.tables import export_requests
-from export_pipeline.requests.tokens import digest_of
+from export_pipeline.recurring.models import RequestTemplate
+from export_pipeline.requests.api_keys import digest_of, revoke_key
+from export_pipeline.requests.models import has_uid, insert_request, load_request
+from export_pipeline.requests.validation.rows import date_range_of
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway
 
 ASKED = {"dataset": "contacts", "format": "csv", "filters": {"id": {"lte": 100}}, "columns": ["id", "email"]}
@@ -59,7 +59,7 @@ def test_from_the_request_to_the_file(gateway: Gateway) -> None:
 
 
 def test_the_body_has_every_column_that_may_be_asked_but_the_window() -> None:
-    assert set(exports.ExportAsked.model_fields) == {*RequestTemplate.model_fields, "start_date", "end_date"}
+    assert set(native.ExportAsked.model_fields) == {*RequestTemplate.model_fields, "start_date", "end_date"}
 
 
 def test_what_the_body_leaves_out_is_as_in_a_row(gateway: Gateway) -> None:
@@ -73,7 +73,7 @@ def test_what_the_body_leaves_out_is_as_in_a_row(gateway: Gateway) -> None:
             .order_by(export_requests.c.id)
         ).scalars()
         posted, bare = [load_request(connection, one) for one in list(ids)]
-    columns = set(exports.ExportAsked.model_fields)
+    columns = set(native.ExportAsked.model_fields)
     assert posted.model_dump(include=columns) == bare.model_dump(include=columns)
 
 
@@ -404,7 +404,7 @@ def test_a_bug_is_told_by_its_type_and_its_places_alone(
     def broken(*_arguments: Any) -> None:
         raise RuntimeError("ana@example.com")
 
-    monkeypatch.setattr(exports, "visible", broken)
+    monkeypatch.setattr(native, "visible", broken)
     with caplog.at_level(logging.INFO, "export_pipeline.gateway"):
         answer = one_gateway.caller().get(f"/v1/exports/{uuid4()}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")

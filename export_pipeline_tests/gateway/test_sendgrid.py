@@ -18,8 +18,8 @@ import requests
 import sendgrid
 from python_http_client.exceptions import NotFoundError, UnauthorizedError
 
-from export_pipeline.demo.lists import LIST_NAMES, SEGMENTS, list_id, segment_id
-from export_pipeline.engine import directory
+from export_pipeline.demo.data.contacts import LIST_NAMES, SEGMENTS, list_id, segment_id
+from export_pipeline.source import lookups
 from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, S3Shelf, open_pipeline
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, open_gateway, served
 from export_pipeline_tests.servers.s3 import S3Bucket
@@ -269,14 +269,14 @@ def segments(gateway: Gateway) -> list[dict[str, Any]]:
 
 
 def test_segments_are_not_counted_once_the_time_is_over(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory, "_COUNTING_SECONDS", 0.0)
+    monkeypatch.setattr(lookups, "_COUNTING_SECONDS", 0.0)
     assert {one["contacts_count"] for one in segments(gateway)} == {None}
 
 
 def test_a_count_that_takes_too_long_is_broken_off(
     postgresql_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory, "_COUNTING_SECONDS", 0.5)
+    monkeypatch.setattr(lookups, "_COUNTING_SECONDS", 0.5)
     with postgresql_gateway.database.begin() as holder:
         holder.exec_driver_sql("LOCK TABLE contacts IN ACCESS EXCLUSIVE MODE")
         assert {one["contacts_count"] for one in segments(postgresql_gateway)} == {None}

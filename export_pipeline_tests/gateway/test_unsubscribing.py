@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from export_pipeline.requests.unsubscribe import make_token, without_unsubscribed
+from export_pipeline.recurring.unsubscribe import make_token, without_unsubscribed
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, Gateway, open_gateway
 

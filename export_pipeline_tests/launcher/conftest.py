@@ -25,17 +25,16 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from export_pipeline.orchestration.launcher import WarmRunLauncher
-from export_pipeline.orchestration.launcher.client import stop_servers
-from export_pipeline.orchestration.launcher.identity import WORKER_TAG, Worker
+from export_pipeline.launcher import WarmRunLauncher
+from export_pipeline.launcher.client import stop_servers
+from export_pipeline.launcher.identity import WORKER_TAG, Worker
 from export_pipeline_tests.launcher import toy
 
 TOY = "export_pipeline_tests.launcher.toy"
-
 YAML = """
 telemetry: {{enabled: false}}
 run_launcher:
-  module: export_pipeline.orchestration.launcher
+  module: export_pipeline.launcher
   class: WarmRunLauncher
   config: {{modules: [{module}], idle_seconds: 600}}
 run_monitoring: {{enabled: true}}

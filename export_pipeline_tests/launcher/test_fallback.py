@@ -21,15 +21,14 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 
-from export_pipeline.orchestration.launcher import client
-from export_pipeline.orchestration.launcher.client import LaunchLost, ServerUnavailable
-from export_pipeline.orchestration.launcher.identity import Life, Worker
-from export_pipeline.orchestration.launcher.preload import unsafe_to_fork
-from export_pipeline.orchestration.launcher.protocol import ProtocolError, Reply, private_directory, send
+from export_pipeline.launcher import client
+from export_pipeline.launcher.client import LaunchLost, ServerUnavailable
+from export_pipeline.launcher.identity import Life, Worker
+from export_pipeline.launcher.preload import unsafe_to_fork
+from export_pipeline.launcher.protocol import ProtocolError, Reply, private_directory, send
 from export_pipeline_tests.launcher.conftest import TOY, Installation, install, wait_for
 
 pytestmark = pytest.mark.timeout(120)
-
 THREADED = """
 import signal, threading
 import dagster as dg
@@ -152,7 +151,7 @@ def test_a_process_is_told_from_another_with_its_pid() -> None:
 def test_threads_and_connections_forbid_a_fork() -> None:
     code = (
         "import socket, threading\n"
-        "from export_pipeline.orchestration.launcher.preload import unsafe_to_fork\n"
+        "from export_pipeline.launcher.preload import unsafe_to_fork\n"
         "assert unsafe_to_fork(0) is None\n"
         "pair = socket.socketpair()\n"
         "assert '2 open connections' in unsafe_to_fork(0)\n"
@@ -178,9 +177,9 @@ def test_the_pipelines_own_code_location_is_safe_to_fork_and_runs(
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    from export_pipeline.database.engine import create_engine
+    from export_pipeline.database.migrate import upgrade
     from export_pipeline.definitions import build_definitions
-    from export_pipeline.requests.database import create_engine
-    from export_pipeline.requests.migrate import upgrade
 
     database = create_engine(settings["EXPORT_DATABASE_URL"])
     upgrade(database)

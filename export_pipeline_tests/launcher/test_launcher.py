@@ -12,12 +12,11 @@ import pytest
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
-from export_pipeline.orchestration.launcher import identity
-from export_pipeline.orchestration.launcher.identity import start_ticks
+from export_pipeline.launcher import identity
+from export_pipeline.launcher.identity import start_ticks
 from export_pipeline_tests.launcher.conftest import Installation, install, wait_for
 
 pytestmark = pytest.mark.timeout(120)
-
 CHANGING = """
 import os, pathlib, signal, threading
 import dagster as dg

@@ -19,8 +19,8 @@ import openpyxl
 import pytest
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.demo import nasty
-from export_pipeline.engine.formats import xlsx_format
+from export_pipeline.demo.data import nasty
+from export_pipeline.formats.xlsx import workbook as xlsx_format
 from export_pipeline_tests.contract import format_samples as samples
 from export_pipeline_tests.contract.format_readers import csv_module
 from export_pipeline_tests.contract.format_samples import COLUMNS, table_of, write_all

@@ -11,14 +11,14 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import create_engine
+from export_pipeline.database.migrate import upgrade
+from export_pipeline.database.tables import export_requests
 from export_pipeline.definitions import build_definitions
-from export_pipeline.orchestration import stage
-from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.requests import claims
-from export_pipeline.requests.database import create_engine
-from export_pipeline.requests.migrate import upgrade
-from export_pipeline.requests.model import ExportRequest, RequestState, insert_request, load_request, read_state
-from export_pipeline.requests.tables import export_requests
+from export_pipeline.orchestration import execution
+from export_pipeline.orchestration.sensors.requests import run_request
+from export_pipeline.requests import queue
+from export_pipeline.requests.models import ExportRequest, RequestState, insert_request, load_request, read_state
 from export_pipeline_tests.engine import people
 
 CATALOG = """
@@ -66,11 +66,11 @@ class Pipeline:
         with self.database.begin() as connection:
             return insert_request(connection, **{**row, **asked})
 
-    def claim(self) -> list[claims.Claim]:
+    def claim(self) -> list[queue.Claim]:
         with self.database.begin() as connection:
-            return claims.claim(connection, limit=50)
+            return queue.claim(connection, limit=50)
 
-    def run(self, claim: claims.Claim, **tags: str) -> dg.ExecuteInProcessResult:
+    def run(self, claim: queue.Claim, **tags: str) -> dg.ExecuteInProcessResult:
         asked = run_request(claim)
         return self.job.execute_in_process(
             run_config=asked.run_config, tags={**asked.tags, **tags}, instance=self.instance, raise_on_error=False
@@ -104,7 +104,7 @@ class Pipeline:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ops that are tried again are tried at once."""
-    monkeypatch.setattr(stage, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(execution, "FIRST_RETRY_SECONDS", 0.01)
 
 
 @pytest.fixture

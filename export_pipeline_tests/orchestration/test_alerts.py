@@ -9,11 +9,12 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
+from export_pipeline.database.engine import utc_now
 from export_pipeline.definitions import build_definitions
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import alerts, ops, tags
-from export_pipeline.orchestration.sensors import export_reconciler
-from export_pipeline.requests.database import utc_now
+from export_pipeline.orchestration import ops, tags
+from export_pipeline.orchestration.sensors import alerts
+from export_pipeline.orchestration.sensors.reconciler import export_reconciler
 from export_pipeline_tests.orchestration.conftest import Pipeline
 from export_pipeline_tests.orchestration.test_sensors import STALE, a_run, evaluate
 from export_pipeline_tests.servers.smtp import SmtpSink
@@ -177,7 +178,7 @@ def test_a_process_that_dies_while_sending_tells_nobody_twice(
 
     before = watch.cursor
     with monkeypatch.context() as patch:
-        patch.setattr("export_pipeline.delivery.alerts.SlackWebhook.send", die)
+        patch.setattr("export_pipeline.messaging.alerts.SlackWebhook.send", die)
         with pytest.raises(KeyboardInterrupt):
             watch.tick()
     assert watch.cursor == before

@@ -16,15 +16,15 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepo
 from dagster._core.test_utils import create_run_for_test
 
 from export_pipeline.definitions import build_definitions
-from export_pipeline.engine.staging import Staging
-from export_pipeline.orchestration import pruning, step_queue
-from export_pipeline.orchestration.executors import celery_config
-from export_pipeline.orchestration.janitor import OUR_JOBS
-from export_pipeline.orchestration.reconcile import Fate, RunView, fate
-from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.orchestration.step_queue import LONGEST_WAIT_SECONDS, has_waiting_step
-from export_pipeline.requests.claims import Orphan
+from export_pipeline.orchestration import maintenance, runs
+from export_pipeline.orchestration.maintenance import OUR_JOBS
+from export_pipeline.orchestration.resources import celery_config
+from export_pipeline.orchestration.runs import LONGEST_WAIT_SECONDS, RunView, has_waiting_step
+from export_pipeline.orchestration.sensors.reconciler import Fate, fate
+from export_pipeline.orchestration.sensors.requests import run_request
+from export_pipeline.requests.queue import Orphan
 from export_pipeline.settings import Settings
+from export_pipeline.storage.staging import Staging
 from export_pipeline_tests.orchestration.conftest import Pipeline
 from export_pipeline_tests.servers.s3 import S3Bucket
 
@@ -34,8 +34,7 @@ SHARED = {
     "EXPORT_STAGING_URL": "s3://bucket/staging",
     "EXPORT_CELERY_BROKER_URL": "redis://:s3cret@broker/0",
 }
-
-OURS = pruning.Ours(OUR_JOBS)
+OURS = maintenance.Ours(OUR_JOBS)
 
 
 def export_job() -> dg.JobDefinition:
@@ -119,7 +118,7 @@ def test_a_step_that_nobody_begins_for_hours_is_lost(monkeypatch: pytest.MonkeyP
         instance.report_engine_event("", run, EngineEventData(marker_start=QUEUED[0]), step_key="plan")
         now = time.time()
         for later, waits in ((-60, True), (60, False)):
-            monkeypatch.setattr(step_queue.time, "time", lambda later=later: now + LONGEST_WAIT_SECONDS + later)
+            monkeypatch.setattr(runs.time, "time", lambda later=later: now + LONGEST_WAIT_SECONDS + later)
             assert has_waiting_step(instance, run.run_id) is waits
             monkeypatch.undo()
 
@@ -143,7 +142,7 @@ def test_step_outputs_on_s3_are_forgotten_with_their_run_and_what_is_younger_sta
             with staging.create(f"runs/storage/{run_id}/plan/result") as sink:
                 sink.write(b"x")
         assert forgotten(instance, staging, 0) == (0, 0, 1)
-        monkeypatch.setattr(pruning, "KEEP_LEFTOVERS", timedelta(0))
+        monkeypatch.setattr(maintenance, "KEEP_LEFTOVERS", timedelta(0))
         assert forgotten(instance, staging, 0) == (0, 0, 1)
         assert instance.get_run_by_id(ended) is not None
     assert sorted(staging.trees("runs/storage")) == sorted([stays, "not-a-run"])
@@ -164,9 +163,9 @@ def test_runs_past_their_time_are_forgotten_with_their_events_and_logs(tmp_path:
 
 
 def forgotten(
-    instance: dg.DagsterInstance, staging: Staging, days: float, ours: pruning.Ours = OURS, **options: Any
+    instance: dg.DagsterInstance, staging: Staging, days: float, ours: maintenance.Ours = OURS, **options: Any
 ) -> tuple[int, int, int]:
-    counts = pruning.forget(instance, staging, days, ours, **options)
+    counts = maintenance.forget(instance, staging, days, ours, **options)
     return counts["forgotten_runs"], counts["not_forgotten_runs"], counts["forgotten_outputs"]
 
 
@@ -185,7 +184,7 @@ def test_runs_of_others_stay_and_one_that_cannot_be_deleted_does_not_keep_the_ot
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         mine = [ended_run(instance, job, "here") for job in OUR_JOBS]
         others = {ended_run(instance, *other).run_id for other in (("billing", "here"), ("export", "there"))}
-        here = pruning.Ours.beside(mine[0], OUR_JOBS)
+        here = maintenance.Ours.beside(mine[0], OUR_JOBS)
         stuck, delete = mine[1].run_id, instance.delete_run
 
         def fails_once(run_id: str) -> None:

@@ -10,14 +10,15 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.delivery.mail import MailNotAccepted
-from export_pipeline.delivery.outbox import Outbox
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.tables import export_notifications, organization_email_senders, organization_members
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import ops, stage, tags
-from export_pipeline.orchestration.sensors import export_cancellations, export_reconciler
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.model import RequestState
-from export_pipeline.requests.tables import export_notifications, organization_email_senders, organization_members
+from export_pipeline.messaging.message import MailNotAccepted
+from export_pipeline.messaging.outbox import Outbox
+from export_pipeline.orchestration import execution, ops, tags
+from export_pipeline.orchestration.sensors.cancellations import export_cancellations
+from export_pipeline.orchestration.sensors.reconciler import export_reconciler
+from export_pipeline.requests.models import RequestState
 from export_pipeline_tests.orchestration.conftest import Pipeline
 from export_pipeline_tests.orchestration.test_sensors import STALE, a_run, evaluate
 from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink
@@ -119,7 +120,7 @@ def test_a_mail_that_cannot_leave_changes_nothing_and_is_sent_by_a_later_run(
 
     down = resume(pipeline, before)
     assert not down.success
-    assert sum(event.is_step_up_for_retry for event in down.all_events) == stage.MAX_RETRIES
+    assert sum(event.is_step_up_for_retry for event in down.all_events) == execution.MAX_RETRIES
     assert ledger(pipeline) == [(REQUESTER, "failed", "pending")]
 
     monkeypatch.setattr(Outbox, "send", original)

@@ -12,10 +12,11 @@ import pytest
 
 from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.definitions import build_definitions, load_definitions
-from export_pipeline.engine.staging import Staging
-from export_pipeline.orchestration import alerts, last_good
+from export_pipeline.orchestration import last_good
 from export_pipeline.orchestration.installation import InstallationBroken
+from export_pipeline.orchestration.sensors import alerts
 from export_pipeline.settings import Settings
+from export_pipeline.storage.staging import Staging
 from export_pipeline_tests.orchestration.conftest import CATALOG, Pipeline
 from export_pipeline_tests.servers.webhook import serve_webhook
 

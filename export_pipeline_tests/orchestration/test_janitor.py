@@ -13,14 +13,14 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.enums import EventKind
+from export_pipeline.database.tables import export_events
 from export_pipeline.definitions import build_definitions
-from export_pipeline.delivery.local import LocalStore
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import rate_windows
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import EventKind
-from export_pipeline.requests.events import events_of, record
-from export_pipeline.requests.tables import export_events
+from export_pipeline.requests.audit import events_of, record
+from export_pipeline.storage.local import LocalStore
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 

@@ -11,15 +11,15 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.delivery import upload as upload_module
-from export_pipeline.delivery.mail import MailNotAccepted, MailOutcomeUnknown
-from export_pipeline.delivery.outbox import Outbox
-from export_pipeline.engine.staging import Staging
+from export_pipeline.database.tables import export_events, export_notifications
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import ops, stage, tags
-from export_pipeline.requests import ownership, states
-from export_pipeline.requests.events import operators_message
-from export_pipeline.requests.tables import export_events, export_notifications
+from export_pipeline.messaging.message import MailNotAccepted, MailOutcomeUnknown
+from export_pipeline.messaging.outbox import Outbox
+from export_pipeline.orchestration import execution, ops, tags
+from export_pipeline.requests import ownership, transitions
+from export_pipeline.requests.audit import operators_message
+from export_pipeline.stages import upload as upload_module
+from export_pipeline.storage.staging import Staging
 from export_pipeline_tests.engine.people import ACME
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
@@ -158,7 +158,7 @@ def test_what_does_not_pass_is_postponed_after_its_retries(pipeline: Pipeline, m
 
     monkeypatch.setattr(ops, "upload_files", broken)
     result, state = pipeline.export()
-    assert sum(event.is_step_up_for_retry for event in result.all_events) == stage.MAX_RETRIES
+    assert sum(event.is_step_up_for_retry for event in result.all_events) == execution.MAX_RETRIES
     assert (state.status, state.error_code) == ("queued", "store_unavailable")
     assert pipeline.outbox == []
 
@@ -361,7 +361,7 @@ def test_a_failure_while_telling_the_failure_leaks_nothing(pipeline: Pipeline, m
         raise RuntimeError(SECRET)
 
     monkeypatch.setattr(ops, "stage_rows", bug)
-    monkeypatch.setattr(states, "fail", bug)
+    monkeypatch.setattr(transitions, "fail", bug)
     result, _ = pipeline.export()
     assert not result.success
     assert SECRET not in "\n".join(str(record) for record in pipeline.instance.all_logs(result.run_id))

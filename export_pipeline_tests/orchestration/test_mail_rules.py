@@ -8,12 +8,13 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.delivery.mail import MailNotAccepted
-from export_pipeline.delivery.outbox import Outbox
+from export_pipeline.database.tables import organization_members, organizations
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.messaging.message import MailNotAccepted
+from export_pipeline.messaging.outbox import Outbox
 from export_pipeline.orchestration import ops, tags
-from export_pipeline.requests import admission, billing, states
-from export_pipeline.requests.tables import organization_members, organizations
+from export_pipeline.requests import billing, transitions
+from export_pipeline.requests.validation import request as admission
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 TWO = ["ana@example.com", "bob@example.com"]
@@ -140,8 +141,8 @@ def test_a_cancel_while_the_request_is_planned_leaves_nothing_reserved(
     def canceled_meanwhile(*arguments: Any) -> Any:
         request = arguments[-1]
         with pipeline.database.begin() as connection:
-            assert states.request_cancel(connection, request.uid)
-            assert states.cancel(connection, request.id, by_requester="asked", by_operator="operator")
+            assert transitions.request_cancel(connection, request.uid)
+            assert transitions.cancel(connection, request.id, by_requester="asked", by_operator="operator")
         return original(*arguments)
 
     monkeypatch.setattr(ops, "admit", canceled_meanwhile)

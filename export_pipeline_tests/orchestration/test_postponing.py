@@ -8,11 +8,12 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.enums import RequestStatus
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import failed_runs, ops, stage, tags
+from export_pipeline.orchestration import execution, ops, tags
 from export_pipeline.orchestration.installation import problems
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import RequestStatus
+from export_pipeline.orchestration.sensors import alerts
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 AWAY = {
@@ -61,10 +62,10 @@ def test_a_request_is_postponed_not_failed_and_completes_when_it_answers(
         assert run.tags[tags.POSTPONED] == code.value
         assert tags.ERROR_CODE not in run.tags
         (record,) = pipeline.instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
-        judged = failed_runs.judge(
+        judged = alerts.judge(
             pipeline.instance, pipeline.database, record, frozenset({"transient", "ours"}), patience=0
         )
-        assert judged is failed_runs.Verdict.NOBODYS
+        assert judged is alerts.Verdict.NOBODYS
         due(pipeline, uid)
     (claim,) = pipeline.claim()
     assert pipeline.run(claim).success
@@ -96,7 +97,7 @@ def test_a_run_waits_for_the_request_database_in_its_place(
 ) -> None:
     """Nothing else could use its slot; the step goes on where it was, and no attempt is used up."""
     left = [away]
-    enter = stage._Frame.enter
+    enter = execution._Frame.enter
 
     def entered(frame: Any, which: Any) -> Any:
         if left[0]:
@@ -104,7 +105,7 @@ def test_a_run_waits_for_the_request_database_in_its_place(
             raise sa.exc.OperationalError("", {}, Exception("server closed the connection"))
         return enter(frame, which)
 
-    monkeypatch.setattr(stage._Frame, "enter", entered)
+    monkeypatch.setattr(execution._Frame, "enter", entered)
     result, state = pipeline.export()
     assert result.success
     assert (state.status, state.attempt, pipeline.request(state.uid).postponements) == (RequestStatus.COMPLETED, 1, 0)
@@ -115,7 +116,7 @@ def test_the_end_of_a_step_is_written_once_the_request_database_answers(
 ) -> None:
     """Source and requests on one server: both are away, and the step's end cannot be written at first."""
     left = [5]
-    postpone = stage.states.postpone
+    postpone = execution.transitions.postpone
 
     def away(*arguments: Any, **options: Any) -> Any:
         if left[0]:
@@ -123,7 +124,7 @@ def test_the_end_of_a_step_is_written_once_the_request_database_answers(
             raise sa.exc.OperationalError("", {}, Exception("server closed the connection"))
         return postpone(*arguments, **options)
 
-    monkeypatch.setattr(stage.states, "postpone", away)
+    monkeypatch.setattr(execution.transitions, "postpone", away)
     monkeypatch.setattr(ops, "stage_rows", broken(FailureCode.SOURCE_UNAVAILABLE))
     _, state = pipeline.export()
     assert (left, state.status, pipeline.request(state.uid).postponements) == ([0], RequestStatus.QUEUED, 1)

@@ -15,16 +15,15 @@ from click.testing import CliRunner, Result
 from dagster._core.utils import make_new_run_id
 
 from export_pipeline.cli import cli
-from export_pipeline.delivery.mail import Blame, MailNotAccepted, MailOutcomeUnknown
-from export_pipeline.delivery.outbox import Outbox
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.tables import export_notifications, export_requests
 from export_pipeline.failures import FailureCode
+from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown
+from export_pipeline.messaging.outbox import Outbox
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.failed_runs import FailedRun, judge
-from export_pipeline.orchestration.mending import MAX_NOTIFY_RUNS
-from export_pipeline.orchestration.sensors import export_reconciler
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.model import RequestState
-from export_pipeline.requests.tables import export_notifications, export_requests
+from export_pipeline.orchestration.sensors.alerts import FailedRun, judge
+from export_pipeline.orchestration.sensors.reconciler import MAX_NOTIFY_RUNS, export_reconciler
+from export_pipeline.requests.models import RequestState
 from export_pipeline_tests.orchestration.conftest import Pipeline
 from export_pipeline_tests.orchestration.test_mail_rules import account, organization
 from export_pipeline_tests.orchestration.test_sensors import STALE, evaluate

@@ -16,21 +16,19 @@ import sqlalchemy as sa
 from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.test_utils import create_run_for_test
 
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.tables import export_notifications
 from export_pipeline.failures import ExportCanceled
-from export_pipeline.orchestration import mending, sensors, tags
-from export_pipeline.orchestration.pulse import Pulse
-from export_pipeline.orchestration.reconcile import Fate, RunView, fate
-from export_pipeline.orchestration.sensors import (
-    INTERVAL_SECONDS,
-    ROWS_PER_TICK,
-    export_cancellations,
-    export_reconciler,
-    export_requests,
-)
-from export_pipeline.requests import claims, ledger, states
-from export_pipeline.requests.claims import Orphan
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.tables import export_notifications
+from export_pipeline.orchestration import tags
+from export_pipeline.orchestration.heartbeat import Pulse
+from export_pipeline.orchestration.runs import RunView
+from export_pipeline.orchestration.sensors import reconciler, requests
+from export_pipeline.orchestration.sensors.cancellations import export_cancellations
+from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, ROWS_PER_TICK
+from export_pipeline.orchestration.sensors.reconciler import Fate, export_reconciler, fate
+from export_pipeline.orchestration.sensors.requests import export_requests
+from export_pipeline.requests import notifications, queue, transitions
+from export_pipeline.requests.queue import Orphan
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 
@@ -90,7 +88,7 @@ def test_a_row_of_which_no_run_can_be_made_fails_and_the_others_start(
     bad, good = pipeline.ask(), pipeline.ask()
     original = tags.run_tags
 
-    def fails(claim: claims.Claim, **options: Any) -> dict[str, str]:
+    def fails(claim: queue.Claim, **options: Any) -> dict[str, str]:
         if claim.uid == bad:
             raise TypeError("'>' not supported between instances of 'str' and 'int'")
         return original(claim, **options)
@@ -116,7 +114,7 @@ def test_an_unreachable_database_skips_the_tick_with_a_reason(
     def unreachable(*arguments: Any, **options: Any) -> Any:
         raise sa.exc.OperationalError("SELECT", {}, Exception("password=s3cret"))
 
-    for module, name in ((claims, "claim"), (states, "cancel_requested"), (claims, "quiet")):
+    for module, name in ((queue, "claim"), (transitions, "cancel_requested"), (queue, "quiet")):
         monkeypatch.setattr(module, name, unreachable)
     for sensor in (export_requests, export_cancellations, export_reconciler):
         skipped = evaluate(pipeline, sensor)
@@ -337,11 +335,11 @@ def test_mails_are_asked_for_even_if_mending_takes_longer_than_a_tick_has(
     lost = pipeline.ask()
     pipeline.claim()
     pipeline.update(lost, claimed_at=utc_now() - STALE)
-    monkeypatch.setattr(sensors, "MEND_SECONDS", 0)
+    monkeypatch.setattr(reconciler, "MEND_SECONDS", 0)
     assert [asked.job_name for asked in evaluate(pipeline, export_reconciler).run_requests] == ["notify"]
     pipeline.update(state.uid, heartbeat_at=utc_now())
     assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
-    monkeypatch.setattr(sensors, "MEND_SECONDS", 60)
+    monkeypatch.setattr(reconciler, "MEND_SECONDS", 60)
     evaluate(pipeline, export_reconciler)
     assert [claim.uid for claim in pipeline.claim()] == [lost]
 
@@ -357,7 +355,7 @@ def test_the_runs_of_many_rows_are_read_in_few_calls_and_each_row_is_judged_by_i
     pipeline.update(uids[3], status="running", run_id=begun, heartbeat_at=utc_now() - STALE)
     calls: list[Any] = []
     read = pipeline.instance.get_run_records
-    monkeypatch.setattr(mending, "RUNS_A_CALL", 4)
+    monkeypatch.setattr(reconciler, "RUNS_A_CALL", 4)
     monkeypatch.setattr(pipeline.instance, "get_run_records", lambda *a, **o: calls.append(a) or read(*a, **o))
     evaluate(pipeline, export_reconciler)
     assert len(calls) == 2
@@ -373,14 +371,14 @@ def owes_mail(pipeline: Pipeline) -> str:
     pipeline.update(uid, status="completed", attempt=1, run_id=run_id, heartbeat_at=old, completed_at=old)
     request_id = pipeline.state(uid).id
     with pipeline.database.begin() as connection:
-        ledger.enlist(connection, request_id, ["ana@example.com"])
+        notifications.enlist(connection, request_id, ["ana@example.com"])
     return uid
 
 
 def test_the_runs_of_many_mails_are_read_in_few_calls(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     uids = [owes_mail(pipeline) for _ in range(7)]
     calls: list[str] = []
-    monkeypatch.setattr(mending, "RUNS_A_CALL", 4)
+    monkeypatch.setattr(reconciler, "RUNS_A_CALL", 4)
     for name in ("get_run_records", "get_run_by_id"):
         read = getattr(pipeline.instance, name)
         monkeypatch.setattr(
@@ -394,7 +392,7 @@ def test_the_runs_of_many_mails_are_read_in_few_calls(pipeline: Pipeline, monkey
 def test_a_tick_asks_for_a_bounded_number_of_mails_and_the_next_goes_on_from_there(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensors, "ROWS_PER_TICK", 2)
+    monkeypatch.setattr(requests, "ROWS_PER_TICK", 2)
     uids = [owes_mail(pipeline) for _ in range(5)]
     exports = pipeline.definitions.resources["exports"]  # type: ignore[index]
     asked: list[list[str]] = []
@@ -414,7 +412,7 @@ def test_dead_runs_are_mended_however_many_mails_wait(pipeline: Pipeline, monkey
     lost = pipeline.ask()
     pipeline.claim()
     pipeline.update(lost, claimed_at=utc_now() - STALE)
-    monkeypatch.setattr(sensors, "RESUME_SECONDS", 0)
+    monkeypatch.setattr(reconciler, "RESUME_SECONDS", 0)
     assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
     assert [claim.uid for claim in pipeline.claim()] == [lost]
 
@@ -443,13 +441,13 @@ def test_after_a_gap_the_reconciler_looks_once_before_it_takes_a_run_for_dead(pi
 
 
 def test_looks_that_are_always_far_apart_still_find_the_dead() -> None:
-    looks = sensors.Looks()
+    looks = reconciler.Looks()
     silent = [(looks := looks.next(1000.0 * number, 10)).silent for number in range(1, 8)]
     assert silent == [False, True, False, True, False, True, False]
 
 
 def test_a_second_look_that_comes_too_soon_for_a_heartbeat_is_silent_as_well() -> None:
-    looks = sensors.Looks(at=1000.0).next(2000.0, 10)
+    looks = reconciler.Looks(at=1000.0).next(2000.0, 10)
     assert [looks.silent, looks.next(2005.0, 10).silent, looks.next(2015.0, 10).silent] == [True, True, False]
 
 
@@ -525,7 +523,7 @@ def test_a_run_that_does_not_own_its_request_has_the_time_of_a_heartbeat_from_it
     evaluate(pipeline, export_reconciler)
     assert {status_of(pipeline, run_id) for run_id in runs} == {dg.DagsterRunStatus.STARTED}
     later = time.time() + 3600
-    monkeypatch.setattr(mending.time, "time", lambda: later)
+    monkeypatch.setattr(reconciler.time, "time", lambda: later)
     evaluate(pipeline, export_reconciler)
     assert {status_of(pipeline, run_id) for run_id in runs} == {dg.DagsterRunStatus.FAILURE}
     assert {status_of(pipeline, run_id) for run_id in (elsewhere, owner)} == {dg.DagsterRunStatus.STARTED}
@@ -561,7 +559,6 @@ def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, r
 
 ENDED, ALIVE, CANCELED = (RunView("r", 1, f, c) for f, c in ((True, False), (False, False), (True, True)))
 WAITING = RunView("r", 1, finished=False, canceled=False, waiting=True)
-
 FATES = [
     ("claimed, no run", orphan(running=False), [], Fate.REQUEST_AGAIN),
     ("claimed, run waits", orphan(running=False), [ALIVE], Fate.LEAVE),

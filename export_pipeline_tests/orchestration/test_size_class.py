@@ -12,8 +12,9 @@ import yaml
 
 from export_pipeline.definitions import build_definitions
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.sensors import CLAIMED_PER_ORGANIZATION, FULL, ROWS_PER_TICK, export_requests
-from export_pipeline.requests import claims, sizes
+from export_pipeline.orchestration.sensors.common import ROWS_PER_TICK
+from export_pipeline.orchestration.sensors.requests import CLAIMED_PER_ORGANIZATION, FULL, export_requests
+from export_pipeline.requests import queue
 from export_pipeline_tests.orchestration.conftest import Pipeline
 from export_pipeline_tests.orchestration.test_sensors import evaluate
 
@@ -59,7 +60,7 @@ def test_exports_start_as_small_ones_if_their_size_cannot_be_looked_up(
     def fails(*_arguments: Any, **_options: Any) -> Any:
         raise sa.exc.DBAPIError("SELECT", {}, Exception("canceling statement due to statement timeout"))
 
-    monkeypatch.setattr(sizes, "expected", fails)
+    monkeypatch.setattr(queue, "expected", fails)
     pipeline.update(pipeline.ask(), rows_total=LARGE)
     assert classes(pipeline) == ["small"]
 
@@ -91,8 +92,8 @@ def test_a_flood_waits_in_the_table_and_goes_on_as_its_runs_begin(
     assert len(claimed) == CLAIMED_PER_ORGANIZATION
     monkeypatch.setenv("EXPORT_PICKUP_WAIT_SECONDS", "0.5")
     looks: list[bool] = []
-    look = claims.is_any_claimable
-    monkeypatch.setattr(claims, "is_any_claimable", lambda *a, **o: looks.append(look(*a, **o)) or looks[-1])
+    look = queue.is_any_claimable
+    monkeypatch.setattr(queue, "is_any_claimable", lambda *a, **o: looks.append(look(*a, **o)) or looks[-1])
     told = evaluate(replace(pipeline, definitions=build_definitions()), export_requests).skip_message
     assert (told, set(looks)) == (FULL, {False})  # it waits as long as a tick without any request
     other = pipeline.ask(organization_id="globex")
@@ -106,4 +107,4 @@ def test_claims_without_a_bound_take_what_there_is(pipeline: Pipeline) -> None:
     for _ in range(3):
         pipeline.ask()
     with pipeline.database.begin() as connection:
-        assert len(claims.claim(connection, limit=10)) == 3
+        assert len(queue.claim(connection, limit=10)) == 3

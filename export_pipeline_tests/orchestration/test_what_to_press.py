@@ -11,13 +11,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from export_pipeline.database.tables import organization_members
 from export_pipeline.definitions import build_definitions
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
-from export_pipeline.orchestration import ops, pulse, tags
+from export_pipeline.orchestration import heartbeat, ops, tags
 from export_pipeline.orchestration.metadata import failure_metadata
 from export_pipeline.orchestration.runbook import RUNBOOK, Turn
-from export_pipeline.orchestration.sensors import run_request
-from export_pipeline.requests.tables import organization_members
+from export_pipeline.orchestration.sensors.requests import run_request
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -131,7 +131,7 @@ def test_what_an_organization_provides_later_is_served_from_the_start(operator: 
 def test_progress_is_told_in_the_event_log_without_anything_personal(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pulse, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeat, "LOG_SECONDS", 0.0)
     _, run = operator.export()
     total = operator.pipeline.state(run.tags[tags.REQUEST_UID]).row_count
     logged = [entry for entry in operator.instance.all_logs(run.run_id) if not entry.is_dagster_event]
@@ -165,7 +165,8 @@ def test_the_page_has_every_code_with_the_words_of_the_runbook() -> None:
 
 
 def test_descriptions_name_tags_that_exist() -> None:
-    from export_pipeline.orchestration import alerts, descriptions
+    from export_pipeline.orchestration import descriptions
+    from export_pipeline.orchestration.sensors import alerts
 
     known = {value for value in vars(tags).values() if isinstance(value, str)} | {
         alerts.TAG + channel for channel in ("webhook", "mail")

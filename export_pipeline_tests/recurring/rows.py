@@ -7,14 +7,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from export_pipeline.database.tables import export_requests, recurring_exports
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests import ownership, states
-from export_pipeline.requests.model import ExportRequest, load_request
+from export_pipeline.recurring.dispatch import Tick, make_due
+from export_pipeline.recurring.models import RecurringExport, load_recurring
+from export_pipeline.requests import ownership, transitions
+from export_pipeline.requests.models import ExportRequest, load_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.recurring import Tick, make_due
-from export_pipeline.requests.recurring_rows import RecurringExport, load_recurring
-from export_pipeline.requests.states import DeliveredFile
-from export_pipeline.requests.tables import export_requests, recurring_exports
+from export_pipeline.requests.transitions import DeliveredFile
 
 TEMPLATE = {"dataset": "people", "format": "csv", "recipient_emails": ["ana@example.com"]}
 REFUSED = ExportFailure(FailureCode.STORE_REFUSED, "The store refused.")
@@ -61,7 +61,7 @@ def complete(database: sa.Engine, request_id: int, *, rows: int = 3) -> None:
     file = DeliveredFile(1, "a/b", "b.csv", 10, rows, "0" * 64, "text/csv", None)
     with database.begin() as connection:
         ownership.begin(connection, request_id, run_id="run", lineage=["run"], attempt=None)
-        states.complete(
+        transitions.complete(
             connection, request_id, run_id="run", files=[file], manifest_key="a/m.json", expires_at=at("30 00:00")
         )
 
@@ -70,9 +70,9 @@ def fail(database: sa.Engine, request_id: int, failure: ExportFailure = REFUSED)
     """As its run does."""
     with database.begin() as connection:
         ownership.begin(connection, request_id, run_id="run", lineage=["run"], attempt=None)
-        assert states.fail(connection, request_id, failure, run_id="run")
+        assert transitions.fail(connection, request_id, failure, run_id="run")
 
 
 def cancel(database: sa.Engine, request_id: int) -> None:
     with database.begin() as connection:
-        assert states.cancel(connection, request_id, by_requester="asked", by_operator="operator")
+        assert transitions.cancel(connection, request_id, by_requester="asked", by_operator="operator")

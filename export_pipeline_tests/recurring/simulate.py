@@ -18,9 +18,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise, product
 from typing import TextIO
 
-from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
-from export_pipeline.requests.fire_times import Schedule, fire_times, next_fire
-from export_pipeline.requests.recurrence import Act, Coverage, Rules, coverage, decide, moved_mark
+from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, Window
+from export_pipeline.scheduling.cron import Schedule, fire_times, next_fire
+from export_pipeline.scheduling.windows import Act, Coverage, Rules, coverage, decide, moved_mark
 
 YEARS = 12
 START = datetime(2014, 1, 1, tzinfo=UTC)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.enums import NotificationKind
+from export_pipeline.database.tables import organization_email_domains, organization_email_senders, organization_members
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests import ledger, recurring_rows, unsubscribe
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import NotificationKind
-from export_pipeline.requests.tables import organization_email_domains, organization_email_senders, organization_members
+from export_pipeline.recurring import models, unsubscribe
+from export_pipeline.requests import notifications
 from export_pipeline_tests.recurring.rows import REFUSED, TEMPLATE, add, cancel, complete, fail, look, made, row
 
 SENDER = "11111111-1111-4111-8111-111111111111"
@@ -41,7 +42,7 @@ def acme(database: sa.Engine) -> sa.Engine:
 def told(database: sa.Engine, request_id: int) -> list[str]:
     """Who is to be mailed of the failure."""
     with database.connect() as connection:
-        return [address for _, address in ledger.pending(connection, request_id, kind=NotificationKind.FAILED)]
+        return [address for _, address in notifications.pending(connection, request_id, kind=NotificationKind.FAILED)]
 
 
 ALLOWED: list[dict[str, Any]] = [
@@ -129,7 +130,7 @@ def test_after_failures_in_a_row_it_is_paused_and_the_last_ones_mail_says_so(acm
     assert told(acme, last.id) == ["Owner@home.example"]
     assert look(acme, "2 20:00").made == []
     with acme.begin() as connection:
-        recurring_rows.resume(connection, recurring_id)
+        models.resume(connection, recurring_id)
     look(acme, "2 20:00")
     fail(acme, made(acme)[-1].id)
     assert row(acme, recurring_id).paused_at is None
@@ -146,7 +147,7 @@ def test_a_pause_by_hand_keeps_its_reason_whatever_fails_later(acme: sa.Engine) 
     recurring_id = add(acme, owner="owner", max_failures=1)
     look(acme, "2 10:00")
     with acme.begin() as connection:
-        recurring_rows.pause(connection, recurring_id, "migration")
+        models.pause(connection, recurring_id, "migration")
     fail(acme, made(acme)[0].id, REFUSED)
     found = row(acme, recurring_id)
     assert (found.pause_reason, found.paused_over, found.failures_in_a_row) == ("migration", None, 1)

@@ -11,11 +11,11 @@ from zoneinfo import ZoneInfo
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.tables import recurring_exports
 from export_pipeline.failures import ExportFailure
-from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.recurring_template import RequestTemplate
-from export_pipeline.requests.row_rules import date_range_of
-from export_pipeline.requests.tables import recurring_exports
+from export_pipeline.recurring.models import RequestTemplate
+from export_pipeline.requests.models import insert_request
+from export_pipeline.requests.validation.rows import date_range_of
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.recurring import simulate
 from export_pipeline_tests.recurring.rows import TEMPLATE, at, made

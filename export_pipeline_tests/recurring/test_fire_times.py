@@ -12,13 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from export_pipeline.failures import ExportFailure
-from export_pipeline.requests.fire_times import Schedule, checked_schedule, fire_times, last_fire, next_fire
+from export_pipeline.scheduling.cron import Schedule, checked_schedule, fire_times, last_fire, next_fire
 
 Values = int | frozenset[int] | None
-
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
-
 # Clocks by an hour in both hemispheres, by half an hour, at midnight, backwards for Ramadan, a day left out, none.
 CHANGES = [
     ("Europe/Berlin", "2026-03-29"), ("Europe/Berlin", "2026-10-25"), ("America/New_York", "2026-11-01"),

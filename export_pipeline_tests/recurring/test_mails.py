@@ -7,14 +7,14 @@ from email.headerregistry import Address
 
 import pytest
 
-from export_pipeline.delivery.mail import Message
-from export_pipeline.delivery.message import FailureMail, failure_message
-from export_pipeline.delivery.mime import to_mime
-from export_pipeline.delivery.notify import unsubscribe_url
-from export_pipeline.delivery.sendgrid_mail import SendGridMail
 from export_pipeline.failures import Fault
-from export_pipeline.requests.unsubscribe import make_token
+from export_pipeline.messaging.content import FailureMail, failure_message
+from export_pipeline.messaging.message import Message
+from export_pipeline.messaging.mime import to_mime
+from export_pipeline.messaging.sendgrid import SendGridMail
+from export_pipeline.recurring.unsubscribe import make_token
 from export_pipeline.settings import Settings
+from export_pipeline.stages.notify_recipients import unsubscribe_url
 from export_pipeline_tests.servers.sendgrid import API_KEY, SendGridSink
 
 KEY = "k" * 32

@@ -11,18 +11,18 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.tables import organization_members, organizations
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import ops, recurring
-from export_pipeline.orchestration.recurring import recurring_exports as sensor
-from export_pipeline.orchestration.sensors import INTERVAL_SECONDS
-from export_pipeline.requests.model import RequestState
-from export_pipeline.requests.tables import organization_members, organizations
+from export_pipeline.orchestration import ops
+from export_pipeline.orchestration.sensors import recurring
+from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS
+from export_pipeline.orchestration.sensors.recurring import recurring_exports as sensor
+from export_pipeline.requests.models import RequestState
 from export_pipeline_tests.orchestration.conftest import Pipeline, pipeline
 from export_pipeline_tests.orchestration.test_sensors import evaluate
 from export_pipeline_tests.recurring.rows import TEMPLATE, add, made, row, update
 
 __all__ = ["pipeline"]
-
 HOUR = timedelta(hours=1)
 KEY = "k" * 32
 
@@ -172,7 +172,7 @@ def test_the_sensor_says_what_it_could_not_do_and_skips_without_a_database(
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     recurring_id = add(pipeline.database)
     with monkeypatch.context() as broken:
-        broken.setattr("export_pipeline.requests.recurring._look", unreachable)
+        broken.setattr("export_pipeline.recurring.dispatch._look", unreachable)
         assert evaluate(pipeline, sensor).skip_message.endswith(f"to be tried again: {recurring_id}")
     monkeypatch.setattr(recurring, "make_due", unreachable)
     skipped = evaluate(pipeline, sensor)

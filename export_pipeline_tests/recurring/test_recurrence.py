@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export_pipeline.requests.enums import CatchUpPolicy, OverlapPolicy, Window
-from export_pipeline.requests.fire_times import Schedule
-from export_pipeline.requests.recurrence import (
+from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, Window
+from export_pipeline.scheduling.cron import Schedule
+from export_pipeline.scheduling.windows import (
     Act,
     Coverage,
     Decision,

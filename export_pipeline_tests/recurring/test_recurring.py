@@ -12,26 +12,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.tables import export_requests
 from export_pipeline.failures import ExportFailure, OwnershipLost
-from export_pipeline.requests import recurring, recurring_rows, states
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.model import ExportRequest, insert_request
+from export_pipeline.recurring import dispatch, models
+from export_pipeline.recurring.models import MANAGED, RequestTemplate
+from export_pipeline.requests import transitions
+from export_pipeline.requests.models import ExportRequest, insert_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.recurrence import Act, Coverage, Decision
-from export_pipeline.requests.recurring_template import MANAGED, RequestTemplate
-from export_pipeline.requests.tables import export_requests
-from export_pipeline_tests.recurring.rows import (
-    TEMPLATE,
-    add,
-    at,
-    cancel,
-    complete,
-    fail,
-    look,
-    made,
-    row,
-    update,
-)
+from export_pipeline.scheduling.windows import Act, Coverage, Decision
+from export_pipeline_tests.recurring.rows import TEMPLATE, add, at, cancel, complete, fail, look, made, row, update
 
 
 def test_a_fire_time_becomes_one_request_with_the_templates_columns(database: sa.Engine) -> None:
@@ -57,8 +47,8 @@ def test_the_first_fire_time_is_after_the_row_was_made(database: sa.Engine) -> N
             "INSERT INTO recurring_exports (organization_id, cron, request) VALUES ('acme', '* * * * *', "
             """'{"dataset": "people", "format": "csv", "recipient_emails": []}')"""
         )
-    recurring.make_due(database, Organizations(), limit=50)
-    recurring.make_due(database, Organizations(), limit=50, now=utc_now() + timedelta(minutes=1))
+    dispatch.make_due(database, Organizations(), limit=50)
+    dispatch.make_due(database, Organizations(), limit=50, now=utc_now() + timedelta(minutes=1))
     assert 1 <= len(made(database)) <= 2
 
 
@@ -108,15 +98,15 @@ def test_whoever_saw_an_older_row_moves_nothing(database: sa.Engine) -> None:
     seen = row(database, add(database))
     look(database, "2 10:00")
     with database.begin() as connection:
-        assert not recurring._move(connection, seen, Decision(Act.MAKE, at("2 11:00")))
-        fresh = recurring_rows.load_recurring(connection, seen.id)
-        assert recurring._move(connection, fresh, Decision(Act.MAKE, at("2 11:00")))
+        assert not dispatch._move(connection, seen, Decision(Act.MAKE, at("2 11:00")))
+        fresh = models.load_recurring(connection, seen.id)
+        assert dispatch._move(connection, fresh, Decision(Act.MAKE, at("2 11:00")))
 
 
 KILLED = """
 import os, sys
 from export_pipeline.requests import recurring
-from export_pipeline.requests.database import create_engine
+from export_pipeline.database.engine import create_engine
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline_tests.recurring.rows import at
 url, moment = sys.argv[1:]
@@ -154,7 +144,7 @@ def test_a_pointer_that_somebody_sets_back_doubles_nothing(database: sa.Engine) 
 
 def test_a_request_that_only_has_a_fire_times_key_spends_no_fire_time(database: sa.Engine) -> None:
     recurring_id, good = add(database), add(database)
-    key = f"{recurring.KEY_PREFIX}{recurring_id}:2026-03-02T10:00:00+00:00"
+    key = f"{dispatch.KEY_PREFIX}{recurring_id}:2026-03-02T10:00:00+00:00"
     with database.begin() as connection:
         insert_request(connection, **TEMPLATE, organization_id="acme", idempotency_key=key)
     tick = look(database, "2 10:00")
@@ -172,13 +162,13 @@ def test_a_request_that_only_has_a_fire_times_key_spends_no_fire_time(database: 
 def test_a_paused_one_makes_nothing_and_catches_up_when_resumed(database: sa.Engine) -> None:
     recurring_id = add(database, catch_up_policy="all", failures_in_a_row=2)
     with database.begin() as connection:
-        assert recurring_rows.pause(connection, recurring_id, "migration")
-        assert not recurring_rows.pause(connection, recurring_id, "again")
+        assert models.pause(connection, recurring_id, "migration")
+        assert not models.pause(connection, recurring_id, "again")
     assert look(database, "2 12:00").made == []
     assert row(database, recurring_id).pause_reason == "migration"
     with database.begin() as connection:
-        assert recurring_rows.resume(connection, recurring_id)
-        assert not recurring_rows.resume(connection, recurring_id)
+        assert models.resume(connection, recurring_id)
+        assert not models.resume(connection, recurring_id)
     for _ in range(5):
         look(database, "2 12:00")
         for request in made(database):
@@ -230,7 +220,7 @@ def test_one_of_each_organization_comes_first(database: sa.Engine) -> None:
 def test_a_look_that_runs_out_of_time_leaves_nobody_behind_for_ever(
     database: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recurring, "_LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "_LONGEST_SECONDS", 0.0)
     ids = [add(database, overlap_policy="queue") for _ in range(3)]
     for _ in range(100):
         if len(made(database)) == len(ids):
@@ -271,7 +261,7 @@ def test_since_last_success_begins_where_the_last_completed_window_ended(databas
         complete(database, made(database)[1].id)
     for ended in made(database)[1:3]:
         with pytest.raises(ExportFailure, match="delivers rows of this one"), database.begin() as connection:
-            states.retry(connection, ended.uid, actor="command")
+            transitions.retry(connection, ended.uid, actor="command")
     assert mark() == at("2 13:00")
 
 
@@ -283,7 +273,7 @@ def test_a_request_whose_rows_no_later_one_delivers_is_retried(database: sa.Engi
     fail(database, made(database)[1].id)  # it failed as well: it delivers nothing
     uid = made(database)[0].uid
     with database.begin() as connection:
-        assert states.retry(connection, uid, actor="command")
+        assert transitions.retry(connection, uid, actor="command")
     assert made(database)[0].status == "queued"
 
 
@@ -319,7 +309,7 @@ def test_the_mark_never_passes_the_instant_at_which_the_request_was_made(databas
     recurring_id = add(database, window_kind="since_last_success", lag_seconds=0)
     with database.begin() as connection:
         later = utc_now() + timedelta(days=30)
-        recurring.run_now(connection, Organizations(), recurring_id, window=Coverage(None, later))
+        dispatch.run_now(connection, Organizations(), recurring_id, window=Coverage(None, later))
     complete(database, made(database)[0].id)
     assert row(database, recurring_id).high_water_mark == made(database)[0].created_at
 
@@ -357,7 +347,7 @@ def test_an_unfinished_request_of_another_organization_holds_nothing_up(database
     for request in made(database)[3:]:
         complete(database, request.id)
     with database.begin() as connection:
-        assert recurring.run_now(connection, Organizations(), ids[2], now=at("2 10:30"))
+        assert dispatch.run_now(connection, Organizations(), ids[2], now=at("2 10:30"))
 
 
 def test_a_row_that_nothing_can_be_made_of_is_paused_and_says_so_in_a_failed_request(database: sa.Engine) -> None:
@@ -390,7 +380,7 @@ def test_numbers_out_of_range_are_refused_at_the_insert(database: sa.Engine, col
 
 
 def reason(database: sa.Engine, recurring_id: int) -> str:
-    columns = recurring.recurring_exports.c
+    columns = dispatch.recurring_exports.c
     with database.connect() as connection:
         return str(connection.execute(sa.select(columns.pause_reason).where(columns.id == recurring_id)).scalar())
 
@@ -418,7 +408,7 @@ def test_out_of_turn_it_covers_its_turn_or_any_window_again(database: sa.Engine)
 
     def run_now(**options: Any) -> str:
         with database.begin() as connection:
-            return recurring.run_now(connection, Organizations(), recurring_id, now=at("2 09:30"), **options)
+            return dispatch.run_now(connection, Organizations(), recurring_id, now=at("2 09:30"), **options)
 
     run_now()
     assert windows(database) == [(at("2 08:00"), at("2 09:29"))]
@@ -428,9 +418,9 @@ def test_out_of_turn_it_covers_its_turn_or_any_window_again(database: sa.Engine)
     assert row(database, recurring_id).high_water_mark == at("2 09:29")
     uid = made(database)[0].uid
     with database.connect() as connection:
-        again = recurring.window_of(connection, recurring_id, uid)
+        again = dispatch.window_of(connection, recurring_id, uid)
         with pytest.raises(LookupError):
-            recurring.window_of(connection, recurring_id + 1, uid)
+            dispatch.window_of(connection, recurring_id + 1, uid)
     run_now(window=again)
     run_now(window=Coverage(at("1 00:00"), at("2 00:00")))
     assert windows(database)[1:] == [(at("2 08:00"), at("2 09:29")), (at("1 00:00"), at("2 00:00"))]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export_pipeline.requests.unsubscribe import leave, make_token, verify_token, without_unsubscribed
+from export_pipeline.recurring.unsubscribe import leave, make_token, verify_token, without_unsubscribed
 from export_pipeline_tests.recurring.rows import add
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32

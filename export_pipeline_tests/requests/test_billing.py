@@ -11,20 +11,11 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.enums import ChargeStatus, NotificationStatus, Stage
+from export_pipeline.database.tables import email_charges, export_requests, organizations
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode
-from export_pipeline.requests import billing, claims, ledger, ownership, states
-from export_pipeline.requests.enums import ChargeStatus, NotificationStatus, Stage
-from export_pipeline.requests.tables import email_charges, export_requests, organizations
-from export_pipeline_tests.requests.test_states import (
-    FAILURE,
-    ask,
-    begin,
-    claim,
-    complete,
-    enter,
-    row,
-    running,
-)
+from export_pipeline.requests import billing, notifications, ownership, queue, transitions
+from export_pipeline_tests.requests.test_states import FAILURE, ask, begin, claim, complete, enter, row, running
 
 ANA, BOB, EVE = "ana@example.com", "bob@example.com", "eve@example.com"
 
@@ -212,14 +203,14 @@ def test_whatever_ends_a_request_without_mail_gives_everything_back_once(databas
         with database.begin() as connection:
             match end:
                 case "fail":
-                    assert not states.fail(connection, request_id, FAILURE, run_id="another")
+                    assert not transitions.fail(connection, request_id, FAILURE, run_id="another")
                     assert billing.charges(connection, request_uid=_uid(connection, request_id))["reserved"] == 2
-                    assert states.fail(connection, request_id, FAILURE, run_id="run-1")
+                    assert transitions.fail(connection, request_id, FAILURE, run_id="run-1")
                 case "give up":
-                    assert states.give_up(connection, request_id, FAILURE, attempt=1, run_id="run-1")
+                    assert transitions.give_up(connection, request_id, FAILURE, attempt=1, run_id="run-1")
                 case "cancel":
                     for first in (True, False):
-                        done = states.cancel(connection, request_id, by_requester="r", by_operator="o")
+                        done = transitions.cancel(connection, request_id, by_requester="r", by_operator="o")
                         assert done is first
         assert account(database)[:3] == (5, 0, 0), end
 
@@ -232,7 +223,7 @@ def test_a_request_that_goes_back_to_the_queue_keeps_what_is_reserved(database: 
     request_id = paid(database)
     uid = uid_of(database, request_id)
     with database.begin() as connection:
-        assert claims.release(connection, request_id, attempt=1, run_id="run-1", charged=True)
+        assert queue.release(connection, request_id, attempt=1, run_id="run-1", charged=True)
     claim(database)
     begin(database, request_id, run_id="run-2", attempt=2)
     assert reserve(database, uid, [ANA, BOB]) == 0
@@ -241,28 +232,28 @@ def test_a_request_that_goes_back_to_the_queue_keeps_what_is_reserved(database: 
 
 def mail(database: sa.Engine, request_id: int, ends: dict[str, NotificationStatus]) -> None:
     with database.begin() as connection:
-        ledger.close_interrupted(connection, request_id)
-        waiting = ledger.pending(connection, request_id)
+        notifications.close_interrupted(connection, request_id)
+        waiting = notifications.pending(connection, request_id)
     for notification_id, recipient in waiting:
         with database.begin() as connection:
-            assert ledger.start_sending(connection, notification_id)
+            assert notifications.start_sending(connection, notification_id)
         if recipient in ends:
             for _ in range(2):  # told twice is told once
                 with database.begin() as connection:
-                    ledger.settle(connection, notification_id, ends[recipient])
+                    notifications.settle(connection, notification_id, ends[recipient])
 
 
 def test_a_re_executed_request_is_paid_again_and_each_mail_is_charged_by_its_end(database: sa.Engine) -> None:
     request_id = paid(database)
     uid = uid_of(database, request_id)
     with database.begin() as connection:
-        states.fail(connection, request_id, FAILURE, run_id="run-1")
+        transitions.fail(connection, request_id, FAILURE, run_id="run-1")
     assert account(database) == (5, 0, 0, 2)
     enter(database, request_id, Stage.UPLOAD, run_id="run-2", lineage=["run-1"])
     complete(database, request_id, run_id="run-2")
     everybody = [ANA, BOB, EVE, "dan@example.com"]
     with database.begin() as connection:
-        ledger.enlist(connection, request_id, everybody)
+        notifications.enlist(connection, request_id, everybody)
         billing.reserve(connection, "acme", uid, everybody)
     assert account(database) == (1, 4, 0, 0)
     mail(
@@ -285,10 +276,13 @@ def test_a_re_executed_request_is_paid_again_and_each_mail_is_charged_by_its_end
 def test_a_mail_of_who_is_not_billed_settles_all_the_same(database: sa.Engine) -> None:
     request_id = ask(database)
     with database.begin() as connection:
-        ledger.enlist(connection, request_id, [ANA, BOB])
+        notifications.enlist(connection, request_id, [ANA, BOB])
     mail(database, request_id, {ANA: NotificationStatus.SENT, BOB: NotificationStatus.REFUSED})
     with database.connect() as connection:
-        assert ledger.counts(connection, request_id) == {NotificationStatus.SENT: 1, NotificationStatus.REFUSED: 1}
+        assert notifications.counts(connection, request_id) == {
+            NotificationStatus.SENT: 1,
+            NotificationStatus.REFUSED: 1,
+        }
     assert account(database) == (None, 0, 0, 0)
 
 
@@ -302,7 +296,7 @@ def test_a_cancel_waits_for_a_payment_and_gives_it_back(database: sa.Engine) -> 
     def cancel() -> None:
         started.set()
         with database.begin() as connection:
-            assert states.cancel(connection, request_id, by_requester="r", by_operator="o")
+            assert transitions.cancel(connection, request_id, by_requester="r", by_operator="o")
 
     canceling = threading.Thread(target=cancel)
     with database.begin() as connection:

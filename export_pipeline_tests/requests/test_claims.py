@@ -15,14 +15,15 @@ import pytest
 import sqlalchemy as sa
 from dagster._core.test_utils import create_run_for_test
 
+from export_pipeline.database.engine import create_engine, impatient, reading, utc_now, why_unavailable
+from export_pipeline.database.enums import Stage
+from export_pipeline.database.migrate import upgrade
+from export_pipeline.database.tables import export_requests
 from export_pipeline.failures import ExportFailure, FailureCode, OwnershipLost
-from export_pipeline.orchestration import mending, tags
-from export_pipeline.requests import billing, claims, expiry, ownership, states
-from export_pipeline.requests.database import create_engine, impatient, reading, utc_now, why_unavailable
-from export_pipeline.requests.enums import Stage
-from export_pipeline.requests.migrate import upgrade
-from export_pipeline.requests.postponement import MOST_POSTPONEMENTS
-from export_pipeline.requests.tables import export_requests
+from export_pipeline.orchestration import tags
+from export_pipeline.orchestration.sensors import reconciler
+from export_pipeline.requests import billing, ownership, queue, transitions
+from export_pipeline.requests.queue import MOST_POSTPONEMENTS
 from export_pipeline.settings import Settings
 
 FAILURE = ExportFailure(FailureCode.SOURCE_REFUSED, "The source refused.")
@@ -48,9 +49,9 @@ def claim(database: sa.Engine, *, limit: int = 50, per_organization: int = 10, i
     """What is claimed, by organization; there is something exactly if it was said before that there is."""
     bounds = {"per_organization": per_organization, "in_total": in_total}
     with reading(database) as connection:
-        is_any = claims.is_any_claimable(connection, **bounds)
+        is_any = queue.is_any_claimable(connection, **bounds)
     with database.begin() as connection:
-        found = claims.claim(connection, limit=limit, **bounds)
+        found = queue.claim(connection, limit=limit, **bounds)
     assert bool(found) is is_any
     return sorted(one.organization_id for one in found)
 
@@ -100,8 +101,8 @@ def test_without_bounds_everything_that_waits_is_claimed(database: sa.Engine, ca
         with database.begin() as connection:
             connection.execute(export_requests.update().values(cancel_requested_at=sa.func.current_timestamp()))
     with database.begin() as connection:
-        assert claims.is_any_waiting(connection) is not canceled
-        assert len(claims.claim(connection, limit=50)) == (0 if canceled else 30)
+        assert queue.is_any_waiting(connection) is not canceled
+        assert len(queue.claim(connection, limit=50)) == (0 if canceled else 30)
 
 
 def update(database: sa.Engine, condition: sa.ColumnElement[bool], **values: Any) -> None:
@@ -109,9 +110,9 @@ def update(database: sa.Engine, condition: sa.ColumnElement[bool], **values: Any
         connection.execute(export_requests.update().where(condition).values(**values))
 
 
-def claimed(database: sa.Engine, limit: int = 50) -> list[claims.Claim]:
+def claimed(database: sa.Engine, limit: int = 50) -> list[queue.Claim]:
     with database.begin() as connection:
-        return claims.claim(connection, limit=limit)
+        return queue.claim(connection, limit=limit)
 
 
 @contextmanager
@@ -150,11 +151,11 @@ def test_no_statement_waits_for_a_lock_without_an_end(postgres: sa.Engine, table
         pytest.raises(sa.exc.OperationalError) as caught,
         impatient(postgres).begin() as connection,
     ):
-        states.give_up(connection, one.id, states.INTERNAL, attempt=1, run_id=None)
+        transitions.give_up(connection, one.id, transitions.INTERNAL, attempt=1, run_id=None)
     assert "lock" in (why_unavailable(caught.value) or "")
     with postgres.begin() as connection:
         assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "10s"
-        assert states.give_up(connection, one.id, states.INTERNAL, attempt=1, run_id=None)
+        assert transitions.give_up(connection, one.id, transitions.INTERNAL, attempt=1, run_id=None)
 
 
 def test_the_run_of_a_locked_row_is_not_taken_for_dead(postgres: sa.Engine) -> None:
@@ -170,26 +171,26 @@ def test_the_run_of_a_locked_row_is_not_taken_for_dead(postgres: sa.Engine) -> N
             old = utc_now() - timedelta(hours=1)
             update(postgres, rows.id == one.id, status="running", run_id=run.run_id, heartbeat_at=old)
         with reading(postgres) as connection:
-            orphans = claims.quiet(connection, lease_seconds=1, quiet_seconds=1, heartbeat_timeout_seconds=2)
+            orphans = queue.quiet(connection, lease_seconds=1, quiet_seconds=1, heartbeat_timeout_seconds=2)
         exports: Any = SimpleNamespace(database=postgres, settings=Settings())
         with locked(postgres, f"SELECT * FROM export_requests WHERE id = {first.id} FOR UPDATE"):
-            assert mending.mend_all(instance, exports, orphans, seconds=30) == ([first.uid], 0)
+            assert reconciler.mend_all(instance, exports, orphans, seconds=30) == ([first.uid], 0)
         statuses = [instance.get_run_by_id(runs[one.id]) for one in (first, second)]
         assert [run.is_finished for run in statuses if run is not None] == [False, True]
     assert [read(postgres, one.id).status for one in (first, second)] == ["running", "queued"]
 
 
-def running(database: sa.Engine, claim: claims.Claim) -> str:
+def running(database: sa.Engine, claim: queue.Claim) -> str:
     run_id = f"run-{claim.attempt}-{claim.id}"
     with database.begin() as connection:
         ownership.begin(connection, claim.id, run_id=run_id, lineage=[], attempt=claim.attempt, claim_id=claim.claim_id)
     return run_id
 
 
-def postpone(database: sa.Engine, claim: claims.Claim, code: FailureCode = FailureCode.SOURCE_UNAVAILABLE) -> bool:
+def postpone(database: sa.Engine, claim: queue.Claim, code: FailureCode = FailureCode.SOURCE_UNAVAILABLE) -> bool:
     run_id = running(database, claim)
     with database.begin() as connection:
-        return states.postpone(connection, claim.id, ExportFailure(code, "It is away."), run_id=run_id)
+        return transitions.postpone(connection, claim.id, ExportFailure(code, "It is away."), run_id=run_id)
 
 
 def read(database: sa.Engine, request_id: int) -> Any:
@@ -221,7 +222,7 @@ def test_a_postponed_request_waits_longer_each_time_and_uses_up_no_attempt(datab
     assert not postpone(database, one)  # about a day of it: the run fails it
     with database.begin() as connection:
         failure = ExportFailure(FailureCode.SOURCE_UNAVAILABLE, "It is away.")
-        assert states.fail(connection, one.id, failure, run_id=f"run-{one.attempt}-{one.id}")
+        assert transitions.fail(connection, one.id, failure, run_id=f"run-{one.attempt}-{one.id}")
 
 
 def test_only_the_run_that_owns_a_request_postpones_it(database: sa.Engine) -> None:
@@ -229,10 +230,10 @@ def test_only_the_run_that_owns_a_request_postpones_it(database: sa.Engine) -> N
     (one,) = claimed(database)
     running(database, one)
     with database.begin() as connection:
-        assert not states.postpone(connection, one.id, states.INTERNAL, run_id="another")
+        assert not transitions.postpone(connection, one.id, transitions.INTERNAL, run_id="another")
     update(database, rows.id == one.id, cancel_requested_at=sa.func.current_timestamp())
     with database.begin() as connection:
-        assert not states.postpone(connection, one.id, states.INTERNAL, run_id=f"run-1-{one.id}")
+        assert not transitions.postpone(connection, one.id, transitions.INTERNAL, run_id=f"run-1-{one.id}")
     assert read(database, one.id).status == "running"
 
 
@@ -260,9 +261,9 @@ def test_reading_does_not_wake_those_that_wait_for_the_store(database: sa.Engine
     with database.begin() as connection:
         ownership.enter(connection, second.id, Stage.SERIALIZE, run_id=run_id, lineage=[])
     assert read(database, first.id).not_before is not None
-    file = states.DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
+    file = transitions.DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
     with database.begin() as connection:
-        states.complete(connection, second.id, run_id=run_id, files=[file], manifest_key="m", expires_at=utc_now())
+        transitions.complete(connection, second.id, run_id=run_id, files=[file], manifest_key="m", expires_at=utc_now())
     assert read(database, first.id).not_before is None
 
 
@@ -276,7 +277,7 @@ def test_an_instant_that_a_wrong_clock_wrote_holds_no_row_for_ever(database: sa.
     update(database, rows.id == began.id, heartbeat_at=utc_now() + year)
     update(database, rows.id == claimed_ahead.id, claimed_at=utc_now() + year)
     with reading(database) as connection:
-        quiet = claims.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
+        quiet = queue.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
     assert [(one.id, one.timed_out) for one in quiet] == [(began.id, True), (claimed_ahead.id, True)]
     update(database, rows.id.in_([began.id, claimed_ahead.id]), status="completed")
     assert [one.id for one in claimed(database)] == [waits.id]
@@ -288,9 +289,9 @@ def test_a_row_that_is_inserted_as_running_is_found(database: sa.Engine, attempt
     old = utc_now() - timedelta(hours=1)
     update(database, sa.true(), status="running", attempt=attempts, created_at=old)
     with reading(database) as connection:
-        (one,) = claims.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
+        (one,) = queue.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
     with database.begin() as connection:
-        assert claims.release(connection, one.id, attempt=one.attempt, run_id=None, charged=True)
+        assert queue.release(connection, one.id, attempt=one.attempt, run_id=None, charged=True)
     assert [one.attempt for one in claimed(database)] == [attempts + 1]
 
 
@@ -313,13 +314,13 @@ def test_a_failed_request_that_is_asked_for_again_has_all_its_attempts(
         (one,) = claimed(database)
         keys.append(one.run_key)
         with database.begin() as connection:
-            found = claims.not_begun(connection)
+            found = queue.not_begun(connection)
             assert [orphan.counted_attempts for orphan in found] == [1]
         run_id = running(database, one)
         with database.begin() as connection:
-            assert states.fail(connection, one.id, FAILURE, run_id=run_id)
+            assert transitions.fail(connection, one.id, FAILURE, run_id=run_id)
             if statement is None:
-                assert states.retry(connection, one.uid, actor="command")
+                assert transitions.retry(connection, one.uid, actor="command")
             else:
                 connection.exec_driver_sql(statement)
         assert read(database, one.id).status == "queued"
@@ -336,8 +337,8 @@ def test_only_what_failed_or_was_canceled_is_retried(database: sa.Engine, status
     (one,) = claimed(database)
     update(database, rows.id == one.id, status=status)
     with database.begin() as connection:
-        assert not states.retry(connection, one.uid, actor="command")
-        assert not states.retry(connection, "no uid", actor="command")
+        assert not transitions.retry(connection, one.uid, actor="command")
+        assert not transitions.retry(connection, "no uid", actor="command")
 
 
 def test_a_run_of_an_older_claim_does_not_take_the_row(database: sa.Engine) -> None:
@@ -345,7 +346,7 @@ def test_a_run_of_an_older_claim_does_not_take_the_row(database: sa.Engine) -> N
     ask(database, "a", 1)
     (first,) = claimed(database)
     with database.begin() as connection:
-        claims.release(connection, first.id, attempt=1, run_id=None, charged=False)
+        queue.release(connection, first.id, attempt=1, run_id=None, charged=False)
     (second,) = claimed(database)
     assert (first.attempt, second.attempt) == (1, 1)
     with pytest.raises(OwnershipLost):
@@ -357,7 +358,7 @@ def test_a_request_given_up_before_a_run_took_it_is_re_executed(database: sa.Eng
     ask(database, "a", 1)
     (one,) = claimed(database)
     with database.begin() as connection:
-        assert states.give_up(connection, one.id, states.INTERNAL, attempt=1, run_id=None)
+        assert transitions.give_up(connection, one.id, transitions.INTERNAL, attempt=1, run_id=None)
 
     def begin_with(lineage: list[str], claim_id: str) -> None:
         with database.begin() as connection:
@@ -389,8 +390,8 @@ def test_what_ended_is_not_read_to_find_mails_that_are_owed_or_files_that_are_du
 
     with reading(postgres) as connection:
         sa.event.listen(postgres, "before_cursor_execute", explain)
-        claims.unnotified(connection, quiet_seconds=1, heartbeat_timeout_seconds=2, within=timedelta(days=2))
-        expiry.past_retention(connection)
+        queue.unnotified(connection, quiet_seconds=1, heartbeat_timeout_seconds=2, within=timedelta(days=2))
+        transitions.past_retention(connection)
     sa.event.remove(postgres, "before_cursor_execute", explain)
     assert len(seen) == 3
     assert not [plan for plan in seen if "Seq Scan on export_requests" in plan or "Seq Scan on export_not" in plan]

@@ -8,11 +8,11 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.requests import claims, events, ownership, states
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import EventKind
-from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.tables import export_events, export_requests
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.enums import EventKind
+from export_pipeline.database.tables import export_events, export_requests
+from export_pipeline.requests import audit, ownership, queue, transitions
+from export_pipeline.requests.models import insert_request
 
 ASKED = {
     "organization_id": "acme",
@@ -27,14 +27,14 @@ ASKED = {
 }
 
 
-def claim(database: sa.Engine) -> list[claims.Claim]:
+def claim(database: sa.Engine) -> list[queue.Claim]:
     with database.begin() as connection:
-        return claims.claim(connection, limit=50)
+        return queue.claim(connection, limit=50)
 
 
-def trail(database: sa.Engine, uid: str) -> list[events.Event]:
+def trail(database: sa.Engine, uid: str) -> list[audit.Event]:
     with database.connect() as connection:
-        return events.events_of(connection, uid)
+        return audit.events_of(connection, uid)
 
 
 def test_the_first_event_says_who_asked_and_for_what(database: sa.Engine) -> None:
@@ -49,7 +49,7 @@ def test_the_first_event_says_who_asked_and_for_what(database: sa.Engine) -> Non
         name: value for name, value in ASKED.items() if name not in ("organization_id", "requested_by")
     }
     assert (detail["layout"], detail["start_date"], detail["include"]) == ("default", None, None)
-    assert trail(database, unsigned)[0].actor == events.APPLICATION
+    assert trail(database, unsigned)[0].actor == audit.APPLICATION
 
 
 def test_a_request_is_asked_once_however_often_it_is_claimed(database: sa.Engine) -> None:
@@ -59,7 +59,7 @@ def test_a_request_is_asked_once_however_often_it_is_claimed(database: sa.Engine
         (claimed,) = claim(database)
         assert claimed.attempt == 1
         with database.begin() as connection:
-            assert claims.release(connection, claimed.id, attempt=1, run_id=None, charged=False)
+            assert queue.release(connection, claimed.id, attempt=1, run_id=None, charged=False)
     assert [event.kind for event in trail(database, uid)] == ["asked", "requeued", "requeued"]
 
 
@@ -75,7 +75,7 @@ def ask(database: sa.Engine) -> tuple[int, str]:
 
 def cancel(database: sa.Engine, request_id: int) -> None:
     with database.begin() as connection:
-        assert states.cancel(connection, request_id, by_requester="As asked.", by_operator="By an operator.")
+        assert transitions.cancel(connection, request_id, by_requester="As asked.", by_operator="By an operator.")
 
 
 def test_who_asked_is_told_once_of_what_is_canceled_before_or_after_its_claim(database: sa.Engine) -> None:
@@ -111,9 +111,9 @@ def test_who_polls_is_said_to_have_been_handed_links_once_a_while(database: sa.E
     with database.begin() as connection:
         uid = insert_request(connection, **ASKED)
         for actor in ("key 1", "key 1", "key 2", "key 1"):
-            events.record_linked(connection, uid, "acme", 2, actor=actor, within=timedelta(minutes=15))
+            audit.record_linked(connection, uid, "acme", 2, actor=actor, within=timedelta(minutes=15))
         connection.execute(export_events.update().values(created_at=utc_now() - timedelta(minutes=16)))
-        events.record_linked(connection, uid, "acme", 2, actor="key 1", within=timedelta(minutes=15))
+        audit.record_linked(connection, uid, "acme", 2, actor="key 1", within=timedelta(minutes=15))
     found = trail(database, uid)
     assert [(event.kind, event.actor) for event in found] == [
         (EventKind.LINKED, "key 1"),

@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.tables import export_notifications, export_requests, export_ticks, export_webhooks
 from export_pipeline.requests import health
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.tables import (
-    export_notifications,
-    export_requests,
-    export_ticks,
-    export_webhooks,
-)
+from export_pipeline.requests.models import insert_request
 
 TIMEOUT = 120.0
 ALL = (

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.enums import NotificationKind, NotificationStatus, Stage
+from export_pipeline.database.tables import organization_members, organizations
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests import billing, claims, ledger, states
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.enums import NotificationKind, NotificationStatus, Stage
-from export_pipeline.requests.tables import organization_members, organizations
+from export_pipeline.requests import billing, notifications, queue, transitions
 from export_pipeline_tests.requests.test_states import FAILURE, ask, begin, claim, complete, enter, update
 
 
@@ -20,16 +20,16 @@ from export_pipeline_tests.requests.test_states import FAILURE, ask, begin, clai
 def request_id(database: sa.Engine) -> int:
     request_id = ask(database)
     with database.begin() as connection:
-        ledger.enlist(connection, request_id, ["ana@example.com", "bob@example.com"])
+        notifications.enlist(connection, request_id, ["ana@example.com", "bob@example.com"])
     return request_id
 
 
 def test_enlisting_again_keeps_what_is_known(database: sa.Engine, request_id: int) -> None:
     with database.begin() as connection:
-        (first, _), _ = ledger.pending(connection, request_id)
-        ledger.settle(connection, first, NotificationStatus.SENT)
-        ledger.enlist(connection, request_id, ["ana@example.com", "bob@example.com", "eve@example.com"])
-        assert [address for _, address in ledger.pending(connection, request_id)] == [
+        (first, _), _ = notifications.pending(connection, request_id)
+        notifications.settle(connection, first, NotificationStatus.SENT)
+        notifications.enlist(connection, request_id, ["ana@example.com", "bob@example.com", "eve@example.com"])
+        assert [address for _, address in notifications.pending(connection, request_id)] == [
             "bob@example.com",
             "eve@example.com",
         ]
@@ -37,32 +37,35 @@ def test_enlisting_again_keeps_what_is_known(database: sa.Engine, request_id: in
 
 def test_one_of_two_processes_sends(database: sa.Engine, request_id: int) -> None:
     with database.begin() as connection:
-        (first, _), _ = ledger.pending(connection, request_id)
-        assert ledger.start_sending(connection, first)
-        assert not ledger.start_sending(connection, first)
+        (first, _), _ = notifications.pending(connection, request_id)
+        assert notifications.start_sending(connection, first)
+        assert not notifications.start_sending(connection, first)
 
 
 def test_what_a_dead_process_was_sending_is_unknown_and_left(database: sa.Engine, request_id: int) -> None:
     with database.begin() as connection:
-        (first, _), _ = ledger.pending(connection, request_id)
-        ledger.start_sending(connection, first)
-        assert ledger.close_interrupted(connection, request_id) == 1
-        assert [address for _, address in ledger.pending(connection, request_id)] == ["bob@example.com"]
-        assert ledger.counts(connection, request_id) == {NotificationStatus.UNKNOWN: 1, NotificationStatus.PENDING: 1}
+        (first, _), _ = notifications.pending(connection, request_id)
+        notifications.start_sending(connection, first)
+        assert notifications.close_interrupted(connection, request_id) == 1
+        assert [address for _, address in notifications.pending(connection, request_id)] == ["bob@example.com"]
+        assert notifications.counts(connection, request_id) == {
+            NotificationStatus.UNKNOWN: 1,
+            NotificationStatus.PENDING: 1,
+        }
 
 
 def test_the_two_kinds_of_mail_are_counted_apart(database: sa.Engine, request_id: int) -> None:
     failed = NotificationKind.FAILED
     with database.begin() as connection:
-        ledger.enlist(connection, request_id, ["ana@example.com"], failed)
-        ledger.enlist(connection, request_id, ["ana@example.com"], failed)
-        ((told, address),) = ledger.pending(connection, request_id, failed)
+        notifications.enlist(connection, request_id, ["ana@example.com"], failed)
+        notifications.enlist(connection, request_id, ["ana@example.com"], failed)
+        ((told, address),) = notifications.pending(connection, request_id, failed)
         assert address == "ana@example.com"
-        assert ledger.start_sending(connection, told)
-        assert ledger.close_interrupted(connection, request_id) == 0
-        assert ledger.close_interrupted(connection, request_id, failed) == 1
-        assert ledger.counts(connection, request_id) == {NotificationStatus.PENDING: 2}
-        assert ledger.counts(connection, request_id, failed) == {NotificationStatus.UNKNOWN: 1}
+        assert notifications.start_sending(connection, told)
+        assert notifications.close_interrupted(connection, request_id) == 0
+        assert notifications.close_interrupted(connection, request_id, failed) == 1
+        assert notifications.counts(connection, request_id) == {NotificationStatus.PENDING: 2}
+        assert notifications.counts(connection, request_id, failed) == {NotificationStatus.UNKNOWN: 1}
 
 
 def member(database: sa.Engine, member_id: str, organization: str = "acme", **values: Any) -> None:
@@ -76,14 +79,14 @@ def failed(database: sa.Engine, **asked: Any) -> int:
     request_id = ask(database, **asked)
     begin(database, request_id, attempt=None)
     with database.begin() as connection:
-        assert states.fail(connection, request_id, FAILURE, run_id="run-1")
+        assert transitions.fail(connection, request_id, FAILURE, run_id="run-1")
     return request_id
 
 
 def told(database: sa.Engine, request_id: int) -> list[str]:
     with database.connect() as connection:
-        assert ledger.pending(connection, request_id) == []
-        return [address for _, address in ledger.pending(connection, request_id, NotificationKind.FAILED)]
+        assert notifications.pending(connection, request_id) == []
+        return [address for _, address in notifications.pending(connection, request_id, NotificationKind.FAILED)]
 
 
 FAILURES_TOLD = [
@@ -143,7 +146,7 @@ def test_recipients_that_cannot_be_read_keep_no_request_from_failing(database: s
     begin(database, request_id, attempt=None)
     with database.begin() as connection:
         connection.exec_driver_sql(f"UPDATE export_requests SET recipient_emails = {stored}")
-        assert states.fail(connection, request_id, FAILURE, run_id="run-1")
+        assert transitions.fail(connection, request_id, FAILURE, run_id="run-1")
     assert told(database, request_id) == []
 
 
@@ -157,9 +160,9 @@ def balance(database: sa.Engine) -> tuple[int, dict[str, int]]:
 def settled(database: sa.Engine, request_id: int, **ends: NotificationStatus) -> None:
     """Each recipient's mail is sent and ends so."""
     with database.begin() as connection:
-        for notification_id, address in ledger.pending(connection, request_id):
-            assert ledger.start_sending(connection, notification_id)
-            ledger.settle(connection, notification_id, ends[address.partition("@")[0]], "smtp 550 5.7.1")
+        for notification_id, address in notifications.pending(connection, request_id):
+            assert notifications.start_sending(connection, notification_id)
+            notifications.settle(connection, notification_id, ends[address.partition("@")[0]], "smtp 550 5.7.1")
 
 
 SENT, REFUSED, UNKNOWN, PENDING = (NotificationStatus(name) for name in ("sent", "refused", "unknown", "pending"))
@@ -172,14 +175,14 @@ def test_what_is_put_back_is_sent_again_and_paid_once(database: sa.Engine) -> No
     request_id = ask(database, recipient_emails=people)
     with database.begin() as connection:
         uid = connection.execute(sa.text("SELECT uid FROM export_requests")).scalar_one()
-        ledger.enlist(connection, request_id, people)
+        notifications.enlist(connection, request_id, people)
         billing.reserve(connection, "acme", str(uid), people)
     settled(database, request_id, ana=SENT, bob=REFUSED, eve=UNKNOWN)
     assert balance(database) == (3, {"charged": 2, "released": 1})
 
     def put_back(**options: Any) -> dict[NotificationStatus, int]:
         with database.begin() as connection:
-            return ledger.put_back(connection, request_id, kind=NotificationKind.READY, **options)
+            return notifications.put_back(connection, request_id, kind=NotificationKind.READY, **options)
 
     with pytest.raises(LookupError):
         put_back(only=["bob@example.com", "mallory@example.com"])
@@ -202,16 +205,16 @@ def test_what_cannot_be_paid_is_not_put_back(database: sa.Engine) -> None:
     request_id = ask(database)
     with database.begin() as connection:
         uid = connection.execute(sa.text("SELECT uid FROM export_requests")).scalar_one()
-        ledger.enlist(connection, request_id, ["ana@example.com"])
+        notifications.enlist(connection, request_id, ["ana@example.com"])
         billing.reserve(connection, "acme", str(uid), ["ana@example.com"])
     settled(database, request_id, ana=REFUSED)
     with database.begin() as connection:
         connection.execute(organizations.update().values(email_balance=0))
     with pytest.raises(ExportFailure) as refused, database.begin() as connection:
-        ledger.put_back(connection, request_id, kind=NotificationKind.READY)
+        notifications.put_back(connection, request_id, kind=NotificationKind.READY)
     assert refused.value.code is FailureCode.INSUFFICIENT_BALANCE
     with database.connect() as connection:
-        assert ledger.counts(connection, request_id) == {REFUSED: 1}
+        assert notifications.counts(connection, request_id) == {REFUSED: 1}
 
 
 def test_mails_that_are_put_back_are_found_however_long_ago_the_request_ended(database: sa.Engine) -> None:
@@ -219,14 +222,14 @@ def test_mails_that_are_put_back_are_found_however_long_ago_the_request_ended(da
     begin(database, request_id, attempt=None)
     complete(database, request_id)
     with database.begin() as connection:
-        ledger.enlist(connection, request_id, ["ana@example.com"])
+        notifications.enlist(connection, request_id, ["ana@example.com"])
     settled(database, request_id, ana=REFUSED)
     days_ago = utc_now() - timedelta(days=3)
     update(database, request_id, heartbeat_at=days_ago, completed_at=days_ago)
     assert unnotified(database) == []
     before = utc_now().timestamp()
     with database.begin() as connection:
-        ledger.put_back(connection, request_id, kind=NotificationKind.READY)
+        notifications.put_back(connection, request_id, kind=NotificationKind.READY)
     (found,) = unnotified(database)
     assert found.id == request_id
     assert before - 1 <= found.owes_since <= utc_now().timestamp() + 1
@@ -235,7 +238,7 @@ def test_mails_that_are_put_back_are_found_however_long_ago_the_request_ended(da
 def test_reasons_are_counted_without_any_address(database: sa.Engine, request_id: int) -> None:
     settled(database, request_id, ana=REFUSED, bob=REFUSED)
     with database.connect() as connection:
-        assert ledger.reasons(connection, request_id) == [("ready", "refused", "smtp 550 5.7.1", 2)]
+        assert notifications.reasons(connection, request_id) == [("ready", "refused", "smtp 550 5.7.1", 2)]
 
 
 def test_a_request_that_is_given_up_is_told_and_a_canceled_one_is_not(database: sa.Engine) -> None:
@@ -243,8 +246,8 @@ def test_a_request_that_is_given_up_is_told_and_a_canceled_one_is_not(database: 
     request_id, canceled = (ask(database, requested_by="ana") for _ in range(2))
     claim(database)
     with database.begin() as connection:
-        assert states.give_up(connection, request_id, FAILURE, attempt=1, run_id=None)
-        assert states.cancel(connection, canceled, by_requester="r", by_operator="o")
+        assert transitions.give_up(connection, request_id, FAILURE, attempt=1, run_id=None)
+        assert transitions.cancel(connection, canceled, by_requester="r", by_operator="o")
     assert told(database, request_id) == ["ana@example.com"]
     assert told(database, canceled) == []
 
@@ -253,17 +256,17 @@ def test_a_second_failure_of_the_same_request_is_told_once(database: sa.Engine) 
     member(database, "ana", email="ana@example.com")
     request_id = failed(database, requested_by="ana")
     with database.begin() as connection:
-        ((first, _),) = ledger.pending(connection, request_id, NotificationKind.FAILED)
-        ledger.settle(connection, first, NotificationStatus.SENT)
+        ((first, _),) = notifications.pending(connection, request_id, NotificationKind.FAILED)
+        notifications.settle(connection, first, NotificationStatus.SENT)
     enter(database, request_id, Stage.UPLOAD, run_id="run-2", lineage=["run-1"])
     with database.begin() as connection:
-        assert states.fail(connection, request_id, FAILURE, run_id="run-2")
+        assert transitions.fail(connection, request_id, FAILURE, run_id="run-2")
     assert told(database, request_id) == []
 
 
-def unnotified(database: sa.Engine) -> list[claims.Orphan]:
+def unnotified(database: sa.Engine) -> list[queue.Orphan]:
     with database.connect() as connection:
-        return claims.unnotified(connection, quiet_seconds=10, heartbeat_timeout_seconds=120, within=timedelta(hours=1))
+        return queue.unnotified(connection, quiet_seconds=10, heartbeat_timeout_seconds=120, within=timedelta(hours=1))
 
 
 def test_requests_that_still_owe_a_mail_are_found_once_they_are_quiet(database: sa.Engine) -> None:
@@ -276,8 +279,8 @@ def test_requests_that_still_owe_a_mail_are_found_once_they_are_quiet(database: 
         update(database, request_id, heartbeat_at=long_ago, completed_at=long_ago)
     update(database, never_began, heartbeat_at=None, completed_at=utc_now() - timedelta(seconds=150), run_id=None)
     with database.begin() as connection:
-        ((sent, _),) = ledger.pending(connection, told_already, NotificationKind.FAILED)
-        ledger.settle(connection, sent, NotificationStatus.SENT)
+        ((sent, _),) = notifications.pending(connection, told_already, NotificationKind.FAILED)
+        notifications.settle(connection, sent, NotificationStatus.SENT)
     enter(database, revived, Stage.UPLOAD, run_id="run-2", lineage=["run-1"])
     complete(database, revived, run_id="run-2")
     update(database, revived, heartbeat_at=long_ago)
@@ -286,7 +289,7 @@ def test_requests_that_still_owe_a_mail_are_found_once_they_are_quiet(database: 
         (never_began, None, True),
     ]
     with database.begin() as connection:
-        ledger.enlist(connection, revived, ["bob@example.com"])
+        notifications.enlist(connection, revived, ["bob@example.com"])
     assert [one.id for one in unnotified(database)] == [heard, revived, never_began]
     update(database, heard, completed_at=utc_now() - timedelta(hours=2))
     assert [one.id for one in unnotified(database)] == [revived, never_began]

@@ -7,21 +7,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.delivery.mail import open_mail_provider
-from export_pipeline.failures import ExportFailure, FailureCode, Fault
-from export_pipeline.requests.database import utc_now
-from export_pipeline.requests.mail_rules import check_mail
-from export_pipeline.requests.model import load_request
-from export_pipeline.requests.organizations import Organization, Organizations
-from export_pipeline.requests.permissions import check_permission
-from export_pipeline.requests.senders import Sender, sender_of
-from export_pipeline.requests.tables import (
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.tables import (
     metadata,
     organization_email_domains,
     organization_email_senders,
     organization_members,
     organizations,
 )
+from export_pipeline.failures import ExportFailure, FailureCode, Fault
+from export_pipeline.messaging.providers import open_mail_provider
+from export_pipeline.requests.models import load_request
+from export_pipeline.requests.organizations import Organization, Organizations, check_permission
+from export_pipeline.requests.validation.mail import Sender, check_mail, sender_of
 from export_pipeline.settings import Settings, SettingsError
 from export_pipeline_tests.requests.test_states import ask
 

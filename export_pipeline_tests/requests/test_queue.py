@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.requests.database import reading, utc_now
-from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.queue import Line, queue, total
+from export_pipeline.database.engine import reading, utc_now
+from export_pipeline.requests.health import Line, queue, total
+from export_pipeline.requests.models import insert_request
 
 MINUTE = timedelta(minutes=1)
 

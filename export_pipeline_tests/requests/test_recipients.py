@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests import recipients
-from export_pipeline.requests.model import ExportRequest
-from export_pipeline.requests.recipients import person_of, recipients_of
+from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.validation import mail
+from export_pipeline.requests.validation.mail import person_of, recipients_of
 
 
 def asked(*addresses: str, notify_email: bool = True, requested_by: str | None = None) -> ExportRequest:
@@ -108,7 +108,7 @@ def test_no_more_addresses_are_validated_than_can_be_allowed(monkeypatch: pytest
         validated.append(address)
         return validate_email(address, **options)
 
-    monkeypatch.setattr(recipients, "validate_email", validate)
+    monkeypatch.setattr(mail, "validate_email", validate)
     with pytest.raises(ExportFailure, match="20000 different addresses; at most 26"):
         recipients_of(asked(*[f"r{n}@example.com" for n in range(20_000)] * 2))
     assert len(validated) == 27

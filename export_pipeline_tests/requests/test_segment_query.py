@@ -12,7 +12,8 @@ from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.model import Column, CustomField, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.conditions import (
+from export_pipeline.filters.sendgrid_query import MAX_DEPTH, MAX_LENGTH, parse_segment_query
+from export_pipeline.filters.tree import (
     AllOf,
     AnyOf,
     Arithmetic,
@@ -25,7 +26,6 @@ from export_pipeline.requests.conditions import (
     OnList,
     Operand,
 )
-from export_pipeline.requests.segment_query import MAX_DEPTH, MAX_LENGTH, parse_segment_query
 
 DATASET = parse_dataset(
     """
@@ -84,7 +84,6 @@ ANA = Comparison(FIRST, EQ, "ana")
 OLD = Comparison(AGE, GT, Decimal(5))
 YOUNG = Comparison(AGE, LTE, Decimal(5))
 NOT_ANA = AllOf((Comparison(FIRST, NE, "ana"), *there(FIRST)))
-
 ACCEPTED: list[tuple[str, Condition]] = [
     ("first_name = 'ana'", ANA),
     ("'ana' = FIRST_NAME", ANA),

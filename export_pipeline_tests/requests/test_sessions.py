@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.orchestration.sensors import skipped
-from export_pipeline.requests import claims, ledger, ownership, sizes, states
-from export_pipeline.requests.database import create_engine, reading, utc_now, why_unavailable
-from export_pipeline.requests.events import events_of
-from export_pipeline.requests.migrate import upgrade
-from export_pipeline.requests.model import insert_request, load_request
+from export_pipeline.database.engine import create_engine, reading, utc_now, why_unavailable
+from export_pipeline.database.migrate import upgrade
+from export_pipeline.orchestration.sensors.common import skipped
+from export_pipeline.requests import notifications, ownership, queue, transitions
+from export_pipeline.requests.audit import events_of
+from export_pipeline.requests.models import insert_request, load_request
 from export_pipeline.settings import Settings
 
 ASKED: dict[str, Any] = {
@@ -49,17 +49,17 @@ def export(database: sa.Engine) -> str:
     with database.begin() as connection:
         uid = insert_request(connection, **ASKED, window_before=utc_now())
     with database.begin() as connection:
-        (claim,) = claims.claim(connection, limit=5)
-        assert dict(sizes.expected(connection, [claim.id], seconds=5)) in ({}, {claim.id: 3})
+        (claim,) = queue.claim(connection, limit=5)
+        assert dict(queue.expected(connection, [claim.id], seconds=5)) in ({}, {claim.id: 3})
     run: dict[str, Any] = {"run_id": "run-1"}
     with database.begin() as connection:
         ownership.begin(connection, claim.id, lineage=[], attempt=claim.attempt, claim_id=claim.claim_id, **run)
     with database.begin() as connection:
         ownership.heartbeat(connection, claim.id, values={"rows_done": 3, "snapshot_at": utc_now()}, **run)
-    file = states.DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
+    file = transitions.DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
     with database.begin() as connection:
-        states.complete(connection, claim.id, files=[file], manifest_key="m", expires_at=utc_now(), **run)
-        ledger.enlist(connection, claim.id, ASKED["recipient_emails"])
+        transitions.complete(connection, claim.id, files=[file], manifest_key="m", expires_at=utc_now(), **run)
+        notifications.enlist(connection, claim.id, ASKED["recipient_emails"])
     return uid
 
 

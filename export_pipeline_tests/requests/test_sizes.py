@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.requests import sizes
-from export_pipeline.requests.database import reading
-from export_pipeline.requests.model import insert_request
-from export_pipeline.requests.sizes import LOOK_BACK
-from export_pipeline.requests.tables import export_requests
+from export_pipeline.database.engine import reading
+from export_pipeline.database.tables import export_requests
+from export_pipeline.requests import queue
+from export_pipeline.requests.models import insert_request
+from export_pipeline.requests.queue import LOOK_BACK
 
 ROW = {"organization_id": "acme", "dataset": "people", "format": "csv", "recipient_emails": []}
 QUESTION = {"filters": {"score": {"gt": 1}}, "list_ids": ["l1"]}
@@ -25,7 +25,7 @@ def ask(database: sa.Engine, organization: str = "acme", **values: Any) -> int:
 
 def expected(database: sa.Engine, *ids: int, seconds: float = 60) -> dict[int, int]:
     with reading(database) as connection:
-        return dict(sizes.expected(connection, ids, seconds=seconds))
+        return dict(queue.expected(connection, ids, seconds=seconds))
 
 
 def test_the_last_answer_to_the_same_question_counts_and_the_attempt_before_more(database: sa.Engine) -> None:

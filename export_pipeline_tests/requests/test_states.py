@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from export_pipeline.database.engine import create_engine, utc_now
+from export_pipeline.database.enums import FINISHED, UNFINISHED, RequestStatus, Stage
+from export_pipeline.database.migrate import upgrade
+from export_pipeline.database.tables import export_events, export_files, export_requests
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
-from export_pipeline.requests import claims, expiry, ownership, states
-from export_pipeline.requests.database import create_engine, utc_now
-from export_pipeline.requests.enums import FINISHED, UNFINISHED, RequestStatus, Stage
-from export_pipeline.requests.migrate import upgrade
-from export_pipeline.requests.model import find_state, insert_request, load_request
-from export_pipeline.requests.states import DeliveredFile
-from export_pipeline.requests.tables import export_events, export_files, export_requests
+from export_pipeline.requests import ownership, queue, transitions
+from export_pipeline.requests.models import find_state, insert_request, load_request
+from export_pipeline.requests.transitions import DeliveredFile
 from export_pipeline.settings import Settings
 
 FAILURE = ExportFailure(FailureCode.UNKNOWN_DATASET, "dataset: no such thing.", field="dataset")
@@ -40,9 +40,9 @@ def ask(database: sa.Engine, organization: str = "acme", **asked: Any) -> int:
         ).scalar_one()
 
 
-def claim(database: sa.Engine, limit: int = 50) -> list[claims.Claim]:
+def claim(database: sa.Engine, limit: int = 50) -> list[queue.Claim]:
     with database.begin() as connection:
-        return claims.claim(connection, limit=limit)
+        return queue.claim(connection, limit=limit)
 
 
 def begin(
@@ -82,7 +82,7 @@ def update(database: sa.Engine, request_id: int, **values: Any) -> None:
 def complete(database: sa.Engine, request_id: int, run_id: str = "run-1") -> None:
     file = DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
     with database.begin() as connection:
-        states.complete(
+        transitions.complete(
             connection,
             request_id,
             run_id=run_id,
@@ -141,7 +141,7 @@ def test_canceled_before_it_was_claimed_is_never_claimed(database: sa.Engine) ->
     request_id = ask(database, cancel_requested_at=utc_now())
     assert claim(database) == []
     with database.connect() as connection:
-        assert [one for one, _ in states.cancel_requested(connection)] == [request_id]
+        assert [one for one, _ in transitions.cancel_requested(connection)] == [request_id]
 
 
 def test_one_of_two_runs_gets_the_row(database: sa.Engine) -> None:
@@ -155,7 +155,7 @@ def test_a_run_of_an_older_attempt_cannot_begin(database: sa.Engine) -> None:
     request_id = ask(database)
     claim(database)
     with database.begin() as connection:
-        claims.release(connection, request_id, attempt=1, run_id=None, charged=True)
+        queue.release(connection, request_id, attempt=1, run_id=None, charged=True)
     claim(database)
     with pytest.raises(OwnershipLost):
         begin(database, request_id, attempt=1)
@@ -171,7 +171,7 @@ def test_a_run_launched_by_hand_begins_whatever_the_attempt(database: sa.Engine)
 def test_a_re_executed_run_takes_over_and_its_parent_loses(database: sa.Engine) -> None:
     request_id = running(database)
     with database.begin() as connection:
-        assert states.fail(connection, request_id, FAILURE, run_id="run-1")
+        assert transitions.fail(connection, request_id, FAILURE, run_id="run-1")
     enter(database, request_id, Stage.UPLOAD, run_id="run-2", lineage=["run-1"])
     assert (row(database, request_id).status, row(database, request_id).error_code) == ("running", None)
     with pytest.raises(OwnershipLost):
@@ -200,7 +200,7 @@ def test_heartbeat_hears_the_cancel(database: sa.Engine) -> None:
     request_id = running(database)
     uid = row(database, request_id).uid
     with database.begin() as connection:
-        assert states.request_cancel(connection, uid)
+        assert transitions.request_cancel(connection, uid)
     with pytest.raises(ExportCanceled):
         heartbeat(database, request_id)
 
@@ -226,15 +226,15 @@ def test_a_cancel_in_the_last_moment_wins_over_completion(database: sa.Engine) -
 def test_a_canceled_row_stays_canceled_whatever_its_run_says(database: sa.Engine) -> None:
     request_id = running(database)
     with database.begin() as connection:
-        assert states.cancel(connection, request_id, by_requester="asked", by_operator="an operator")
+        assert transitions.cancel(connection, request_id, by_requester="asked", by_operator="an operator")
     with pytest.raises(ExportCanceled):
         complete(database, request_id)
     with pytest.raises(ExportCanceled):
         notify(database, request_id)
     uid = row(database, request_id).uid
     with database.begin() as connection:
-        assert not states.fail(connection, request_id, FAILURE, run_id="run-1")
-        assert not states.request_cancel(connection, uid)
+        assert not transitions.fail(connection, request_id, FAILURE, run_id="run-1")
+        assert not transitions.request_cancel(connection, uid)
     assert (row(database, request_id).status, row(database, request_id).message) == ("canceled", "an operator")
 
 
@@ -242,7 +242,7 @@ def test_a_failed_row_is_revived_by_a_re_execution_alone(database: sa.Engine) ->
     """Dagster goes on with the other shards of a run after one has failed."""
     request_id = running(database)
     with database.begin() as connection:
-        assert states.fail(connection, request_id, FAILURE, run_id="run-1")
+        assert transitions.fail(connection, request_id, FAILURE, run_id="run-1")
     with pytest.raises(OwnershipLost):
         enter(database, request_id, Stage.UPLOAD)
     with pytest.raises(OwnershipLost):
@@ -269,16 +269,16 @@ def test_publish_tried_again_finds_what_it_had_completed(database: sa.Engine) ->
 def test_a_row_that_was_taken_meanwhile_is_not_given_up(database: sa.Engine) -> None:
     request_id = running(database)
     with database.begin() as connection:
-        assert not states.give_up(connection, request_id, FAILURE, attempt=1, run_id="run-0")
-        assert not states.cancel(connection, request_id, by_requester="r", by_operator="o", run_id="run-0")
-        assert states.give_up(connection, request_id, FAILURE, attempt=1, run_id="run-1")
+        assert not transitions.give_up(connection, request_id, FAILURE, attempt=1, run_id="run-0")
+        assert not transitions.cancel(connection, request_id, by_requester="r", by_operator="o", run_id="run-0")
+        assert transitions.give_up(connection, request_id, FAILURE, attempt=1, run_id="run-1")
 
 
 def test_a_stale_run_writes_no_message_on_what_another_completed(database: sa.Engine) -> None:
     request_id = running(database)
     complete(database, request_id)
     with database.begin() as connection:
-        states.note(connection, request_id, "stale", run_id="run-0")
+        transitions.note(connection, request_id, "stale", run_id="run-0")
     assert row(database, request_id).message is None
 
 
@@ -308,8 +308,8 @@ def test_notify_may_be_entered_only_after_completion(database: sa.Engine) -> Non
 def test_a_failure_is_written_by_the_owner_alone(database: sa.Engine) -> None:
     request_id = running(database)
     with database.begin() as connection:
-        assert not states.fail(connection, request_id, FAILURE, run_id="run-2")
-        assert states.fail(connection, request_id, FAILURE, run_id="run-1")
+        assert not transitions.fail(connection, request_id, FAILURE, run_id="run-2")
+        assert transitions.fail(connection, request_id, FAILURE, run_id="run-1")
     failed = row(database, request_id)
     assert (failed.status, failed.error_code, failed.message) == ("failed", "unknown_dataset", FAILURE.message)
     assert events(database) == ["asked", "started", "failed"]
@@ -320,14 +320,14 @@ def test_a_released_request_is_claimed_again(database: sa.Engine, charged: bool,
     request_id = ask(database)
     claim(database)
     with database.begin() as connection:
-        assert claims.release(connection, request_id, attempt=1, run_id=None, charged=charged)
-        assert not claims.release(connection, request_id, attempt=9, run_id=None, charged=charged)
+        assert queue.release(connection, request_id, attempt=1, run_id=None, charged=charged)
+        assert not queue.release(connection, request_id, attempt=9, run_id=None, charged=charged)
     assert [one.attempt for one in claim(database)] == [next_attempt]
 
 
-def quiet(database: sa.Engine) -> list[claims.Orphan]:
+def quiet(database: sa.Engine) -> list[queue.Orphan]:
     with database.connect() as connection:
-        return claims.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
+        return queue.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
 
 
 def test_only_rows_that_fell_silent_are_orphans(database: sa.Engine) -> None:
@@ -348,7 +348,7 @@ def test_a_renewed_lease_is_no_orphan(database: sa.Engine) -> None:
     request_id = ask(database)
     update(database, request_id, claimed_at=utc_now() - timedelta(seconds=90))
     with database.begin() as connection:
-        claims.renew_lease(connection, request_id)
+        queue.renew_lease(connection, request_id)
     assert quiet(database) == []
 
 
@@ -356,14 +356,14 @@ def test_files_past_retention_expire_once_they_are_deleted(database: sa.Engine) 
     request_id = running(database)
     complete(database, request_id)
     with database.connect() as connection:
-        assert expiry.past_retention(connection) == []
+        assert transitions.past_retention(connection) == []
     update(database, request_id, expires_at=utc_now() - timedelta(seconds=1))
     with database.begin() as connection:
-        assert [one for one, _ in expiry.past_retention(connection)] == [request_id]
-        expiry.expire(connection, request_id)
-        assert [one for one, _ in expiry.past_retention(connection)] == [request_id]  # a janitor may die here
-        expiry.files_deleted(connection, request_id)
-        assert expiry.past_retention(connection) == []
+        assert [one for one, _ in transitions.past_retention(connection)] == [request_id]
+        transitions.expire(connection, request_id)
+        assert [one for one, _ in transitions.past_retention(connection)] == [request_id]  # a janitor may die here
+        transitions.files_deleted(connection, request_id)
+        assert transitions.past_retention(connection) == []
     assert row(database, request_id).status == "expired"
     assert events(database)[-2:] == ["expired", "deleted"]
 
@@ -411,7 +411,7 @@ def test_a_failure_whose_text_the_database_cannot_hold_is_written_all_the_same(
     request_id = running(latin)
     with latin.begin() as connection:
         failure = ExportFailure(FailureCode.SOURCE_DATA_INVALID, text)
-        assert states.fail(connection, request_id, failure, run_id="run-1")
+        assert transitions.fail(connection, request_id, failure, run_id="run-1")
     found = row(latin, request_id)
     assert (found.status, found.error_code) == ("failed", "source_data_invalid")
     assert found.message
@@ -423,7 +423,7 @@ def test_a_request_that_is_refused_at_its_insert_has_a_trail_that_says_when_it_w
     created = utc_now().replace(microsecond=0) - timedelta(days=3)
     request_id = ask(database, created_at=created)
     with database.begin() as connection:
-        assert states.give_up(connection, request_id, FAILURE, attempt=0, run_id=None)
+        assert transitions.give_up(connection, request_id, FAILURE, attempt=0, run_id=None)
     assert events(database) == ["asked", "failed"]
     with database.connect() as connection:
         first = connection.execute(sa.select(export_events.c.created_at).order_by(export_events.c.id)).scalars().first()

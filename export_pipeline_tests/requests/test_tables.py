@@ -15,10 +15,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from export_pipeline.failures import FailureCode
-from export_pipeline.requests import migrate, sealed_links
-from export_pipeline.requests.database import UtcDateTime, create_engine, utc_now
-from export_pipeline.requests.enums import (
+from export_pipeline.database import migrate
+from export_pipeline.database.engine import create_engine, utc_now
+from export_pipeline.database.enums import (
     CatchUpPolicy,
     ChargeStatus,
     EventKind,
@@ -30,13 +29,15 @@ from export_pipeline.requests.enums import (
     WebhookStatus,
     Window,
 )
-from export_pipeline.requests.file_rules import Options
-from export_pipeline.requests.model import ExportRequest, is_canonical_uuid, is_uuid, load_request
-from export_pipeline.requests.tables import export_requests, metadata
+from export_pipeline.database.tables import export_requests, metadata
+from export_pipeline.database.types import UtcDateTime
+from export_pipeline.failures import FailureCode
+from export_pipeline.requests import download_links
+from export_pipeline.requests.models import ExportRequest, is_canonical_uuid, is_uuid, load_request
+from export_pipeline.requests.validation.files import Options
 from export_pipeline.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
-
 FOUR_COLUMNS = """
 INSERT INTO export_requests (organization_id, dataset, format, recipient_emails)
 VALUES ('6f0c', 'contacts', 'csv', '["ana@example.com"]')
@@ -277,8 +278,8 @@ def test_a_link_of_a_deleted_request_does_not_open_another_that_has_its_number(t
         connection.exec_driver_sql(FOUR_COLUMNS)
         connection.exec_driver_sql("UPDATE export_requests SET status = 'completed'")
         connection.exec_driver_sql(f"INSERT INTO export_files {file}")
-        (token,) = sealed_links.seal(connection, 1, [1], expires_at=utc_now() + timedelta(days=1))
-        assert isinstance(sealed_links.open_link(connection, token), sealed_links.Opened)
+        (token,) = download_links.seal(connection, 1, [1], expires_at=utc_now() + timedelta(days=1))
+        assert isinstance(download_links.open_link(connection, token), download_links.Opened)
     with sqlite3.connect(engine.url.database or "") as plain:
         plain.execute("DELETE FROM export_requests")
         plain.execute(
@@ -288,6 +289,6 @@ def test_a_link_of_a_deleted_request_does_not_open_another_that_has_its_number(t
         )
     plain.close()
     with engine.begin() as connection:
-        assert sealed_links.open_link(connection, token) is sealed_links.Closed.UNKNOWN
-        assert sealed_links.language_of_link(connection, token) is None
+        assert download_links.open_link(connection, token) is download_links.Closed.UNKNOWN
+        assert download_links.language_of_link(connection, token) is None
     engine.dispose()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from export_pipeline.requests.wall_clock import beginning, end_of_second, given_as_time, last_moment
+from export_pipeline.scheduling.wall_clock import beginning, end_of_second, given_as_time, last_moment
 
 SECOND = timedelta(seconds=1)
 JUMPS = [

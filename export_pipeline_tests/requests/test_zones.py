@@ -11,9 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.fire_times import checked_schedule
-from export_pipeline.requests.wording import checked_zone
+from export_pipeline.failures import ExportFailure, FailureCode, checked_zone
+from export_pipeline.scheduling.cron import checked_schedule
 
 
 def names_that_python_opens() -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline.bench.postgres_server import PostgresServer, serve_postgres
+from export_pipeline_tests.servers.postgres_server import PostgresServer, serve_postgres
 
 __all__ = ["PostgresServer", "serve_postgres", "serve_postgres_with_icu"]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from export_pipeline.demo.processes import free_port
+from export_pipeline.demo.home import free_port
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 import boto3
 
 from export_pipeline.demo.s3_server import serve_s3
-from export_pipeline.engine.s3_client import client_config
+from export_pipeline.storage.s3_client import client_config
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""The request database: its engine, and the column types that mean the same on PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from export_pipeline.database.types import current_instant, read_stored
+
+SQLITE_BUSY_TIMEOUT_SECONDS = 30
+LIVELINESS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
+"""By which libpq notices within a minute or so that a server fell silent, in seconds, and milliseconds for
+``tcp_user_timeout``. By Linux's own defaults it takes two hours."""
+_SQLITE_BEGIN = "sqlite_begin"
+_LOCK_WAIT = "lock_wait"
+LOCK_WAIT, SHORT_LOCK_WAIT = "10s", "100ms"
+"""How long a statement waits for a lock: a run, and a sensor, which has many rows to see to (PostgreSQL)."""
+_SESSION = {
+    # A process that froze, or a machine that vanished, between two statements would hold its row's lock until the
+    # server's TCP keepalive notices: hours. Transactions on this database take milliseconds.
+    "idle_in_transaction_session_timeout": "30s",
+    "statement_timeout": "10min",
+    # What values mean must not depend on the role, the database or the server.
+    "DateStyle": "ISO, MDY",
+    "TimeZone": "UTC",
+    "standard_conforming_strings": "on",
+    "extra_float_digits": "1",
+}
+
+
+def database_now(connection: sa.Connection) -> datetime:
+    """The present instant by the database's clock."""
+    return connection.execute(sa.select(current_instant())).scalar_one()
+
+
+def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
+    """An engine on the request database.
+
+    Without a pool by default: the code server makes one a sensor tick, and keeps none open. A process that serves
+    asks for as many ``connections`` as it has threads.
+
+    SQLite runs in WAL mode with real write transactions, so that readers never block the writer.
+    """
+    parsed = sa.make_url(url)
+    pool: dict[str, Any] = {"poolclass": sa.NullPool}
+    if connections:
+        pool = {"poolclass": sa.QueuePool, "pool_size": connections, "max_overflow": 0, "pool_pre_ping": True}
+    if parsed.get_backend_name() != "sqlite":
+        return _postgresql(url, pool)
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    busy = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": not connections}
+    engine = sa.create_engine(url, connect_args=busy, hide_parameters=True, json_deserializer=read_stored, **pool)
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        # Text that is no UTF-8 would fail the claim of every row; read with marks, it fails its own row alone.
+        connection.text_factory = lambda data: data.decode(errors="replace")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # IMMEDIATE: a deferred transaction that reads first fails with "database is locked" when it writes.
+        mode = connection.get_execution_options().get(_SQLITE_BEGIN, "IMMEDIATE")
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+    return engine
+
+
+def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
+    # pgbouncer hands one server session to many clients in turn: it refuses the connection's `options`, and what is
+    # prepared or set for the session would be there for whoever has it next. So nothing outlives its transaction.
+    arguments = LIVELINESS | {"client_encoding": "UTF8", "prepare_threshold": None}
+    engine = sa.create_engine(
+        url, hide_parameters=True, connect_args=arguments, isolation_level="READ COMMITTED", **pool
+    )
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        lock_wait = connection.get_execution_options().get(_LOCK_WAIT, LOCK_WAIT)
+        settings = {**_SESSION, "lock_timeout": lock_wait}
+        local = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+        connection.exec_driver_sql(f"SELECT {local}")
+
+    return engine
+
+
+def impatient(engine: sa.Engine) -> sa.Engine:
+    """The same database for a sensor: a row that somebody else has locked is left, and seen to at a later tick."""
+    return engine.execution_options(**{_LOCK_WAIT: SHORT_LOCK_WAIT})
+
+
+def reading(engine: sa.Engine) -> sa.Connection:
+    """A connection for reading alone, which on SQLite waits for no writer; use it as a context."""
+    return engine.connect().execution_options(**{_SQLITE_BEGIN: "DEFERRED"})
+
+
+def insert_or(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that can say what becomes of a row which is there already."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def utc_now() -> datetime:
+    """The present instant, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+_SENTENCES = {
+    "25006": "The request database does not let the pipeline write: default_transaction_read_only is on for its role "
+    "or database, or EXPORT_DATABASE_URL names a replica. Switch it off, or name the primary.",
+    "42501": "The pipeline's role lacks a privilege on a table of the request database. Grant it.",
+    "55P03": "Another transaction holds a lock in the request database for too long; find it in pg_stat_activity.",
+    "57014": "A statement on the request database took too long and was ended.",
+    "42P01": "The request database lacks a table of this version; run: export-pipeline db upgrade.",
+    "42703": "The request database lacks a column of this version; run: export-pipeline db upgrade.",
+}
+_SQLITE_SENTENCES = {
+    "no such table": _SENTENCES["42P01"],
+    "no such column": _SENTENCES["42703"],
+    "readonly database": "The file of the request database may not be written by the pipeline's user.",
+    "database is locked": "Another process has been writing to the request database for too long.",
+}
+UNREACHABLE = (
+    "The request database could not be reached; check that it runs, EXPORT_DATABASE_URL, and that `export-pipeline db "
+    "upgrade` was run."
+)
+
+
+def why_unavailable(error: sa.exc.DBAPIError) -> str | None:
+    """Why the request database did not serve, in one sentence without credentials; None for a mistake of ours."""
+    known = _SENTENCES.get(getattr(error.orig, "sqlstate", None) or "")
+    text = str(error.orig)
+    known = known or next((sentence for part, sentence in _SQLITE_SENTENCES.items() if part in text), None)
+    return known or (UNREACHABLE if isinstance(error, sa.exc.OperationalError) else None)

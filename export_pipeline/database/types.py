@@ -1,0 +1,177 @@
+"""JSON as somebody wrote it: a key that is given twice is an error, and not the last one's value.
+
+The first of two ``filters`` would be dropped without a word, and with it what it narrowed.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from export_pipeline.failures import shown
+
+
+class RepeatedKeyError(ValueError):
+    """An object has a key twice; the message says which."""
+
+
+class RepeatedKey(str):
+    """What a stored document is read as if an object in it has a key twice; the text says which.
+
+    It is no object and no list, so that every reader refuses it as it refuses JSON of a wrong shape.
+    """
+
+    __slots__ = ()
+
+
+def read_json(text: str | bytes | bytearray) -> Any:
+    """Parse JSON.
+
+    Raises:
+        RepeatedKeyError: a key is given twice.
+        ValueError: it is no JSON; NaN and Infinity are none.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
+
+
+def read_stored(text: str | bytes) -> Any:
+    """Parse JSON of a column. PostgreSQL's ``jsonb`` has each key once; SQLite keeps the text as it was written."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except RepeatedKeyError as error:
+        return RepeatedKey(error)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise RepeatedKeyError(f"has the key {shown(key)} twice; give it once")
+    return found
+
+
+def _refuse(_constant: str) -> None:
+    raise ValueError
+
+
+# The request database: its engine, and the column types that mean the same on PostgreSQL and SQLite.
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant: ``timestamptz`` on PostgreSQL, ``YYYY-MM-DD HH:MM:SS.ffffff`` UTC text on SQLite."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Pick the database's own type."""
+        return dialect.type_descriptor(sa.DateTime(timezone=dialect.name != "sqlite"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Take aware datetimes only, so that no wall clock is ever stored as an instant."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("an instant needs a time zone")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give aware datetimes in UTC."""
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class UuidText(TypeDecorator[str]):
+    """A UUID as hyphenated text in Python: ``uuid`` on PostgreSQL, text elsewhere."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Pick the database's own type."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=False))
+        return dialect.type_descriptor(sa.Text())
+
+
+def json_type() -> TypeEngine[Any]:
+    """JSON: ``jsonb`` on PostgreSQL, checked text on SQLite. SQL NULL and JSON null both read as None."""
+    return sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+
+
+def big_integer() -> TypeEngine[int]:
+    """A 64-bit integer that SQLite accepts as its rowid key."""
+    return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+class generated_uuid(GenericFunction[str]):  # noqa: N801 - named like the SQL function it stands for
+    """Database-side default: a random (version 4) UUID."""
+
+    type = UuidText()
+    inherit_cache = True
+
+
+@compiles(generated_uuid, "postgresql")
+def _generated_uuid_postgresql(_element: generated_uuid, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "gen_random_uuid()"
+
+
+@compiles(generated_uuid, "sqlite")
+def _generated_uuid_sqlite(_element: generated_uuid, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return (
+        "(lower(hex(randomblob(4)) || '-' || hex(randomblob(2)) || '-4' || substr(hex(randomblob(2)), 2) || '-' || "
+        "substr('89ab', abs(random() % 4) + 1, 1) || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
+    )
+
+
+class current_instant(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it stands for
+    """Database-side default: now, as ``UtcDateTime`` stores it."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(current_instant, "postgresql")
+def _current_instant_postgresql(_element: current_instant, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(current_instant, "sqlite")
+def _current_instant_sqlite(_element: current_instant, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+class instant_after(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it stands for
+    """The database's clock plus so many seconds: leases are compared by it, for machines' clocks differ.
+
+    One instant a statement (``current_instant`` moves on from row to row), so that an index on instants serves.
+    """
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(instant_after, "postgresql")
+def _instant_after_postgresql(element: instant_after, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(statement_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
+
+
+@compiles(instant_after, "sqlite")
+def _instant_after_sqlite(element: instant_after, compiler: SQLCompiler, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')"

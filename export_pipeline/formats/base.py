@@ -1,0 +1,126 @@
+"""What every file format speaks: columns in, whole rows out, never past the size ceiling.
+
+A format works in two moves, so that rows are encoded once however often files are cut:
+``encode`` turns a batch of rows into that format's own representation; ``FileWriter.write`` takes
+as many of those rows as still fit into the current file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, Literal, Protocol, TypeVar
+
+import pyarrow as pa
+
+from export_pipeline.catalog.types import OutputColumn
+
+MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json", "ndjson": "application/x-ndjson"}
+"""Of what is not gzipped, or gzipped for the transfer alone."""
+TimestampPrecision = Literal["microseconds", "seconds"]
+CsvQuoting = Literal["necessary", "non_empty"]
+NO_CEILING = 2**62
+"""``max_bytes`` of what is written to be weighed or read back at once."""
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """How a file is to be written. ``max_bytes`` is a ceiling on delivered (compressed) bytes."""
+
+    columns: tuple[OutputColumn, ...]
+    max_bytes: int
+    compression: Literal["none", "gzip"] = "none"
+    time_zone: str = "UTC"
+    """IANA name; timestamps are written as ISO 8601 with this zone's offset."""
+    guard_formulas: bool = True
+    """CSV only: text that a spreadsheet would run gets a leading apostrophe."""
+    csv_delimiter: str = ","
+    csv_decimal_mark: str = "."
+    csv_bom: bool = False
+    csv_quoting: CsvQuoting = "necessary"
+    """``non_empty``: every header and value in quotes; null and empty text are nothing."""
+    timestamps: TimestampPrecision = "microseconds"
+    """``seconds``: the fraction is cut off, and UTC is written as ``Z``. Parquet keeps its typed instants."""
+    comma_separated: frozenset[str] = frozenset()
+    """Names of JSON columns whose arrays of texts a table (csv, xlsx) writes as ``a,b``."""
+    dataset: str = "export"
+    """Names the sheet of a workbook."""
+
+
+class Encoded(Protocol):
+    """A batch in a format's own representation; ``len()`` is its number of rows."""
+
+    def __len__(self) -> int: ...
+
+
+E = TypeVar("E", bound=Encoded)
+E_contra = TypeVar("E_contra", bound=Encoded, contravariant=True)
+
+
+class FileWriter(Protocol[E_contra]):
+    """One file being written."""
+
+    def write(self, encoded: E_contra, start: int) -> int:
+        """Take rows from ``start`` on and return how many were taken.
+
+        Fewer than ``len(encoded) - start`` means that the file is full: the caller closes it and
+        offers the rest to the next one. A file that has no row yet and takes none says that this
+        one row cannot fit under the ceiling.
+        """
+        ...
+
+    def close(self) -> None:
+        """Write what ends the file (footer, index). The sink is the caller's to close."""
+        ...
+
+
+class FileFormat(Protocol[E]):
+    """One file format with its options: makes encodings and files."""
+
+    @property
+    def extension(self) -> str:
+        """What a file name ends with, compression included: ``csv.gz``."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type of a file as stored: ``application/gzip`` for gzip."""
+        ...
+
+    @property
+    def counters(self) -> Sequence[str]:
+        """What is counted for the manifest: cells cut, characters replaced, ..."""
+        ...
+
+    @property
+    def head_counts(self) -> Mapping[str, int]:
+        """What is altered in the head of every file, by the names of ``counters``."""
+        ...
+
+    @property
+    def compress_seconds(self) -> float:
+        """Seconds spent on compressing so far; 0 where a library does it inside its own writer."""
+        ...
+
+    def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> E:
+        """Turn a staged batch into this format's representation; adds what had to be altered to ``counted``.
+
+        Several threads may be in it at once, each with a batch and a counter of its own.
+        """
+        ...
+
+    def open(self, sink: BinaryIO) -> FileWriter[E]:
+        """Begin a file on ``sink`` (write-only, never sought)."""
+        ...
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A finished file: its place in the order (from 1), rows, bytes and SHA-256 (hex) as delivered."""
+
+    ordinal: int
+    rows: int
+    bytes: int
+    sha256: str
+    counters: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,155 @@
+"""NDJSON (one object a line) and JSON (one array of the same objects), streamed.
+
+JSON columns and decimals are spliced in as they are, so that no digit and no nesting is lost: the readers have seen to
+it that what is staged as JSON is JSON.
+JSON has no NaN and no infinity: they become null and are counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from itertools import groupby
+from typing import BinaryIO
+
+import polars as pl
+import pyarrow as pa
+
+from export_pipeline.catalog.types import ColumnType
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.formats import deflate
+from export_pipeline.formats.base import MEDIA_TYPES, FormatOptions
+from export_pipeline.formats.columns import Block, Clock, check_time_zone
+from export_pipeline.formats.text_file import GZIP_MEDIA_TYPE, EncodedRows, Frame, TextFile, gzips
+
+_RAW_TYPES = frozenset({ColumnType.JSON, ColumnType.DECIMAL})
+_NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
+_NON_FINITE = r"(?i)^[+-]?(?:s?nan|inf|infinity)$"
+# A row of an array begins with its separator, so that a piece of rows is complete in itself;
+# the first row of a file leaves the comma out.
+_ARRAY = Frame(head=b"[", tail=b"\n]\n", empty_tail=b"]\n", first_skip=1)
+
+
+class JsonFormat:
+    """Objects with the headers as keys: one a line, or in one array.
+
+    ``non_finite_numbers``: numbers that JSON cannot say, written as null.
+    """
+
+    counters = ("non_finite_numbers",)
+    head_counts: Mapping[str, int] = {}
+
+    def __init__(self, options: FormatOptions, *, lines: bool) -> None:
+        check_time_zone(options.time_zone)
+        self._options = options
+        self._clock = Clock.of(options)
+        self._lines = lines
+        self._gzip = gzips(options)
+        self._packer = deflate.Packer()
+
+    @property
+    def extension(self) -> str:
+        """What a file name ends with."""
+        return self._name + (".gz" if self._gzip else "")
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type of a file as stored."""
+        return GZIP_MEDIA_TYPE if self._gzip else MEDIA_TYPES[self._name]
+
+    @property
+    def compress_seconds(self) -> float:
+        """Seconds spent on deflate."""
+        return self._packer.seconds
+
+    def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
+        """Turn a staged batch into one object a row."""
+        block = Block.of(batch, self._options.columns)
+        before, after = ("", "}\n") if self._lines else (",\n", "}")
+        pieces: list[pl.Expr] = [pl.lit(before + "{")]
+        places = range(len(block.columns))
+        for is_raw, group in groupby(places, key=lambda place: block.columns[place].type in _RAW_TYPES):
+            members = list(group)
+            comma = "," if members[0] else ""
+            if is_raw:
+                pieces += _raw_members(block, members, comma, counted)
+            else:
+                pieces += [pl.lit(comma), self._plain_members(block, members, counted)]
+        pieces.append(pl.lit(after))
+        return EncodedRows.from_series(block.frame.select(pl.concat_str(pieces).alias("row")).to_series())
+
+    def open(self, sink: BinaryIO) -> TextFile:
+        """Begin a file."""
+        frame = Frame() if self._lines else _ARRAY
+        limit = self._options.max_bytes
+        return TextFile(sink, frame, name=self._name, max_bytes=limit, gzip=self._gzip, pack=self._packer)
+
+    @property
+    def _name(self) -> str:
+        return "ndjson" if self._lines else "json"
+
+    def _plain_members(self, block: Block, places: list[int], counted: Counter[str]) -> pl.Expr:
+        """``"a":1,"b":"x"`` of neighbouring columns that polars can write as JSON."""
+        values = [self._value(block, place, counted).alias(block.columns[place].header) for place in places]
+        encoded = pl.struct(values).struct.json_encode()
+        return encoded.str.strip_prefix("{").str.strip_suffix("}")
+
+    def _value(self, block: Block, place: int, counted: Counter[str]) -> pl.Expr:
+        name = str(place)
+        match block.columns[place].type:
+            case ColumnType.TIMESTAMP:
+                return block.timestamp_text(place, self._clock)
+            case ColumnType.DATE:
+                return block.date_text(place)
+            case ColumnType.FLOAT:
+                # json_encode writes null for these by itself.
+                counted["non_finite_numbers"] += int((~block.frame[name].is_finite()).sum())
+                return pl.col(name)
+            case _:
+                return pl.col(name)
+
+
+def _raw_members(block: Block, places: list[int], comma: str, counted: Counter[str]) -> list[pl.Expr]:
+    pieces: list[pl.Expr] = []
+    for place in places:
+        is_json = block.columns[place].type is ColumnType.JSON
+        key = json.dumps(block.columns[place].header, ensure_ascii=False)
+        pieces.append(pl.lit(f"{comma}{key}:"))
+        pieces.append((_json_text(block, place) if is_json else _decimal(block, place, counted)).fill_null("null"))
+        comma = ","
+    return pieces
+
+
+def _decimal(block: Block, place: int, counted: Counter[str]) -> pl.Expr:
+    values = block.frame[str(place)]
+    odd = values.filter(~values.str.contains(_NUMBER))
+    if odd.is_empty():
+        return pl.col(str(place))
+    non_finite = int(odd.str.contains(_NON_FINITE).sum())
+    counted["non_finite_numbers"] += non_finite
+    column = pl.col(str(place))
+    # What databases may write and JSON may not: "+1", "007", ".5", "1.", blanks around.
+    tidy = (
+        column.str.strip_chars()
+        .str.replace(r"^\+", "")
+        .str.replace(r"^(-?)0+([0-9])", "$1$2")
+        .str.replace(r"^(-?)\.", "${1}0.")
+        .str.replace(r"\.($|[eE])", "$1")
+    )
+    text = pl.when(column.str.contains(_NON_FINITE)).then(None).otherwise(tidy)
+    bad = block.frame.select((~text.str.contains(_NUMBER)).sum()).item()
+    if bad:
+        name = block.columns[place].name
+        message = f"decimal column {name} holds {bad} value(s) that are not numbers"
+        raise ExportFailure(FailureCode.SOURCE_DATA_INVALID, message, field=name)
+    return text
+
+
+def _json_text(block: Block, place: int) -> pl.Expr:
+    """The column's JSON on one line: a line break in JSON can only be blank between tokens."""
+    raw, text = block.text_bytes(place), pl.col(str(place))
+    for line_break in ("\n", "\r"):
+        if raw.has(line_break.encode()):
+            text = text.str.replace_all(line_break, " ", literal=True)
+    return text

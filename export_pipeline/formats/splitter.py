@@ -1,0 +1,206 @@
+"""From batches of rows to finished files, each under the ceiling: opens, fills, closes, opens the next."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from export_pipeline.concurrency import ahead, cores
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.formats.base import FileFormat, FileWriter, WrittenFile
+
+BLOCK_ROWS = 14_336
+BLOCK_CELLS = 400_000
+BLOCK_BYTES = 16_000_000
+WEIGHED_ROWS = 256
+"""A block is encoded at once. The bounds keep memory constant, whatever arrives: long rows, wide ones, fat ones."""
+Create = Callable[[int], AbstractContextManager[BinaryIO]]
+
+
+def write_files(
+    batches: Iterable[pa.RecordBatch],
+    fmt: FileFormat[Any],
+    create: Create,
+    *,
+    key: str,
+    max_bytes: int,
+    progress: Callable[[int], None],
+) -> Iterator[WrittenFile]:
+    """Write all rows to as many files as the ceiling asks for, at least one; yield each when closed.
+
+    Args:
+        batches: The staged rows, in order, in batches of any size.
+        fmt: The format to write.
+        create: Opens the sink of the file with this ordinal (from 1). Its context is left when the
+            file is complete, and with the exception when it is not.
+        key: The column that names a row to its owner, for the message about a row that fits no file.
+        max_bytes: The ceiling on delivered bytes; ``fmt`` was opened with the same.
+        progress: Told the rows written so far, after each block and each cut. May raise.
+
+    Blocks are encoded ahead on all cores; packing, hashing and writing are done by the caller's thread.
+    """
+    with closing(ahead(partial(_encoded, fmt, key), even_blocks(batches), threads=cores())) as encoded:
+        blocks = _Blocks(encoded, fmt.counters, key)
+        ordinal = rows_before = 0
+        while ordinal == 0 or blocks.more():
+            ordinal += 1
+            with create(ordinal) as raw:
+                sink = _CountingSink(raw)
+                try:
+                    writer = fmt.open(cast("BinaryIO", sink))
+                    rows = _fill(writer, blocks, rows_before, progress)
+                    writer.close()
+                except BaseException:
+                    sink.abandon()
+                    raise
+                if sink.count > max_bytes:
+                    message = f"file {ordinal} has {sink.count} bytes, more than its limit of {max_bytes}"
+                    raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
+            rows_before += rows
+            counters = Counter(blocks.take_counters())
+            counters.update(fmt.head_counts)
+            yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), counters)
+
+
+@dataclass(frozen=True)
+class _EncodedBlock:
+    keys: pa.Array  # and not the block: several are waiting, and what they were made of is no longer needed
+    encoded: Any
+    counted: Counter[str]
+
+
+def _encoded(fmt: FileFormat[Any], key: str, block: pa.RecordBatch) -> _EncodedBlock:
+    counted = Counter[str]()
+    return _EncodedBlock(block.column(key), fmt.encode(block, counted), counted)
+
+
+def _fill(writer: FileWriter[Any], blocks: _Blocks, rows_before: int, progress: Callable[[int], None]) -> int:
+    """Write rows until the file is full or no row is left; return how many."""
+    rows = 0
+    while blocks.more():
+        taken = blocks.offer(writer)
+        rows += taken
+        if not rows:
+            raise blocks.too_large()
+        progress(rows_before + rows)
+        if blocks.pending():
+            break
+    return rows
+
+
+class _Blocks:
+    """The rows still to be written: a source of encoded blocks, and the one at hand."""
+
+    def __init__(self, source: Iterator[_EncodedBlock], counters: Sequence[str], key: str) -> None:
+        self._source = source
+        self._key = key
+        self._keys: pa.Array = pa.array([])
+        self._encoded: Any = ()
+        self._at = 0
+        self._none = dict.fromkeys(counters, 0)
+        self._counted = Counter(self._none)
+
+    def pending(self) -> bool:
+        """Whether the block at hand has rows left."""
+        return self._at < len(self._encoded)
+
+    def more(self) -> bool:
+        """Whether any row is left; takes the next block if need be."""
+        if self.pending():
+            return True
+        self._encoded = ()
+        taken = next(self._source, None)
+        if taken is None:
+            return False
+        self._keys, self._encoded, self._at = taken.keys, taken.encoded, 0
+        self._counted.update(taken.counted)
+        return True
+
+    def offer(self, writer: FileWriter[Any]) -> int:
+        """Let a file take rows of the block at hand."""
+        taken = writer.write(self._encoded, self._at)
+        self._at += taken
+        return taken
+
+    def too_large(self) -> ExportFailure:
+        """The failure of the row that comes next: it fits no file."""
+        value = self._keys[self._at].as_py()
+        return ExportFailure(
+            FailureCode.ROW_TOO_LARGE,
+            f"the row with {self._key} {value!r} does not fit into one file; raise the limit or leave columns out",
+            field="max_file_size_mb",
+        )
+
+    def take_counters(self) -> dict[str, int]:
+        """What was altered since the last file. A block counts for the file that was open when it came."""
+        since, self._counted = dict(self._counted), Counter(self._none)
+        return since
+
+
+def even_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in blocks that do not depend on how they arrived, so that neither do the files."""
+    waiting: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        block_rows = min(BLOCK_ROWS, max(WEIGHED_ROWS, BLOCK_CELLS // max(1, batch.num_columns)))
+        begin = at = 0
+        while at < batch.num_rows:
+            step = min(block_rows - rows, batch.num_rows - at)
+            weight = batch.slice(at, step).nbytes
+            if size + weight > BLOCK_BYTES // 2:  # else no piece of it can fill the block: it is weighed at once
+                step = min(WEIGHED_ROWS - rows % WEIGHED_ROWS, step)
+                weight = batch.slice(at, step).nbytes
+            size += weight
+            at += step
+            rows += step
+            if rows == block_rows or (size >= BLOCK_BYTES and rows % WEIGHED_ROWS == 0):
+                yield from _bounded(_joined([*waiting, batch.slice(begin, at - begin)]))
+                waiting, rows, size, begin = [], 0, 0, at
+        if begin < at:
+            waiting.append(batch.slice(begin))
+    if waiting:
+        yield from _bounded(_joined(waiting))
+
+
+def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+
+
+def _bounded(block: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Halve a block of fat rows until its parts are small enough (or one row)."""
+    if block.nbytes <= BLOCK_BYTES or block.num_rows <= 1:
+        yield block
+        return
+    half = block.num_rows // 2
+    yield from _bounded(block.slice(0, half))
+    yield from _bounded(block.slice(half))
+
+
+class _CountingSink:
+    """A write-only sink that counts and hashes what passes through."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self._sink = sink
+        self._abandoned = False
+        self.count = 0
+        self.digest = hashlib.sha256()
+
+    def abandon(self) -> None:
+        """Pass nothing on any more: a library's writer may still end its file when it is collected."""
+        self._abandoned = True
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Pass bytes on."""
+        if self._abandoned:
+            return len(data)
+        self._sink.write(data)
+        self.digest.update(data)
+        self.count += len(data)
+        return len(data)

@@ -1,0 +1,1 @@
+"""Workbooks, written as a stream of cells, XML parts and ZIP entries."""

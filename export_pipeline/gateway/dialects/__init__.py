@@ -1,0 +1,1 @@
+"""The HTTP APIs, one module a dialect."""

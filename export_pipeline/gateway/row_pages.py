@@ -1,0 +1,125 @@
+"""A page of rows as JSON objects: what a list endpoint answers."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+
+from export_pipeline.catalog.model import ChildList, Column, CustomField
+from export_pipeline.catalog.types import FilterOperator, OutputColumn, OutputOrigin
+from export_pipeline.filters.tree import AllOf, AnyOf, Comparison
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import NO_CEILING, FormatOptions, TimestampPrecision
+from export_pipeline.requests.validation.request import Preflight
+from export_pipeline.source.query import Selection, build_query
+from export_pipeline.source.readers import Source, open_snapshot
+
+
+def listed(checked: Preflight, organization_id: str) -> Selection:
+    """What a request would export, to be read page by page; it must expand no custom fields."""
+    dataset = checked.dataset
+    by_name: dict[str, Column | ChildList] = {one.name: one for one in dataset.columns}
+    by_name |= {one.name: one for one in dataset.children}
+    return Selection(
+        dataset=dataset,
+        organization_id=organization_id,
+        columns=tuple(by_name[column.name] for column in checked.columns),
+        filters=checked.filters,
+        created_from=checked.created_from,
+        created_before=checked.created_before,
+    )
+
+
+Key = str | int
+
+
+def read_page(
+    source: Source,
+    selection: Selection,
+    *,
+    limit: int,
+    after: Key | None = None,
+    before: Key | None = None,
+    newest_first: bool = False,
+    headers: Sequence[str] | None = None,
+    timestamps: TimestampPrecision = "microseconds",
+) -> list[dict[str, Any]]:
+    """Read the first rows of a selection, in the order of the key.
+
+    Args:
+        source: the source database.
+        selection: which rows, which columns.
+        limit: at most so many.
+        after: only rows whose key is greater.
+        before: only rows whose key is smaller.
+        newest_first: from the greatest key back.
+        headers: the objects' keys, in the order of the columns; None: the columns' names.
+        timestamps: as a layout writes them.
+
+    Raises:
+        ExportFailure: whatever reading raises.
+    """
+    key = selection.dataset.key_column
+    bounds = [
+        Comparison(key, operator, value)
+        for operator, value in ((FilterOperator.GT, after), (FilterOperator.LT, before))
+        if value is not None
+    ]
+    bounded = replace(selection, filters=AllOf((*selection.filters.conditions, *bounds)))
+    if any(isinstance(column, ChildList) for column in selection.columns):
+        bounded = _of_keys(source, bounded, limit, newest_first)
+    return _read(source, bounded, limit, newest_first, headers, timestamps)
+
+
+def _of_keys(source: Source, selection: Selection, limit: int, newest_first: bool) -> Selection:
+    """The page by its keys: children are then gathered for its rows alone, not for every row of the tenant."""
+    key = selection.dataset.key_column
+    rows = _read(source, replace(selection, columns=(key,)), limit, newest_first, ["key"], "microseconds")
+    wanted = Comparison(key, FilterOperator.IN, tuple(row["key"] for row in rows)) if rows else AnyOf(())
+    return replace(selection, filters=AllOf((wanted,)))
+
+
+def _read(
+    source: Source,
+    selection: Selection,
+    limit: int,
+    newest_first: bool,
+    headers: Sequence[str] | None,
+    timestamps: TimestampPrecision,
+) -> list[dict[str, Any]]:
+    names = headers or [column.name for column in selection.columns]
+    options = FormatOptions(
+        columns=tuple(_output(column, name) for column, name in zip(selection.columns, names, strict=True)),
+        max_bytes=NO_CEILING,
+        timestamps=timestamps,
+    )
+    written = open_format("ndjson", options)
+    sink = io.BytesIO()
+    file = written.open(sink)
+    query = build_query(selection, source.backend, limit=limit, last=newest_first)
+    # Of the page alone: to count every row of a large tenant would cost more than the page itself.
+    counted = replace(query, count=sa.select(sa.func.count()).select_from(query.rows.subquery()))
+    with open_snapshot(source, counted) as snapshot:
+        for batch in snapshot.batches:
+            if batch.num_rows:
+                file.write(written.encode(batch, Counter()), 0)
+    file.close()
+    return [json.loads(line, parse_float=_number) for line in sink.getvalue().split(b"\n") if line]
+
+
+def _number(digits: str) -> float | Decimal:
+    """A double where it has all the digits, so that answers hold JSON numbers; else the digits."""
+    exact, double = Decimal(digits), float(digits)
+    return double if Decimal(repr(double)) == exact else exact
+
+
+def _output(column: Column | CustomField | ChildList, header: str) -> OutputColumn:
+    origin: OutputOrigin = "column" if isinstance(column, Column) else "custom_field"
+    return OutputColumn(column.name, header, column.type, "child" if isinstance(column, ChildList) else origin)

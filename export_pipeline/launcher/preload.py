@@ -1,0 +1,199 @@
+"""What is imported before any run is forked, and proof that nothing but imports happened.
+
+A forked child has the forking thread alone: a lock that another thread held stays locked for ever, and a pool that had
+threads waits for them for ever. So the server must have one thread and no connection, and a package that cannot be
+imported without a thread is left for the child.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError
+from botocore.loaders import JSONFileLoader, Loader
+from dagster._core.code_pointer import CodePointer
+from dagster._core.definitions.reconstruct import ReconstructableRepository
+
+# What AWS's client library reads from its own files, read once for all children.
+
+
+_parsed: dict[str, Any] = {}
+
+
+class SharedFileLoader(JSONFileLoader):  # type: ignore[misc]  # botocore has no types
+    """Reads each file once. botocore hands one object to all clients of a session as well: nobody changes it."""
+
+    def load_file(self, file_path: str) -> Any:
+        """The file's content, None if there is no such file."""
+        if file_path not in _parsed:
+            _parsed[file_path] = super().load_file(file_path)
+        return _parsed[file_path]
+
+
+def share_service_models() -> None:
+    """Read what an S3 client and an S3 resource need, for every session of this process and of its children."""
+    Loader.FILE_LOADER_CLASS = SharedFileLoader
+    # Made up and never used: a client connects when it is first asked for something.
+    known = {"region_name": "us-east-1", "aws_access_key_id": "none", "aws_secret_access_key": "none"}
+    with suppress(BotoCoreError):  # a profile that is not there: each run says so by itself
+        boto3.session.Session().resource("s3", **known)
+
+
+WARM_MODULES = (
+    "adbc_driver_manager",
+    "adbc_driver_postgresql",
+    "adbc_driver_sqlite",
+    "babel.dates",
+    "babel.numbers",
+    "boto3",
+    "boto3.s3.transfer",
+    "dagster._cli.api",
+    "dagster_aws.s3",
+    "export_pipeline.formats.csv_format",
+    "export_pipeline.formats.json_format",
+    "export_pipeline.formats.parquet_format",
+    "isal.igzip_lib",
+    "isal.isal_zlib",
+    "jinja2",
+    "numpy.random",
+    "openpyxl",
+    "pandas",
+    "psycopg",
+    "pyarrow.dataset",
+    "pyarrow.ipc",
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "sqlalchemy.dialects.postgresql.psycopg",
+    "sqlalchemy.dialects.sqlite.pysqlite",
+    "upath.implementations.local",
+)
+"""What runs import inside their functions. One that is not installed is skipped.
+
+Not ``adbc_driver_manager.dbapi`` nor the xlsx format: they use polars while they are imported.
+"""
+THREADED_MODULES = ("polars",)
+"""Starts a thread when imported (polars 2.1: ``polars-ooc-cleaner``): each child imports it for itself."""
+THREADLESS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Set while importing: numpy's OpenBLAS makes its pool, and Arrow's jemalloc its background thread, at import."""
+
+
+class Deferred(ModuleType):
+    """Stands for a module that is imported at the first use of any of its names.
+
+    Not ``importlib.util.LazyLoader``: there the ``import`` statement itself is such a use (Python 3.11).
+    """
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__(spec.name)
+        self.__spec__ = spec
+
+    def __getattr__(self, name: str) -> Any:
+        """Import the module and become it."""
+        if name.startswith("__") and name != "__path__":  # what imports ask of any module; its path, to go into it
+            raise AttributeError(name)
+        return getattr(self.load(), name)
+
+    def load(self) -> ModuleType:
+        """Import the module, for everybody who holds this one."""
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        module = importlib.import_module(self.__name__)
+        self.__dict__.update({name: value for name, value in vars(module).items() if not name.startswith("__")})
+        return module
+
+
+def preload(pointer: CodePointer) -> None:
+    """Import the code location and what its runs import later, and build every job.
+
+    Raises:
+        Exception: whatever the code location raises.
+    """
+    with _environment(THREADLESS):
+        for name in THREADED_MODULES:
+            _defer(name)
+        repository = ReconstructableRepository(pointer).get_definition()
+        for job in repository.get_all_jobs():
+            job.get_job_snapshot()
+        for name in WARM_MODULES:
+            with suppress(ImportError):
+                importlib.import_module(name)
+        share_service_models()
+    gc.collect()
+    gc.freeze()  # else the first collection of every child writes to, and so copies, every page
+
+
+def _defer(name: str) -> None:
+    if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
+        sys.modules[name] = Deferred(spec)
+
+
+def load_deferred() -> None:
+    """In the child, before it has threads: import what could not be imported before the fork."""
+    for name in THREADED_MODULES:
+        module = sys.modules.get(name)
+        if isinstance(module, Deferred):
+            with suppress(ImportError):
+                module.load()
+
+
+def unsafe_to_fork(own_sockets: int) -> str | None:
+    """Why this process must not fork now; None if it may."""
+    tasks = list(Path("/proc/self/task").iterdir())
+    if len(tasks) != 1:
+        names = sorted((task / "comm").read_text().strip() for task in tasks if int(task.name) != os.getpid())
+        return f"the server has {len(tasks)} threads ({', '.join(names)})"
+    sockets = sum(_is_socket(entry) for entry in Path("/proc/self/fd").iterdir())
+    if sockets != own_sockets:
+        return f"the server has {sockets - own_sockets} open connections"
+    return None
+
+
+def _is_socket(entry: Path) -> bool:
+    try:
+        return str(entry.readlink()).startswith("socket:")
+    except FileNotFoundError:  # the descriptor that listed the directory
+        return False
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def loaded_code() -> dict[str, tuple[int, int]]:
+    """Modification time and size of every file that a module was loaded from."""
+    files = {module.__dict__.get("__file__") for module in list(sys.modules.values())}
+    return {name: seen for name in files if isinstance(name, str) and (seen := _seen(name)) is not None}
+
+
+def changed(code: Mapping[str, tuple[int, int]]) -> str | None:
+    """A file that is not what was loaded any more; None if all are."""
+    return next((name for name, seen in code.items() if _seen(name) != seen), None)
+
+
+def _seen(name: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(name)  # noqa: PTH116 - thousands of files before each fork; a Path each costs as much again
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

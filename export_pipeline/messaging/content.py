@@ -1,0 +1,301 @@
+"""The mails "your export is ready" and "your export failed": subject, text and HTML from plain facts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import jinja2
+from babel import Locale, UnknownLocaleError
+from babel.dates import format_date, format_time, get_timezone_location, get_timezone_name
+from babel.numbers import format_decimal
+from markupsafe import Markup, escape
+
+from export_pipeline.catalog.model import Dataset
+from export_pipeline.failures import Fault
+from export_pipeline.messaging.mime import one_line
+from export_pipeline.messaging.texts import CATALOG, DEFAULT_LANGUAGE, Texts, language_of
+
+_BABEL_LOCALES = {"en": "en_US", "es": "es", "pt": "pt_BR"}
+_LONGEST_DETAILS = 2000
+MAX_LISTED = 10
+"""Files that the mail itself lists: Gmail cuts a message off after 102 kB, and a signed link may have 2 kB."""
+# The formats' counters that a reader should know of; each is also its phrase's name.
+_NOTED_COUNTERS = ("cut_cells", "replaced_characters", "guarded_cells", "non_finite_numbers")
+
+
+@dataclass(frozen=True)
+class ReadyFile:
+    """One file of a finished export; ``url`` is None for one that is attached."""
+
+    name: str
+    bytes: int
+    url: str | None
+
+
+@dataclass(frozen=True)
+class ReadyMail:
+    """What the mail of a finished export says."""
+
+    dataset_titles: Mapping[str, str]
+    """The dataset's title by language."""
+    rows: int
+    files: tuple[ReadyFile, ...]
+    snapshot_at: datetime
+    """Aware: the instant whose state of the data the files show."""
+    expires_at: datetime | None
+    """Aware: when the first of the links ends; None if none does, or there are none."""
+    time_zone: str
+    """The organization's IANA zone, in which instants are told; an unknown one is UTC."""
+    organization_name: str | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+    unsubscribe_url: str | None = None
+    """Where the recipient leaves a recurring export."""
+    link_list: str | None = None
+    """Name of the attached file with the links of all files, if there are more than the mail lists."""
+
+
+@dataclass(frozen=True)
+class FailureMail:
+    """What the mail of a failed export says: no link, no recipient."""
+
+    fault: Fault
+    error_code: str
+    details: str | None
+    """The row's ``message``, in English: what is wrong, and what to do. None if it is not for the requester to do."""
+    reference: str
+    """The request's ``uid``."""
+    asked_at: datetime | None
+    """Aware; None if the row does not tell."""
+    time_zone: str
+    """The organization's IANA zone, in which instants are told; an unknown one is UTC."""
+    dataset_titles: Mapping[str, str] = field(default_factory=dict)
+    """The dataset's title by language; empty if the request names no dataset that is known."""
+    organization_name: str | None = None
+    paused_recurring: int | None = None
+    """The recurring export that was paused over this failure."""
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How one language and zone write numbers and instants."""
+
+    language: str
+    texts: Texts
+    locale: Locale
+    zone: ZoneInfo
+
+    @classmethod
+    def of(cls, locale: str | None, time_zone: str) -> _Writing:
+        language = language_of(locale)
+        return cls(language, CATALOG[language], _babel_locale(locale, language), _zone(time_zone))
+
+    def number(self, value: float) -> str:
+        return str(format_decimal(value, locale=self.locale))
+
+    def size(self, count: int) -> str:
+        """Bytes in the largest unit that keeps a digit before the mark; MB = 10^6, as in the size limit."""
+        value, unit = float(count), "B"
+        for larger in ("kB", "MB", "GB", "TB"):
+            # Rounded first: 999,960 bytes are 1 MB, not 1,000 kB.
+            if round(value, 1) < 1000:
+                break
+            value, unit = value / 1000, larger
+        return f"{self.number(round(value, 1))} {unit}"
+
+    def part(self, number: int, count: int) -> str:
+        return self.texts["part"].format(number=self.number(number), count=self.number(count))
+
+    def instant(self, value: datetime) -> str:
+        """Date, time to the minute (rounded down: an expiry is never told late), zone and offset."""
+        local = value.astimezone(self.zone)
+        day = format_date(local, format="long", locale=self.locale)
+        time = format_time(local, format="short", tzinfo=self.zone, locale=self.locale)
+        # CLDR's narrow no-break space is a box in some mail clients.
+        return f"{day}, {time} ({self._zone_name(local)})".replace("\u202f", " ")
+
+    def _zone_name(self, local: datetime) -> str:
+        offset = _offset(local.utcoffset() or timedelta())
+        if "/" not in self.zone.key or self.zone.key.startswith("Etc/"):
+            return offset
+        name = get_timezone_name(self.zone, locale=self.locale)
+        if name == get_timezone_location(self.zone, locale=self.locale):
+            # The language has no name for the zone, and Babel makes one up: "summer time of Argentina" all year in the
+            # Spanish of America, "Argentina (Argentina/Buenos Aires) Time" in English.
+            name = get_timezone_location(self.zone, locale=self.locale, return_city=True).rpartition("/")[2]
+        return f"{name}, {offset}"
+
+
+def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
+    """Write the mail.
+
+    Args:
+        mail: the facts.
+        locale: ``en``, ``es``, ``pt`` or a regional form of one (``es-MX``); anything else is ``en``.
+
+    Returns:
+        Subject, text and HTML.
+    """
+    writing = _Writing.of(locale, mail.time_zone)
+    texts = writing.texts
+    title = _title(mail.dataset_titles, writing.language)
+    linked = any(file.url for file in mail.files)
+    one = "_one" if len(mail.files) == 1 else ""
+    expires = None
+    if mail.expires_at is not None:
+        expires = texts[f"expires{one}"].format(instant=writing.instant(mail.expires_at))
+    context: dict[str, Any] = {
+        "heading": texts["heading"],
+        "intro": texts["empty"] if mail.rows == 0 else texts["intro"],
+        "facts": _ready_facts(mail, writing, title),
+        "files": [
+            {
+                "part": "" if one else writing.part(number, len(mail.files)),
+                "name": one_line(file.name),
+                "size": writing.size(file.bytes),
+                "url": file.url,
+            }
+            for number, file in enumerate(mail.files[:MAX_LISTED], start=1)
+        ],
+        "more": _more(mail, writing, linked=linked),
+        "expires": expires,
+        "about_files": texts[f"private{one}"] if linked else texts[f"attached_files{one}"],
+        "notes": [
+            texts[name].format(count=writing.number(mail.counters[name]))
+            for name in _NOTED_COUNTERS
+            if mail.counters.get(name)
+        ],
+        "unsubscribe_url": mail.unsubscribe_url,
+    }
+    return texts["subject"].format(title=title), *_render("ready", writing, context)
+
+
+def _more(mail: ReadyMail, writing: _Writing, *, linked: bool) -> str | None:
+    """What the mail says of the files that it does not list."""
+    more = len(mail.files) - MAX_LISTED
+    if more <= 0:
+        return None
+    how = "attached" if not linked else "listed" if mail.link_list else "unlisted"
+    return writing.texts[f"more_{how}"].format(count=writing.number(more), name=mail.link_list)
+
+
+def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, str]:
+    """Write the mail that tells a requester why there is no export, and what to do.
+
+    Args:
+        mail: the facts.
+        locale: as ``ready_message``; the details stay English.
+
+    Returns:
+        Subject, text and HTML.
+    """
+    writing = _Writing.of(locale, mail.time_zone)
+    texts = writing.texts
+    title = _title(mail.dataset_titles, writing.language)
+    if mail.paused_recurring is None:
+        heading, intro = texts[f"failed_heading_{mail.fault.value}"], texts[f"failed_intro_{mail.fault.value}"]
+    else:
+        heading = texts["paused_heading"]
+        intro = texts["paused_intro" if mail.fault is Fault.REQUESTER else "paused_intro_ours"]
+    context: dict[str, Any] = {
+        "heading": heading,
+        "intro": intro,
+        "facts": _failure_facts(mail, writing, title),
+        "details": one_line(mail.details or "", longest=_LONGEST_DETAILS),
+    }
+    return f"{heading}: {title}" if title else heading, *_render("failed", writing, context)
+
+
+def titles_of(dataset: Dataset) -> dict[str, str]:
+    """A dataset's title in every language that mails are sent in."""
+    title = dataset.title
+    return {"en": title.en, "es": title.localized("es"), "pt": title.localized("pt")}
+
+
+def _render(template: str, writing: _Writing, context: Mapping[str, Any]) -> tuple[str, str]:
+    """A template's text and HTML."""
+    language = "pt-BR" if writing.language == "pt" else writing.language
+    text, html = (
+        _environment().get_template(f"{template}.{kind}.j2").render(t=writing.texts, language=language, **context)
+        for kind in ("txt", "html")
+    )
+    return text, html
+
+
+def _ready_facts(mail: ReadyMail, writing: _Writing, title: str) -> list[tuple[str, str]]:
+    texts = writing.texts
+    facts = [(texts["title"], title)]
+    if mail.organization_name:
+        facts.append((texts["organization"], one_line(mail.organization_name)))
+    facts.append((texts["rows"], writing.number(mail.rows)))
+    if len(mail.files) > 1:
+        facts.append((texts["files"], writing.number(len(mail.files))))
+    facts.append((texts["size"], writing.size(sum(file.bytes for file in mail.files))))
+    facts.append((texts["snapshot"], writing.instant(mail.snapshot_at)))
+    return facts
+
+
+def _failure_facts(mail: FailureMail, writing: _Writing, title: str) -> list[tuple[str, str]]:
+    texts = writing.texts
+    facts = [
+        (texts["title"], title),
+        (texts["organization"], one_line(mail.organization_name or "")),
+        (texts["recurring"], "" if mail.paused_recurring is None else str(mail.paused_recurring)),
+        (texts["asked"], "" if mail.asked_at is None else writing.instant(mail.asked_at)),
+        (texts["error_code"], one_line(mail.error_code)),
+        (texts["reference"], one_line(mail.reference)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _title(titles: Mapping[str, str], language: str) -> str:
+    return one_line(titles.get(language) or titles.get(DEFAULT_LANGUAGE) or next(iter(titles.values()), ""))
+
+
+def _babel_locale(locale: str | None, language: str) -> Locale:
+    """The region's own way of writing numbers and dates where one is named: ``es-MX`` is 1,234 and ``es`` 1.234."""
+    try:
+        asked = Locale.parse((locale or "").strip().replace("-", "_"))
+    except (ValueError, UnknownLocaleError):
+        asked = None
+    if asked is not None and asked.language == language and asked.territory:
+        return asked
+    return Locale.parse(_BABEL_LOCALES[language])
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return ZoneInfo("UTC")
+
+
+def _offset(offset: timedelta) -> str:
+    if not offset:
+        return "UTC"
+    hours, minutes = divmod(abs(int(offset.total_seconds())) // 60, 60)
+    return f"UTC{'-' if offset < timedelta() else '+'}{hours:02d}:{minutes:02d}"
+
+
+def _unbroken(value: str) -> Markup:
+    """Text for HTML in which no line ends inside an offset from UTC."""
+    return Markup(re.sub(r"UTC[+-]\d\d:\d\d", r'<span style="white-space:nowrap">\g<0></span>', str(escape(value))))  # noqa: S704
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("export_pipeline.messaging"),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["unbroken"] = _unbroken
+    return environment

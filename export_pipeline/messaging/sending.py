@@ -1,0 +1,140 @@
+"""Handing mails over: each at most once, whatever happens in between.
+
+The ledger notes ``sending`` before a mail leaves and its result after; who gets a mail and what it says is decided by
+``notify`` and ``failure_mail``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from export_pipeline.database.enums import NotificationKind, NotificationStatus
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown, MailProvider, Message
+from export_pipeline.requests import notifications
+
+_ADVICE = {
+    FailureCode.MAIL_UNAVAILABLE: "Check EXPORT_MAIL_URL and the provider. It is tried again; to do it now",
+    FailureCode.MAIL_REFUSED: "The provider refuses this installation's mail, not a recipient: correct what it refuses "
+    "(login, EXPORT_MAIL_FROM, relaying, SPF, DKIM, DMARC, size). It is tried again; to do it now",
+}
+
+
+class MailPostponed(ExportFailure):
+    """Some mails certainly did not go out and are still to be sent.
+
+    ``mail_unavailable``: for now. ``mail_refused``: until the operators change something.
+    ``retry_after``: seconds that the provider asked to wait, None if it did not ask.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None,
+        code: FailureCode = FailureCode.MAIL_UNAVAILABLE,
+        requester_message: str | None = None,
+    ) -> None:
+        super().__init__(code, message, requester_message=requester_message)
+        self.retry_after = retry_after
+
+
+@dataclass
+class Handover:
+    """What came of handing over some mails of a request."""
+
+    counts: Mapping[NotificationStatus, int] = field(default_factory=dict)
+    """How many mails of the request are in each state now."""
+    refusals: list[MailNotAccepted] = field(default_factory=list)
+    wait: float | None = None
+    """Seconds that the provider asked to wait."""
+
+    @property
+    def pending(self) -> int:
+        """Mails that are still to be sent."""
+        return self.counts.get(NotificationStatus.PENDING, 0)
+
+    def postponed(self, problem: str, requester_message: str | None = None) -> MailPostponed:
+        """Why some mails are still to be sent; ``problem`` says whose."""
+        blamed = any(refusal.blame is Blame.INSTALLATION for refusal in self.refusals)
+        later = any(not refusal.permanent and refusal.blame is Blame.UNCLEAR for refusal in self.refusals)
+        unclear = any(refusal.permanent and refusal.blame is Blame.UNCLEAR for refusal in self.refusals)
+        refused = blamed or (unclear and not later)
+        code = FailureCode.MAIL_REFUSED if refused else FailureCode.MAIL_UNAVAILABLE
+        reasons = ", ".join(dict.fromkeys(refusal.reason for refusal in self.refusals))
+        return MailPostponed(
+            f"{problem}{f' ({reasons})' if reasons else ''}. {_ADVICE[code]}, re-execute this step.",
+            retry_after=self.wait,
+            code=code,
+            requester_message=requester_message,
+        )
+
+
+def hand_over(
+    database: sa.Engine,
+    provider: MailProvider,
+    request_id: int,
+    messages: Iterable[tuple[int, Message]],
+    *,
+    kind: NotificationKind = NotificationKind.READY,
+    check: Callable[[], None],
+) -> Handover:
+    """Hand a request's pending mails over one by one; ``check`` is called before each and may raise to stop.
+
+    A refusal that is about one recipient does not stop the others, and ends that recipient's mail. One that is about
+    the installation leaves the mail pending. If a reply does not say which, it is about the recipient as soon as
+    another mail of the request was accepted, and about the installation if none was.
+    After a provider that asks to wait (HTTP 429 with ``Retry-After``), cannot be reached or lets nobody log in, nothing
+    more is tried.
+
+    Args:
+        database: the request database.
+        provider: how mail leaves.
+        request_id: whose mails they are.
+        messages: notifications (their id in the ledger) and what they say.
+        kind: of the notifications.
+        check: raises if nothing more is to be sent.
+    """
+    done = Handover()
+    unclear: dict[int, str] = {}
+    for notification_id, message in messages:
+        check()
+        refusal = _send(database, provider, notification_id, message)
+        if refusal is None:
+            continue
+        done.refusals.append(refusal)
+        if refusal.permanent and refusal.blame is Blame.UNCLEAR:
+            unclear[notification_id] = refusal.reason
+        done.wait = refusal.retry_after
+        if done.wait is not None or not refusal.reached:
+            break
+    with database.begin() as connection:
+        if notifications.counts(connection, request_id, kind).get(NotificationStatus.SENT):
+            for notification_id, reason in unclear.items():
+                notifications.settle(connection, notification_id, NotificationStatus.REFUSED, reason)
+        done.counts = notifications.counts(connection, request_id, kind)
+    return done
+
+
+def _send(
+    database: sa.Engine, provider: MailProvider, notification_id: int, message: Message
+) -> MailNotAccepted | None:
+    with database.begin() as connection:
+        if not notifications.start_sending(connection, notification_id):
+            return None
+    status, reason = NotificationStatus.SENT, None
+    refused: MailNotAccepted | None = None
+    try:
+        provider.send(message)
+    except MailNotAccepted as refusal:
+        certain = refusal.permanent and refusal.blame is Blame.RECIPIENT
+        status = NotificationStatus.REFUSED if certain else NotificationStatus.PENDING
+        reason, refused = refusal.reason, refusal
+    except MailOutcomeUnknown as unknown:
+        status, reason = NotificationStatus.UNKNOWN, unknown.reason
+    with database.begin() as connection:
+        notifications.settle(connection, notification_id, status, reason)
+    return refused

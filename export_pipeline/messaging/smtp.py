@@ -1,0 +1,343 @@
+"""Mail through an SMTP server: one conversation a message, and what each way it can end means.
+
+The commands are given one by one, not by ``sendmail``: only so can a connection lost before the
+message was handed over (certainly not sent) be told from one lost while waiting for the verdict.
+"""
+
+from __future__ import annotations
+
+import re
+import smtplib
+import socket
+import ssl
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from ipaddress import ip_address
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown, Message
+from export_pipeline.messaging.mime import recipient_address, to_mime
+
+# Whose fault an SMTP refusal is, by its enhanced status code (RFC 3463), else by its text.
+
+
+# RFC 3463 and its registry at IANA. The longest prefix counts; what is not listed is decided by the text.
+_BY_CODE: dict[str, Blame] = {
+    "1.1": Blame.RECIPIENT,  # no such mailbox
+    "1.2": Blame.RECIPIENT,  # no such domain
+    "1.3": Blame.RECIPIENT,  # no address
+    "1.6": Blame.RECIPIENT,  # the mailbox has moved
+    "1.7": Blame.INSTALLATION,  # the sender's address is none
+    "1.8": Blame.INSTALLATION,  # the sender's domain does not exist
+    "1.10": Blame.RECIPIENT,  # the domain takes no mail (null MX)
+    "2": Blame.RECIPIENT,  # the mailbox: disabled, full
+    "2.3": Blame.UNCLEAR,  # too long for this mailbox
+    "3.4": Blame.INSTALLATION,  # too long for the server
+    "3.5": Blame.INSTALLATION,  # the server is not configured
+    "4.5": Blame.INSTALLATION,  # the sending limit is reached
+    "5": Blame.INSTALLATION,  # the protocol
+    "5.0": Blame.UNCLEAR,  # Outlook.com says it of unknown mailboxes
+    "5.3": Blame.UNCLEAR,  # too many recipients
+    "6": Blame.INSTALLATION,  # the message's form
+    "6.7": Blame.RECIPIENT,  # a local part that the way there does not carry
+    "7": Blame.INSTALLATION,  # policy: relaying, SPF, DKIM, DMARC, reputation, login
+    "7.17": Blame.RECIPIENT,  # the mailbox has another owner
+    "7.18": Blame.RECIPIENT,  # the domain has another owner
+}
+_RECIPIENTS_WORDS = re.compile(
+    r"(unknown|invalid|no such|non-?existent|nonexisting|no) (local )?(user|mailbox|recipient|account|address|person)"
+    r"|(?<!sender )(?<!from )(user|mailbox|recipient|account|address|addressee)( \S+){0,3} "
+    r"(unknown|not found|disabled|inactive|suspended|unavailable|full|over quota|not exist|invalid|rejected)"
+    r"|does(n't| not) (exist|have an? .{0,20}account)|not a (valid|known) (user|mailbox|recipient)|quota exceeded"
+    r"|exceeded storage"
+)
+_INSTALLATIONS_WORDS = re.compile(
+    r"relay|denied|\bspf\b|dkim|dmarc|polic(y|ies)|sender|block|black ?list|black-list|listed|spam|unsolicited"
+    r"|reputation|authenticat|authoriz|authoris|credential|login|client host|helo|ehlo|reverse dns|\bptr\b|rdns"
+    r"|too (large|big)|maximum.{0,20}size|size limit|banned|prohibited|not (permitted|allowed)|\btls\b|encrypt"
+)
+
+
+def refused(code: int, text: bytes, *, blame: Blame | None = None) -> MailNotAccepted:
+    """What a reply other than the wanted one means.
+
+    Args:
+        code: the reply's three digits.
+        text: what stands behind them, lines joined by a line break.
+        blame: whose fault a permanent refusal is where the command leaves no doubt (nobody was named yet).
+    """
+    words = text.decode("ascii", "replace").lower()
+    enhanced = re.match(r"\s*([245]\.\d{1,3}\.\d{1,3})\b", words)
+    # The text may repeat addresses: of a reply nothing but numbers is kept.
+    reason = f"smtp {code} {enhanced[1]}" if enhanced else f"smtp {code}"
+    if not 500 <= code < 600:
+        return MailNotAccepted(reason, permanent=False)
+    found = blame or _blame(enhanced[1].partition(".")[2] if enhanced else "", words)
+    return MailNotAccepted(reason, permanent=True, blame=found)
+
+
+def _blame(detail: str, words: str) -> Blame:
+    by_code = _BY_CODE.get(detail) or _BY_CODE.get(detail.partition(".")[0])
+    if by_code in (Blame.RECIPIENT, Blame.INSTALLATION):
+        return by_code
+    said = re.sub(r"\S*@\S*", " ", words)  # an address proves nothing: relay@example.com
+    recipients, installations = _RECIPIENTS_WORDS.search(said), _INSTALLATIONS_WORDS.search(said)
+    if bool(recipients) == bool(installations):
+        return Blame.UNCLEAR
+    return Blame.RECIPIENT if recipients else Blame.INSTALLATION
+
+
+_CONNECT_SECONDS = 30.0
+_COMMAND_SECONDS = 300.0
+"""RFC 5321, 4.5.3.2: for the answer to MAIL and RCPT; 3 minutes would do for a block of the message."""
+_VERDICT_SECONDS = 600.0
+"""RFC 5321, 4.5.3.2.6: for the answer to the final dot. Who hangs up earlier never knows whether the mail was taken."""
+_GOODBYE_SECONDS = 5.0
+_BLOCK = 65_536
+_FORM = "expected smtp://user:password@host:port or smtps://..., with starttls=1 or starttls=0 or neither"
+
+
+@dataclass(frozen=True)
+class SmtpServer:
+    """Where the server is and how it is spoken to."""
+
+    host: str
+    port: int
+    user: str = ""
+    password: str = field(default="", repr=False)
+    tls_from_start: bool = False
+    starttls: bool | None = None
+    """None: if the server offers it."""
+
+    @classmethod
+    def from_url(cls, url: str) -> SmtpServer:
+        """Read ``smtp://user:password@host:port?starttls=1`` or ``smtps://...``; default ports 25, 587, 465.
+
+        Raises:
+            ValueError: it is no such URL; the URL (it holds the password) is not repeated.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+            starttls = _starttls(parts.query)
+        except (ValueError, KeyError):
+            raise ValueError(_FORM) from None
+        if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+            raise ValueError(_FORM)
+        default_port = 465 if parts.scheme == "smtps" else 587 if starttls else 25
+        return cls(
+            host=parts.hostname,
+            port=port or default_port,
+            user=unquote(parts.username or ""),
+            password=unquote(parts.password or ""),
+            tls_from_start=parts.scheme == "smtps",
+            starttls=starttls,
+        )
+
+
+def _starttls(query: str) -> bool | None:
+    values = parse_qs(query).get("starttls")
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    return None if values is None else words[values[-1].lower()]
+
+
+class SmtpMail:
+    """Implements ``delivery.mail.MailProvider``.
+
+    Args:
+        server: where, as whom, and with which encryption.
+        timeout: seconds for connecting, greeting, TLS and login, each.
+        command_timeout: seconds for the answer to a command, and without any progress while the message is written.
+        verdict_timeout: seconds for the answer to the whole message.
+        tls: how certificates are checked; the system's way if None.
+    """
+
+    def __init__(
+        self,
+        server: SmtpServer,
+        *,
+        timeout: float = _CONNECT_SECONDS,
+        command_timeout: float = _COMMAND_SECONDS,
+        verdict_timeout: float = _VERDICT_SECONDS,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._server = server
+        self._timeout = timeout
+        self._command_timeout = command_timeout
+        self._verdict_timeout = verdict_timeout
+        self._tls = tls
+
+    def send(self, message: Message) -> None:
+        """Send one message in a conversation of its own.
+
+        Raises:
+            MailNotAccepted: refused, or the connection was lost before the message was handed over.
+            MailOutcomeUnknown: the connection was lost after that.
+        """
+        recipient, mime = recipient_address(message.recipient).addr_spec, to_mime(message)
+        client = self._connect()
+        try:
+            self._converse(client, message.sender.addr_spec, recipient, mime)
+        finally:
+            _hang_up(client)
+
+    def check(self) -> None:
+        """Connect, log in and say NOOP.
+
+        Raises:
+            MailNotAccepted: the server cannot be reached, or refuses.
+        """
+        client = self._connect()
+        try:
+            code, _ = client.noop()
+        except (smtplib.SMTPException, OSError) as error:
+            raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
+        finally:
+            _hang_up(client)
+        if code != 250:
+            raise MailNotAccepted(f"smtp {code}", permanent=False)
+
+    def _connect(self) -> smtplib.SMTP:
+        server = self._server
+        client: smtplib.SMTP | None = None
+        try:
+            if server.tls_from_start:
+                client = smtplib.SMTP_SSL(server.host, server.port, timeout=self._timeout, context=self._verifying())
+            else:
+                client = smtplib.SMTP(server.host, server.port, timeout=self._timeout)
+            client.ehlo_or_helo_if_needed()
+            if not server.tls_from_start:
+                self._encrypt(client)
+            if server.user:
+                _log_in(client, server)
+        except (smtplib.SMTPException, OSError) as error:
+            _hang_up(client)
+            failure = _not_connected(error)
+        except MailNotAccepted:
+            _hang_up(client)
+            raise
+        else:
+            return client
+        raise failure
+
+    def _encrypt(self, client: smtplib.SMTP) -> None:
+        """TLS where it is asked for or offered. A password leaves this machine encrypted, or by ``starttls=0``."""
+        server = self._server
+        if server.starttls is False:
+            return
+        secret_leaves = bool(server.user) and not _is_here(client)
+        offered = client.has_extn("starttls")
+        if not offered and secret_leaves and server.starttls is None:
+            raise _misconfigured("no STARTTLS for the password; starttls=0 sends it in clear")
+        if not (offered or server.starttls):
+            return
+        # Encryption that was merely offered protects against listeners only (RFC 7435), and must not cost mails that
+        # would else go in clear: many servers of an own network have a certificate of their own making.
+        client.starttls(context=self._verifying() if server.starttls or secret_leaves else _unverifying())
+        # The server forgets the first greeting (RFC 3207, 4.2), and smtplib what the server offers.
+        client.ehlo()
+
+    def _verifying(self) -> ssl.SSLContext:
+        return self._tls or ssl.create_default_context()
+
+    def _converse(self, client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> None:
+        try:
+            _socket(client).settimeout(self._command_timeout)
+            # A failing send leaves the closing dot unsent: the server cannot have taken the message.
+            _write(_socket(client), _offer(client, sender, recipient, mime))
+        except (smtplib.SMTPException, OSError, UnicodeError) as error:
+            raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
+        try:
+            _socket(client).settimeout(self._verdict_timeout)
+            code, text = client.getreply()
+        except (smtplib.SMTPException, OSError) as error:
+            raise MailOutcomeUnknown(f"smtp lost after DATA: {type(error).__name__}") from None
+        if code != 250:
+            raise refused(code, text)
+
+
+def _log_in(client: smtplib.SMTP, server: SmtpServer) -> None:
+    if not client.has_extn("auth"):
+        hint = "; it may be after STARTTLS" if server.starttls is False else ""
+        raise _misconfigured(f"no AUTH offered{hint}")
+    client.login(server.user, server.password)
+
+
+def _misconfigured(problem: str) -> MailNotAccepted:
+    return MailNotAccepted(f"smtp connect: {problem}", permanent=False, blame=Blame.INSTALLATION, reached=False)
+
+
+def _not_connected(error: Exception) -> MailNotAccepted:
+    """Why there is no conversation: never the recipient's fault, and the same for all."""
+    blame, cause = Blame.UNCLEAR, type(error).__name__
+    if isinstance(error, smtplib.SMTPResponseException):
+        cause = str(error.smtp_code)
+        blame = Blame.INSTALLATION if 500 <= error.smtp_code < 600 else Blame.UNCLEAR
+    elif isinstance(error, smtplib.SMTPNotSupportedError | ssl.SSLCertVerificationError):
+        blame = Blame.INSTALLATION
+    return MailNotAccepted(f"smtp connect {cause}", permanent=False, blame=blame, reached=False)
+
+
+def _is_here(client: smtplib.SMTP) -> bool:
+    """Whether the server is on this machine."""
+    return ip_address(_socket(client).getpeername()[0]).is_loopback
+
+
+def _socket(client: smtplib.SMTP) -> socket.socket:
+    if client.sock is None:
+        raise smtplib.SMTPServerDisconnected("not connected")
+    return client.sock
+
+
+def _unverifying() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _write(sock: socket.socket, content: bytes) -> None:
+    """Write all of it; the time-out counts anew whenever the server took some. ``sendall`` counts it for the whole."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[sock.send(rest[:_BLOCK]) :]
+
+
+def _offer(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> bytes:
+    """The envelope, up to the server's wish to get the message; returns what to send it."""
+    options = []
+    if not (sender.isascii() and recipient.isascii()):
+        if not client.has_extn("smtputf8"):
+            blame = Blame.RECIPIENT if sender.isascii() else Blame.INSTALLATION
+            raise MailNotAccepted("smtp without smtputf8", permanent=True, blame=blame)
+        options = ["SMTPUTF8", "BODY=8BITMIME"]
+    content = mime.as_bytes()
+    if client.has_extn("size"):
+        options.append(f"SIZE={len(content)}")
+    # No recipient is named yet, or it was accepted: what is refused here is refused to everybody.
+    _expect(client.mail(sender, options), 250, blame=Blame.INSTALLATION)
+    _expect(client.rcpt(recipient), 250, 251)
+    _expect(client.docmd("DATA"), 354, blame=Blame.INSTALLATION)
+    # A line that is a dot would end the message: dots at a line's beginning are doubled.
+    stuffed = re.sub(rb"(?m)^\.", b"..", content)
+    return stuffed + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
+
+
+def _expect(reply: tuple[int, bytes], *wanted: int, blame: Blame | None = None) -> None:
+    code, text = reply
+    if code not in wanted:
+        raise refused(code, text, blame=blame)
+
+
+def _hang_up(client: smtplib.SMTP | None) -> None:
+    """Say goodbye; the verdict is in already, so nothing that goes wrong here matters."""
+    if client is None:
+        return
+    try:
+        if client.sock is not None:
+            client.sock.settimeout(_GOODBYE_SECONDS)
+            client.quit()
+    except (smtplib.SMTPException, OSError):
+        pass
+    finally:
+        client.close()

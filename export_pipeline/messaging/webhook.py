@@ -1,0 +1,217 @@
+"""Calling a webhook: what it says, how it is signed, and where it never goes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import http.client
+import ipaddress
+import json
+import math
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+
+from export_pipeline.failures import ExportFailure
+from export_pipeline.requests import webhooks
+from export_pipeline.requests.models import read_state
+from export_pipeline.requests.validation.webhook import check_webhook_url, is_public
+from export_pipeline.requests.webhooks import Webhook
+from export_pipeline.settings import Settings
+
+SIGNATURE_HEADER = "X-Export-Signature"
+TIMEOUT_SECONDS = 10.0
+"""Of each wait for the receiver."""
+LONGEST_CALL_SECONDS = 30.0
+"""Of a call as a whole (gu1, webhooks: an answer within 30 seconds)."""
+_THREADS = 32
+_AT_ONCE = 4
+"""Calls of one organization at the same time: its slow receiver must not take all threads."""
+_LOOK_SECONDS = 1.0
+"""How long a call that becomes due waits at most while others are under way."""
+_LEASE = timedelta(seconds=LONGEST_CALL_SECONDS * 10)
+"""Much longer than any call takes, so that nobody else makes it meanwhile."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What came of a call."""
+
+    taken: bool
+    answer: str
+    """The status code, or what went wrong; never what the receiver said."""
+    final: bool = False
+    """It will never be taken."""
+
+
+def deliver_due(database: sa.Engine, settings: Settings, *, seconds: float = math.inf) -> dict[str, int]:
+    """Make every call that is owed now, several at once; how many were taken, and how many not.
+
+    After so many ``seconds`` no more are taken; what is left stays owed.
+    """
+    counts = {"delivered": 0, "not_taken": 0}
+    ends = time.monotonic() + seconds
+    under_way: dict[Future[Call], str] = {}
+    with ThreadPoolExecutor(_THREADS) as threads:
+        while True:
+            if time.monotonic() < ends and len(under_way) < _THREADS:
+                for webhook in _taken(database, limit=_THREADS - len(under_way), busy=set(under_way.values())):
+                    under_way[threads.submit(_deliver, database, settings, webhook)] = webhook.organization_id
+            if not under_way:
+                return counts
+            for ended in wait(under_way, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
+                del under_way[ended]
+                counts["delivered" if ended.result().taken else "not_taken"] += 1
+
+
+def _taken(database: sa.Engine, *, limit: int, busy: set[str]) -> list[Webhook]:
+    with database.begin() as connection:
+        return webhooks.take_due(connection, limit=limit, lease=_LEASE, at_once=_AT_ONCE, busy=busy)
+
+
+def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
+    try:
+        call = _call(database, settings, webhook)
+    except Exception as error:  # noqa: BLE001 - one that breaks something must not keep the others from their calls
+        call = Call(taken=False, answer=f"failed: {type(error).__name__}")
+    retry_seconds = None if call.final else settings.webhook_retry_seconds
+    with database.begin() as connection:
+        webhooks.settle(connection, webhook, taken=call.taken, answer=call.answer, retry_seconds=retry_seconds)
+    return call
+
+
+def _call(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
+    with database.begin() as connection:
+        body = payload(connection, webhook)
+        if body is None:
+            return Call(taken=False, answer="refused: the request is gone or cannot be read", final=True)
+        secret = webhooks.secret_of(connection, webhook.organization_id)
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": "export-pipeline",
+        "X-Export-Event": webhook.event.value,
+        "X-Export-Delivery": webhook.uid,
+        SIGNATURE_HEADER: signature(secret, body, int(time.time())),
+    }
+    return post(webhook.url, body, headers, allow_insecure=settings.webhook_allow_insecure)
+
+
+def payload(connection: sa.Connection, webhook: Webhook) -> bytes | None:
+    """What a webhook says: the export's state with the row's own ``message``, no link and no recipient.
+
+    None if the request is gone or cannot be read.
+    """
+    try:
+        state = read_state(connection, webhook.request_uid)
+    except (ValueError, TypeError):  # SQLite stores anything anywhere
+        return None
+    if state is None:
+        return None
+    told = ("uid", "id", "organization_id", "dataset", "format", "status", "row_count", "byte_count", "file_count",
+            "error_code", "message", "created_at", "completed_at", "expires_at")  # fmt: skip
+    shown = state.model_dump(mode="json", include=set(told))
+    document = {
+        "id": webhook.uid,
+        "event": webhook.event.value,
+        "timestamp": webhook.created_at.isoformat(),
+        "export": {name: shown[name] for name in told},
+    }
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def signature(secret: str, body: bytes, timestamp: int) -> str:
+    """``t=…,v1=…``: HMAC-SHA256 of ``{t}.{body}``, hex. The time is signed too, so that an old call can be refused."""
+    digest = hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={timestamp},v1={digest}"
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_insecure: bool) -> Call:
+    """Send one request and look at its status alone."""
+    try:
+        check_webhook_url(url, allow_insecure=allow_insecure)
+    except ExportFailure:
+        return Call(taken=False, answer="refused: the URL may not be called", final=True)
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        address = _resolved(parts.hostname or "", port, allow_insecure=allow_insecure)
+        if address is None:
+            return Call(taken=False, answer="refused: the host's address is not public")
+        connection = _connection(parts.scheme, parts.hostname or "", port, address)
+        return _exchange(connection, f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}", body, headers)
+    except ssl.SSLCertVerificationError:
+        return Call(taken=False, answer="no valid TLS certificate")
+    except TimeoutError:
+        return Call(taken=False, answer="no answer in time")
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
+        return Call(taken=False, answer=f"not reached: {type(error).__name__}")
+
+
+def _resolved(host: str, port: int, *, allow_insecure: bool) -> str | None:
+    """The first of the host's addresses; None if any of them is not public."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(info[4][0]).partition("%")[0] for info in found]
+    if not allow_insecure and not all(is_public(ipaddress.ip_address(one)) for one in addresses):
+        return None
+    return addresses[0]
+
+
+def _connection(scheme: str, host: str, port: int, address: str) -> http.client.HTTPConnection:
+    if scheme == "https":
+        return _PinnedTls(host, port, address)
+    return _Pinned(host, port, address)
+
+
+class _Pinned(http.client.HTTPConnection):
+    """Connects to the address that was checked: a name may lead elsewhere a moment later."""
+
+    def __init__(self, host: str, port: int, address: str) -> None:
+        super().__init__(host, port, timeout=TIMEOUT_SECONDS)
+        self._address = address
+
+    def connect(self) -> None:
+        """Connect."""
+        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+
+
+class _PinnedTls(_Pinned):
+    default_port = http.client.HTTPS_PORT
+    """Any other stands in the Host header."""
+
+    def connect(self) -> None:
+        """Connect; the certificate has to be the host's."""
+        super().connect()
+        context = ssl.create_default_context()
+        # Wrapped first: the watchdog has to find the socket while the handshake is under way.
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+        self.sock.do_handshake()
+
+
+def _exchange(connection: http.client.HTTPConnection, target: str, body: bytes, headers: Mapping[str, str]) -> Call:
+    # A receiver that sends a byte now and then would be waited for without an end.
+    watchdog = threading.Timer(LONGEST_CALL_SECONDS, _cut, [connection])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        connection.request("POST", target, body, dict(headers))
+        status = connection.getresponse().status
+    finally:
+        watchdog.cancel()
+        connection.close()
+    return Call(taken=200 <= status < 300, answer=str(status))
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    with contextlib.suppress(OSError):
+        if connection.sock is not None:
+            # Of the plain socket: that of TLS would take its state from under the reader.
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)

@@ -1,0 +1,385 @@
+"""The frame of every op: it takes the row, keeps its pulse, and turns whatever happens into a clean end."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.execution.context.system import StepExecutionContext
+
+from export_pipeline.database.engine import why_unavailable
+from export_pipeline.database.enums import NotificationStatus, RequestStatus, Stage
+from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
+from export_pipeline.messaging.failure_mail import mail_failure
+from export_pipeline.messaging.sending import MailPostponed
+from export_pipeline.orchestration import tags
+from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
+from export_pipeline.orchestration.heartbeat import Pulse
+from export_pipeline.orchestration.metadata import Metadata, failure_metadata
+from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.requests import ownership, transitions
+from export_pipeline.requests.models import is_canonical_uuid, load_request
+from export_pipeline.stages.cleanup import discard_abandoned, discard_attempt
+from export_pipeline.stages.plan import staging_prefix
+
+# What a step that failed says: a failure in words of our own, and its metadata.
+
+
+POSTPONED_UNTIL = "postponed_until"
+"""Metadata of a failed step whose run put its request back into the queue: nobody has to do anything."""
+
+
+def failure_of(error: Exception) -> ExportFailure:
+    """The failure that an exception means; ``states.INTERNAL`` if it is none that was expected."""
+    if isinstance(error, ExportFailure):
+        return error
+    why = why_unavailable(error) if isinstance(error, sa.exc.DBAPIError) else None
+    return transitions.INTERNAL if why is None else ExportFailure(FailureCode.DATABASE_UNAVAILABLE, why)
+
+
+def told(failure: ExportFailure) -> str:
+    """What the event log says. A requester's message may repeat what was typed or a row's key: it stays on the row."""
+    if failure.fault is not Fault.REQUESTER:
+        return f"{failure.code}: {failure.message}"
+    column = re.split(r"[.\[]", failure.field or "the request")[0]
+    return f"{failure.code}: {column} has to be corrected by the requester; export_requests.message says how."
+
+
+def metadata_of(error: Exception, uid: str | None = None) -> Metadata:
+    """What the failed step says beside its message; of a bug, also where it was raised.
+
+    Args:
+        error: why it failed.
+        uid: of the request that it worked on, if there is one.
+    """
+    failure = failure_of(error)
+    metadata = failure_metadata(failure.code, uid)
+    if failure is transitions.INTERNAL:
+        metadata["exception"] = dg.MetadataValue.text(type(error).__qualname__)
+        metadata["raised_at"] = dg.MetadataValue.md(f"```\n{_places(error)}\n```")
+    return metadata
+
+
+def _places(error: BaseException) -> str:
+    """Where an exception came from: files, lines and functions, without its message or any value."""
+    lines: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        frames = traceback.extract_tb(current.__traceback__)
+        lines += [f"{type(current).__qualname__}", *(f"  {f.filename}:{f.lineno} {f.name}" for f in frames)]
+        current = current.__cause__ or current.__context__
+    return "\n".join(lines)
+
+
+MAX_RETRIES = 3
+FIRST_RETRY_SECONDS = 2.0
+DATABASE_RETRIES = 60
+"""Eight minutes, with waits that do not grow: while the request database is away nothing else could use the slot, and
+the row must hear of its run soon after."""
+POSTPONED = frozenset({FailureCode.SOURCE_UNAVAILABLE, FailureCode.STORE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE})
+"""What does not answer for longer than the retries of an op: the request waits in the queue, and not in a slot."""
+_LONGEST_DATABASE_WAIT = 4.0
+"""In first waits."""
+LONGEST_RETRY_SECONDS = 60.0
+"""A provider that asks for a longer wait is left to a later run: this one would hold its place for nothing."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """An op at work on a request that its run owns."""
+
+    request_id: int
+    attempt: int
+    pulse: Pulse
+    completed: str | None = None
+    """The manifest's key, if ``publish`` is tried again after it had completed the request."""
+
+
+@contextmanager
+def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: int, which: Stage) -> Iterator[Work]:
+    """Do one stage's work on a request.
+
+    Raises:
+        dagster.RetryRequested: a transient failure with tries left.
+        dagster.Failure: every other end; the row says why.
+    """
+    frame = _Frame(context, exports, request_id)
+    with _clean_end(frame):
+        owned = frame.enter(which)
+        frame.complete_tags(owned)
+        with Pulse(
+            exports.database,
+            request_id,
+            context.run_id,
+            exports.settings.heartbeat_seconds,
+            log=context.log.info,
+            rows_total=owned.rows_total,
+        ) as pulse:
+            yield Work(request_id, owned.attempt, pulse, owned.manifest_key)
+
+
+@contextmanager
+def aside(context: dg.OpExecutionContext, exports: ExportResource, request_id: int) -> Iterator[None]:
+    """Do work about a request whose row is not to change, whatever comes of it: telling of its failure.
+
+    Raises:
+        dagster.RetryRequested, dagster.Failure: as ``stage``.
+    """
+    with _clean_end(_Frame(context, exports, request_id, writes=False)):
+        yield
+
+
+@contextmanager
+def outside_op(step: StepExecutionContext, exports: ExportResource) -> Iterator[None]:
+    """Do what Dagster does for a step before or after its op, such as storing its output; it ends as a stage does.
+
+    Raises:
+        dagster.RetryRequested, dagster.Failure: as ``stage``.
+    """
+    context = dg.OpExecutionContext(step)
+    frame = _Frame(context, exports, _request_of(context.run))
+    frame.own_by_tags()
+    with _clean_end(frame):
+        yield
+
+
+def _request_of(run: dg.DagsterRun) -> int:
+    """The request that the first op of every job about a request is configured with."""
+    ops: Any = run.run_config["ops"]
+    (first,) = ops.values()
+    return int(first["config"]["request_id"])
+
+
+def _note(failure: ExportFailure) -> str:
+    """What a completed row says of a failure behind its completion: the requester has their files."""
+    if failure.fault is Fault.REQUESTER or failure.code in (FailureCode.MAIL_UNAVAILABLE, FailureCode.MAIL_REFUSED):
+        return failure.requester_message
+    return "The files are ready, but the mails could not be sent yet; it is tried again. The request needs no change."
+
+
+def tell_failure(exports: ExportResource, request_id: int) -> Mapping[NotificationStatus, int]:
+    """Mail the requester of a failed request what went wrong; see ``mail_failure``."""
+    if not exports.settings.sends_mail:
+        return {}
+    return mail_failure(
+        exports.database, exports.mail, exports.settings, exports.organizations, exports.catalog, request_id
+    )
+
+
+@contextmanager
+def _clean_end(frame: _Frame) -> Iterator[None]:
+    try:
+        yield
+    except DagsterExecutionInterruptedError:
+        frame.interrupted()
+        raise
+    except (dg.Failure, dg.RetryRequested):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever happens, the row has to say so
+        raise frame.outcome(error) from None
+
+
+def _retries(failure: ExportFailure) -> int:
+    """How often an op that failed so is tried again by its run."""
+    return DATABASE_RETRIES if failure.code is FailureCode.DATABASE_UNAVAILABLE else MAX_RETRIES
+
+
+class _Frame:
+    def __init__(
+        self, context: dg.OpExecutionContext, exports: ExportResource, request_id: int, *, writes: bool = True
+    ) -> None:
+        self._context = context
+        self._exports = exports
+        self._request_id = request_id
+        self._writes = writes
+        self._owned: ownership.Ownership | None = None
+
+    def enter(self, which: Stage) -> ownership.Ownership:
+        """Take the row for this run."""
+        run = self._context.run
+        lineage, attempt = tags.lineage_of(self._context.instance, run), tags.attempt_of(run.tags)
+        with self._exports.database.begin() as connection:
+            if which is Stage.PLAN:
+                owned = ownership.begin(
+                    connection,
+                    self._request_id,
+                    run_id=run.run_id,
+                    lineage=lineage,
+                    attempt=attempt,
+                    claim_id=run.tags.get(tags.CLAIM),
+                )
+            elif which is Stage.NOTIFY_RECIPIENTS:
+                # The mail comes after `completed`, so that its link is live.
+                owned = ownership.enter_completed(connection, self._request_id, which, run_id=run.run_id, lineage=None)
+            else:
+                owned = ownership.enter(
+                    connection, self._request_id, which, run_id=run.run_id, lineage=lineage, attempt=attempt
+                )
+        self._owned = owned
+        return owned
+
+    def own_by_tags(self) -> None:
+        """Take the run's own tags for what it owns: its ops have taken the row, or are about to."""
+        uid, attempt = self._context.run.tags.get(tags.REQUEST_UID, ""), tags.attempt_of(self._context.run.tags)
+        if is_canonical_uuid(uid) and attempt is not None:
+            self._owned = ownership.Ownership(uid, attempt)
+
+    def complete_tags(self, owned: ownership.Ownership) -> None:
+        """Give the run the tags that it should have begun with, and take what it inherited of a failure."""
+        run, instance = self._context.run, self._context.instance
+        missing: dict[str, str] = {}
+        if tags.REQUEST_UID not in run.tags:
+            # Launched by hand: without its tags neither a cancel nor the reconciler would find the run.
+            missing = {tags.REQUEST_UID: tags.tag_value(owned.uid), tags.ATTEMPT: str(owned.attempt)}
+            missing[tags.CLAIM] = tags.tag_value(owned.claim_id)
+        if tags.inherited_failure(instance, run):
+            missing |= {tags.ERROR_CODE: tags.NO_FAILURE, tags.FAULT: tags.NO_FAILURE}
+        if missing:
+            instance.add_run_tags(run.run_id, missing)
+
+    def interrupted(self) -> None:
+        """The process is told to stop: by a cancel, or because its host goes down.
+
+        Only the first ends the request; after the second the reconciler gives it a new attempt.
+        """
+        run = self._context.instance.get_run_by_id(self._context.run_id)
+        if run is None or run.status is not dg.DagsterRunStatus.CANCELING or self._owned is None:
+            return
+        # Should the database be gone as well, the sensors carry the cancel out later.
+        with suppress(sa.exc.SQLAlchemyError):
+            cancel_and_discard(self._exports, self._request_id, self._owned.uid, run_id=run.run_id)
+
+    def outcome(self, error: Exception) -> Exception:
+        """How the op ends: never with the error itself, whose text may hold anything."""
+        unwritten = error
+        for _ in range(DATABASE_RETRIES):
+            try:
+                return self._outcome(error)
+            except Exception as second:  # noqa: BLE001 - writing it failed too: the reconciler writes it
+                unwritten = second
+                if failure_of(second).code is not FailureCode.DATABASE_UNAVAILABLE:
+                    break
+                time.sleep(_LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
+        self._tag(failure_of(unwritten))
+        return dg.Failure(
+            "The end of this step could not be written to the row; the request gets a new attempt within minutes.",
+            metadata=metadata_of(unwritten, None if self._owned is None else self._owned.uid),
+            allow_retries=False,
+        )
+
+    def _outcome(self, error: Exception) -> Exception:
+        if isinstance(error, ExportCanceled):
+            return self._canceled()
+        if isinstance(error, OwnershipLost):
+            self._discard_abandoned()
+            return dg.Failure(f"This run does not own the request: {error}. Nothing was done.", allow_retries=False)
+        return self._failed(error)
+
+    def _discard_abandoned(self) -> None:
+        """Take back what this worker wrote after its attempt had been cleared away."""
+        if self._owned is None:
+            return
+        exports = self._exports
+        with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # else the janitor does
+            discard_abandoned(exports.database, exports.store, exports.staging, self._owned.uid, self._owned.attempt)
+
+    def _canceled(self) -> Exception:
+        if self._owned is not None:
+            cancel_and_discard(self._exports, self._request_id, self._owned.uid)
+        # So that Dagster ends the run as CANCELED: it is this run's own wish to stop.
+        self._context.instance.report_run_canceling(self._context.run)
+        return dg.Failure(BY_REQUESTER, allow_retries=False)
+
+    def _failed(self, error: Exception) -> Exception:
+        failure = failure_of(error)
+        wait = self._wait(failure)
+        if wait is not None:
+            self._context.log.warning("%s: %s Trying again in %.0f s.", failure.code, failure.message, wait)
+            if failure.code is FailureCode.STORE_UNAVAILABLE:
+                self._exports.forget_store()
+            return dg.RetryRequested(max_retries=_retries(failure), seconds_to_wait=wait)
+        if self._writes and failure.code in POSTPONED and (until := self._postpone(failure)):
+            return self._postponed(failure, until)
+        if self._writes and self._write_failure(failure):
+            self._after_failure(failure)
+        self._tag(failure)
+        metadata = metadata_of(error, None if self._owned is None else self._owned.uid)
+        return dg.Failure(told(failure), metadata=metadata, allow_retries=False)
+
+    def _tag(self, failure: ExportFailure) -> None:
+        """The list of runs shows and filters by what failed and whose fault it is."""
+        with suppress(Exception):  # the step's own metadata says the same
+            self._context.instance.add_run_tags(self._context.run_id, tags.failure_tags(failure.code))
+
+    def _wait(self, failure: ExportFailure) -> float | None:
+        """Seconds until this op is tried again; None if it is not."""
+        if failure.fault is not Fault.TRANSIENT or self._context.retry_number >= _retries(failure):
+            return None
+        if self._owned is not None and self._owned.failed:
+            return None  # the requester knows already; a re-execution tries it again, with whatever failed before
+        wait = float(FIRST_RETRY_SECONDS * 2**self._context.retry_number)
+        if failure.code is FailureCode.DATABASE_UNAVAILABLE:
+            return min(wait, _LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
+        asked = failure.retry_after if isinstance(failure, MailPostponed) else None
+        if asked is None:
+            return wait
+        # Nothing is heard of a run that waits: it must not be taken for dead meanwhile.
+        longest = min(LONGEST_RETRY_SECONDS, self._exports.settings.heartbeat_timeout_seconds / 2)
+        return max(wait, asked) if asked <= longest else None
+
+    def _postpone(self, failure: ExportFailure) -> str | None:
+        """Put the request back into the queue, uncharged: when it is tried again. None if it may not be."""
+        with self._exports.database.begin() as connection:
+            transitions.postpone(connection, self._request_id, failure, run_id=self._context.run_id)
+            row = load_request(connection, self._request_id)
+        # Of several shards of one run that fail at once, one postpones it.
+        ours = self._owned is not None and row.attempt == self._owned.attempt and row.status is RequestStatus.QUEUED
+        return f"{row.not_before:%Y-%m-%d %H:%M:%S} UTC" if ours and row.not_before else None
+
+    def _postponed(self, failure: ExportFailure, until: str) -> Exception:
+        """The next run begins anew: nothing of this one stays, so that a full disk has its room back."""
+        if self._owned is not None:
+            prefix = staging_prefix(self._owned.uid, self._owned.attempt)
+            with suppress(ExportFailure):
+                self._exports.staging.delete_tree(prefix)
+            if failure.code is not FailureCode.STORE_UNAVAILABLE:
+                with suppress(ExportFailure):
+                    discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        with suppress(Exception):  # the step's own metadata says the same
+            self._context.instance.add_run_tags(self._context.run_id, {tags.POSTPONED: failure.code.value})
+        return dg.Failure(
+            f"Postponed until {until}: {told(failure)} Nothing to press: the request waits in the queue and gets "
+            "another run then, or as soon as another export reaches what did not answer. No attempt is used up.",
+            metadata={POSTPONED_UNTIL: until, "not_answering": failure.code.value},
+            allow_retries=False,
+        )
+
+    def _after_failure(self, failure: ExportFailure) -> None:
+        """The row says ``failed``: clear away what nobody will go on with, and tell the requester."""
+        if failure.fault is Fault.REQUESTER and self._owned is not None:
+            # Nobody will re-execute this: nothing of the attempt is to stay.
+            with suppress(ExportFailure):
+                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        try:
+            tell_failure(self._exports, self._request_id)
+        except Exception:  # noqa: BLE001 - the mail is in the ledger, and must not change how the run ends
+            self._context.log.warning(
+                "The requester is not told of the failure yet; the reconciler has it tried again."
+            )
+
+    def _write_failure(self, failure: ExportFailure) -> bool:
+        """Whether this failure is what the row says now."""
+        run_id = self._context.run_id
+        with self._exports.database.begin() as connection:
+            failed = transitions.fail(connection, self._request_id, failure, run_id=run_id)
+            if not failed:
+                transitions.note(connection, self._request_id, _note(failure), run_id=run_id)
+        return failed

@@ -1,0 +1,1 @@
+"""The Dagster sensors, one module a sensor."""

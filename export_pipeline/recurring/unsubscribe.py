@@ -1,0 +1,112 @@
+"""Leaving a recurring export: the signed token of a mail's link, and who has left.
+
+A token names no address, so that logs and proxies learn none: it holds the recurring export's id and a keyed digest of
+the recipient, and is signed. It does not expire: a mail of last year must still be a way out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from export_pipeline.database.engine import insert_or
+from export_pipeline.database.tables import (
+    export_notifications,
+    export_requests,
+    export_unsubscriptions,
+    recurring_exports,
+)
+from export_pipeline.requests.validation.mail import person_of
+
+_rows = export_unsubscriptions.c
+_DIGEST_BYTES = 12
+_TAG_BYTES = 16
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Leave:
+    """What a token is good for: one recipient leaves one recurring export."""
+
+    recurring_export_id: int
+    digest: bytes
+    """Of the recipient's address."""
+
+
+def make_token(key: str, recurring_export_id: int, recipient: str) -> str:
+    """The token of one recipient's link, fit for a URL."""
+    payload = recurring_export_id.to_bytes(8, "big") + _digest(key, recurring_export_id, recipient)
+    return base64.urlsafe_b64encode(payload + _tag(key, payload)).decode().rstrip("=")
+
+
+def verify_token(key: str, token: str) -> Leave | None:
+    """What a token is good for; None if it was not made with this key."""
+    if not _TOKEN.fullmatch(token):
+        return None
+    try:
+        signed = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    except ValueError:
+        return None
+    payload, tag = signed[:-_TAG_BYTES], signed[-_TAG_BYTES:]
+    if len(payload) != 8 + _DIGEST_BYTES or not hmac.compare_digest(tag, _tag(key, payload)):
+        return None
+    return Leave(int.from_bytes(payload[:8], "big"), payload[8:])
+
+
+def leave(connection: sa.Connection, key: str, token: str) -> bool:
+    """The holder of a token gets no more mails of its recurring export; False if the token is not genuine.
+
+    Whoever left already has left: True. So has whoever is not in the template right now: their address is taken from
+    the mails that went out, so that they stay out if somebody puts it back.
+    """
+    asked = verify_token(key, token)
+    if asked is None:
+        return False
+    row = connection.execute(
+        sa.select(recurring_exports.c.request).where(recurring_exports.c.id == asked.recurring_export_id)
+    ).first()
+    if row is None:  # nothing is left to leave
+        return True
+    addresses = row.request.get("recipient_emails") if isinstance(row.request, dict) else None
+    mailed = connection.execute(
+        sa.select(export_notifications.c.recipient)
+        .distinct()
+        .join(export_requests, export_requests.c.id == export_notifications.c.request_id)
+        .where(export_requests.c.recurring_export_id == asked.recurring_export_id)
+    ).scalars()
+    for address in (*(addresses if isinstance(addresses, list) else ()), *mailed):
+        digest = _digest(key, asked.recurring_export_id, str(address))
+        if hmac.compare_digest(digest, asked.digest):
+            unsubscribe(connection, asked.recurring_export_id, str(address))
+    return True
+
+
+def unsubscribe(connection: sa.Connection, recurring_export_id: int, recipient: str) -> None:
+    """A recipient gets no more mails of a recurring export; a second time changes nothing."""
+    insert = insert_or(connection, export_unsubscriptions)
+    left = insert.values(recurring_export_id=recurring_export_id, recipient=person_of(recipient))
+    connection.execute(left.on_conflict_do_nothing())
+
+
+def without_unsubscribed(connection: sa.Connection, recurring_export_id: int, recipients: Sequence[str]) -> list[str]:
+    """The recipients who have not left."""
+    left = connection.execute(sa.select(_rows.recipient).where(_rows.recurring_export_id == recurring_export_id))
+    gone = {person_of(address) for address in left.scalars()}
+    return [address for address in recipients if person_of(address) not in gone]
+
+
+def _digest(key: str, recurring_export_id: int, recipient: str) -> bytes:
+    return _mac(key, f"recipient:{recurring_export_id}:{person_of(recipient)}".encode())[:_DIGEST_BYTES]
+
+
+def _tag(key: str, payload: bytes) -> bytes:
+    return _mac(key, b"unsubscribe:" + payload)[:_TAG_BYTES]
+
+
+def _mac(key: str, message: bytes) -> bytes:
+    return hmac.digest(key.encode(), message, "sha256")

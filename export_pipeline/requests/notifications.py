@@ -1,0 +1,247 @@
+"""The ledger of notifications: one row a request, recipient and kind, so that nobody is mailed twice.
+
+It holds the states of a notification and the charge that each end of one causes; sending is ``delivery``'s.
+
+The order is what protects: ``sending`` is committed before the message is handed over. A process
+that dies in between leaves ``sending``; the next one turns it into ``unknown`` and leaves it, because
+a second mail is worse than a missing one that the operator can see.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+from email_validator import EmailNotValidError, validate_email
+
+from export_pipeline.database.engine import utc_now
+from export_pipeline.database.enums import EventKind, NotificationKind, NotificationStatus
+from export_pipeline.database.tables import export_notifications, export_requests
+from export_pipeline.requests import billing
+from export_pipeline.requests.audit import COMMAND, record
+from export_pipeline.requests.organizations import Organizations
+
+_rows = export_notifications.c
+_ORGANIZATIONS = Organizations()
+
+
+def enlist(
+    connection: sa.Connection,
+    request_id: int,
+    recipients: Iterable[str],
+    kind: NotificationKind = NotificationKind.READY,
+) -> None:
+    """Make sure that every recipient has a row; those that have one keep it."""
+    known = set(connection.execute(sa.select(_rows.recipient).where(_of(request_id, kind))).scalars())
+    missing = [address for address in recipients if address not in known]
+    if missing:
+        connection.execute(
+            export_notifications.insert(),
+            [{"request_id": request_id, "recipient": address, "kind": kind} for address in missing],
+        )
+
+
+def enlist_failure(connection: sa.Connection, request_id: int) -> None:
+    """The request failed: enlist its requester, if their address is known. Never its other recipients.
+
+    Nobody is mailed if the request wants no mail (``notify_email``) or its organization sends none. The platform sends
+    this mail and nobody pays for it. A second failure of the same request mails nobody twice.
+    """
+    asked = export_requests.c
+    request = connection.execute(
+        sa.select(
+            asked.organization_id,
+            asked.requested_by,
+            # SQLAlchemy takes whatever SQLite holds for true or false: 'false' would be true.
+            sa.type_coerce(asked.notify_email, sa.Integer()).label("notify_email"),
+        ).where(asked.id == request_id)
+    ).one()
+    if request.notify_email != 1 or request.requested_by is None:
+        return
+    if not _ORGANIZATIONS.get(connection, request.organization_id).email_enabled:
+        return
+    address = _requester_address(connection, request_id, request.organization_id, request.requested_by)
+    if address is not None:
+        enlist(connection, request_id, [address], NotificationKind.FAILED)
+
+
+def _requester_address(
+    connection: sa.Connection, request_id: int, organization_id: str, requested_by: str
+) -> str | None:
+    """The address of the member ``requested_by``.
+
+    Where the application keeps no members, ``requested_by`` itself if it is an address that the request mails anyway.
+    """
+    member = _ORGANIZATIONS.member(connection, organization_id, requested_by)
+    if member is not None:
+        return _address(member.email)
+    if _ORGANIZATIONS.keeps_members(connection, organization_id):
+        return None
+    address = _address(requested_by)
+    mailed = {_canonical(recipient) for recipient in _recipients(connection, request_id)}
+    return address if address is not None and _canonical(address) in mailed else None
+
+
+def _address(text: object) -> str | None:
+    try:
+        return validate_email(str(text or "").strip(), check_deliverability=False).normalized
+    except EmailNotValidError:
+        return None
+
+
+def _canonical(address: str) -> str:
+    return address.strip().casefold()
+
+
+def _recipients(connection: sa.Connection, request_id: int) -> list[str]:
+    """The request's ``recipient_emails``, none if they cannot be read: the request may have failed over that."""
+    column = export_requests.c.recipient_emails
+    try:
+        text = connection.execute(
+            sa.select(sa.cast(column, sa.Text)).where(export_requests.c.id == request_id)
+        ).scalar()
+        listed = json.loads(text or "[]")
+    except (ValueError, TypeError, RecursionError, sa.exc.OperationalError):
+        return []
+    return [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
+
+
+def close_interrupted(
+    connection: sa.Connection, request_id: int, kind: NotificationKind = NotificationKind.READY
+) -> int:
+    """Turn what a dead process left ``sending`` into ``unknown``; returns how many."""
+    interrupted = connection.execute(
+        sa.select(_rows.id).where(_of(request_id, kind), _rows.status == NotificationStatus.SENDING).order_by(_rows.id)
+    ).scalars()
+    ids = list(interrupted)
+    for notification_id in ids:
+        settle(connection, notification_id, NotificationStatus.UNKNOWN, "interrupted while sending")
+    return len(ids)
+
+
+def pending(
+    connection: sa.Connection, request_id: int, kind: NotificationKind = NotificationKind.READY
+) -> list[tuple[int, str]]:
+    """The notifications that were certainly not sent yet: (id, recipient)."""
+    found = connection.execute(
+        sa.select(_rows.id, _rows.recipient)
+        .where(_of(request_id, kind), _rows.status == NotificationStatus.PENDING)
+        .order_by(_rows.id)
+    )
+    return [(row.id, row.recipient) for row in found]
+
+
+def start_sending(connection: sa.Connection, notification_id: int) -> bool:
+    """Claim one notification; False if another process has it."""
+    claimed = connection.execute(
+        export_notifications.update()
+        .where(_rows.id == notification_id, _rows.status == NotificationStatus.PENDING)
+        .values(status=NotificationStatus.SENDING, tries=_rows.tries + 1, updated_at=utc_now())
+    )
+    return claimed.rowcount == 1
+
+
+def settle(
+    connection: sa.Connection, notification_id: int, status: NotificationStatus, reason: str | None = None
+) -> None:
+    """Write how the sending ended, and in the same transaction what that means for the balance.
+
+    ``sent`` and ``unknown`` are charged: the message was handed over. ``refused`` gives the execution back.
+    ``pending`` (not taken for now) keeps it reserved.
+    """
+    settled = connection.execute(
+        export_notifications.update()
+        .where(_rows.id == notification_id)
+        .values(status=status, reason=reason, updated_at=utc_now())
+        .returning(_rows.request_id, _rows.recipient, _rows.kind)
+    ).first()
+    if settled is None or settled.kind != NotificationKind.READY:
+        return
+    uid = connection.execute(
+        sa.select(export_requests.c.uid).where(export_requests.c.id == settled.request_id)
+    ).scalar_one()
+    if status in (NotificationStatus.SENT, NotificationStatus.UNKNOWN):
+        billing.charge(connection, uid, settled.recipient)
+    elif status is NotificationStatus.REFUSED:
+        billing.release(connection, uid, settled.recipient)
+
+
+def put_back(
+    connection: sa.Connection,
+    request_id: int,
+    *,
+    kind: NotificationKind,
+    only: Iterable[str] = (),
+    unknown: bool = False,
+) -> dict[NotificationStatus, int]:
+    """Make refused mails pending again, so that the next run for them sends them, and pay for them anew.
+
+    Args:
+        connection: an open transaction.
+        request_id: whose mails.
+        kind: which mails.
+        only: recipients; all if none is named.
+        unknown: also those that may have been sent. Each was charged and is not charged again.
+
+    Returns:
+        How many of the named recipients' mails are in each state now.
+
+    Raises:
+        LookupError: a named recipient has no mail of this request.
+        ExportFailure: ``insufficient_balance``; nothing is changed then if the caller rolls back.
+    """
+    found = connection.execute(
+        sa.select(_rows.id, _rows.recipient, _rows.status).where(_of(request_id, kind)).order_by(_rows.id)
+    ).all()
+    named = {_canonical(address) for address in only}
+    if strangers := named - {_canonical(row.recipient) for row in found}:
+        raise LookupError(f"{len(strangers)} of the named recipients")
+    chosen = [row.id for row in found if not named or _canonical(row.recipient) in named]
+    statuses = [NotificationStatus.REFUSED, *([NotificationStatus.UNKNOWN] if unknown else [])]
+    again = connection.execute(
+        export_notifications.update()
+        .where(_rows.id.in_(chosen), _rows.status.in_(statuses))
+        .values(status=NotificationStatus.PENDING, reason=None, updated_at=utc_now())
+        .returning(_rows.recipient)
+    ).scalars()
+    recipients = list(again)
+    request = connection.execute(
+        sa.select(export_requests.c.uid, export_requests.c.organization_id).where(export_requests.c.id == request_id)
+    ).one()
+    if kind == NotificationKind.READY:
+        billing.reserve(connection, request.organization_id, request.uid, recipients)
+    record(
+        connection,
+        request.uid,
+        request.organization_id,
+        EventKind.NOTIFIED,
+        {"put_back": len(recipients)},
+        actor=COMMAND,
+    )
+    return _counts(connection, _rows.id.in_(chosen))
+
+
+def reasons(connection: sa.Connection, request_id: int) -> list[tuple[str, str, str | None, int]]:
+    """How many mails of a request are in each state for each reason: (kind, status, reason, number)."""
+    grouped = (_rows.kind, _rows.status, _rows.reason)
+    found = connection.execute(
+        sa.select(*grouped, sa.func.count()).where(_rows.request_id == request_id).group_by(*grouped).order_by(*grouped)
+    )
+    return [(kind, status, reason, number) for kind, status, reason, number in found]
+
+
+def counts(
+    connection: sa.Connection, request_id: int, kind: NotificationKind = NotificationKind.READY
+) -> dict[NotificationStatus, int]:
+    """How many notifications of a request are in each state; states with none are left out."""
+    return _counts(connection, _of(request_id, kind))
+
+
+def _counts(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> dict[NotificationStatus, int]:
+    found = connection.execute(sa.select(_rows.status, sa.func.count()).where(condition).group_by(_rows.status))
+    return {NotificationStatus(status): count for status, count in found}
+
+
+def _of(request_id: int, kind: NotificationKind) -> sa.ColumnElement[bool]:
+    return sa.and_(_rows.request_id == request_id, _rows.kind == kind)

@@ -1,0 +1,4 @@
+"""The rules of a request, checked before its run reads anything.
+
+Nothing here reads the exported data.
+"""

@@ -1,0 +1,94 @@
+"""The rules of a request's files: format, compression, options, size."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from export_pipeline.catalog.types import COMPRESSIONS, FORMATS, Compression, Format
+from export_pipeline.failures import ExportFailure, FailureCode, invalid_option, shown
+from export_pipeline.requests.models import ExportRequest
+
+BYTES_PER_MB = 1_000_000
+_SELF_COMPRESSED: tuple[Format, ...] = ("xlsx", "parquet")
+
+
+class Options(BaseModel):
+    """``export_requests.options``: how the file is written. Unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    time_zone: str | None = Field(
+        default=None, description="IANA zone of written timestamps, or `organization`; default UTC"
+    )
+    guard_formulas: bool = Field(
+        default=True, description="CSV: text that a spreadsheet would run gets a leading apostrophe"
+    )
+    csv_profile: Literal["rfc4180", "excel"] = Field(default="rfc4180", description="`excel` adds a byte order mark")
+    csv_delimiter: Literal[",", ";", "\t", "|"] = Field(default=",", description="CSV: between the values")
+    csv_decimal_mark: Literal[".", ","] = Field(default=".", description="CSV: in numbers with a fraction")
+
+
+def format_of(request: ExportRequest) -> Format:
+    """The format.
+
+    Raises:
+        ExportFailure: ``unknown_format``.
+    """
+    for known in FORMATS:
+        if request.format == known:
+            return known
+    raise ExportFailure(
+        FailureCode.UNKNOWN_FORMAT,
+        f"format: {shown(request.format)} is not one of {', '.join(FORMATS)}.",
+        field="format",
+    )
+
+
+def compression_of(request: ExportRequest, file_format: Format) -> Compression:
+    """The compression; gzip for ndjson and none otherwise, where none is asked for.
+
+    Raises:
+        ExportFailure: ``unknown_compression``.
+    """
+    if request.compression is None:
+        return "gzip" if file_format == "ndjson" else "none"
+    for known in COMPRESSIONS:
+        if request.compression == known:
+            if known == "gzip" and file_format in _SELF_COMPRESSED:
+                message = f"compression: {file_format} files are compressed already; use none or leave it out."
+                raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+            return known
+    message = f"compression: {shown(request.compression)} is not one of {', '.join(COMPRESSIONS)}."
+    raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+
+
+def options_of(request: ExportRequest) -> Options:
+    """The options.
+
+    Raises:
+        ExportFailure: ``invalid_option``.
+    """
+    try:
+        return Options(**request.options)
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "wrong shape"}
+    path = ".".join(["options", *[shown(str(part), quoted=False) for part in first["loc"]]])
+    known = ", ".join(Options.model_fields)
+    raise invalid_option(f"{path}: {first['msg']}. Known options: {known}.", path)
+
+
+def max_bytes_of(request: ExportRequest) -> int:
+    """The ceiling of a file in bytes; 1 MB = 1,000,000 (SendGrid, ``max_file_size``).
+
+    Raises:
+        ExportFailure: ``invalid_max_file_size``.
+    """
+    if not 1 <= request.max_file_size_mb <= 5_000_000:
+        raise ExportFailure(
+            FailureCode.INVALID_MAX_FILE_SIZE,
+            "max_file_size_mb: must be from 1 to 5,000,000 (1 MB = 1,000,000 bytes; S3 holds objects up to 5 TB).",
+            field="max_file_size_mb",
+        )
+    return request.max_file_size_mb * BYTES_PER_MB

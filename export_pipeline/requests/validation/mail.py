@@ -1,0 +1,239 @@
+"""Who the mail is from.
+
+The first sentence of each refusal is gu1's own (send-email, pre-flight errors; same integration and sender rules), so
+that clients which know it find it again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, ValidatedEmail, validate_email
+
+from export_pipeline.database.enums import EmptyResult
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.billing import check_balance
+from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.organizations import Organizations
+
+
+@dataclass(frozen=True)
+class Sender:
+    """An address that the organization sends from."""
+
+    email: str = field(repr=False)
+    """With the domain in the form that DNS knows (``xn--...``)."""
+    name: str | None = None
+    """On one line."""
+
+
+def sender_of(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> Sender | None:
+    """Who the request's mails are from; None: the platform's sender.
+
+    Raises:
+        ExportFailure: ``sender_conflict``, ``invalid_sender``, ``sender_domain_unknown``,
+            ``sender_domain_unverified``, ``sender_unknown``.
+    """
+    if request.from_email is not None and request.from_sender_id is not None:
+        message = "Send only one of fromSenderId or fromEmail, not both. Leave out from_sender_id or from_email."
+        raise ExportFailure(FailureCode.SENDER_CONFLICT, message, field="from_email")
+    if request.from_email is not None:
+        return _from_domain(connection, organizations, request.organization_id, request.from_email)
+    if request.from_sender_id is not None:
+        return _from_row(connection, organizations, request.organization_id, request.from_sender_id)
+    return None
+
+
+def _from_domain(
+    connection: sa.Connection, organizations: Organizations, organization_id: str, from_email: str
+) -> Sender:
+    """Any local part on a verified domain of the organization; its subdomains are domains of their own."""
+    address = _address(from_email)
+    if address is None:
+        raise ExportFailure(
+            FailureCode.INVALID_SENDER,
+            "from_email: is not an e-mail address such as exports@your-domain.com; correct it or leave it out.",
+            field="from_email",
+        )
+    verified = [
+        one.verified
+        for one in organizations.domains(connection, organization_id)
+        if ascii_domain(one.domain) == address.ascii_domain
+    ]
+    if not verified:
+        raise ExportFailure(
+            FailureCode.SENDER_DOMAIN_UNKNOWN,
+            f'Domain "{address.domain}" is not registered in Gu1. Add and verify it under Settings → Email → Domains '
+            f'before using sender "{address.normalized}".',
+            field="from_email",
+        )
+    if not any(verified):
+        raise ExportFailure(
+            FailureCode.SENDER_DOMAIN_UNVERIFIED,
+            f'Domain "{address.domain}" is not verified yet. Complete DNS records and click Verify under Settings → '
+            "Email → Domains.",
+            field="from_email",
+        )
+    return Sender(_for_dns(address))
+
+
+def _from_row(connection: sa.Connection, organizations: Organizations, organization_id: str, sender_id: str) -> Sender:
+    """A row of the organization's senders. Its domain is not asked for: the row is itself the permission [I].
+
+    gu1's sentence is cut off after "fromSe" in what could be read [?]; this one follows its sentence for a template
+    that is unknown or another organization's, and like it does not tell the two apart.
+    """
+    stored = organizations.sender(connection, organization_id, sender_id)
+    if stored is None:
+        raise ExportFailure(
+            FailureCode.SENDER_UNKNOWN,
+            "fromSenderId not found or not accessible for this organization. Use the id of one of its senders, or "
+            "leave from_sender_id out.",
+            field="from_sender_id",
+        )
+    address = _address(stored.email)
+    if address is None:
+        raise ExportFailure(
+            FailureCode.INVALID_SENDER,
+            "from_sender_id: the address stored for this sender is not an e-mail address; correct it there, or leave "
+            "from_sender_id out.",
+            field="from_sender_id",
+        )
+    return Sender(_for_dns(address), _one_line(stored.name))
+
+
+def _address(text: str) -> ValidatedEmail | None:
+    try:
+        return validate_email(text.strip(), check_deliverability=False)
+    except EmailNotValidError:
+        return None
+
+
+def ascii_domain(domain: str) -> str | None:
+    """The domain as DNS knows it, by the same rules as a sender's; None if it is none."""
+    address = _address(f"postmaster@{domain.strip().removesuffix('.')}")
+    return address.ascii_domain if address else None
+
+
+def _for_dns(address: ValidatedEmail) -> str:
+    return f"{address.local_part}@{address.ascii_domain}"
+
+
+def _one_line(name: str | None) -> str | None:
+    """A name for a header: no line breaks, no control characters."""
+    shown = "".join(c if c.isprintable() else " " for c in name or "")
+    return " ".join(shown.split()) or None
+
+
+# Whether a request's mails may go out, answered before anything starts.
+
+
+def check_mail(
+    connection: sa.Connection,
+    organizations: Organizations,
+    request: ExportRequest,
+    recipients: Sequence[str],
+    *,
+    provider_configured: bool,
+) -> None:
+    """May everybody be mailed as asked? Nothing is taken; a request that mails nobody always passes.
+
+    Source of the rules and of each message's first sentence: gu1, send-email, pre-flight errors.
+
+    Raises:
+        ExportFailure: the first of ``email_integration_off``, ``email_provider_not_configured``, the codes of
+            ``sender_of``, ``insufficient_balance``.
+    """
+    if not recipients:
+        return
+    if not organizations.get(connection, request.organization_id).email_enabled:
+        raise ExportFailure(
+            FailureCode.EMAIL_INTEGRATION_OFF,
+            "Email integration is not active. Enable Email (global_sender_email) in Applications (Marketplace) for "
+            "this organization.",
+            field="recipient_emails",
+        )
+    if not provider_configured:
+        raise ExportFailure(
+            FailureCode.EMAIL_PROVIDER_NOT_CONFIGURED,
+            "MS_PROVIDER_URL is not configured on the server. Configure the messaging provider to send email. "
+            "(This installation sends no mail: ask without recipients, or ask its operators to set mail up.)",
+            field="recipient_emails",
+        )
+    sender_of(connection, organizations, request)
+    check_balance(connection, request.organization_id, request.uid, recipients)
+
+
+# Who is to be mailed.
+
+
+MAX_RECIPIENTS = 26
+"""After deduplication (gu1, bulk entity export by e-mail)."""
+
+
+def recipients_of(request: ExportRequest) -> tuple[str, ...]:
+    """Who is to be mailed: validated, trimmed, each person once, in their first spelling.
+
+    The requester is not added (gu1); nobody, if ``notify_email`` is false (SendGrid).
+
+    Raises:
+        ExportFailure: ``invalid_recipient``, ``too_many_recipients``.
+    """
+    spelled = dict[str, int]()
+    for index, address in enumerate(request.recipient_emails):
+        spelled.setdefault(address.strip().lower(), index)
+    found = dict[str, str]()
+    for index in spelled.values():
+        valid = _validated(request.recipient_emails[index], f"recipient_emails[{index}]")
+        found.setdefault(valid.lower(), valid)
+        if len(found) > MAX_RECIPIENTS:  # asked at each, as validating is slow and a body may hold very many
+            raise ExportFailure(
+                FailureCode.TOO_MANY_RECIPIENTS,
+                f"recipient_emails: {len(spelled)} different addresses; at most {MAX_RECIPIENTS} are allowed.",
+                field="recipient_emails",
+            )
+    return tuple(found.values()) if request.notify_email else ()
+
+
+def person_of(address: str) -> str:
+    """One text for every spelling of an address: the case of either part, and a domain's two forms, do not count.
+
+    Case is lowered, not folded: ``straße.de`` and ``strasse.de`` are two domains.
+    """
+    try:
+        return validate_email(address.strip(), check_deliverability=False).normalized.lower()
+    except EmailNotValidError:
+        return address.strip().lower()
+
+
+def _validated(address: str, field: str) -> str:
+    try:
+        return validate_email(address.strip(), check_deliverability=False).normalized
+    except EmailNotValidError:
+        problem = "is not an e-mail address. Correct or remove it."
+    reserved = [
+        name for name in SPECIAL_USE_DOMAIN_NAMES if re.search(rf"[@.]{re.escape(name)}$", address.strip().lower())
+    ]
+    if reserved and address.count("@") == 1:
+        problem = (
+            f"is at a domain that no mail can be sent to: {reserved[0]} is reserved for private networks, tests "
+            "and the like. Use another address, or remove it."
+        )
+    raise ExportFailure(FailureCode.INVALID_RECIPIENT, f"{field}: {problem}", field=field)
+
+
+def recipients_of_files(request: ExportRequest) -> tuple[str, ...]:
+    """Who is to be mailed of a completed request: nobody, if no row matched and it asked to be silent then.
+
+    Raises:
+        ExportFailure: as ``recipients_of``.
+    """
+    return () if is_silent(request) else recipients_of(request)
+
+
+def is_silent(request: ExportRequest) -> bool:
+    """Whether nobody is mailed of a completed request because no row matched."""
+    return request.empty_result is EmptyResult.SKIP and request.row_count == 0

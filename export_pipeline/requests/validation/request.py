@@ -1,0 +1,123 @@
+"""Preflight: can this request be served as asked? Everything is answered before a row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from export_pipeline.catalog.model import Dataset
+from export_pipeline.catalog.types import Compression, Format, OutputColumn
+from export_pipeline.failures import ExportFailure, FailureCode, checked_zone, invalid_option
+from export_pipeline.filters.json_filters import parse_filters
+from export_pipeline.filters.tree import AllOf
+from export_pipeline.requests.models import ExportRequest, is_canonical_uuid
+from export_pipeline.requests.organizations import Organization, Organizations, check_permission
+from export_pipeline.requests.validation.files import Options, compression_of, format_of, max_bytes_of, options_of
+from export_pipeline.requests.validation.mail import check_mail, recipients_of
+from export_pipeline.requests.validation.rows import (
+    Identity,
+    check_organization,
+    columns_of,
+    dataset_of,
+    date_range_of,
+    list_ids_of,
+    segment_ids_of,
+)
+from export_pipeline.requests.validation.webhook import check_webhook_url
+from export_pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A request that can be served: every name resolved, every value typed."""
+
+    dataset: Dataset
+    format: Format
+    compression: Compression
+    columns: tuple[OutputColumn, ...]
+    filters: AllOf
+    list_ids: tuple[Identity, ...]
+    segment_ids: tuple[Identity, ...]
+    created_from: datetime | None
+    """Inclusive, UTC."""
+    created_before: datetime | None
+    """Exclusive, UTC."""
+    options: Options
+    time_zone: str
+    """IANA zone of written timestamps."""
+    max_bytes: int
+    recipients: tuple[str, ...]
+
+
+def preflight(
+    request: ExportRequest,
+    catalog: Mapping[str, Dataset],
+    organization: Organization,
+    *,
+    allow_insecure_webhooks: bool = False,
+) -> Preflight:
+    """Check a request against the catalog and its organization.
+
+    Raises:
+        ExportFailure: the first rule that the request breaks; its fault is always the requester's.
+    """
+    _check_uid(request)
+    check_webhook_url(request.webhook_url, allow_insecure=allow_insecure_webhooks)
+    dataset = dataset_of(request, catalog)
+    check_organization(request, dataset)
+    file_format = format_of(request)
+    compression = compression_of(request, file_format)
+    options = options_of(request)
+    zone = checked_zone(organization.time_zone, "organizations.time_zone")
+    created_from, created_before = date_range_of(request, dataset, zone)
+    time_zone = organization.time_zone if options.time_zone == "organization" else options.time_zone or "UTC"
+    checked_zone(time_zone, "options.time_zone")
+    if options.csv_delimiter == "," and options.csv_decimal_mark == ",":
+        raise invalid_option("options.csv_decimal_mark: a comma needs another csv_delimiter, such as ';'.")
+    return Preflight(
+        dataset=dataset,
+        format=file_format,
+        compression=compression,
+        columns=columns_of(request, dataset, file_format),
+        filters=parse_filters(request.filters, dataset, organization.time_zone),
+        list_ids=list_ids_of(request, dataset),
+        segment_ids=segment_ids_of(request, dataset),
+        created_from=created_from,
+        created_before=created_before,
+        options=options,
+        time_zone=time_zone,
+        max_bytes=max_bytes_of(request),
+        recipients=recipients_of(request),
+    )
+
+
+def _check_uid(request: ExportRequest) -> None:
+    # SQLite takes any text for it, and it becomes part of keys.
+    if not is_canonical_uuid(request.uid):
+        message = "uid: is not a UUID in lower case with hyphens; leave it out, the database makes one."
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="uid")
+
+
+# Whether a request may be asked as it stands: every rule, in their order.
+
+
+def admit(
+    connection: sa.Connection,
+    organizations: Organizations,
+    catalog: Mapping[str, Dataset],
+    settings: Settings,
+    request: ExportRequest,
+) -> tuple[Organization, Preflight]:
+    """Check a request: for its run, and before that so that its asker hears of a mistake at once. Nothing is taken.
+
+    Raises:
+        ExportFailure: the first rule that it breaks; its fault is the requester's.
+    """
+    organization = organizations.get(connection, request.organization_id)
+    check_permission(connection, organizations, request)
+    checked = preflight(request, catalog, organization, allow_insecure_webhooks=settings.webhook_allow_insecure)
+    check_mail(connection, organizations, request, checked.recipients, provider_configured=settings.sends_mail)
+    return organization, checked

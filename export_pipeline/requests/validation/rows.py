@@ -1,0 +1,212 @@
+"""The rules of a request's rows: dataset, columns, child lists, lists and segments, creation time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset, Layout
+from export_pipeline.catalog.types import TABLES, ColumnType, Format, IdentityType, OutputColumn
+from export_pipeline.failures import ExportFailure, FailureCode, shown
+from export_pipeline.requests.models import ExportRequest
+from export_pipeline.scheduling.wall_clock import beginning, end_of_second, last_moment
+
+Identity = str | int
+"""An id of a list or segment, in the type that the catalog declares."""
+MAX_IDENTITIES = 1000
+_INT64 = range(-(2**63), 2**63)
+
+
+def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Dataset:
+    """The dataset.
+
+    Raises:
+        ExportFailure: ``unknown_dataset``.
+    """
+    dataset = catalog.get(request.dataset)
+    if dataset is None:
+        known = ", ".join(sorted(catalog))
+        raise ExportFailure(
+            FailureCode.UNKNOWN_DATASET, f"dataset: {shown(request.dataset)} is not one of {known}.", field="dataset"
+        )
+    return dataset
+
+
+def check_organization(request: ExportRequest, dataset: Dataset) -> None:
+    """The organization is spelled in the one way that its own tables have it.
+
+    PostgreSQL takes several spellings of a UUID for the same rows, and only under one of them would the organization's
+    permissions, integration and balance be found.
+
+    Raises:
+        ExportFailure: ``invalid_request``.
+    """
+    try:
+        canonical = str(identity_of(request.organization_id, dataset.tenant_type))
+    except ValueError:
+        canonical = None
+    if request.organization_id != canonical:
+        expected = {ColumnType.UUID: "a UUID in lower case with hyphens", ColumnType.INTEGER: "a whole number"}
+        what = expected.get(dataset.tenant_type, "a text")
+        message = f"organization_id: must be {what}, as it stands in {dataset.table}.{dataset.tenant}."
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="organization_id")
+
+
+def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
+    """The creation times that are meant, as instants: from the first one on, and before the second.
+
+    Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export). A date alone as the end
+    takes its whole day (``last_moment``). What becomes of times that happen twice or never: ``wall_clock``. A window is
+    instants already, so that windows meet exactly.
+
+    Raises:
+        ExportFailure: ``invalid_date_range``.
+    """
+    if request.window_from or request.window_before:
+        return _window_of(request, dataset)
+    start, end = request.start_date, last_moment(request.end_date) if request.end_date else None
+    if (start or end) and dataset.created_at is None:
+        raise _invalid_range("start_date", f"dataset {dataset.name} has no creation time to filter by; leave it out")
+    if start and end and end <= start.replace(microsecond=0):
+        raise _invalid_range("end_date", "must be after start_date")
+    try:
+        return beginning(start, zone) if start else None, end_of_second(end, zone) if end else None
+    except OverflowError:
+        raise _invalid_range("end_date" if end else "start_date", "is out of range; leave it out") from None
+
+
+def _window_of(request: ExportRequest, dataset: Dataset) -> tuple[datetime | None, datetime | None]:
+    begin, end = request.window_from, request.window_before
+    if request.start_date or request.end_date:
+        raise _invalid_range("window_from", "cannot be given together with start_date or end_date; leave those out")
+    if dataset.created_at is None:
+        raise _invalid_range("window_from", f"dataset {dataset.name} has no creation time to filter by; leave it out")
+    if begin and end and end <= begin:
+        raise _invalid_range("window_before", "must be after window_from")
+    return begin, end
+
+
+def _invalid_range(field: str, what: str) -> ExportFailure:
+    return ExportFailure(FailureCode.INVALID_DATE_RANGE, f"{field}: {what}.", field=field)
+
+
+def columns_of(request: ExportRequest, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
+    """The columns, in the order asked for, with the headers of the layout; child lists come last.
+
+    Raises:
+        ExportFailure: ``unknown_layout``, ``unknown_column``, ``unknown_include``.
+    """
+    layout = dataset.layout(request.layout, table=file_format in TABLES)
+    if layout is None:
+        known = ", ".join([DEFAULT_LAYOUT, *dataset.layouts])
+        raise ExportFailure(
+            FailureCode.UNKNOWN_LAYOUT, f"layout: {shown(request.layout)} is not one of {known}.", field="layout"
+        )
+    headers = {item.column.name: item.header for item in layout}
+    names = _asked_columns(request, dataset, tuple(headers))
+    types = {column.name: column.type for column in dataset.columns}
+    columns = [OutputColumn(name, headers[name], types[name]) for name in names]
+    children = [OutputColumn(child.name, child.header, child.type, "child") for child in _children(request, dataset)]
+    return (*columns, *children)
+
+
+def layout_of(dataset: Dataset, name: str) -> Layout | None:
+    """How a layout writes; None for the default layout."""
+    return dataset.layouts.get(name)
+
+
+def _asked_columns(request: ExportRequest, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
+    if not request.columns:
+        return allowed
+    names: list[str] = []
+    for asked in request.columns:
+        column = dataset.column(asked)
+        if column is None or column.name not in allowed:
+            raise ExportFailure(
+                FailureCode.UNKNOWN_COLUMN,
+                f"columns: {shown(asked)} is not one of {', '.join(allowed)}.",
+                field="columns",
+            )
+        if column.name in names:
+            raise ExportFailure(
+                FailureCode.UNKNOWN_COLUMN, f"columns: {column.name} is named twice; name it once.", field="columns"
+            )
+        names.append(column.name)
+    return names
+
+
+def _children(request: ExportRequest, dataset: Dataset) -> Sequence[ChildList]:
+    asked: list[ChildList] = []
+    for index, name in enumerate(request.include or ()):
+        child = dataset.child(name)
+        if child is None:
+            known = ", ".join(child.name for child in dataset.children) or "none"
+            message = f"include[{index}]: {shown(name)} is no child list of {dataset.name}; those are: {known}."
+            raise ExportFailure(FailureCode.UNKNOWN_INCLUDE, message, field="include")
+        asked.append(child)
+    # In the order of the declaration: a file's keys do not depend on how they were asked for.
+    return [child for child in dataset.children if child in asked]
+
+
+def list_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
+    """The lists asked for, each once, in the type of the catalog.
+
+    Raises:
+        ExportFailure: ``unknown_list`` for an id that no list can have.
+    """
+    kind = dataset.lists.lists.id_type if dataset.lists else None
+    return _identities(request.list_ids, kind, dataset, "list", FailureCode.UNKNOWN_LIST)
+
+
+def segment_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
+    """The segments asked for, each once, in the type of the catalog.
+
+    Raises:
+        ExportFailure: ``unknown_segment`` for an id that no segment can have.
+    """
+    kind = dataset.segments.id_type if dataset.segments else None
+    return _identities(request.segment_ids, kind, dataset, "segment", FailureCode.UNKNOWN_SEGMENT)
+
+
+def _identities(
+    texts: Sequence[str] | None, kind: IdentityType | None, dataset: Dataset, what: str, code: FailureCode
+) -> tuple[Identity, ...]:
+    if not texts:
+        return ()
+    field = f"{what}_ids"
+    if kind is None:
+        raise ExportFailure(code, f"{field}: dataset {dataset.name} has no {what}s; leave it out.", field=field)
+    if len(texts) > MAX_IDENTITIES:
+        raise ExportFailure(
+            code, f"{field}: holds {len(texts)} ids; at most {MAX_IDENTITIES} are allowed.", field=field
+        )
+    found: dict[Identity, None] = {}
+    for index, text in enumerate(texts):
+        try:
+            found[identity_of(text, kind)] = None
+        except ValueError:
+            expected = {ColumnType.UUID: "a UUID", ColumnType.INTEGER: "a whole number"}.get(kind, "a text")
+            message = f"{field}[{index}]: {shown(text)} is not {expected}, so no such id can exist."
+            raise ExportFailure(code, message, field=field) from None
+    return tuple(found)
+
+
+def identity_of(text: str, kind: IdentityType) -> Identity:
+    """An id in the type of its column.
+
+    Raises:
+        ValueError: no such id can exist.
+    """
+    if kind is ColumnType.UUID:
+        return str(UUID(text))
+    if kind is ColumnType.INTEGER:
+        number = int(text)
+        if number not in _INT64:
+            raise ValueError
+        return number
+    if not text or "\x00" in text:
+        raise ValueError
+    text.encode()
+    return text

@@ -1,0 +1,162 @@
+"""MariaDB and MySQL: how a session is made a read-only snapshot, and how a reading is left before its end."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from export_pipeline.catalog.types import ColumnType
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.source.dialects.mariadb import as_bytes, number
+from export_pipeline.source.query import Query
+from export_pipeline.source.readers import SECONDS_IDLE, SECONDS_TO_WAIT_FOR_A_LOCK, SECONDS_TO_WAIT_FOR_US
+from export_pipeline.storage.batches import ARROW_TYPES
+
+_DRIVERS = frozenset({"pymysql", "mysqldb"})
+_SECONDS_OF_SILENCE = 60
+"""What a server may be late with the end of a statement that took as long as it may."""
+_SQLSTATES = {
+    1040: "53300",  # too many connections
+    1044: "28000",  # access denied to the database
+    1045: "28000",  # access denied
+    1049: "3D000",  # no such database
+    1053: "57P01",  # the server shuts down
+    1142: "42501",  # the user has no right to the table
+    1205: "55P03",  # a lock was not got in time
+    1213: "40P01",  # deadlock
+    1242: "54000",  # mariadb.array_of
+    1267: "42804",  # collations that do not go together
+    1317: "57P01",  # an administrator ended the query
+    1690: "22003",  # a number is out of range
+    1698: "28000",  # access denied without a password
+    1927: "57P01",  # an administrator ended the connection
+    1969: "57014",  # max_statement_time (MariaDB)
+    3024: "57014",  # max_execution_time (MySQL)
+}
+"""The servers' error numbers (mariadb.com/kb/en/mariadb-error-code-reference) as PostgreSQL's SQLSTATEs of the same
+meaning: their own is HY000, or 70100, for most of them."""
+_NAMES = {
+    1054: re.compile(r"(?i)unknown column '[^']*'"),
+    1142: re.compile(r"(?i)for table \S+"),
+    1143: re.compile(r"(?i)for column \S+ in table \S+"),
+    1146: re.compile(r"(?i)table '[^']*'"),
+    1356: re.compile(r"(?i)view '[^']*'"),
+}
+"""Where the message of such an error names what it is about."""
+_NUMBERS = (ColumnType.FLOAT, ColumnType.DECIMAL, ColumnType.TEXT)
+_FLOAT, _BIT = 4, 16
+"""The protocol's numbers for types of columns (``MYSQL_TYPE_…``)."""
+
+
+def reading_engine(url: sa.URL, statement_timeout_seconds: float) -> sa.Engine:
+    """An engine whose text is UTF-8 whatever the URL says, and that does not wait for a server that fell silent.
+
+    Another character set turns letters into question marks. These drivers know no TCP keepalive of their own: what
+    bounds the wait is the longest statement, if there is a limit to it.
+    """
+    if url.get_driver_name() in _DRIVERS:
+        url = url.update_query_dict({"charset": "utf8mb4"})
+        if statement_timeout_seconds and "read_timeout" not in url.query:
+            longest = math.ceil(statement_timeout_seconds) + _SECONDS_OF_SILENCE
+            url = url.update_query_dict({"read_timeout": str(longest)})
+    engine = sa.create_engine(url, poolclass=sa.NullPool, hide_parameters=True)
+    return engine.execution_options(isolation_level="REPEATABLE READ")
+
+
+def begin(connection: sa.Connection, statement_timeout_seconds: float) -> None:
+    """Begin one read-only snapshot, in UTC."""
+    timeout = f"max_statement_time = {statement_timeout_seconds:.3f}"
+    if not getattr(connection.dialect, "is_mariadb", False):
+        timeout = f"max_execution_time = {round(statement_timeout_seconds * 1000)}"
+    settings = (
+        timeout,
+        # A timestamp is read and compared in the session's zone; one without a zone is taken as UTC.
+        "time_zone = '+00:00'",
+        # A child list must not be cut off; mariadb.array_of minds the one limit that cannot be set here.
+        "group_concat_max_len = 4294967295",
+        # The server hangs up on who does not fetch for so long, and staging may be slow; its default is a minute.
+        f"net_write_timeout = {SECONDS_TO_WAIT_FOR_US}",
+        f"lock_wait_timeout = {SECONDS_TO_WAIT_FOR_A_LOCK}",
+        # Between two statements only: for a process of ours that froze.
+        f"wait_timeout = {SECONDS_IDLE}",
+        # A limit of the server's on rows would cut an export off.
+        "sql_select_limit = DEFAULT",
+        "sql_big_selects = 1",
+    )
+    connection.exec_driver_sql(f"SET SESSION {', '.join(settings)}")
+    connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
+
+
+def own_values(connection: sa.Connection, query: Query) -> tuple[sa.Select[Any], frozenset[int]]:
+    """The rows with the table's own values whole, and the places of floats of 32 bits, which come as doubles.
+
+    The server writes such floats with six digits, and takes bytes for text with question marks in it.
+    """
+    own = {place: column.label(f"own_{place}") for place, column in query.own.items()}
+    if not own:
+        return query.rows, frozenset()
+    described = connection.execute(query.rows.with_only_columns(*own.values()).limit(0)).cursor.description
+    kinds = {place: column[1] for place, column in zip(own, described, strict=True)}
+    read: list[sa.ColumnElement[Any]] = list(query.rows.selected_columns)
+    narrow = set()
+    for place, column in query.own.items():
+        declared = query.columns[place]
+        if kinds[place] == _BIT:
+            raise ExportFailure(
+                FailureCode.SOURCE_DATA_INVALID,
+                f"Column {declared.source} is bit in the source database, which cannot be read as {declared.type}. "
+                "Cast it in a view, such as to unsigned or to boolean.",
+            )
+        if kinds[place] == _FLOAT and declared.type in _NUMBERS:
+            read[place] = number(column).label(declared.name)
+            narrow.add(place)
+        elif ARROW_TYPES[declared.type] == pa.string():
+            read[place] = as_bytes(column).label(declared.name)
+    return query.rows.with_only_columns(*read), frozenset(narrow)
+
+
+def abandon(connection: sa.Connection) -> None:
+    """End the statement that is still being read: the drivers fetch all that is left before they close a connection."""
+    # Looked up without a round trip, for the connection is busy with the rows.
+    thread = _thread_of(connection)
+    if thread is None:
+        return
+    with contextlib.suppress(sa.exc.SQLAlchemyError), connection.engine.connect() as other:
+        other.exec_driver_sql(f"KILL QUERY {thread}")
+
+
+def forget(cursor: object) -> None:
+    """Let go of a cursor: PyMySQL's would read on when it is thrown away, also from a connection that is lost."""
+    result = getattr(cursor, "_result", None)
+    if result is not None:
+        result.unbuffered_active = False
+
+
+def _thread_of(connection: sa.Connection) -> int | None:
+    driver: Any = connection.connection.dbapi_connection
+    thread = getattr(driver, "thread_id", None)
+    return int(thread()) if callable(thread) else None
+
+
+def names_of(error: BaseException) -> str:
+    """The table or column that the server says an error is about; empty if it names none."""
+    number, text = (*error.args, None, None)[:2]
+    pattern = _NAMES.get(number) if isinstance(number, int) and _is_theirs(error) else None
+    found = pattern.search(str(text)) if pattern else None
+    return found[0] if found else ""
+
+
+def _is_theirs(error: BaseException) -> bool:
+    """Whether a driver of theirs raised it."""
+    return type(error).__module__.partition(".")[0] in ("pymysql", "MySQLdb")
+
+
+def sqlstate_of(error: BaseException) -> str:
+    """PostgreSQL's SQLSTATE for an error number of the server; empty if it has a good one of its own, or none."""
+    number = error.args[0] if error.args else None
+    return _SQLSTATES.get(number, "") if isinstance(number, int) and _is_theirs(error) else ""

@@ -1,0 +1,168 @@
+"""The manifest of an export: written last, it is the commit point. No manifest, no export."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from datetime import date
+from typing import TYPE_CHECKING, Annotated, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from export_pipeline.catalog.types import NameStyle
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.storage.objects import ObjectDescription
+
+if TYPE_CHECKING:
+    from export_pipeline.storage.store import Store
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_MODEL = ConfigDict(extra="forbid", frozen=True)
+
+
+class ManifestFile(BaseModel):
+    """One delivered file: bytes and SHA-256 (hex) are those of the object as stored."""
+
+    model_config = _MODEL
+
+    ordinal: int = Field(ge=1)
+    key: str
+    name: str
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+    media_type: str
+    content_encoding: str | None = None
+    fingerprint: str | None = Field(default=None, exclude=True, repr=False)
+    """The store's, when the file had arrived: what is published is held to it. Not written."""
+
+
+class Manifest(BaseModel):
+    """What one attempt delivered."""
+
+    model_config = _MODEL
+
+    version: Literal[1] = 1
+    uid: UUID
+    organization_id: str
+    attempt: int = Field(ge=1)
+    dataset: str
+    catalog_version: Sha256
+    """SHA-256 of the dataset's declaration."""
+    format: str
+    compression: str
+    layout: str | None = None
+    columns: tuple[str, ...]
+    """The headers, in the files' order."""
+    filters_sha256: Sha256 | None = None
+    """SHA-256 of filters, lists and segments: tells whether two exports asked the same, not what they asked."""
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    files: tuple[ManifestFile, ...]
+    snapshot_at: AwareDatetime
+    """The instant whose state of the data the files show."""
+    created_at: AwareDatetime
+    time_zone: str
+    guard_formulas: bool
+    csv_delimiter: str = ","
+    counters: Mapping[str, int] = Field(default_factory=dict)
+    """What had to be altered: cells cut, characters replaced and so on."""
+
+    def to_json(self) -> builtins.bytes:
+        """The manifest as JSON, indented for people."""
+        return self.model_dump_json(indent=2).encode()
+
+    @classmethod
+    def from_json(cls, text: builtins.bytes) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            ExportFailure: ``internal_error`` if it is none, or of a version that is not known.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fields = sorted({".".join(str(part) for part in detail["loc"]) for detail in error.errors()})
+        raise ExportFailure(FailureCode.INTERNAL_ERROR, f"The manifest cannot be read; wrong: {', '.join(fields)}.")
+
+
+def write_manifest(store: Store, key: str, manifest: Manifest) -> None:
+    """Put the manifest into the store; from then on the export exists.
+
+    Raises:
+        ExportFailure: the store's.
+    """
+    content = manifest.to_json()
+    store.put(
+        io.BytesIO(content),
+        ObjectDescription(key=key, download_name="manifest.json", media_type="application/json"),
+        size=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        progress=lambda _: None,
+    )
+
+
+def read_manifest(store: Store, key: str) -> Manifest:
+    """Read a manifest from the store.
+
+    Raises:
+        ExportFailure: ``store_refused`` if there is none, ``internal_error`` if it cannot be read.
+    """
+    with store.open(key) as stream:
+        return Manifest.from_json(stream.read())
+
+
+# What delivered files are called, and under which keys they lie.
+
+
+MANIFEST_NAME = "manifest.json"
+
+
+def file_name(
+    dataset: str, day: date, uid: UUID | str, part: str | None, extension: str, *, style: NameStyle = "descriptive"
+) -> str:
+    """A name for people: ``contacts-2025-11-21-{uid}[-part-00001].csv.gz``, safe on every file system.
+
+    Args:
+        dataset: the dataset's name; whatever is not ``A-Z a-z 0-9 _`` becomes ``-``.
+        day: the day of the snapshot, in the organization's time zone.
+        uid: the request's uid.
+        part: what tells this part from the others (``00001``), None for an only file.
+        extension: without its leading dot, compression included.
+        style: ``uuid`` leaves dataset and day out (Cometly, get contact export: names of UUIDs).
+    """
+    stem = _safe(str(uid))
+    if style == "descriptive":
+        stem = f"{_safe(dataset)}-{day.isoformat()}-{stem}"
+    if part is not None:
+        stem += f"-part-{_safe(part)}"
+    return f"{stem}.{'.'.join(_safe(piece) for piece in extension.split('.'))}"
+
+
+def export_prefix(uid: UUID | str, attempt: int, secret: str) -> str:
+    """The prefix of one attempt's objects: ``{uid}/{attempt}/{secret}``.
+
+    Args:
+        uid: the request's uid.
+        attempt: from 1.
+        secret: 32 hex digits of ``secrets.token_hex(16)``, so that no key can be guessed from the uid.
+
+    Raises:
+        ValueError: the secret is not 32 hex digits.
+    """
+    if not re.fullmatch(r"[0-9a-f]{32}", secret):
+        raise ValueError("secret must be 32 hex digits, as made by secrets.token_hex(16)")
+    return f"{_safe(str(uid))}/{attempt}/{secret}"
+
+
+def manifest_key(prefix: str) -> str:
+    """Where the manifest of an attempt lies."""
+    return f"{prefix}/{MANIFEST_NAME}"
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:80] or "export"

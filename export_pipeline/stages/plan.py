@@ -1,0 +1,326 @@
+"""The plan of an export: everything the later steps need, resolved once from the request.
+
+The plan waits in the staging store, beside the rows: it holds filter values, which
+must not travel in op outputs, run config or tags.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
+from export_pipeline.catalog.types import TABLES, ColumnType, Compression, Format, NameStyle, OutputColumn
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.filters.json_filters import parse_filters
+from export_pipeline.filters.segments import StoredSegment, segment_condition
+from export_pipeline.filters.tree import AnyOf, Condition, OnList, size_of
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import NO_CEILING, FormatOptions
+from export_pipeline.formats.splitter import write_files
+from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.organizations import Organization
+from export_pipeline.requests.validation.files import Options
+from export_pipeline.requests.validation.request import Preflight
+from export_pipeline.requests.validation.rows import Identity, layout_of
+from export_pipeline.source.lookups import check_lists, find_custom_fields, find_segments
+from export_pipeline.source.query import Selection, build_query
+from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers.arrow_types import staged_schema
+from export_pipeline.storage.staging import Staging, unique
+
+MOST_CONDITIONS = 2_000
+MOST_VALUES = 30_000
+"""Of filters and segments together. SQLite binds 32,766 values to a statement."""
+
+
+class FieldDefinition(BaseModel):
+    """A custom field of the organization when the request was planned."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    value_type: ColumnType
+
+
+class ExportPlan(BaseModel):
+    """A request, ready to be executed by one attempt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    request_id: int
+    uid: str
+    attempt: int
+    organization_id: str
+    organization_time_zone: str
+    dataset: str
+    dataset_version: str
+    format: Format
+    compression: Compression
+    layout: str
+    columns: tuple[OutputColumn, ...]
+    filters: dict[str, Any]
+    list_ids: tuple[Identity, ...]
+    segments: tuple[StoredSegment, ...]
+    custom_fields: tuple[FieldDefinition, ...]
+    created_from: datetime | None
+    created_before: datetime | None
+    options: Options
+    time_zone: str
+    name_style: NameStyle
+    gzip_suffix: str = "gz"
+    content_encoded: bool = False
+    """The gzip of the files is that of the transfer."""
+    max_bytes: int
+    key_secret: str
+    """128 random bits in the keys of the delivered files."""
+
+    @property
+    def prefix(self) -> str:
+        """Where this attempt's staged objects stand."""
+        return staging_prefix(self.uid, self.attempt)
+
+
+def staging_prefix(uid: str, attempt: int) -> str:
+    """Where an attempt's staged objects stand."""
+    return f"{uid}/{attempt}"
+
+
+def make_plan(
+    request: ExportRequest, checked: Preflight, organization: Organization, source: Source, attempt: int
+) -> ExportPlan:
+    """The plan of one attempt at a request that passed its preflight.
+
+    What the request names in the source is looked up now, so that every later step sees the same.
+
+    Raises:
+        ExportFailure: ``unknown_list``, ``unknown_segment``, ``invalid_segment``; whatever reading raises.
+    """
+    dataset, layout = checked.dataset, layout_of(checked.dataset, request.layout)
+    check_lists(source, dataset, organization.id, checked.list_ids)
+    segments = find_segments(source, dataset, organization.id, checked.segment_ids)
+    expanded = _expands(checked, request.layout)
+    fields = find_custom_fields(source, dataset, organization.id) if segments or expanded else ()
+    conditions = [segment_condition(segment, dataset, fields, organization.time_zone) for segment in segments]
+    _check_size([checked.filters, *conditions])
+    return ExportPlan(
+        request_id=request.id,
+        uid=request.uid,
+        attempt=attempt,
+        organization_id=request.organization_id,
+        organization_time_zone=organization.time_zone,
+        dataset=dataset.name,
+        dataset_version=dataset.version,
+        format=checked.format,
+        compression=checked.compression,
+        layout=request.layout,
+        columns=_with_custom_fields(checked, fields, upper=layout is not None and layout.header_case == "upper")
+        if expanded
+        else checked.columns,
+        filters=request.filters,
+        list_ids=checked.list_ids,
+        segments=segments,
+        custom_fields=tuple(FieldDefinition(key=field.key, value_type=field.value_type) for field in fields),
+        created_from=checked.created_from,
+        created_before=checked.created_before,
+        options=checked.options,
+        time_zone=checked.time_zone,
+        name_style=layout.file_name if layout else "descriptive",
+        gzip_suffix=layout.gzip_suffix if layout else "gz",
+        content_encoded=layout is not None
+        and checked.compression == "gzip"
+        and checked.format in layout.content_encoded,
+        max_bytes=checked.max_bytes,
+        key_secret=secrets.token_hex(16),
+    )
+
+
+def _check_size(conditions: Sequence[Condition]) -> None:
+    sizes = [size_of(condition) for condition in conditions]
+    for total, most, what in (
+        (sum(size[0] for size in sizes), MOST_CONDITIONS, "conditions"),
+        (sum(size[1] for size in sizes), MOST_VALUES, "values"),
+    ):
+        if total > most:
+            message = f"filters: together with the segments they hold {total} {what}; at most {most} are allowed."
+            raise ExportFailure(FailureCode.INVALID_FILTER, message, field="filters")
+
+
+def _expands(checked: Preflight, layout_name: str) -> bool:
+    layout, declared = checked.dataset.layouts.get(layout_name), checked.dataset.custom_fields
+    if layout is None or declared is None or not layout.expand_custom_fields or checked.format not in TABLES:
+        return False
+    return any(column.name == declared.column for column in checked.columns)
+
+
+def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], *, upper: bool) -> tuple[OutputColumn, ...]:
+    """The custom fields where their JSON column stood (SendGrid, export file: under upper-case names)."""
+    columns, declared = checked.columns, checked.dataset.custom_fields
+    if not fields and len(columns) == 1:
+        return columns  # a file needs a column
+    place = next(at for at, column in enumerate(columns) if declared and column.name == declared.column)
+    taken = {column.header for column in columns}
+    expanded: list[OutputColumn] = []
+    for field in fields:
+        header = field.key.upper() if upper else field.key
+        # Names differ by case in a JSON object, and may be those of other columns: a header appears once.
+        header = header if header not in taken else field.name
+        taken.add(header)
+        expanded.append(OutputColumn(field.name, header, field.type, "custom_field"))
+    return (*columns[:place], *expanded, *columns[place + 1 :])
+
+
+def save_plan(staging: Staging, plan: ExportPlan) -> str:
+    """Put the plan where the later steps find it; returns its key."""
+    key = f"{unique(plan.prefix)}/plan.json"
+    with staging.create(key) as sink:
+        sink.write(plan.model_dump_json().encode())
+    return key
+
+
+def load_plan(staging: Staging, key: str) -> ExportPlan:
+    """The plan that an earlier step saved."""
+    with staging.open(key) as source:
+        return ExportPlan.model_validate_json(source.read())
+
+
+def selection(plan: ExportPlan, catalog: Mapping[str, Dataset]) -> Selection:
+    """What the plan reads.
+
+    Raises:
+        ExportFailure: ``unknown_dataset`` if the catalog changed since the plan was made.
+    """
+    dataset = catalog.get(plan.dataset)
+    if dataset is None or dataset.version != plan.dataset_version:
+        raise ExportFailure(
+            FailureCode.UNKNOWN_DATASET,
+            f"dataset: {plan.dataset} was changed in the catalog while the export ran. Insert the request again.",
+            field="dataset",
+        )
+    zone = plan.organization_time_zone
+    fields = [dataset.custom_field(field.key, field.value_type) for field in plan.custom_fields]
+    groups = [segment_condition(segment, dataset, fields, zone) for segment in plan.segments]
+    if plan.list_ids:
+        groups.append(OnList(plan.list_ids))
+    return Selection(
+        dataset=dataset,
+        organization_id=plan.organization_id,
+        columns=tuple(_selected(column, dataset, fields) for column in plan.columns),
+        filters=parse_filters(plan.filters, dataset, zone),
+        any_of=AnyOf(tuple(groups)) if groups else None,
+        created_from=plan.created_from,
+        created_before=plan.created_before,
+    )
+
+
+def _selected(
+    output: OutputColumn, dataset: Dataset, fields: Sequence[CustomField]
+) -> Column | CustomField | ChildList:
+    if output.origin == "custom_field":
+        return next(field for field in fields if field.name == output.name)
+    if output.origin == "child":
+        return next(child for child in dataset.children if child.name == output.name)
+    return next(column for column in dataset.columns if column.name == output.name)
+
+
+def format_options(plan: ExportPlan, dataset: Dataset) -> FormatOptions:
+    """How the plan's files are written."""
+    layout = layout_of(dataset, plan.layout)
+    return FormatOptions(
+        columns=plan.columns,
+        max_bytes=plan.max_bytes,
+        compression=plan.compression,
+        time_zone=plan.time_zone,
+        guard_formulas=plan.options.guard_formulas,
+        csv_delimiter=plan.options.csv_delimiter,
+        csv_decimal_mark=plan.options.csv_decimal_mark,
+        csv_bom=plan.options.csv_profile == "excel",
+        dataset=plan.dataset,
+        csv_quoting=layout.csv_quoting if layout else "necessary",
+        timestamps=layout.timestamps if layout else "microseconds",
+        comma_separated=frozenset(layout.array_columns if layout and layout.arrays == "comma_separated" else ()),
+    )
+
+
+# Estimating an export before it runs: its rows exactly; bytes, files and seconds from a sample.
+
+
+SAMPLE_ROWS = 2_000
+"""Half from each end of the key: old rows and new ones seldom look alike."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an export will come to. ``rows`` is exact at the moment it was counted; the rest is from a sample.
+
+    ``seconds`` is the time to read and write on this machine, without waiting, upload and mail.
+    """
+
+    rows: int
+    bytes: int
+    files: int
+    seconds: float
+
+
+def estimate(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) -> Estimate:
+    """Count the rows of a plan and weigh a sample of them.
+
+    Raises:
+        ExportFailure: whatever reading and writing raise.
+    """
+    rows, reading_seconds, sample = _sample(plan, catalog, source)
+    dataset = catalog[plan.dataset]
+    empty = _written(plan, dataset, sample.schema.empty_table())
+    if not sample.num_rows:
+        return Estimate(rows, empty, 1, reading_seconds)
+    _written(plan, dataset, sample)  # so that the imports of the first time are not taken for work
+    started = time.perf_counter()
+    size = _written(plan, dataset, sample)
+    writing_seconds = time.perf_counter() - started
+    share = rows / sample.num_rows
+    total = empty + round((size - empty) * share)
+    files = max(1, math.ceil(total / plan.max_bytes))
+    return Estimate(rows, total + (files - 1) * empty, files, (reading_seconds + writing_seconds) * share)
+
+
+def _sample(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) -> tuple[int, float, pa.Table]:
+    """All rows' number, the seconds that the sample took to read, and the sample; every row, if they are few."""
+    chosen = selection(plan, catalog)
+    first = build_query(chosen, source.backend, limit=SAMPLE_ROWS // 2)
+    last = build_query(chosen, source.backend, limit=SAMPLE_ROWS // 2, last=True)
+    schema = staged_schema(first.columns)
+    seconds = 0.0
+    batches: list[pa.RecordBatch] = []
+    rows = 0
+    for query in (first, last):
+        with open_snapshot(source, query) as snapshot:
+            rows = snapshot.row_count
+            started = time.perf_counter()
+            batches += list(snapshot.batches)
+            seconds += time.perf_counter() - started
+        if rows <= SAMPLE_ROWS // 2:
+            break
+    return rows, seconds, pa.Table.from_batches(batches, schema=schema)
+
+
+def _written(plan: ExportPlan, dataset: Dataset, sample: pa.Table) -> int:
+    """The bytes of one file with these rows."""
+    options = replace(format_options(plan, dataset), max_bytes=NO_CEILING)
+    written = write_files(
+        sample.to_batches(),
+        open_format(plan.format, options),
+        lambda _ordinal: io.BytesIO(),
+        key=dataset.key,
+        max_bytes=NO_CEILING,
+        progress=lambda _rows: None,
+    )
+    return sum(file.bytes for file in written)

@@ -1,0 +1,101 @@
+"""Publishing: the proof that everything arrived, and the manifest, which makes it an export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from uuid import UUID
+
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.transitions import DeliveredFile
+from export_pipeline.stages.manifest import Manifest, ManifestFile, export_prefix, manifest_key, write_manifest
+from export_pipeline.stages.plan import ExportPlan
+from export_pipeline.storage.store import Store
+
+
+def make_manifest(
+    plan: ExportPlan,
+    *,
+    rows: int,
+    snapshot_at: datetime,
+    files: Sequence[ManifestFile],
+    counters: Sequence[Mapping[str, int]],
+) -> Manifest:
+    """The manifest of all shards' files, in the order of the rows, numbered from 1.
+
+    Raises:
+        ExportFailure: ``count_mismatch`` if the files do not hold exactly the snapshot's ``rows``.
+    """
+    delivered = sum(file.rows for file in files)
+    if delivered != rows:
+        raise ExportFailure(
+            FailureCode.COUNT_MISMATCH, f"{delivered} rows were delivered of a snapshot of {rows}. Retry the export."
+        )
+    numbered = tuple(file.model_copy(update={"ordinal": number}) for number, file in enumerate(files, start=1))
+    totals: Counter[str] = Counter()
+    for one in counters:
+        totals.update(one)
+    return Manifest(
+        uid=UUID(plan.uid),
+        organization_id=plan.organization_id,
+        attempt=plan.attempt,
+        dataset=plan.dataset,
+        catalog_version=plan.dataset_version,
+        format=plan.format,
+        compression=plan.compression,
+        layout=plan.layout,
+        columns=tuple(column.header for column in plan.columns),
+        filters_sha256=_digest(plan),
+        rows=rows,
+        bytes=sum(file.bytes for file in files),
+        files=numbered,
+        snapshot_at=snapshot_at,
+        created_at=datetime.now(UTC),
+        time_zone=plan.time_zone,
+        guard_formulas=plan.options.guard_formulas,
+        csv_delimiter=plan.options.csv_delimiter,
+        counters=dict(totals),
+    )
+
+
+def _digest(plan: ExportPlan) -> str:
+    asked = plan.model_dump(mode="json", include={"filters", "list_ids", "segments"})
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
+    """Check that every file is in the store in full, then write the manifest, last.
+
+    Returns:
+        The manifest's key.
+
+    Raises:
+        ExportFailure: ``checksum_mismatch`` if a file is not there in full, or was replaced since.
+    """
+    for file in manifest.files:
+        if store.size(file.key) != file.bytes or store.fingerprint(file.key) != file.fingerprint:
+            raise ExportFailure(
+                FailureCode.CHECKSUM_MISMATCH,
+                f"File {file.ordinal} of {len(manifest.files)} is not in the store as it was sent. Retry the export.",
+            )
+    _discard_earlier_attempts(store, plan)
+    key = manifest_key(export_prefix(plan.uid, plan.attempt, plan.key_secret))
+    write_manifest(store, key, manifest)
+    return key
+
+
+def _discard_earlier_attempts(store: Store, plan: ExportPlan) -> None:
+    """A completed export has one manifest: an attempt that died in ``publish`` may have left another."""
+    with suppress(ExportFailure):  # what stays is deleted when the export expires
+        for attempt in range(1, plan.attempt):
+            for key in list(store.keys(f"{plan.uid}/{attempt}/")):
+                store.delete(key)
+
+
+def delivered_files(manifest: Manifest) -> list[DeliveredFile]:
+    """The manifest's files as rows of ``export_files``."""
+    return [DeliveredFile(**file.model_dump()) for file in manifest.files]

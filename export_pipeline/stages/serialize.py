@@ -1,0 +1,117 @@
+"""Writing: a staged shard into finished files, in the staging store still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from pydantic import BaseModel, ConfigDict
+
+from export_pipeline.catalog.model import Dataset
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.formats import open_format
+from export_pipeline.formats.base import WrittenFile
+from export_pipeline.formats.splitter import write_files
+from export_pipeline.stages.plan import ExportPlan, format_options
+from export_pipeline.storage.staging import Staging, one_try
+from export_pipeline.timing import StageSeconds, Timer
+
+
+class StagedFile(BaseModel):
+    """A finished file that waits for its upload: its place in the shard from 1, and what must arrive."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ordinal: int
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+    fingerprint: str | None = None
+    """The staging store's, when the file was finished."""
+
+
+class SerializedFiles(BaseModel):
+    """The files of one shard, and what had to be altered in them (cells cut, formulas guarded, ...)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: tuple[StagedFile, ...]
+    extension: str
+    media_type: str
+    counters: dict[str, int]
+    seconds: StageSeconds = StageSeconds()
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files, as delivered."""
+        return sum(file.bytes for file in self.files)
+
+
+def serialize_shard(
+    plan: ExportPlan,
+    dataset: Dataset,
+    staging: Staging,
+    *,
+    shard: int,
+    staged_key: str,
+    rows: int,
+    progress: Callable[[int], None],
+) -> SerializedFiles:
+    """Write a shard's files, none larger than the plan's ceiling.
+
+    Raises:
+        ExportFailure: what the format and the staging store raise; ``count_mismatch`` if the files do
+            not hold exactly the shard's rows.
+    """
+    file_format = open_format(plan.format, format_options(plan, dataset))
+    whole, reading, writing = Timer(), Timer(), Timer()
+
+    @contextmanager
+    def create(ordinal: int) -> Iterator[BinaryIO]:
+        with staging.create(f"{prefix}/{ordinal:05d}") as sink:
+            yield writing.sink(sink)
+
+    with one_try(staging, f"{plan.prefix}/files/{shard:05d}") as prefix, whole:
+        written = list(
+            write_files(
+                reading.each(staging.read_batches(staged_key)),
+                file_format,
+                create,
+                key=dataset.key,
+                max_bytes=plan.max_bytes,
+                progress=progress,
+            )
+        )
+    compressing = file_format.compress_seconds
+    result = SerializedFiles(
+        files=tuple(_staged(staging, f"{prefix}/{file.ordinal:05d}", file) for file in written),
+        extension=file_format.extension,
+        media_type=file_format.media_type,
+        counters={name: sum(file.counters[name] for file in written) for name in file_format.counters},
+        seconds=StageSeconds(
+            stage=reading.seconds + writing.seconds,
+            serialize=max(0.0, whole.seconds - reading.seconds - writing.seconds - compressing),
+            compress=compressing,
+        ),
+    )
+    if result.rows != rows:
+        raise ExportFailure(FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry.")
+    return result
+
+
+def _staged(staging: Staging, key: str, file: WrittenFile) -> StagedFile:
+    return StagedFile(
+        ordinal=file.ordinal,
+        key=key,
+        rows=file.rows,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        fingerprint=staging.fingerprint(key),
+    )

@@ -1,0 +1,149 @@
+"""Holding delivered files against their manifest, by other code than what wrote them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.formats.formula_guard import guarded_header
+from export_pipeline.stages.manifest import Manifest, ManifestFile, read_manifest
+from export_pipeline.stages.row_counts import UnreadableFileError, count_rows
+from export_pipeline.storage.store import Store
+
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found: ``problems`` is empty if every promise of the manifest holds.
+
+    ``rows`` and ``bytes`` are counted in the files, not read from the manifest.
+    """
+
+    files: int
+    rows: int
+    bytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class _FileReport:
+    rows: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+def verify(store: Store, manifest_key: str, *, rows: bool = True) -> Report:
+    """Read every file of an export back, in constant memory, and compare it with the manifest.
+
+    Args:
+        store: where the files are.
+        manifest_key: the manifest's key.
+        rows: also count the rows with an independent reader; without it only bytes and SHA-256.
+
+    Raises:
+        ExportFailure: ``store_unavailable`` if the store fails, or the manifest cannot be read.
+    """
+    manifest = read_manifest(store, manifest_key)
+    reports = [_verify_file(store, manifest, file, rows=rows) for file in manifest.files]
+    problems = [problem for report in reports for problem in report.problems]
+    problems += _contradictions(manifest)
+    return Report(
+        files=len(reports),
+        rows=sum(report.rows for report in reports),
+        bytes=sum(report.bytes for report in reports),
+        problems=tuple(problems),
+    )
+
+
+def _contradictions(manifest: Manifest) -> list[str]:
+    """Where the manifest's sums are not those of its own files."""
+    found = []
+    if [file.ordinal for file in manifest.files] != list(range(1, len(manifest.files) + 1)):
+        found.append("manifest: the files are not numbered from 1 without a gap")
+    for name in ("rows", "bytes"):
+        total, parts = getattr(manifest, name), sum(getattr(file, name) for file in manifest.files)
+        if total != parts:
+            found.append(f"manifest: {name} is {total}, its files add up to {parts}")
+    return found
+
+
+def _verify_file(store: Store, manifest: Manifest, file: ManifestFile, *, rows: bool) -> _FileReport:
+    try:
+        stream = store.open(file.key)
+    except ExportFailure as failure:
+        if failure.code is not FailureCode.STORE_REFUSED:
+            raise
+        return _FileReport(0, 0, (f"{file.name}: cannot be opened: {failure.message}",))
+    with stream:
+        return _verify_stream(stream, manifest, file, rows=rows)
+
+
+def _verify_stream(stream: BinaryIO, manifest: Manifest, file: ManifestFile, *, rows: bool) -> _FileReport:
+    problems: list[str] = []
+    digesting = DigestingReader(stream)
+    counted = 0
+    if rows:
+        try:
+            counted = count_rows(
+                digesting,
+                file_format=manifest.format,
+                compressed=manifest.compression == "gzip",
+                columns=_headers(manifest),
+                csv_delimiter=manifest.csv_delimiter,
+            )
+        except UnreadableFileError as error:
+            problems.append(f"{file.name}: {error}")
+        else:
+            if counted != file.rows:
+                problems.append(f"{file.name}: holds {counted} rows, the manifest says {file.rows}")
+    # A reader may stop before the end (a workbook, a broken file): the checksum is over all bytes.
+    while digesting.read(_CHUNK):
+        pass
+    if digesting.bytes != file.bytes:
+        problems.append(f"{file.name}: has {digesting.bytes} bytes, the manifest says {file.bytes}")
+    if digesting.sha256 != file.sha256:
+        problems.append(f"{file.name}: its SHA-256 is not the manifest's")
+    return _FileReport(counted, digesting.bytes, tuple(problems))
+
+
+def _headers(manifest: Manifest) -> list[str]:
+    """The columns as the files write them: in CSV a header is guarded as a cell is."""
+    guards = manifest.format == "csv" and manifest.guard_formulas
+    return [guarded_header(column) if guards else column for column in manifest.columns]
+
+
+class DigestingReader(io.RawIOBase):
+    """Passes a stream on, counting and digesting what goes by, so that one read serves both checks."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of what was read so far."""
+        return self._digest.hexdigest()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read on."""
+        view = memoryview(buffer)
+        chunk = self._stream.read(len(view))
+        view[: len(chunk)] = chunk
+        self._digest.update(chunk)
+        self.bytes += len(chunk)
+        return len(chunk)

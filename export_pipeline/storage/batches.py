@@ -1,0 +1,97 @@
+"""Staged batches on their way to bytes and back, each with a checksum that is proved before it is decoded.
+
+Arrow IPC has no checksum of its own (format/Message.fbs names none), and its readers trust offsets: one byte that a
+disk or a network changed gave other values than were read from the source, or ended the process with SIGSEGV.
+
+A file is a sequence of frames and a last, empty one; a frame is its length and CRC-32, then one batch as an Arrow IPC
+stream (lz4). A reader takes a frame together with the header of the next: on S3 each read is a request.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+import pyarrow.ipc
+from isal import isal_zlib
+
+from export_pipeline.catalog.types import ColumnType
+from export_pipeline.failures import ExportFailure, FailureCode
+
+_HEADER = struct.Struct("<QI")
+
+
+class FrameWriter:
+    """Writes batches of one schema to a stream that others open and close."""
+
+    def __init__(self, sink: pa.NativeFile, schema: pa.Schema) -> None:
+        self._sink = sink
+        self._schema = schema
+        self._options = pa.ipc.IpcWriteOptions(compression="lz4")
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch."""
+        encoded = pa.BufferOutputStream()
+        with pa.ipc.new_stream(encoded, self._schema, options=self._options) as writer:
+            writer.write_batch(batch)
+        self._append(encoded.getvalue())
+
+    def end(self) -> None:
+        """Write that nothing follows."""
+        self._append(pa.py_buffer(b""))
+
+    def _append(self, body: pa.Buffer) -> None:
+        self._sink.write(_HEADER.pack(body.size, isal_zlib.crc32(body)))
+        self._sink.write(body)
+
+
+def read_frames(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+    """The batches of a file, one in memory at a time.
+
+    Raises:
+        ExportFailure: ``checksum_mismatch`` if the file is not what was written.
+    """
+    left = source.size()
+    header, left = source.read_buffer(_HEADER.size), left - _HEADER.size
+    while (expected := _unpack(header))[0]:
+        length, checksum = expected
+        if length > left - _HEADER.size:
+            raise _damaged()
+        read = source.read_buffer(length + _HEADER.size)
+        body, header, left = read.slice(0, length), read.slice(length), left - read.size
+        if isal_zlib.crc32(body) != checksum:
+            raise _damaged()
+        with pa.ipc.open_stream(body) as reader:
+            yield reader.read_next_batch()
+
+
+def _unpack(header: pa.Buffer) -> tuple[int, int]:
+    if header.size != _HEADER.size:
+        raise _damaged()
+    length, checksum = _HEADER.unpack(header)
+    return length, checksum
+
+
+def _damaged() -> ExportFailure:
+    return ExportFailure(
+        FailureCode.CHECKSUM_MISMATCH,
+        "The staged rows are not what was read from the source. Re-execute the run from its start.",
+    )
+
+
+# What every file format speaks: columns in, whole rows out, never past the size ceiling.
+
+
+ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
+    ColumnType.TEXT: pa.string(),
+    ColumnType.UUID: pa.string(),
+    ColumnType.JSON: pa.string(),
+    ColumnType.DECIMAL: pa.string(),
+    ColumnType.INTEGER: pa.int64(),
+    ColumnType.FLOAT: pa.float64(),
+    ColumnType.BOOLEAN: pa.bool_(),
+    ColumnType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
+    ColumnType.DATE: pa.date32(),
+}
+"""How each catalog type stands in a staged batch. Decimals stay text, so that no digit is lost."""
