@@ -24,7 +24,7 @@ def cores() -> int:
     return min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int) -> Generator[R, None, None]:
+def map_ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int) -> Generator[R, None, None]:
     """``map(work, items)`` in ``threads`` threads, at most one result more than these waiting.
 
     ``items`` is advanced by the caller's thread. Closing the generator waits for what is being made.

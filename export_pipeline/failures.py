@@ -162,10 +162,10 @@ def checked_zone(name: str, field: str) -> ZoneInfo:
             return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         pass
-    raise invalid_option(f"{field}: {shown(name)} is not an IANA time zone such as Europe/Madrid.", field)
+    raise invalid_option(f"{field}: {abbreviate(name)} is not an IANA time zone such as Europe/Madrid.", field)
 
 
-def shown(text: str, *, quoted: bool = True) -> str:
+def abbreviate(text: str, *, quoted: bool = True) -> str:
     """What the requester typed, short and on one line."""
     short = text if len(text) <= 60 else text[:57] + "..."
     return repr(short) if quoted else "".join(c if c.isprintable() else "?" for c in short)

@@ -16,7 +16,7 @@ from export_pipeline.catalog.loader import Catalog, load_catalog
 from export_pipeline.cli.common import once, open_database
 from export_pipeline.cli.requests import JsonText
 from export_pipeline.database.engine import reading, utc_now
-from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, Window
+from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
 from export_pipeline.database.tables import LONGEST_LAG_SECONDS, recurring_exports
 from export_pipeline.failures import ExportFailure
 from export_pipeline.recurring import models
@@ -28,7 +28,7 @@ from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.validation.request import preflight
 from export_pipeline.scheduling.cron import Schedule, checked_schedule, fire_times, next_fire, uneven_steps
 from export_pipeline.scheduling.wall_clock import beginning
-from export_pipeline.scheduling.windows import Coverage
+from export_pipeline.scheduling.windows import Window
 from export_pipeline.settings import Settings
 
 
@@ -63,7 +63,9 @@ def recurring() -> None:
     "--request", "template", type=JsonText(), required=True, multiple=True, callback=once,
     help="JSON: the columns of export_requests that every request repeats.",
 )  # fmt: skip
-@click.option("--window", "window_kind", type=click.Choice([w.value for w in Window]), default="all", show_default=True)
+@click.option(
+    "--window", "window_kind", type=click.Choice([w.value for w in WindowKind]), default="all", show_default=True
+)
 @click.option("--lag", "lag_seconds", type=click.IntRange(0, LONGEST_LAG_SECONDS), help="Seconds; default 60.")
 @click.option("--overlap", "overlap_policy", type=click.Choice([p.value for p in OverlapPolicy]), help="Default skip.")
 @click.option(
@@ -108,7 +110,7 @@ def _check_template(engine: sa.Engine, catalog: Catalog, asked: dict[str, Any], 
         ExportFailure: the first rule that they would break.
     """
     organizations = Organizations()
-    windowed = given.get("window_kind") != Window.ALL
+    windowed = given.get("window_kind") != WindowKind.ALL
     facts = {
         "organization_id": given["organization_id"],
         "requested_by": given.get("owner"),
@@ -222,7 +224,7 @@ def run_now(recurring_id: int, *, again: str | None, begin: datetime | None, end
         raise click.UsageError("--before must be after --from")
     engine = open_database(Settings.from_environment())
     with _told(), engine.begin() as connection:
-        window = Coverage(begin, end) if begin or end else None
+        window = Window(begin, end) if begin or end else None
         if again is not None:
             window = window_of(connection, recurring_id, again)
         uid = make_now(connection, Organizations(), recurring_id, window=window)

@@ -128,7 +128,7 @@ class EmptyResult(StrEnum):
     SKIP = "skip"
 
 
-class Window(StrEnum):
+class WindowKind(StrEnum):
     """``recurring_exports.window_kind``: which rows each export covers."""
 
     ALL = "all"

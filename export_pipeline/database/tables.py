@@ -24,7 +24,7 @@ from export_pipeline.database.enums import (
     Stage,
     WebhookEvent,
     WebhookStatus,
-    Window,
+    WindowKind,
 )
 from export_pipeline.database.types import (
     UtcDateTime,
@@ -251,7 +251,7 @@ recurring_exports = sa.Table(
     sa.Column("cron", sa.Text, nullable=False),
     sa.Column("time_zone", sa.Text, nullable=False, server_default="UTC"),
     sa.Column("request", json_type(), nullable=False, comment="the asked columns of each request"),
-    sa.Column("window_kind", sa.Text, nullable=False, server_default=Window.ALL.value),
+    sa.Column("window_kind", sa.Text, nullable=False, server_default=WindowKind.ALL.value),
     sa.Column(
         "lag_seconds",
         sa.Integer,
@@ -277,7 +277,7 @@ recurring_exports = sa.Table(
     sa.Column("high_water_mark", UtcDateTime),
     sa.Column("created_at", UtcDateTime, nullable=False, server_default=current_instant()),
     sa.Column("updated_at", UtcDateTime, nullable=False, server_default=current_instant()),
-    one_of("window_kind", Window),
+    one_of("window_kind", WindowKind),
     one_of("overlap_policy", OverlapPolicy),
     one_of("catch_up_policy", CatchUpPolicy),
     sa.CheckConstraint(f"lag_seconds BETWEEN 0 AND {LONGEST_LAG_SECONDS}", name="lag_seconds_in_range"),

@@ -17,7 +17,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from export_pipeline.failures import shown
+from export_pipeline.failures import abbreviate
 
 
 class RepeatedKeyError(ValueError):
@@ -57,7 +57,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise RepeatedKeyError(f"has the key {shown(key)} twice; give it once")
+        raise RepeatedKeyError(f"has the key {abbreviate(key)} twice; give it once")
     return found
 
 

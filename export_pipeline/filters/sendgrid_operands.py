@@ -14,7 +14,7 @@ from sqlglot import exp
 
 from export_pipeline.catalog.model import Column, CustomField, Dataset
 from export_pipeline.catalog.types import OPERATORS_BY_TYPE, ColumnType, FilterOperator
-from export_pipeline.failures import ExportFailure, FailureCode, shown
+from export_pipeline.failures import ExportFailure, FailureCode, abbreviate
 from export_pipeline.filters.json_filters import parse_scalar
 from export_pipeline.filters.tree import Arithmetic, Operand, Scalar, kind_of
 
@@ -91,7 +91,7 @@ class Names:
         if not _PLAIN_NAME.fullmatch(name):
             # It may well be an address: text in double quotes, which SQL takes for a name.
             raise refused(f"has a name in double quotes that is no column; put texts in single quotes. Known: {listed}")
-        raise refused(f"names column {shown(name, quoted=False)}; known: {listed}")
+        raise refused(f"names column {abbreviate(name, quoted=False)}; known: {listed}")
 
     @property
     def email(self) -> Column:
@@ -277,8 +277,8 @@ class OperandReader:
             raise uses(expression.this)
         prefix = expression.table.lower()
         if expression.args.get("db") or prefix not in {"", *self._prefixes}:
-            shown = prefix if prefix.isidentifier() and len(prefix) <= 60 else "something"
-            raise refused(f"names a column of {shown}, which is not the table it reads from")
+            abbreviate = prefix if prefix.isidentifier() and len(prefix) <= 60 else "something"
+            raise refused(f"names a column of {abbreviate}, which is not the table it reads from")
         return self._names.find(expression.name)
 
 
@@ -289,8 +289,8 @@ def uses(expression: exp.Expr) -> ExportFailure:
             return refused(f"uses {called}, which cannot be used here")
     if isinstance(expression, exp.Func) and not isinstance(expression, exp.Binary):
         name = expression.name if isinstance(expression, exp.Anonymous) else expression.sql_name()
-        shown = name.upper()[:60] if name.isidentifier() else "with an odd name"
-        return refused(f"uses function {shown}; only CONTAINS and ARRAY_CONTAINS can be used")
+        abbreviate = name.upper()[:60] if name.isidentifier() else "with an odd name"
+        return refused(f"uses function {abbreviate}; only CONTAINS and ARRAY_CONTAINS can be used")
     return refused(f"uses {expression.key.upper()} where a column or a value is expected")
 
 

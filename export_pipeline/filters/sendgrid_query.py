@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from export_pipeline.catalog.model import CustomField, Dataset
-from export_pipeline.failures import shown
+from export_pipeline.failures import abbreviate
 from export_pipeline.filters.sendgrid_operands import Names, refused
 from export_pipeline.filters.tree import AllOf, Condition
 
@@ -141,7 +141,7 @@ def _prefixes(statement: exp.Select) -> frozenset[str]:
         if name == "event_data":
             raise refused("uses event_data, which is not kept here; only contact_data can be read")
         if name != _TABLE or table.args.get("db"):
-            raise refused(f"reads from {shown(table.name, quoted=False)}; only {_TABLE} can be read")
+            raise refused(f"reads from {abbreviate(table.name, quoted=False)}; only {_TABLE} can be read")
     if len(tables) != 1:
         raise refused(f"reads from {len(tables)} tables; it must read from {_TABLE} once")
     (table,) = tables

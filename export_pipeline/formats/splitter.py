@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from export_pipeline.concurrency import ahead, cores
+from export_pipeline.concurrency import cores, map_ahead
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats.base import FileFormat, FileWriter, WrittenFile
 
@@ -46,7 +46,7 @@ def write_files(
 
     Blocks are encoded ahead on all cores; packing, hashing and writing are done by the caller's thread.
     """
-    with closing(ahead(partial(_encoded, fmt, key), even_blocks(batches), threads=cores())) as encoded:
+    with closing(map_ahead(partial(_encoded, fmt, key), even_blocks(batches), threads=cores())) as encoded:
         blocks = _Blocks(encoded, fmt.counters, key)
         ordinal = rows_before = 0
         while ordinal == 0 or blocks.more():

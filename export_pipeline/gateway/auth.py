@@ -16,7 +16,7 @@ from limits import RateLimitItem
 
 from export_pipeline.database.engine import reading
 from export_pipeline.failures import FailureCode
-from export_pipeline.gateway.dialect import Dialect, Refusal, dialect_of
+from export_pipeline.gateway.dialect import ApiError, Dialect, dialect_of
 from export_pipeline.gateway.rate_limits import Count, per_hour, per_minute
 from export_pipeline.gateway.services import Services, services_of
 from export_pipeline.requests.api_keys import ApiKey, find_key
@@ -38,11 +38,11 @@ def caller(dataset: str | None = None, *, endpoint: str = "all", limit: int | No
         Refusal: 401, 403, 429.
     """
 
-    def let_in(request: Request, credentials: Credentials) -> ApiKey:
+    def authenticate(request: Request, credentials: Credentials) -> ApiKey:
         services, dialect = services_of(request), dialect_of(request)
         key = _key(services, credentials)
         if key is None:
-            raise Refusal(401, dialect.unauthenticated, headers={"WWW-Authenticate": "Bearer"})
+            raise ApiError(401, dialect.unauthenticated, headers={"WWW-Authenticate": "Bearer"})
         request.scope["gateway.caller"] = key
         amount = limit if limit is not None else services.settings.rate_limit_per_minute
         _count(request, services, key, endpoint, per_minute(amount))
@@ -50,7 +50,7 @@ def caller(dataset: str | None = None, *, endpoint: str = "all", limit: int | No
             check_may_export(dialect, key, dataset)
         return key
 
-    return let_in
+    return authenticate
 
 
 def _key(services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey | None:
@@ -73,7 +73,7 @@ def _count(request: Request, services: Services, key: ApiKey, endpoint: str, ite
     tightest = min(counts, key=lambda count: (count.allowed, count.remaining))
     request.scope["gateway.headers"] = rate_headers(tightest)
     if not tightest.allowed:
-        raise Refusal(429, dialect.too_many, headers={"Retry-After": str(tightest.retry_after)})
+        raise ApiError(429, dialect.too_many, headers={"Retry-After": str(tightest.retry_after)})
 
 
 def rate_headers(count: Count) -> dict[str, str]:
@@ -111,4 +111,4 @@ def check_may_export(dialect: Dialect, key: ApiKey, dataset: str) -> None:
     """
     if not may_export(key, dataset):
         member_alone = permission_for(dataset) in key.scopes
-        raise Refusal(403, dialect.forbidden, code=FailureCode.PERMISSION_DENIED if member_alone else None)
+        raise ApiError(403, dialect.forbidden, code=FailureCode.PERMISSION_DENIED if member_alone else None)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from export_pipeline.database.types import RepeatedKeyError, read_json
 from export_pipeline.gateway.auth import caller_of
-from export_pipeline.gateway.dialect import Refusal, dialect_of, first_problem
+from export_pipeline.gateway.dialect import ApiError, dialect_of, first_problem
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -35,7 +35,7 @@ async def _received(request: Request) -> bytes:
     async for chunk in request.stream():
         data += chunk
         if len(data) > MAX_BYTES:
-            raise Refusal(413, f"The body is larger than {MAX_BYTES} bytes.")
+            raise ApiError(413, f"The body is larger than {MAX_BYTES} bytes.")
     return bytes(data)
 
 
@@ -52,14 +52,14 @@ def json_body(request: Request, data: Annotated[bytes, Depends(_received)]) -> A
     try:
         body = read_json(data)
     except RepeatedKeyError as error:
-        raise Refusal(status, f"The body {error}.") from None
+        raise ApiError(status, f"The body {error}.") from None
     except (ValueError, RecursionError):
-        raise Refusal(status, "The body is not JSON.") from None
+        raise ApiError(status, "The body is not JSON.") from None
     if not isinstance(body, dict):
-        raise Refusal(status, "The body is not a JSON object.")
+        raise ApiError(status, "The body is not a JSON object.")
     problem = _problem(body, 0)
     if problem:
-        raise Refusal(status, f"The body {problem}.")
+        raise ApiError(status, f"The body {problem}.")
     return body
 
 
@@ -95,7 +95,7 @@ def parsed(request: Request, model: type[M], body: dict[str, Any], *, in_query: 
     query = query_of(request, in_query)
     for name, value in query.items():
         if name in body and str(body[name]) != value:
-            raise Refusal(status, f"{name}: is one thing in the query and another in the body.", field=name)
+            raise ApiError(status, f"{name}: is one thing in the query and another in the body.", field=name)
     try:
         return model.model_validate({**query, **body})
     except ValidationError as error:
@@ -104,7 +104,7 @@ def parsed(request: Request, model: type[M], body: dict[str, Any], *, in_query: 
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
         name = str(first["loc"][0])
         known = [field.alias or field_name for field_name, field in model.model_fields.items()]
-        raise Refusal(status, _unknown(name, known), field=name[:MAX_NAME])
+        raise ApiError(status, _unknown(name, known), field=name[:MAX_NAME])
     raise first_problem(problems, status)
 
 
@@ -117,9 +117,9 @@ def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:
     status, found = dialect_of(request).invalid_status, dict[str, str]()
     for name, value in request.query_params.multi_items():
         if name not in known:
-            raise Refusal(status, _unknown(name, known, " in the query"), field=name[:MAX_NAME])
+            raise ApiError(status, _unknown(name, known, " in the query"), field=name[:MAX_NAME])
         if name in found:
-            raise Refusal(status, f"{name}: is given twice; give it once.", field=name)
+            raise ApiError(status, f"{name}: is given twice; give it once.", field=name)
         found[name] = value
     return found
 

@@ -34,7 +34,7 @@ _STATUS_CODES = {
 }
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """An answer that is no success: ``message`` for people, ``code`` for programs, the ``field`` at fault."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Dialect:
     name: str
     title: str
     description: str
-    shape: Callable[[Refusal], dict[str, Any]]
+    shape: Callable[[ApiError], dict[str, Any]]
     """The body of an error."""
     error: type[BaseModel]
     """The same as a model, for the OpenAPI document."""
@@ -74,20 +74,20 @@ class Dialect:
     not_found: str = "Not found."
     names: Mapping[str, str] = field(default_factory=dict)
     """What this dialect calls columns of ``export_requests``, where it is another name."""
-    page: Callable[[Request, Refusal], Response | None] = lambda _request, _refusal: None
+    page: Callable[[Request, ApiError], Response | None] = lambda _request, _refusal: None
     """The answer for a person with a browser; None: the caller is a program."""
 
-    def refusal(self, failure: ExportFailure) -> Refusal:
+    def refusal(self, failure: ExportFailure) -> ApiError:
         """A failure of the pipeline's vocabulary as this dialect tells it."""
         if failure.code is FailureCode.PERMISSION_DENIED:
-            return Refusal(403, self.forbidden, code=failure.code)
+            return ApiError(403, self.forbidden, code=failure.code)
         if failure.fault is Fault.REQUESTER:
             name = re.split(r"[.\[:]", failure.field or "")[0]
             called = self.names.get(name, name)
-            return Refusal(self.invalid_status, self.worded(failure.message), field=called or None, code=failure.code)
+            return ApiError(self.invalid_status, self.worded(failure.message), field=called or None, code=failure.code)
         if failure.fault is Fault.TRANSIENT:
-            return Refusal(503, "Something that this needs cannot be reached; try again.", code=failure.code)
-        return Refusal(500, "This failed on our side; the operators have to look at it.", code=failure.code)
+            return ApiError(503, "Something that this needs cannot be reached; try again.", code=failure.code)
+        return ApiError(500, "This failed on our side; the operators have to look at it.", code=failure.code)
 
     def worded(self, message: str) -> str:
         """A message of the pipeline in this dialect's names."""
@@ -118,7 +118,7 @@ def build_app(dialect: Dialect, services: Services, **options: Any) -> FastAPI:
 
     # All asynchronous, so that an answer that says no waits for no thread.
     async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refusal)  # noqa: S101 - for the type checker
+        assert isinstance(error, ApiError)  # noqa: S101 - for the type checker
         page = dialect.page(request, error)
         return page or JSONResponse(dialect.shape(error), error.status, error.headers)
 
@@ -134,16 +134,16 @@ def build_app(dialect: Dialect, services: Services, **options: Any) -> FastAPI:
         assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
         message = dialect.not_found if error.status_code == 404 else str(error.detail)
         headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
-        return await refused(request, Refusal(error.status_code, message, headers=headers))
+        return await refused(request, ApiError(error.status_code, message, headers=headers))
 
     async def unreachable(request: Request, _error: Exception) -> Response:
-        return await refused(request, Refusal(503, "A database that this needs cannot be reached; try again."))
+        return await refused(request, ApiError(503, "A database that this needs cannot be reached; try again."))
 
     async def crashed(request: Request, _error: Exception) -> Response:
         message = "This failed on our side; the operators have to look at it."
-        return await refused(request, Refusal(500, message, code="internal_error"))
+        return await refused(request, ApiError(500, message, code="internal_error"))
 
-    app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(ExportFailure, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, not_served)
@@ -166,12 +166,12 @@ def _allowed(request: Request) -> str:
     return ", ".join(["GET", "HEAD", *found[1:]] if "GET" in found else found)
 
 
-def first_problem(errors: Any, status: int) -> Refusal:
+def first_problem(errors: Any, status: int) -> ApiError:
     """The first thing that is wrong with a body or with parameters; never the value itself."""
     first = errors[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     name = ".".join(path)
-    return Refusal(status, f"{name}: {first['msg']}." if name else f"{first['msg']}.", field=path[0] if path else None)
+    return ApiError(status, f"{name}: {first['msg']}." if name else f"{first['msg']}.", field=path[0] if path else None)
 
 
 def dialect_of(request: Request) -> Dialect:

@@ -15,7 +15,7 @@ from export_pipeline.gateway.logs import HEAD
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.audit import record_linked
-from export_pipeline.requests.download_links import StoredFile, files_of, seal, sealed_url
+from export_pipeline.requests.download_links import StoredFile, create, download_url, files_of
 from export_pipeline.requests.models import RequestState, read_state
 from export_pipeline.stages.upload import describe
 
@@ -35,10 +35,10 @@ class Download:
 def visible(services: Services, caller: ApiKey, uid: str) -> RequestState | None:
     """A request of the caller's organization that they may export; every other one is as unknown as none."""
     with reading(services.database) as connection:
-        return seen_by(caller, read_state(connection, uid))
+        return visible_to(caller, read_state(connection, uid))
 
 
-def seen_by(caller: ApiKey, state: RequestState | None) -> RequestState | None:
+def visible_to(caller: ApiKey, state: RequestState | None) -> RequestState | None:
     """The request, if the caller may see it."""
     if state is None or state.organization_id != caller.organization_id or not may_export(caller, state.dataset):
         return None
@@ -55,7 +55,7 @@ def downloads(services: Services, request: Request, state: RequestState) -> list
 
     Whoever found the request, nothing is minted for a caller who may not see it.
     """
-    if seen_by(caller_of(request), state) is None or not has_files(state) or state.expires_at is None:
+    if visible_to(caller_of(request), state) is None or not has_files(state) or state.expires_at is None:
         return []
     ends_at = min(utc_now() + URL_LIFETIME, state.expires_at)
     if is_head(request):
@@ -76,8 +76,8 @@ def downloads(services: Services, request: Request, state: RequestState) -> list
 def _sealed(
     connection: sa.Connection, base: str, state: RequestState, files: list[StoredFile], ends_at: datetime
 ) -> list[Download]:
-    tokens = seal(connection, state.id, [file.ordinal for file in files], expires_at=ends_at)
-    return [Download(file, sealed_url(base, token), ends_at) for file, token in zip(files, tokens, strict=True)]
+    tokens = create(connection, state.id, [file.ordinal for file in files], expires_at=ends_at)
+    return [Download(file, download_url(base, token), ends_at) for file, token in zip(files, tokens, strict=True)]
 
 
 def is_head(request: Request) -> bool:

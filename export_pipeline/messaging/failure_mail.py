@@ -16,7 +16,7 @@ from export_pipeline.failures import FailureCode, Fault
 from export_pipeline.messaging.content import FailureMail, failure_message, titles_of
 from export_pipeline.messaging.message import MailProvider, Message, message_id
 from export_pipeline.messaging.providers import default_sender
-from export_pipeline.messaging.sending import hand_over
+from export_pipeline.messaging.sending import send_all
 from export_pipeline.requests import notifications
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings
@@ -91,7 +91,7 @@ def mail_failure(
         )
         for notification_id, address in waiting
     ]
-    handed = hand_over(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
+    handed = send_all(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
     if handed.pending:
         raise handed.postponed("The requester could not be told of the failure")
     return handed.counts

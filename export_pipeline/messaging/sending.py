@@ -73,7 +73,7 @@ class Handover:
         )
 
 
-def hand_over(
+def send_all(
     database: sa.Engine,
     provider: MailProvider,
     request_id: int,
@@ -114,7 +114,7 @@ def hand_over(
     with database.begin() as connection:
         if notifications.counts(connection, request_id, kind).get(NotificationStatus.SENT):
             for notification_id, reason in unclear.items():
-                notifications.settle(connection, notification_id, NotificationStatus.REFUSED, reason)
+                notifications.record_result(connection, notification_id, NotificationStatus.REFUSED, reason)
         done.counts = notifications.counts(connection, request_id, kind)
     return done
 
@@ -136,5 +136,5 @@ def _send(
     except MailOutcomeUnknown as unknown:
         status, reason = NotificationStatus.UNKNOWN, unknown.reason
     with database.begin() as connection:
-        notifications.settle(connection, notification_id, status, reason)
+        notifications.record_result(connection, notification_id, status, reason)
     return refused

@@ -85,7 +85,7 @@ def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
         call = Call(taken=False, answer=f"failed: {type(error).__name__}")
     retry_seconds = None if call.final else settings.webhook_retry_seconds
     with database.begin() as connection:
-        webhooks.settle(connection, webhook, taken=call.taken, answer=call.answer, retry_seconds=retry_seconds)
+        webhooks.record_result(connection, webhook, taken=call.taken, answer=call.answer, retry_seconds=retry_seconds)
     return call
 
 

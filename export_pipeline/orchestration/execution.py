@@ -22,7 +22,7 @@ from export_pipeline.messaging.failure_mail import mail_failure
 from export_pipeline.messaging.sending import MailPostponed
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
-from export_pipeline.orchestration.heartbeat import Pulse
+from export_pipeline.orchestration.heartbeat import Heartbeat
 from export_pipeline.orchestration.metadata import Metadata, failure_metadata
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, transitions
@@ -45,7 +45,7 @@ def failure_of(error: Exception) -> ExportFailure:
     return transitions.INTERNAL if why is None else ExportFailure(FailureCode.DATABASE_UNAVAILABLE, why)
 
 
-def told(failure: ExportFailure) -> str:
+def describe(failure: ExportFailure) -> str:
     """What the event log says. A requester's message may repeat what was typed or a row's key: it stays on the row."""
     if failure.fault is not Fault.REQUESTER:
         return f"{failure.code}: {failure.message}"
@@ -98,7 +98,7 @@ class Work:
 
     request_id: int
     attempt: int
-    pulse: Pulse
+    pulse: Heartbeat
     completed: str | None = None
     """The manifest's key, if ``publish`` is tried again after it had completed the request."""
 
@@ -115,7 +115,7 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
     with _clean_end(frame):
         owned = frame.enter(which)
         frame.complete_tags(owned)
-        with Pulse(
+        with Heartbeat(
             exports.database,
             request_id,
             context.run_id,
@@ -127,7 +127,7 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
 
 
 @contextmanager
-def aside(context: dg.OpExecutionContext, exports: ExportResource, request_id: int) -> Iterator[None]:
+def without_ownership(context: dg.OpExecutionContext, exports: ExportResource, request_id: int) -> Iterator[None]:
     """Do work about a request whose row is not to change, whatever comes of it: telling of its failure.
 
     Raises:
@@ -165,7 +165,7 @@ def _note(failure: ExportFailure) -> str:
     return "The files are ready, but the mails could not be sent yet; it is tried again. The request needs no change."
 
 
-def tell_failure(exports: ExportResource, request_id: int) -> Mapping[NotificationStatus, int]:
+def send_failure_mail(exports: ExportResource, request_id: int) -> Mapping[NotificationStatus, int]:
     """Mail the requester of a failed request what went wrong; see ``mail_failure``."""
     if not exports.settings.sends_mail:
         return {}
@@ -312,7 +312,7 @@ class _Frame:
             self._after_failure(failure)
         self._tag(failure)
         metadata = metadata_of(error, None if self._owned is None else self._owned.uid)
-        return dg.Failure(told(failure), metadata=metadata, allow_retries=False)
+        return dg.Failure(describe(failure), metadata=metadata, allow_retries=False)
 
     def _tag(self, failure: ExportFailure) -> None:
         """The list of runs shows and filters by what failed and whose fault it is."""
@@ -356,7 +356,7 @@ class _Frame:
         with suppress(Exception):  # the step's own metadata says the same
             self._context.instance.add_run_tags(self._context.run_id, {tags.POSTPONED: failure.code.value})
         return dg.Failure(
-            f"Postponed until {until}: {told(failure)} Nothing to press: the request waits in the queue and gets "
+            f"Postponed until {until}: {describe(failure)} Nothing to press: the request waits in the queue and gets "
             "another run then, or as soon as another export reaches what did not answer. No attempt is used up.",
             metadata={POSTPONED_UNTIL: until, "not_answering": failure.code.value},
             allow_retries=False,
@@ -369,7 +369,7 @@ class _Frame:
             with suppress(ExportFailure):
                 discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
         try:
-            tell_failure(self._exports, self._request_id)
+            send_failure_mail(self._exports, self._request_id)
         except Exception:  # noqa: BLE001 - the mail is in the ledger, and must not change how the run ends
             self._context.log.warning(
                 "The requester is not told of the failure yet; the reconciler has it tried again."

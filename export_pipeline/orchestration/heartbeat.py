@@ -19,7 +19,7 @@ LOG_SECONDS = 15.0
 Log = Callable[[str], None]
 
 
-class Pulse:
+class Heartbeat:
     """While this context is open, the row gets a heartbeat every ``seconds``.
 
     ``check`` raises ``ExportCanceled`` or ``OwnershipLost`` once the row says so; ``report`` does too,
@@ -49,7 +49,7 @@ class Pulse:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="export-pulse", daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 

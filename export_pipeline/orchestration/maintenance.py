@@ -15,7 +15,7 @@ from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
 from export_pipeline.failures import Fault
 from export_pipeline.messaging.webhook import deliver_due
 from export_pipeline.orchestration import descriptions, tags
-from export_pipeline.orchestration.execution import failure_of, metadata_of, told
+from export_pipeline.orchestration.execution import describe, failure_of, metadata_of
 from export_pipeline.orchestration.jobs import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.resources import OUTPUTS, ExportResource
 from export_pipeline.requests import audit, rate_windows, transitions
@@ -128,7 +128,7 @@ def _ended_long_ago(record: dg.RunRecord) -> bool:
 Part = Callable[[], Mapping[str, int]]
 
 
-def upkeep(context: dg.OpExecutionContext, parts: Mapping[str, Part]) -> None:
+def run_parts(context: dg.OpExecutionContext, parts: Mapping[str, Part]) -> None:
     """Do every part, whatever becomes of the others; what they count is the op's metadata, the same names added up.
 
     Raises:
@@ -159,7 +159,7 @@ def _failure(failed: Mapping[str, Exception], counted: Mapping[str, int]) -> dg.
 
 def _words(error: Exception) -> str:
     failure = failure_of(error)
-    return failure.code.value if failure is transitions.INTERNAL else told(failure)
+    return failure.code.value if failure is transitions.INTERNAL else describe(failure)
 
 
 # Webhooks: a sensor that sees that calls are owed, and the job that makes them.
@@ -175,7 +175,7 @@ LONGEST_WEBHOOKS_RUN = timedelta(minutes=10)
 @dg.op(description="Calls every webhook that is due, signed; what is not taken is tried again later.")
 def call_webhooks(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     """Everything that is due."""
-    upkeep(context, {"webhooks": lambda: deliver_due(exports.database, exports.settings, seconds=CALLING_SECONDS)})
+    run_parts(context, {"webhooks": lambda: deliver_due(exports.database, exports.settings, seconds=CALLING_SECONDS)})
 
 
 @dg.job(
@@ -198,7 +198,7 @@ OUR_JOBS = (JANITOR, JOB_NAME, NOTIFY_JOB_NAME, WEBHOOKS_JOB_NAME)
 @dg.op(description=descriptions.CLEAN)
 def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     """Everything that is due."""
-    upkeep(
+    run_parts(
         context,
         {
             "files past their time": lambda: _expire(exports),

@@ -11,7 +11,7 @@ from export_pipeline.database.enums import NotificationStatus, Stage
 from export_pipeline.failures import ExportFailure
 from export_pipeline.messaging.failure_mail import has_failed
 from export_pipeline.orchestration import descriptions, tags
-from export_pipeline.orchestration.execution import Work, aside, stage, tell_failure
+from export_pipeline.orchestration.execution import Work, send_failure_mail, stage, without_ownership
 from export_pipeline.orchestration.metadata import materialization, object_links, row_metadata, stage_metadata
 from export_pipeline.orchestration.references import (
     PlanReference,
@@ -76,7 +76,7 @@ def _pay_mails(
     if not recipients:
         return
     with exports.database.begin() as connection:
-        ownership.hold(connection, request.id, run_id=context.run_id)
+        ownership.lock(connection, request.id, run_id=context.run_id)
         billing.reserve(connection, request.organization_id, request.uid, recipients)
 
 
@@ -223,7 +223,7 @@ def _complete(
         )
         request = load_request(connection, planned.request_id)
         recipients = recipients_of_files(request)
-        notifications.enlist(connection, request.id, recipients)
+        notifications.enqueue(connection, request.id, recipients)
         if is_silent(request):
             billing.release(connection, request.uid)
         # Re-executed from a failure: what the plan op reserved was given back when the request failed.
@@ -240,9 +240,9 @@ def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport
 @dg.op(description=descriptions.RESUME_NOTIFICATION)
 def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> None:
     """The mails that a dead run left."""
-    with aside(context, exports, config.request_id):
+    with without_ownership(context, exports, config.request_id):
         if has_failed(exports.database, config.request_id):
-            _add_mail_metadata(context, Stopwatch(), tell_failure(exports, config.request_id))
+            _add_mail_metadata(context, Stopwatch(), send_failure_mail(exports, config.request_id))
             return
     with stage(context, exports, config.request_id, Stage.NOTIFY_RECIPIENTS) as work:
         _notify(context, exports, work)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.orchestration import tags
 from export_pipeline.requests import queue
-from export_pipeline.requests.queue import Orphan
+from export_pipeline.requests.queue import StaleRequest
 
 _TOLD = {
     dg.DagsterEventType.ENGINE_EVENT,  # of Celery: the marker starts when a step is queued, ends when one takes it
@@ -77,7 +77,7 @@ class RunView:
     """The claim that it was launched for; None if an older version launched it."""
 
 
-def is_of(run: RunView, orphan: Orphan) -> bool:
+def is_of(run: RunView, orphan: StaleRequest) -> bool:
     """Whether a run was launched for the claim that the row counts now."""
     if run.claim_id is None or orphan.claim_id is None:
         return run.attempt == orphan.attempt
@@ -115,10 +115,12 @@ def _has_not_begun(record: dg.RunRecord) -> bool:
     return status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 
-def terminated_before_they_began(instance: DagsterInstance, claimed: Sequence[queue.Orphan]) -> list[queue.Orphan]:
+def terminated_before_they_began(
+    instance: DagsterInstance, claimed: Sequence[queue.StaleRequest]
+) -> list[queue.StaleRequest]:
     """Those claimed requests whose run an operator ended before it took them."""
     stopped = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED]
-    found: list[queue.Orphan] = []
+    found: list[queue.StaleRequest] = []
     for begin in range(0, len(claimed), RUNS_A_CALL):
         some = {one.claim_id: one for one in claimed[begin : begin + RUNS_A_CALL] if one.claim_id is not None}
         if some:

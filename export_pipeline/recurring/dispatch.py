@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from export_pipeline.database.engine import database_now, impatient, reading
-from export_pipeline.database.enums import UNFINISHED, RequestStatus, Window
+from export_pipeline.database.enums import UNFINISHED, RequestStatus, WindowKind
 from export_pipeline.database.tables import export_requests, recurring_exports
 from export_pipeline.database.types import current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -26,9 +26,9 @@ from export_pipeline.requests.validation.mail import ascii_domain, recipients_of
 from export_pipeline.scheduling.cron import checked_schedule, last_fire
 from export_pipeline.scheduling.windows import (
     Act,
-    Coverage,
     Decision,
     Rules,
+    Window,
     coverage,
     coverage_now,
     decide,
@@ -145,8 +145,8 @@ def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
 
 def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
     try:
-        lag = timedelta() if row.window_kind == Window.ALL else timedelta(seconds=row.lag_seconds)
-        rules = Rules(checked_schedule(row.cron, row.time_zone), Window(row.window_kind), lag)
+        lag = timedelta() if row.window_kind == WindowKind.ALL else timedelta(seconds=row.lag_seconds)
+        rules = Rules(checked_schedule(row.cron, row.time_zone), WindowKind(row.window_kind), lag)
         if row.counted_by != rules.schedule.name or is_ahead(now, row.last_fired_for, row.high_water_mark):
             return True
         return is_due(rules, row.last_fired_for or row.created_at, now)
@@ -260,7 +260,7 @@ def _make(
     connection: sa.Connection,
     organizations: Organizations,
     recurring: RecurringExport,
-    covered: Coverage,
+    covered: Window,
     made_for: dict[str, Any],
 ) -> str:
     """Insert the request; one that may not be made is there as well, and failed."""
@@ -321,7 +321,7 @@ def run_now(
     recurring_id: int,
     *,
     now: datetime | None = None,
-    window: Coverage | None = None,
+    window: Window | None = None,
 ) -> str:
     """Make a request out of turn, of a paused one too; returns its ``uid``. No fire time is used up.
 
@@ -342,7 +342,7 @@ def run_now(
     parse_template(recurring.request)
     if window is None:
         rules = recurring.rules()
-        if rules.window is Window.SINCE_LAST_SUCCESS and _unfinished_since(connection, recurring):
+        if rules.window is WindowKind.SINCE_LAST_SUCCESS and _unfinished_since(connection, recurring):
             raise ExportFailure(
                 FailureCode.INVALID_REQUEST,
                 "An earlier request of this recurring export has not ended, and the next window begins where it ends. "
@@ -352,7 +352,7 @@ def run_now(
     return _make(connection, organizations, recurring, window, {})
 
 
-def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Coverage:
+def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Window:
     """The rows that an earlier request of a recurring export covered.
 
     Raises:
@@ -365,4 +365,4 @@ def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Coverag
     ).first()
     if row is None:
         raise LookupError(f"recurring export {recurring_id} has no request {uid}")
-    return Coverage(row.window_from, row.window_before)
+    return Window(row.window_from, row.window_before)

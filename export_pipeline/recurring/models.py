@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, Window
+from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB, LONGEST_LAG_SECONDS, recurring_exports
 from export_pipeline.database.types import RepeatedKey, current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -29,7 +29,7 @@ class RecurringExport(BaseModel):
     cron: str
     time_zone: str
     request: Any
-    window_kind: Annotated[Window, Field(strict=False)]
+    window_kind: Annotated[WindowKind, Field(strict=False)]
     lag_seconds: Annotated[int, Field(ge=0, le=LONGEST_LAG_SECONDS)]
     overlap_policy: Annotated[OverlapPolicy, Field(strict=False)]
     catch_up_policy: Annotated[CatchUpPolicy, Field(strict=False)]
@@ -59,7 +59,7 @@ class RecurringExport(BaseModel):
             schedule=checked_schedule(self.cron, self.time_zone),
             window=self.window_kind,
             # Without a window there is nothing that a late row could miss.
-            lag=timedelta(seconds=0 if self.window_kind is Window.ALL else self.lag_seconds),
+            lag=timedelta(seconds=0 if self.window_kind is WindowKind.ALL else self.lag_seconds),
             overlap=self.overlap_policy,
             catch_up=self.catch_up_policy,
         )

@@ -53,7 +53,7 @@ class Opened:
     expires_at: datetime
 
 
-def seal(
+def create(
     connection: sa.Connection,
     request_id: int,
     ordinals: Sequence[int],
@@ -95,7 +95,7 @@ def seal(
     return tokens
 
 
-def sealed_url(public_url: str, token: str) -> str:
+def download_url(public_url: str, token: str) -> str:
     """The URL that a token is handed out as."""
     return f"{public_url}{PATH}{token}"
 

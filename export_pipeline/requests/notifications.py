@@ -26,7 +26,7 @@ _rows = export_notifications.c
 _ORGANIZATIONS = Organizations()
 
 
-def enlist(
+def enqueue(
     connection: sa.Connection,
     request_id: int,
     recipients: Iterable[str],
@@ -63,7 +63,7 @@ def enlist_failure(connection: sa.Connection, request_id: int) -> None:
         return
     address = _requester_address(connection, request_id, request.organization_id, request.requested_by)
     if address is not None:
-        enlist(connection, request_id, [address], NotificationKind.FAILED)
+        enqueue(connection, request_id, [address], NotificationKind.FAILED)
 
 
 def _requester_address(
@@ -116,7 +116,7 @@ def close_interrupted(
     ).scalars()
     ids = list(interrupted)
     for notification_id in ids:
-        settle(connection, notification_id, NotificationStatus.UNKNOWN, "interrupted while sending")
+        record_result(connection, notification_id, NotificationStatus.UNKNOWN, "interrupted while sending")
     return len(ids)
 
 
@@ -142,7 +142,7 @@ def start_sending(connection: sa.Connection, notification_id: int) -> bool:
     return claimed.rowcount == 1
 
 
-def settle(
+def record_result(
     connection: sa.Connection, notification_id: int, status: NotificationStatus, reason: str | None = None
 ) -> None:
     """Write how the sending ended, and in the same transaction what that means for the balance.

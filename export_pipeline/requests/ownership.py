@@ -192,7 +192,7 @@ def enter_completed(
         .returning(_rows.uid, _rows.attempt, _rows.manifest_key, _rows.claim_id)
     ).first()
     if taken is None:
-        raise why_not(connection, request_id)
+        raise ownership_error(connection, request_id)
     return Ownership(taken.uid, taken.attempt, taken.manifest_key, claim_id=taken.claim_id)
 
 
@@ -220,7 +220,7 @@ def _take(
         .returning(_rows.uid, _rows.organization_id, _rows.attempt, _rows.rows_total, _rows.claim_id)
     ).first()
     if taken is None:
-        raise why_not(connection, request_id)
+        raise ownership_error(connection, request_id)
     if read:
         wake(connection, READ)
     if stage is Stage.PLAN:
@@ -234,7 +234,7 @@ def _take(
     return Ownership(taken.uid, taken.attempt, rows_total=taken.rows_total, claim_id=taken.claim_id)
 
 
-def why_not(connection: sa.Connection, request_id: int) -> Exception:
+def ownership_error(connection: sa.Connection, request_id: int) -> Exception:
     """Why a run could not have the row: ``ExportCanceled`` or ``OwnershipLost``, to be raised."""
     row = connection.execute(
         # Whether, not when: SQLite may hold any text there.
@@ -261,10 +261,10 @@ def heartbeat(connection: sa.Connection, request_id: int, *, run_id: str, values
         export_requests.update().where(_goes_on(request_id, run_id)).values(heartbeat_at=now, updated_at=now, **values)
     )
     if found.rowcount != 1:
-        raise why_not(connection, request_id)
+        raise ownership_error(connection, request_id)
 
 
-def hold(connection: sa.Connection, request_id: int, *, run_id: str) -> None:
+def lock(connection: sa.Connection, request_id: int, *, run_id: str) -> None:
     """Keep everybody else from ending the request until this transaction ends.
 
     For what has to be undone if the request ends: a cancel comes before this, which then raises, or after the
@@ -275,7 +275,7 @@ def hold(connection: sa.Connection, request_id: int, *, run_id: str) -> None:
         OwnershipLost: the row belongs to another run, or is finished.
     """
     if connection.execute(sa.select(_rows.id).where(_goes_on(request_id, run_id)).with_for_update()).first() is None:
-        raise why_not(connection, request_id)
+        raise ownership_error(connection, request_id)
 
 
 def _goes_on(request_id: int, run_id: str) -> sa.ColumnElement[bool]:

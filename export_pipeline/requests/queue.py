@@ -247,7 +247,7 @@ def release(connection: sa.Connection, request_id: int, *, attempt: int, run_id:
 
 
 @dataclass(frozen=True)
-class Orphan:
+class StaleRequest:
     """A row from which nothing was heard for a while."""
 
     id: int
@@ -274,7 +274,7 @@ class Orphan:
 
 def quiet(
     connection: sa.Connection, *, lease_seconds: float, quiet_seconds: float, heartbeat_timeout_seconds: float
-) -> list[Orphan]:
+) -> list[StaleRequest]:
     """Claimed rows whose lease ended before they began, and running rows without a recent heartbeat.
 
     An application that inserts a row as ``running`` never gave it a heartbeat; it is found as well.
@@ -286,7 +286,7 @@ def quiet(
         sa.and_(never_began, _silent_for(_rows.claimed_at, lease_seconds + heartbeat_timeout_seconds)),
         sa.and_(silent, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds)),
     )
-    return _orphans(connection, sa.select(export_requests).where(sa.or_(never_began, silent)), timed_out)
+    return _stale_requests(connection, sa.select(export_requests).where(sa.or_(never_began, silent)), timed_out)
 
 
 _LAST_HEARD = sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at, _rows.created_at)
@@ -297,7 +297,9 @@ def _silent_for(heard: sa.ColumnElement[datetime], seconds: float) -> sa.ColumnE
     return sa.or_(heard < instant_after(-seconds), heard > instant_after(CLOCK_SLACK_SECONDS))
 
 
-def _orphans(connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.ColumnElement[bool]) -> list[Orphan]:
+def _stale_requests(
+    connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.ColumnElement[bool]
+) -> list[StaleRequest]:
     found = connection.execute(
         rows.with_only_columns(
             _rows.id,
@@ -316,7 +318,7 @@ def _orphans(connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.Colu
         ).order_by(_rows.id)
     )
     return [
-        Orphan(
+        StaleRequest(
             id=row.id,
             uid=row.uid,
             attempt=row.attempt,
@@ -382,14 +384,14 @@ def renew_lease(connection: sa.Connection, request_id: int) -> None:
     )
 
 
-def not_begun(connection: sa.Connection) -> list[Orphan]:
+def not_begun(connection: sa.Connection) -> list[StaleRequest]:
     """Claimed requests that no run has taken yet."""
-    return _orphans(connection, sa.select(export_requests).where(_NOT_BEGUN), sa.false())
+    return _stale_requests(connection, sa.select(export_requests).where(_NOT_BEGUN), sa.false())
 
 
 def unnotified(
     connection: sa.Connection, *, quiet_seconds: float, heartbeat_timeout_seconds: float, within: timedelta
-) -> list[Orphan]:
+) -> list[StaleRequest]:
     """Requests with a mail still to send, that ended or were put back ``within`` that time and are silent for a while.
 
     A completed one owes its recipients theirs, a failed one its requester. Found from the mails that are unfinished:
@@ -412,7 +414,7 @@ def unnotified(
         )
         .distinct()
     )
-    return _orphans(connection, rows, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds))
+    return _stale_requests(connection, rows, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds))
 
 
 # How many rows a request can be expected to have, before anything is read.

@@ -7,11 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.database.enums import UNFINISHED, RequestStatus, Window
+from export_pipeline.database.enums import UNFINISHED, RequestStatus, WindowKind
 from export_pipeline.database.tables import export_requests, recurring_exports
 from export_pipeline.database.types import current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.scheduling.windows import Coverage, moved_mark
+from export_pipeline.scheduling.windows import Window, advance_high_water_mark
 
 _rows = recurring_exports.c
 _asked = export_requests.c
@@ -40,11 +40,11 @@ def note_completed(connection: sa.Connection, request_id: int) -> None:
 
     def values(recurring: sa.Row[Any], request: sa.Row[Any]) -> dict[str, Any]:
         changed: dict[str, Any] = {"failures_in_a_row": 0}
-        if recurring.window_kind == Window.SINCE_LAST_SUCCESS:
+        if recurring.window_kind == WindowKind.SINCE_LAST_SUCCESS:
             # What is created after the request was made is in no file of it, wherever its window ends.
             end = min(request.window_before, request.created_at) if request.window_before else None
-            covered = Coverage(request.window_from, end)
-            changed["high_water_mark"] = moved_mark(recurring.high_water_mark, covered)
+            covered = Window(request.window_from, end)
+            changed["high_water_mark"] = advance_high_water_mark(recurring.high_water_mark, covered)
         return changed
 
     read = (_rows.window_kind, _rows.high_water_mark)
@@ -87,7 +87,7 @@ def covered_by(connection: sa.Connection, request_id: int) -> str | None:
         .where(
             _asked.id == request_id,
             _asked.status.in_((RequestStatus.FAILED, RequestStatus.CANCELED)),
-            _rows.window_kind == Window.SINCE_LAST_SUCCESS,
+            _rows.window_kind == WindowKind.SINCE_LAST_SUCCESS,
             its.organization_id == _asked.organization_id,
             its.id > _asked.id,
             its.status.in_((*UNFINISHED, RequestStatus.COMPLETED, RequestStatus.EXPIRED)),

@@ -18,7 +18,7 @@ from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.requests import billing, notifications, webhooks
 from export_pipeline.requests.audit import record, record_asked
 from export_pipeline.requests.models import has_uid
-from export_pipeline.requests.ownership import why_not
+from export_pipeline.requests.ownership import ownership_error
 from export_pipeline.requests.queue import MOST_POSTPONEMENTS, wait_seconds, wake
 from export_pipeline.requests.recurring_outcomes import covered_by, note_completed, note_failed
 
@@ -80,12 +80,12 @@ def complete(
         .returning(_rows.uid, _rows.organization_id)
     ).first()
     if done is None:
-        raise why_not(connection, request_id)
+        raise ownership_error(connection, request_id)
     connection.execute(export_files.delete().where(export_files.c.request_id == request_id))
     connection.execute(export_files.insert(), [{"request_id": request_id, **vars(file)} for file in files])
     wake(connection)
     note_completed(connection, request_id)
-    webhooks.enlist(connection, request_id, WebhookEvent.COMPLETED)
+    webhooks.enqueue(connection, request_id, WebhookEvent.COMPLETED)
     record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
 
 
@@ -138,7 +138,7 @@ def _write_failure(
         note_failed(connection, request_id, failure)
         billing.release(connection, failed.uid)
         notifications.enlist_failure(connection, request_id)
-        webhooks.enlist(connection, request_id, WebhookEvent.FAILED)
+        webhooks.enqueue(connection, request_id, WebhookEvent.FAILED)
         detail = {"error_code": failure.code.value}
         if failure.fault is not Fault.REQUESTER:
             # For operators. A requester's message may repeat what was typed: it stays on the row.
@@ -286,7 +286,7 @@ def cancel(
     if canceled is not None:
         record_asked(connection, [request_id])  # one that was never claimed has no trail yet
         billing.release(connection, canceled.uid)
-        webhooks.enlist(connection, request_id, WebhookEvent.CANCELED)
+        webhooks.enqueue(connection, request_id, WebhookEvent.CANCELED)
         record(connection, canceled.uid, canceled.organization_id, EventKind.CANCELED)
     return canceled is not None
 

@@ -36,7 +36,7 @@ class Webhook:
     url: str
 
 
-def enlist(connection: sa.Connection, request_id: int, event: WebhookEvent) -> None:
+def enqueue(connection: sa.Connection, request_id: int, event: WebhookEvent) -> None:
     """In the transaction that ends a request: if it names a URL, it is owed this event's call, once."""
     owed = sa.select(_rows.id, sa.literal(event.value)).where(
         _rows.id == request_id,
@@ -122,7 +122,7 @@ def any_due(connection: sa.Connection) -> bool:
     return bool(connection.execute(sa.select(due)).scalar_one())
 
 
-def settle(
+def record_result(
     connection: sa.Connection, webhook: Webhook, *, taken: bool, answer: str, retry_seconds: float | None
 ) -> None:
     """Write how a try ended.

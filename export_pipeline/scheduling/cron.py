@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from export_pipeline.failures import ExportFailure, FailureCode, checked_zone, shown
+from export_pipeline.failures import ExportFailure, FailureCode, abbreviate, checked_zone
 from export_pipeline.scheduling.wall_clock import beginning
 
 _LONGEST_EXPRESSION = 1000
@@ -90,7 +90,7 @@ def uneven_steps(schedule: Schedule) -> list[str]:
 
 
 def _invalid(cron: str, what: str) -> ExportFailure:
-    return ExportFailure(FailureCode.INVALID_SCHEDULE, f"cron: {shown(cron)} {what}.", field="cron")
+    return ExportFailure(FailureCode.INVALID_SCHEDULE, f"cron: {abbreviate(cron)} {what}.", field="cron")
 
 
 @lru_cache(maxsize=_CACHED)

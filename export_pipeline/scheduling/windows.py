@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, Window
+from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
 from export_pipeline.scheduling.cron import Schedule, last_fire, next_fire
 
 MISSED_AFTER = timedelta(minutes=10)
@@ -20,7 +20,7 @@ class Rules:
     """What a recurring export was set to."""
 
     schedule: Schedule
-    window: Window = Window.ALL
+    window: WindowKind = WindowKind.ALL
     lag: timedelta = timedelta()
     """How long after a fire time its request is made, so that rows which commit late are in its window."""
     overlap: OverlapPolicy = OverlapPolicy.SKIP
@@ -28,7 +28,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Window:
     """The rows of a request by their creation time, half-open: from ``begin`` on, and before ``end``."""
 
     begin: datetime | None = None
@@ -99,30 +99,30 @@ def decide(rules: Rules, last_fired_for: datetime, now: datetime, unfinished_sin
     return Decision(Act.WAIT, fire_time)
 
 
-def coverage(rules: Rules, fire_time: datetime, high_water_mark: datetime | None) -> Coverage:
+def coverage(rules: Rules, fire_time: datetime, high_water_mark: datetime | None) -> Window:
     """The rows that the request of a fire time covers.
 
     ``previous_period`` is from one fire time to the next, whatever became of other requests: at ``0 0 * * *`` it is the
     local day before, of 23, 24 or 25 hours. ``since_last_success`` begins where the last completed one ended.
     """
     match rules.window:
-        case Window.ALL:
-            return Coverage()
-        case Window.PREVIOUS_PERIOD:
-            return Coverage(last_fire(rules.schedule, fire_time - timedelta(microseconds=1)), fire_time)
-        case Window.SINCE_LAST_SUCCESS:
-            return Coverage(high_water_mark, fire_time)
+        case WindowKind.ALL:
+            return Window()
+        case WindowKind.PREVIOUS_PERIOD:
+            return Window(last_fire(rules.schedule, fire_time - timedelta(microseconds=1)), fire_time)
+        case WindowKind.SINCE_LAST_SUCCESS:
+            return Window(high_water_mark, fire_time)
 
 
-def coverage_now(rules: Rules, now: datetime, high_water_mark: datetime | None) -> Coverage:
+def coverage_now(rules: Rules, now: datetime, high_water_mark: datetime | None) -> Window:
     """The rows of a request that somebody asks for out of turn: up to the last fire time, or up to now less the lag."""
     until = now - rules.lag
-    if rules.window is Window.SINCE_LAST_SUCCESS:
+    if rules.window is WindowKind.SINCE_LAST_SUCCESS:
         return coverage(rules, until, high_water_mark)
     return coverage(rules, last_fire(rules.schedule, until), high_water_mark)
 
 
-def moved_mark(high_water_mark: datetime | None, completed: Coverage) -> datetime | None:
+def advance_high_water_mark(high_water_mark: datetime | None, completed: Window) -> datetime | None:
     """The high-water mark once a request that covers so much is completed.
 
     It moves only over what it reaches: never back, and never over rows that nobody delivered.

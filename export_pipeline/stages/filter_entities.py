@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from export_pipeline.concurrency import ahead
+from export_pipeline.concurrency import map_ahead
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.source.query import Selection, build_query
 from export_pipeline.source.readers import Snapshot, Source, open_snapshot
@@ -113,7 +113,7 @@ class _Stager(ExitStack):
 
     def stage(self) -> Generator[int, None, None]:
         """Stage everything, each batch while the next is read, giving the number of rows done after each."""
-        yield from ahead(self._stage, self._reading.each(self._snapshot.batches), threads=1)
+        yield from map_ahead(self._stage, self._reading.each(self._snapshot.batches), threads=1)
         with self._writing:
             self._end_shard()
 

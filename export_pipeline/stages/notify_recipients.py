@@ -17,10 +17,10 @@ from export_pipeline.messaging.content import MAX_LISTED, ReadyFile, ReadyMail, 
 from export_pipeline.messaging.message import Attachment, MailProvider, Message, message_id, parse_address
 from export_pipeline.messaging.mime import one_line
 from export_pipeline.messaging.providers import default_sender
-from export_pipeline.messaging.sending import Handover, hand_over
+from export_pipeline.messaging.sending import Handover, send_all
 from export_pipeline.recurring.unsubscribe import make_token
 from export_pipeline.requests import notifications
-from export_pipeline.requests.download_links import seal, sealed_url
+from export_pipeline.requests.download_links import create, download_url
 from export_pipeline.requests.models import ExportRequest
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.validation.mail import sender_of
@@ -127,11 +127,11 @@ def notify(
     """
     request_id = announcement.request_id
     with database.begin() as connection:
-        notifications.enlist(connection, request_id, announcement.recipients)
+        notifications.enqueue(connection, request_id, announcement.recipients)
         notifications.close_interrupted(connection, request_id)
         waiting = notifications.pending(connection, request_id)
     messages = _messages(database, store, settings, announcement, waiting, warn) if waiting else ()
-    handed = hand_over(database, provider, request_id, messages, check=check)
+    handed = send_all(database, provider, request_id, messages, check=check)
     _raise_for(handed)
     return handed.counts
 
@@ -242,10 +242,10 @@ def _sealed(database: sa.Engine, settings: Settings, announcement: Announcement,
     """Links of this one mail, so that the audit trail can tell them apart; they live as long as the files."""
     ends_at, ordinals = announcement.files_expire_at, [file.ordinal for file in announcement.manifest.files]
     with database.begin() as connection:
-        tokens = seal(
+        tokens = create(
             connection, announcement.request_id, ordinals, expires_at=ends_at, notification_id=notification_id
         )
-    return [Link(sealed_url(settings.public_url, token), ends_at) for token in tokens]
+    return [Link(download_url(settings.public_url, token), ends_at) for token in tokens]
 
 
 def _mail(announcement: Announcement, links: Sequence[Link] | None) -> ReadyMail:

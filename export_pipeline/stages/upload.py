@@ -86,7 +86,7 @@ def _upload(
     path = staging.path(file.key)
     # What is not copied is not hashed again: it must be the very file that was hashed as it was written.
     is_untouched = path is not None and staging.fingerprint(file.key) == file.fingerprint
-    if path is not None and is_untouched and store.adopt(path, describe(placed), size=file.bytes):
+    if path is not None and is_untouched and store.link_file(path, describe(placed), size=file.bytes):
         progress(file.bytes)
         return
     with staging.open(file.key) as source:

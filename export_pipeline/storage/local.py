@@ -39,7 +39,7 @@ class LocalStore:
         with _appearing(self._path(description.key)) as temporary:
             _write(temporary, source, size=size, sha256=sha256, progress=progress)
 
-    def adopt(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
+    def link_file(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
         """A hard link, where the file system has one: the bytes were hashed as they were written, and are the same."""
         with suppress(OSError), _appearing(self._path(description.key)) as temporary:
             os.link(path, temporary)

@@ -31,8 +31,6 @@ class Link:
 
 Progress = Callable[[int], None]
 """Called with the bytes done so far between parts; may raise to stop the upload, which is then aborted."""
-
-
 # A message in its Internet form, for providers that take one (SMTP, the outbox).
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import botocore.exceptions as boto
 
-from export_pipeline.concurrency import ahead
+from export_pipeline.concurrency import map_ahead
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.storage.objects import Link, ObjectDescription, Progress, content_disposition
 from export_pipeline.storage.s3_client import is_aws, is_missing, translated, uploads_begun_until
@@ -92,7 +92,7 @@ class Upload:
                 reply = self._client.upload_part(**self._at, UploadId=upload, Body=body, **part)
             return len(body), {**part, "ETag": reply["ETag"]}
 
-        with closing(ahead(send, read(), threads=PARTS_AT_ONCE if length <= LARGEST_TOGETHER else 1)) as sent:
+        with closing(map_ahead(send, read(), threads=PARTS_AT_ONCE if length <= LARGEST_TOGETHER else 1)) as sent:
             try:
                 for count, part in sent:
                     done += count
@@ -207,7 +207,7 @@ class S3Store:
                 self.delete(description.key)
             raise mismatch("The object in the store has another size than the file that was sent")
 
-    def adopt(self, path: Path, description: ObjectDescription, *, size: int) -> bool:  # noqa: ARG002
+    def link_file(self, path: Path, description: ObjectDescription, *, size: int) -> bool:  # noqa: ARG002
         """Never: bytes have to travel."""
         return False
 

@@ -32,7 +32,7 @@ class Store(Protocol):
         """
         ...
 
-    def adopt(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
+    def link_file(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
         """Make a finished file of this machine an object without copying it, if this store can; else nothing is done.
 
         Nobody may change the file any more.

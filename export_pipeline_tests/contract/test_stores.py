@@ -137,20 +137,20 @@ class TestEveryStore:
     def test_a_file_is_adopted_without_a_copy_or_not_at_all(self, store: Store, tmp_path: Path) -> None:
         path = tmp_path / "finished"
         path.write_bytes(b"finished")
-        adopted = store.adopt(path, describe(), size=8)
+        adopted = store.link_file(path, describe(), size=8)
         assert adopted == isinstance(store, LocalStore)
         assert list(store.keys("")) == ([describe().key] if adopted else [])
         if adopted:
-            assert store.adopt(path, describe(), size=8)  # a step that is tried again
+            assert store.link_file(path, describe(), size=8)  # a step that is tried again
             assert store.abort_uploads(timedelta(0)) == 0
             path.unlink()
             with store.open(describe().key) as stream:
                 assert stream.read() == b"finished"
             path.write_bytes(b"cut")
             with fails(FailureCode.CHECKSUM_MISMATCH):
-                store.adopt(path, describe("other"), size=8)
+                store.link_file(path, describe("other"), size=8)
             assert list(store.keys("")) == [describe().key]
-            assert not store.adopt(tmp_path / "gone", describe("other"), size=8)
+            assert not store.link_file(tmp_path / "gone", describe("other"), size=8)
 
     def test_canceled_between_parts_leaves_nothing(self, store: Store, request: pytest.FixtureRequest) -> None:
         def cancel(done: int) -> None:

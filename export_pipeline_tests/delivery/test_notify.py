@@ -371,7 +371,7 @@ def test_mails_are_from_the_organizations_sender_while_it_may_be_used(
             return sender_for(connection, Organizations(), load_request(connection, request_id))
 
     with database.begin() as connection:
-        notifications.enlist(connection, request_id, RECIPIENTS[:1])
+        notifications.enqueue(connection, request_id, RECIPIENTS[:1])
         connection.execute(
             domains.insert().values(organization_id="acme", domain="acme.example.com", verified_at=utc_now())
         )

@@ -59,7 +59,7 @@ def test_from_the_request_to_the_file(gateway: Gateway) -> None:
 
 
 def test_the_body_has_every_column_that_may_be_asked_but_the_window() -> None:
-    assert set(native.ExportAsked.model_fields) == {*RequestTemplate.model_fields, "start_date", "end_date"}
+    assert set(native.ExportInput.model_fields) == {*RequestTemplate.model_fields, "start_date", "end_date"}
 
 
 def test_what_the_body_leaves_out_is_as_in_a_row(gateway: Gateway) -> None:
@@ -73,7 +73,7 @@ def test_what_the_body_leaves_out_is_as_in_a_row(gateway: Gateway) -> None:
             .order_by(export_requests.c.id)
         ).scalars()
         posted, bare = [load_request(connection, one) for one in list(ids)]
-    columns = set(native.ExportAsked.model_fields)
+    columns = set(native.ExportInput.model_fields)
     assert posted.model_dump(include=columns) == bare.model_dump(include=columns)
 
 

@@ -20,9 +20,9 @@ from export_pipeline.orchestration import maintenance, runs
 from export_pipeline.orchestration.maintenance import OUR_JOBS
 from export_pipeline.orchestration.resources import celery_config
 from export_pipeline.orchestration.runs import LONGEST_WAIT_SECONDS, RunView, has_waiting_step
-from export_pipeline.orchestration.sensors.reconciler import Fate, fate
+from export_pipeline.orchestration.sensors.reconciler import Action, action_for
 from export_pipeline.orchestration.sensors.requests import run_request
-from export_pipeline.requests.queue import Orphan
+from export_pipeline.requests.queue import StaleRequest
 from export_pipeline.settings import Settings
 from export_pipeline.storage.staging import Staging
 from export_pipeline_tests.orchestration.conftest import Pipeline
@@ -124,10 +124,10 @@ def test_a_step_that_nobody_begins_for_hours_is_lost(monkeypatch: pytest.MonkeyP
 
 
 def test_a_silent_run_whose_step_waits_is_left_alone_and_one_whose_step_was_lost_gets_a_new_attempt() -> None:
-    orphan = Orphan(id=1, uid="u", attempt=1, running=True, run_id="r", timed_out=True)
+    orphan = StaleRequest(id=1, uid="u", attempt=1, running=True, run_id="r", timed_out=True)
     run = RunView(run_id="r", attempt=1, finished=False, canceled=False)
-    assert fate(orphan, [run], max_attempts=3) is Fate.NEW_ATTEMPT
-    assert fate(orphan, [replace(run, waiting=True)], max_attempts=3) is Fate.LEAVE
+    assert action_for(orphan, [run], max_attempts=3) is Action.NEW_ATTEMPT
+    assert action_for(orphan, [replace(run, waiting=True)], max_attempts=3) is Action.LEAVE
 
 
 def test_step_outputs_on_s3_are_forgotten_with_their_run_and_what_is_younger_stays(

@@ -248,14 +248,14 @@ def test_a_worker_that_loses_its_request_takes_back_what_it_wrote_unless_another
 ) -> None:
     """Whoever ended the attempt cleared the stores while the upload was still under way."""
     uid = pipeline.ask()
-    put = LocalStore.adopt
+    put = LocalStore.link_file
 
     def end_meanwhile(self: LocalStore, *arguments: Any, **options: Any) -> bool:
         if pipeline.state(uid).status == "running":
             pipeline.update(uid, **becomes)
         return put(self, *arguments, **options)
 
-    monkeypatch.setattr(LocalStore, "adopt", end_meanwhile)
+    monkeypatch.setattr(LocalStore, "link_file", end_meanwhile)
     (claim,) = pipeline.claim()
     assert not pipeline.run(claim).success
     assert bool(pipeline.stored) is not goes

@@ -20,15 +20,15 @@ from export_pipeline.database.engine import utc_now
 from export_pipeline.database.tables import export_notifications
 from export_pipeline.failures import ExportCanceled
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.heartbeat import Pulse
+from export_pipeline.orchestration.heartbeat import Heartbeat
 from export_pipeline.orchestration.runs import RunView
 from export_pipeline.orchestration.sensors import reconciler, requests
 from export_pipeline.orchestration.sensors.cancellations import export_cancellations
 from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, ROWS_PER_TICK
-from export_pipeline.orchestration.sensors.reconciler import Fate, export_reconciler, fate
+from export_pipeline.orchestration.sensors.reconciler import Action, action_for, export_reconciler
 from export_pipeline.orchestration.sensors.requests import export_requests
 from export_pipeline.requests import notifications, queue, transitions
-from export_pipeline.requests.queue import Orphan
+from export_pipeline.requests.queue import StaleRequest
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 
@@ -161,7 +161,7 @@ def test_the_row_of_a_terminated_run_is_told_while_its_process_works_on(
     told: list[str] = []
 
     def work_on() -> None:
-        with Pulse(pipeline.database, 1, run_id, 0.05) as pulse:
+        with Heartbeat(pipeline.database, 1, run_id, 0.05) as pulse:
             told.append(evaluate(pipeline, export_cancellations).skip_message)
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
@@ -335,11 +335,11 @@ def test_mails_are_asked_for_even_if_mending_takes_longer_than_a_tick_has(
     lost = pipeline.ask()
     pipeline.claim()
     pipeline.update(lost, claimed_at=utc_now() - STALE)
-    monkeypatch.setattr(reconciler, "MEND_SECONDS", 0)
+    monkeypatch.setattr(reconciler, "RECONCILE_SECONDS", 0)
     assert [asked.job_name for asked in evaluate(pipeline, export_reconciler).run_requests] == ["notify"]
     pipeline.update(state.uid, heartbeat_at=utc_now())
     assert "1 are left to the next tick" in evaluate(pipeline, export_reconciler).skip_message
-    monkeypatch.setattr(reconciler, "MEND_SECONDS", 60)
+    monkeypatch.setattr(reconciler, "RECONCILE_SECONDS", 60)
     evaluate(pipeline, export_reconciler)
     assert [claim.uid for claim in pipeline.claim()] == [lost]
 
@@ -371,7 +371,7 @@ def owes_mail(pipeline: Pipeline) -> str:
     pipeline.update(uid, status="completed", attempt=1, run_id=run_id, heartbeat_at=old, completed_at=old)
     request_id = pipeline.state(uid).id
     with pipeline.database.begin() as connection:
-        notifications.enlist(connection, request_id, ["ana@example.com"])
+        notifications.enqueue(connection, request_id, ["ana@example.com"])
     return uid
 
 
@@ -553,33 +553,33 @@ def test_a_test_of_the_sensor_in_the_ui_claims_nothing(pipeline: Pipeline, tmp_p
         assert isinstance(result, dg.SensorResult) is launches
 
 
-def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r") -> Orphan:
-    return Orphan(1, "uid", attempt, running, run_id if running else None, timed_out)
+def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r") -> StaleRequest:
+    return StaleRequest(1, "uid", attempt, running, run_id if running else None, timed_out)
 
 
 ENDED, ALIVE, CANCELED = (RunView("r", 1, f, c) for f, c in ((True, False), (False, False), (True, True)))
 WAITING = RunView("r", 1, finished=False, canceled=False, waiting=True)
 FATES = [
-    ("claimed, no run", orphan(running=False), [], Fate.REQUEST_AGAIN),
-    ("claimed, run waits", orphan(running=False), [ALIVE], Fate.LEAVE),
-    ("claimed, run ended", orphan(running=False), [ENDED], Fate.NEW_ATTEMPT),
-    ("claimed, run canceled", orphan(running=False), [CANCELED], Fate.CANCEL),
-    ("claimed, only an older run", orphan(running=False, attempt=2), [ENDED], Fate.REQUEST_AGAIN),
-    ("running, silent, run alive", orphan(), [ALIVE], Fate.LEAVE),
-    ("running, timed out, run alive", orphan(timed_out=True), [ALIVE], Fate.NEW_ATTEMPT),
-    ("running, run ended", orphan(), [ENDED], Fate.NEW_ATTEMPT),
-    ("running, timed out, re-execution waits", orphan(timed_out=True), [ENDED, WAITING], Fate.LEAVE),
-    ("running, ended and re-executed", orphan(), [ENDED, ALIVE], Fate.LEAVE),
-    ("running, run deleted in the UI", orphan(), [], Fate.NEW_ATTEMPT),
-    ("running, canceled in Dagster", orphan(), [CANCELED], Fate.CANCEL),
-    ("running, another run of it canceled", orphan(run_id="owner"), [CANCELED], Fate.NEW_ATTEMPT),
+    ("claimed, no run", orphan(running=False), [], Action.REQUEST_AGAIN),
+    ("claimed, run waits", orphan(running=False), [ALIVE], Action.LEAVE),
+    ("claimed, run ended", orphan(running=False), [ENDED], Action.NEW_ATTEMPT),
+    ("claimed, run canceled", orphan(running=False), [CANCELED], Action.CANCEL),
+    ("claimed, only an older run", orphan(running=False, attempt=2), [ENDED], Action.REQUEST_AGAIN),
+    ("running, silent, run alive", orphan(), [ALIVE], Action.LEAVE),
+    ("running, timed out, run alive", orphan(timed_out=True), [ALIVE], Action.NEW_ATTEMPT),
+    ("running, run ended", orphan(), [ENDED], Action.NEW_ATTEMPT),
+    ("running, timed out, re-execution waits", orphan(timed_out=True), [ENDED, WAITING], Action.LEAVE),
+    ("running, ended and re-executed", orphan(), [ENDED, ALIVE], Action.LEAVE),
+    ("running, run deleted in the UI", orphan(), [], Action.NEW_ATTEMPT),
+    ("running, canceled in Dagster", orphan(), [CANCELED], Action.CANCEL),
+    ("running, another run of it canceled", orphan(run_id="owner"), [CANCELED], Action.NEW_ATTEMPT),
 ]
 
 
 @pytest.mark.parametrize(("name", "row", "runs", "expected"), FATES, ids=[case[0] for case in FATES])
-def test_fate(name: str, row: Orphan, runs: list[RunView], expected: Fate) -> None:
-    assert fate(row, runs, max_attempts=3) is expected
+def test_fate(name: str, row: StaleRequest, runs: list[RunView], expected: Action) -> None:
+    assert action_for(row, runs, max_attempts=3) is expected
 
 
 def test_fate_after_the_last_attempt() -> None:
-    assert fate(orphan(attempt=3), [RunView("r", 3, True, False)], max_attempts=3) is Fate.GIVE_UP
+    assert action_for(orphan(attempt=3), [RunView("r", 3, True, False)], max_attempts=3) is Action.GIVE_UP

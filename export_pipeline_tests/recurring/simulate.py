@@ -18,9 +18,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise, product
 from typing import TextIO
 
-from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, Window
+from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
 from export_pipeline.scheduling.cron import Schedule, fire_times, next_fire
-from export_pipeline.scheduling.windows import Act, Coverage, Rules, coverage, decide, moved_mark
+from export_pipeline.scheduling.windows import Act, Rules, Window, advance_high_water_mark, coverage, decide
 
 YEARS = 12
 START = datetime(2014, 1, 1, tzinfo=UTC)
@@ -41,13 +41,13 @@ class Figures:
 
     zone: str
     cron: str
-    window: Window
+    window: WindowKind
     fire_times: int = 0
     made: int = 0
     completed: int = 0
     failed: int = 0
     dropped: int = 0
-    windows: list[Coverage] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
     """Of the completed requests (``since_last_success``) or of all that were made (``previous_period``)."""
     rows: int = 0
     late: int = 0
@@ -70,7 +70,7 @@ class Figures:
 class _Export:
     since: datetime
     ends: datetime
-    covered: Coverage
+    covered: Window
     succeeds: bool
     read: range
     """Indices of the rows that it read."""
@@ -91,7 +91,7 @@ class _Rows:
         self.created.append(at)
         self.committed.append(at + chance.choice((timedelta(), LAG * chance.random())))
 
-    def between(self, covered: Coverage) -> range:
+    def between(self, covered: Window) -> range:
         begin = 0 if covered.begin is None else bisect_left(self.created, covered.begin)
         return range(begin, bisect_left(self.created, _end(covered)))
 
@@ -108,12 +108,12 @@ def simulate(
     while now < end:
         if running is not None and running.ends <= now:
             if running.succeeds:
-                mark = moved_mark(mark, running.covered)
+                mark = advance_high_water_mark(mark, running.covered)
                 delivered.update(running.read)
                 figures.completed += 1
             else:
                 figures.failed += 1
-            if running.succeeds or rules.window is Window.PREVIOUS_PERIOD:
+            if running.succeeds or rules.window is WindowKind.PREVIOUS_PERIOD:
                 figures.windows.append(running.covered)
             running = None
         decision = decide(rules, last, now, running.since if running else None)
@@ -130,7 +130,7 @@ def simulate(
     return figures
 
 
-def _export(chance: random.Random, rows: _Rows, covered: Coverage, now: datetime) -> _Export:
+def _export(chance: random.Random, rows: _Rows, covered: Window, now: datetime) -> _Export:
     """One that mostly takes minutes, sometimes days, and does not always end well."""
     lasts = timedelta(minutes=chance.uniform(0.1, 20)) if chance.random() < 0.97 else HOUR * chance.uniform(1, 60)
     read = rows.between(covered)
@@ -151,8 +151,8 @@ def _later(
 
 
 def _count_rows(figures: Figures, rows: _Rows, delivered: Counter[int], mark: datetime | None) -> None:
-    if figures.window is Window.SINCE_LAST_SUCCESS and mark is not None:
-        reached = rows.between(Coverage(None, mark))
+    if figures.window is WindowKind.SINCE_LAST_SUCCESS and mark is not None:
+        reached = rows.between(Window(None, mark))
         figures.deliveries = Counter(delivered[index] for index in reached)
     figures.rows = len(rows.created)
     ends = [_end(window) for window in figures.windows]
@@ -162,7 +162,7 @@ def _count_rows(figures: Figures, rows: _Rows, delivered: Counter[int], mark: da
 
 
 def _count_days(figures: Figures, schedule: Schedule) -> None:
-    if figures.window is not Window.PREVIOUS_PERIOD or figures.cron != "0 0 * * *":
+    if figures.window is not WindowKind.PREVIOUS_PERIOD or figures.cron != "0 0 * * *":
         return
     for window in figures.windows:
         begin, end = _begin(window), _end(window)
@@ -175,11 +175,11 @@ def _count_days(figures: Figures, schedule: Schedule) -> None:
         figures.local_days[(end - begin) / HOUR] += 1
 
 
-def _begin(window: Coverage) -> datetime:
+def _begin(window: Window) -> datetime:
     return window.begin or START - timedelta(days=36_500)
 
 
-def _end(window: Coverage) -> datetime:
+def _end(window: Window) -> datetime:
     assert window.end is not None
     return window.end
 
@@ -187,9 +187,9 @@ def _end(window: Coverage) -> datetime:
 def all_rules(zone: str, cron: str) -> Iterator[Rules]:
     """Both kinds of windows: every period made up for, and what came since the last success under every policy."""
     schedule = Schedule(cron, zone)
-    yield Rules(schedule, Window.PREVIOUS_PERIOD, LAG, OverlapPolicy.QUEUE, CatchUpPolicy.ALL)
+    yield Rules(schedule, WindowKind.PREVIOUS_PERIOD, LAG, OverlapPolicy.QUEUE, CatchUpPolicy.ALL)
     for overlap, catch_up in product(OverlapPolicy, CatchUpPolicy):
-        yield Rules(schedule, Window.SINCE_LAST_SUCCESS, LAG, overlap, catch_up)
+        yield Rules(schedule, WindowKind.SINCE_LAST_SUCCESS, LAG, overlap, catch_up)
 
 
 def check(figures: Figures) -> None:
@@ -201,7 +201,7 @@ def check(figures: Figures) -> None:
     assert figures.made > 0
     assert (figures.gaps, figures.overlaps) == (0, 0), figures
     assert set(figures.deliveries) <= {1}, figures.deliveries
-    if figures.window is Window.PREVIOUS_PERIOD:
+    if figures.window is WindowKind.PREVIOUS_PERIOD:
         assert figures.dropped == 0
 
 

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, Window
+from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
 from export_pipeline.scheduling.cron import Schedule
 from export_pipeline.scheduling.windows import (
     Act,
-    Coverage,
     Decision,
     Rules,
+    Window,
+    advance_high_water_mark,
     coverage,
     coverage_now,
     decide,
-    moved_mark,
 )
 from export_pipeline_tests.recurring.simulate import LAG, ZONES, all_rules, check, iter_until, simulate
 
@@ -60,17 +60,17 @@ def test_what_becomes_of_a_fire_time(
 
 
 def test_the_lag_puts_the_request_off_and_leaves_the_window_where_it_is() -> None:
-    rules = Rules(HOURLY, Window.PREVIOUS_PERIOD, timedelta(minutes=5))
+    rules = Rules(HOURLY, WindowKind.PREVIOUS_PERIOD, timedelta(minutes=5))
     assert decide(rules, at("09:00"), at("10:04"), None).act is Act.WAIT
     assert decide(rules, at("09:00"), at("10:05"), None) == Decision(Act.MAKE, at("10:00"))
-    assert coverage(rules, at("10:00"), None) == Coverage(at("09:00"), at("10:00"))
-    assert coverage_now(rules, at("10:04"), None) == Coverage(at("08:00"), at("09:00"))
+    assert coverage(rules, at("10:00"), None) == Window(at("09:00"), at("10:00"))
+    assert coverage_now(rules, at("10:04"), None) == Window(at("08:00"), at("09:00"))
 
 
 def test_a_request_out_of_turn_goes_on_where_the_last_success_ended() -> None:
-    rules = Rules(HOURLY, Window.SINCE_LAST_SUCCESS, timedelta(minutes=5))
-    assert coverage_now(rules, at("10:20"), at("08:00")) == Coverage(at("08:00"), at("10:15"))
-    assert coverage_now(Rules(HOURLY), at("10:20"), at("08:00")) == Coverage()
+    rules = Rules(HOURLY, WindowKind.SINCE_LAST_SUCCESS, timedelta(minutes=5))
+    assert coverage_now(rules, at("10:20"), at("08:00")) == Window(at("08:00"), at("10:15"))
+    assert coverage_now(Rules(HOURLY), at("10:20"), at("08:00")) == Window()
 
 
 HOURS = st.integers(0, 12)
@@ -87,7 +87,7 @@ def test_the_mark_never_goes_back_and_everything_before_it_was_delivered(
 
     mark, delivered = None, set[int]()
     for begin, end in completed:
-        moved = moved_mark(mark, Coverage(instant(begin), instant(end)))
+        moved = advance_high_water_mark(mark, Window(instant(begin), instant(end)))
         delivered |= set(range(begin if begin is not None else -1, end if end is not None else 13))
         assert mark is None or (moved is not None and moved >= mark)
         mark = moved
@@ -103,7 +103,7 @@ DAYS = [
 
 @pytest.mark.parametrize(("zone", "expected"), DAYS)
 def test_yesterday_is_the_local_day_of_23_24_or_25_hours(zone: str, expected: dict[float, int]) -> None:
-    rules = Rules(Schedule("0 0 * * *", zone), Window.PREVIOUS_PERIOD)
+    rules = Rules(Schedule("0 0 * * *", zone), WindowKind.PREVIOUS_PERIOD)
     ends = list(iter_until(rules.schedule, datetime(2024, 1, 1, 12, tzinfo=UTC)))[-3652:]
     windows = [coverage(rules, end, None) for end in ends]
     assert all(earlier.end == later.begin for earlier, later in pairwise(windows))
@@ -130,6 +130,6 @@ def test_under_every_policy_every_row_is_delivered_once(rules: Rules) -> None:
 
 
 def test_the_simulation_notices_a_lag_that_is_too_small() -> None:
-    rules = Rules(Schedule("0 */6 * * *", "UTC"), Window.SINCE_LAST_SUCCESS, LAG / 10)
+    rules = Rules(Schedule("0 */6 * * *", "UTC"), WindowKind.SINCE_LAST_SUCCESS, LAG / 10)
     with pytest.raises(AssertionError, match="had not committed"):
         simulate("UTC", rules.schedule.cron, rules, years=10)

@@ -20,7 +20,7 @@ from export_pipeline.recurring.models import MANAGED, RequestTemplate
 from export_pipeline.requests import transitions
 from export_pipeline.requests.models import ExportRequest, insert_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.scheduling.windows import Act, Coverage, Decision
+from export_pipeline.scheduling.windows import Act, Decision, Window
 from export_pipeline_tests.recurring.rows import TEMPLATE, add, at, cancel, complete, fail, look, made, row, update
 
 
@@ -309,7 +309,7 @@ def test_the_mark_never_passes_the_instant_at_which_the_request_was_made(databas
     recurring_id = add(database, window_kind="since_last_success", lag_seconds=0)
     with database.begin() as connection:
         later = utc_now() + timedelta(days=30)
-        dispatch.run_now(connection, Organizations(), recurring_id, window=Coverage(None, later))
+        dispatch.run_now(connection, Organizations(), recurring_id, window=Window(None, later))
     complete(database, made(database)[0].id)
     assert row(database, recurring_id).high_water_mark == made(database)[0].created_at
 
@@ -422,7 +422,7 @@ def test_out_of_turn_it_covers_its_turn_or_any_window_again(database: sa.Engine)
         with pytest.raises(LookupError):
             dispatch.window_of(connection, recurring_id + 1, uid)
     run_now(window=again)
-    run_now(window=Coverage(at("1 00:00"), at("2 00:00")))
+    run_now(window=Window(at("1 00:00"), at("2 00:00")))
     assert windows(database)[1:] == [(at("2 08:00"), at("2 09:29")), (at("1 00:00"), at("2 00:00"))]
     for request in made(database)[1:]:
         complete(database, request.id)

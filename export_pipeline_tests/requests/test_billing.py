@@ -240,7 +240,7 @@ def mail(database: sa.Engine, request_id: int, ends: dict[str, NotificationStatu
         if recipient in ends:
             for _ in range(2):  # told twice is told once
                 with database.begin() as connection:
-                    notifications.settle(connection, notification_id, ends[recipient])
+                    notifications.record_result(connection, notification_id, ends[recipient])
 
 
 def test_a_re_executed_request_is_paid_again_and_each_mail_is_charged_by_its_end(database: sa.Engine) -> None:
@@ -253,7 +253,7 @@ def test_a_re_executed_request_is_paid_again_and_each_mail_is_charged_by_its_end
     complete(database, request_id, run_id="run-2")
     everybody = [ANA, BOB, EVE, "dan@example.com"]
     with database.begin() as connection:
-        notifications.enlist(connection, request_id, everybody)
+        notifications.enqueue(connection, request_id, everybody)
         billing.reserve(connection, "acme", uid, everybody)
     assert account(database) == (1, 4, 0, 0)
     mail(
@@ -276,7 +276,7 @@ def test_a_re_executed_request_is_paid_again_and_each_mail_is_charged_by_its_end
 def test_a_mail_of_who_is_not_billed_settles_all_the_same(database: sa.Engine) -> None:
     request_id = ask(database)
     with database.begin() as connection:
-        notifications.enlist(connection, request_id, [ANA, BOB])
+        notifications.enqueue(connection, request_id, [ANA, BOB])
     mail(database, request_id, {ANA: NotificationStatus.SENT, BOB: NotificationStatus.REFUSED})
     with database.connect() as connection:
         assert notifications.counts(connection, request_id) == {
@@ -300,7 +300,7 @@ def test_a_cancel_waits_for_a_payment_and_gives_it_back(database: sa.Engine) -> 
 
     canceling = threading.Thread(target=cancel)
     with database.begin() as connection:
-        ownership.hold(connection, request_id, run_id="run-1")
+        ownership.lock(connection, request_id, run_id="run-1")
         canceling.start()
         started.wait()
         canceling.join(timeout=0.2)  # a cancel that does not wait is through by then
@@ -309,4 +309,4 @@ def test_a_cancel_waits_for_a_payment_and_gives_it_back(database: sa.Engine) -> 
     canceling.join()
     assert account(database) == (5, 0, 0, 2)
     with pytest.raises(ExportCanceled), database.begin() as connection:
-        ownership.hold(connection, request_id, run_id="run-1")
+        ownership.lock(connection, request_id, run_id="run-1")

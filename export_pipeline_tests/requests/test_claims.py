@@ -174,7 +174,7 @@ def test_the_run_of_a_locked_row_is_not_taken_for_dead(postgres: sa.Engine) -> N
             orphans = queue.quiet(connection, lease_seconds=1, quiet_seconds=1, heartbeat_timeout_seconds=2)
         exports: Any = SimpleNamespace(database=postgres, settings=Settings())
         with locked(postgres, f"SELECT * FROM export_requests WHERE id = {first.id} FOR UPDATE"):
-            assert reconciler.mend_all(instance, exports, orphans, seconds=30) == ([first.uid], 0)
+            assert reconciler.reconcile_all(instance, exports, orphans, seconds=30) == ([first.uid], 0)
         statuses = [instance.get_run_by_id(runs[one.id]) for one in (first, second)]
         assert [run.is_finished for run in statuses if run is not None] == [False, True]
     assert [read(postgres, one.id).status for one in (first, second)] == ["running", "queued"]

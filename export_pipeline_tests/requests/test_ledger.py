@@ -20,15 +20,15 @@ from export_pipeline_tests.requests.test_states import FAILURE, ask, begin, clai
 def request_id(database: sa.Engine) -> int:
     request_id = ask(database)
     with database.begin() as connection:
-        notifications.enlist(connection, request_id, ["ana@example.com", "bob@example.com"])
+        notifications.enqueue(connection, request_id, ["ana@example.com", "bob@example.com"])
     return request_id
 
 
 def test_enlisting_again_keeps_what_is_known(database: sa.Engine, request_id: int) -> None:
     with database.begin() as connection:
         (first, _), _ = notifications.pending(connection, request_id)
-        notifications.settle(connection, first, NotificationStatus.SENT)
-        notifications.enlist(connection, request_id, ["ana@example.com", "bob@example.com", "eve@example.com"])
+        notifications.record_result(connection, first, NotificationStatus.SENT)
+        notifications.enqueue(connection, request_id, ["ana@example.com", "bob@example.com", "eve@example.com"])
         assert [address for _, address in notifications.pending(connection, request_id)] == [
             "bob@example.com",
             "eve@example.com",
@@ -57,8 +57,8 @@ def test_what_a_dead_process_was_sending_is_unknown_and_left(database: sa.Engine
 def test_the_two_kinds_of_mail_are_counted_apart(database: sa.Engine, request_id: int) -> None:
     failed = NotificationKind.FAILED
     with database.begin() as connection:
-        notifications.enlist(connection, request_id, ["ana@example.com"], failed)
-        notifications.enlist(connection, request_id, ["ana@example.com"], failed)
+        notifications.enqueue(connection, request_id, ["ana@example.com"], failed)
+        notifications.enqueue(connection, request_id, ["ana@example.com"], failed)
         ((told, address),) = notifications.pending(connection, request_id, failed)
         assert address == "ana@example.com"
         assert notifications.start_sending(connection, told)
@@ -162,7 +162,7 @@ def settled(database: sa.Engine, request_id: int, **ends: NotificationStatus) ->
     with database.begin() as connection:
         for notification_id, address in notifications.pending(connection, request_id):
             assert notifications.start_sending(connection, notification_id)
-            notifications.settle(connection, notification_id, ends[address.partition("@")[0]], "smtp 550 5.7.1")
+            notifications.record_result(connection, notification_id, ends[address.partition("@")[0]], "smtp 550 5.7.1")
 
 
 SENT, REFUSED, UNKNOWN, PENDING = (NotificationStatus(name) for name in ("sent", "refused", "unknown", "pending"))
@@ -175,7 +175,7 @@ def test_what_is_put_back_is_sent_again_and_paid_once(database: sa.Engine) -> No
     request_id = ask(database, recipient_emails=people)
     with database.begin() as connection:
         uid = connection.execute(sa.text("SELECT uid FROM export_requests")).scalar_one()
-        notifications.enlist(connection, request_id, people)
+        notifications.enqueue(connection, request_id, people)
         billing.reserve(connection, "acme", str(uid), people)
     settled(database, request_id, ana=SENT, bob=REFUSED, eve=UNKNOWN)
     assert balance(database) == (3, {"charged": 2, "released": 1})
@@ -205,7 +205,7 @@ def test_what_cannot_be_paid_is_not_put_back(database: sa.Engine) -> None:
     request_id = ask(database)
     with database.begin() as connection:
         uid = connection.execute(sa.text("SELECT uid FROM export_requests")).scalar_one()
-        notifications.enlist(connection, request_id, ["ana@example.com"])
+        notifications.enqueue(connection, request_id, ["ana@example.com"])
         billing.reserve(connection, "acme", str(uid), ["ana@example.com"])
     settled(database, request_id, ana=REFUSED)
     with database.begin() as connection:
@@ -222,7 +222,7 @@ def test_mails_that_are_put_back_are_found_however_long_ago_the_request_ended(da
     begin(database, request_id, attempt=None)
     complete(database, request_id)
     with database.begin() as connection:
-        notifications.enlist(connection, request_id, ["ana@example.com"])
+        notifications.enqueue(connection, request_id, ["ana@example.com"])
     settled(database, request_id, ana=REFUSED)
     days_ago = utc_now() - timedelta(days=3)
     update(database, request_id, heartbeat_at=days_ago, completed_at=days_ago)
@@ -257,14 +257,14 @@ def test_a_second_failure_of_the_same_request_is_told_once(database: sa.Engine) 
     request_id = failed(database, requested_by="ana")
     with database.begin() as connection:
         ((first, _),) = notifications.pending(connection, request_id, NotificationKind.FAILED)
-        notifications.settle(connection, first, NotificationStatus.SENT)
+        notifications.record_result(connection, first, NotificationStatus.SENT)
     enter(database, request_id, Stage.UPLOAD, run_id="run-2", lineage=["run-1"])
     with database.begin() as connection:
         assert transitions.fail(connection, request_id, FAILURE, run_id="run-2")
     assert told(database, request_id) == []
 
 
-def unnotified(database: sa.Engine) -> list[queue.Orphan]:
+def unnotified(database: sa.Engine) -> list[queue.StaleRequest]:
     with database.connect() as connection:
         return queue.unnotified(connection, quiet_seconds=10, heartbeat_timeout_seconds=120, within=timedelta(hours=1))
 
@@ -280,7 +280,7 @@ def test_requests_that_still_owe_a_mail_are_found_once_they_are_quiet(database: 
     update(database, never_began, heartbeat_at=None, completed_at=utc_now() - timedelta(seconds=150), run_id=None)
     with database.begin() as connection:
         ((sent, _),) = notifications.pending(connection, told_already, NotificationKind.FAILED)
-        notifications.settle(connection, sent, NotificationStatus.SENT)
+        notifications.record_result(connection, sent, NotificationStatus.SENT)
     enter(database, revived, Stage.UPLOAD, run_id="run-2", lineage=["run-1"])
     complete(database, revived, run_id="run-2")
     update(database, revived, heartbeat_at=long_ago)
@@ -289,7 +289,7 @@ def test_requests_that_still_owe_a_mail_are_found_once_they_are_quiet(database: 
         (never_began, None, True),
     ]
     with database.begin() as connection:
-        notifications.enlist(connection, revived, ["bob@example.com"])
+        notifications.enqueue(connection, revived, ["bob@example.com"])
     assert [one.id for one in unnotified(database)] == [heard, revived, never_began]
     update(database, heard, completed_at=utc_now() - timedelta(hours=2))
     assert [one.id for one in unnotified(database)] == [revived, never_began]

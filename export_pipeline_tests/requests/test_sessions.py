@@ -59,7 +59,7 @@ def export(database: sa.Engine) -> str:
     file = transitions.DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
     with database.begin() as connection:
         transitions.complete(connection, claim.id, files=[file], manifest_key="m", expires_at=utc_now(), **run)
-        notifications.enlist(connection, claim.id, ASKED["recipient_emails"])
+        notifications.enqueue(connection, claim.id, ASKED["recipient_emails"])
     return uid
 
 

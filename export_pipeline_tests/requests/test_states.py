@@ -325,7 +325,7 @@ def test_a_released_request_is_claimed_again(database: sa.Engine, charged: bool,
     assert [one.attempt for one in claim(database)] == [next_attempt]
 
 
-def quiet(database: sa.Engine) -> list[queue.Orphan]:
+def quiet(database: sa.Engine) -> list[queue.StaleRequest]:
     with database.connect() as connection:
         return queue.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
 

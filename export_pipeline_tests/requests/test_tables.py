@@ -27,7 +27,7 @@ from export_pipeline.database.enums import (
     RequestStatus,
     Stage,
     WebhookStatus,
-    Window,
+    WindowKind,
 )
 from export_pipeline.database.tables import export_requests, metadata
 from export_pipeline.database.types import UtcDateTime
@@ -105,7 +105,7 @@ ENUMS = [
     ("email_charges", "status", ChargeStatus),
     ("export_webhooks", "status", WebhookStatus),
     ("export_events", "kind", EventKind),
-    ("recurring_exports", "window_kind", Window),
+    ("recurring_exports", "window_kind", WindowKind),
     ("recurring_exports", "overlap_policy", OverlapPolicy),
     ("recurring_exports", "catch_up_policy", CatchUpPolicy),
 ]
@@ -278,7 +278,7 @@ def test_a_link_of_a_deleted_request_does_not_open_another_that_has_its_number(t
         connection.exec_driver_sql(FOUR_COLUMNS)
         connection.exec_driver_sql("UPDATE export_requests SET status = 'completed'")
         connection.exec_driver_sql(f"INSERT INTO export_files {file}")
-        (token,) = download_links.seal(connection, 1, [1], expires_at=utc_now() + timedelta(days=1))
+        (token,) = download_links.create(connection, 1, [1], expires_at=utc_now() + timedelta(days=1))
         assert isinstance(download_links.open_link(connection, token), download_links.Opened)
     with sqlite3.connect(engine.url.database or "") as plain:
         plain.execute("DELETE FROM export_requests")

@@ -68,8 +68,6 @@ ORGANIZATIONS: tuple[Organization, ...] = (
         ("1945-10-14T17:30:00", "2024-03-30T18:30:00"),
     ),
 )
-
-
 # What all tables of the demo share: whose a row is, and when it was made.
 
 

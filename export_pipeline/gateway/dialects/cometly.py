@@ -18,8 +18,8 @@ from export_pipeline.database.enums import UNFINISHED, RequestStatus
 from export_pipeline.database.tables import export_requests
 from export_pipeline.gateway.auth import caller, organization_of
 from export_pipeline.gateway.bodies import Body, described, parsed
-from export_pipeline.gateway.dialect import Dialect, Refusal, build_app, strip_default_errors
-from export_pipeline.gateway.downloads import base_url, downloads, has_files, seen_by
+from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, strip_default_errors
+from export_pipeline.gateway.downloads import base_url, downloads, has_files, visible_to
 from export_pipeline.gateway.row_pages import listed, read_page
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
@@ -45,7 +45,7 @@ class CometlyError(BaseModel):
     errors: dict[str, list[str]] | None = None
 
 
-def _shape(refusal: Refusal) -> dict[str, Any]:
+def _shape(refusal: ApiError) -> dict[str, Any]:
     body: dict[str, Any] = {"message": refusal.message}
     if refusal.status == 422 and refusal.field:
         body["errors"] = {refusal.field: [refusal.message]}
@@ -183,7 +183,7 @@ class _Cursor:
                 return found
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
-        raise Refusal(422, "cursor: is none of ours; begin without one.", field="cursor")
+        raise ApiError(422, "cursor: is none of ours; begin without one.", field="cursor")
 
 
 def contact_routes() -> APIRouter:
@@ -370,9 +370,9 @@ def read(
 ) -> ContactExport:
     """`download_url` lives 15 minutes from this request; ask again for another."""
     with reading(services.database) as connection:
-        state = seen_by(key, find_state(connection, export_requests.c.id == export_id))
+        state = visible_to(key, find_state(connection, export_requests.c.id == export_id))
     if state is None or state.dataset != DATASET:
-        raise Refusal(404, "Export not found.")
+        raise ApiError(404, "Export not found.")
     return _view(services, request, state)
 
 

@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 from export_pipeline.database.enums import RequestStatus
 from export_pipeline.gateway.auth import caller, organization_of
 from export_pipeline.gateway.bodies import Body, described, parsed, query_of
-from export_pipeline.gateway.dialect import Dialect, Refusal, build_app, strip_default_errors
+from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, strip_default_errors
 from export_pipeline.gateway.downloads import downloads, visible
 from export_pipeline.gateway.row_pages import listed, read_page
 from export_pipeline.gateway.services import Serves, Services
@@ -65,15 +65,13 @@ def gu1_caller(
 ) -> ApiKey:
     """A caller who names the organization that the key is of; it is the key's in any case."""
     if not x_organization_id:
-        raise Refusal(400, "X-Organization-ID header is required")
+        raise ApiError(400, "X-Organization-ID header is required")
     if x_organization_id.strip().lower() != key.organization_id.lower():
-        raise Refusal(403, "This API key does not belong to the organization that X-Organization-ID names")
+        raise ApiError(403, "This API key does not belong to the organization that X-Organization-ID names")
     return key
 
 
 Gu1Caller = Annotated[ApiKey, Depends(gu1_caller)]
-
-
 # gu1's list of entities, with its documented filters.
 
 
@@ -121,7 +119,7 @@ _NOT_YET = "The files of this export are not available yet."
 _GONE = "The files of this export have expired. Ask for a new export."
 
 
-class JobAsked(Model):
+class JobInput(Model):
     """A bulk export by e-mail."""
 
     model_config = ConfigDict(extra="forbid")
@@ -209,7 +207,7 @@ _jobs = APIRouter(tags=["export jobs"])
     status_code=202,
     response_model=JobQueued,
     responses=DIALECT.documented(400, 403, 413),
-    openapi_extra=described(JobAsked),
+    openapi_extra=described(JobInput),
     summary="Export entities and mail them",
 )
 def create(
@@ -217,7 +215,7 @@ def create(
     idempotency_key: IdempotencyKey = None,
 ) -> JobQueued:  # fmt: skip
     """What cannot be served or mailed is refused at once."""
-    asked = parsed(request, JobAsked, body)
+    asked = parsed(request, JobInput, body)
     submitted = submit(services, key, {**asked.model_dump(), "dataset": DATASET, "notify_email": True}, idempotency_key)
     response.headers.update(submitted.headers)
     return JobQueued(job_id=submitted.request.uid, message=MESSAGE)
@@ -249,14 +247,14 @@ def download(request: Request, jobId: str, key: Gu1Caller, services: Serves) -> 
         for one in downloads(services, request, state)
     ]
     if not files:
-        raise Refusal(404, _GONE if state.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED) else _NOT_YET)
+        raise ApiError(404, _GONE if state.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED) else _NOT_YET)
     return DownloadAnswer(download=Download(**files[0].model_dump(), job_id=state.uid, files=files))
 
 
 def _found(services: Services, key: ApiKey, uid: str) -> RequestState:
     state = visible(services, key, uid)
     if state is None or state.dataset != DATASET:
-        raise Refusal(404, DIALECT.not_found)
+        raise ApiError(404, DIALECT.not_found)
     return state
 
 

@@ -19,7 +19,7 @@ from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB
 from export_pipeline.gateway import pages
 from export_pipeline.gateway.auth import caller, check_may_export
 from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed
-from export_pipeline.gateway.dialect import Dialect, Refusal, build_app, strip_default_errors
+from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, strip_default_errors
 from export_pipeline.gateway.downloads import URL_LIFETIME, downloads, is_head, visible
 from export_pipeline.gateway.pages import STATUSES, closed_page, failed_page
 from export_pipeline.gateway.services import Serves, Services
@@ -51,7 +51,7 @@ def _end_date(value: Any, parse: ValidatorFunctionWrapHandler) -> datetime | Non
     return parsed and read_end(parsed, value)
 
 
-class ExportAsked(BaseModel):
+class ExportInput(BaseModel):
     """What may be asked of `export_requests`; docs/requests.md says what each column means.
 
     `window_from` and `window_before`, which recurring exports set, are left out: a caller asks by dates.
@@ -144,14 +144,14 @@ def routes(dialect: Dialect) -> APIRouter:
         status_code=202,
         response_model=ExportView,
         responses=errors(400, 403, 413, 422),
-        openapi_extra=described(ExportAsked),
+        openapi_extra=described(ExportInput),
         summary="Ask for an export",
     )
     def create(
         request: Request, response: Response, key: Caller, body: Body, services: Serves,
         idempotency_key: IdempotencyKey = None,
     ) -> ExportView:  # fmt: skip
-        asked = parsed(request, ExportAsked, body)
+        asked = parsed(request, ExportInput, body)
         check_may_export(dialect, key, asked.dataset)
         submitted = submit(services, key, _columns(asked), idempotency_key)
         uid = submitted.request.uid
@@ -169,7 +169,7 @@ def routes(dialect: Dialect) -> APIRouter:
             asked = transitions.request_cancel(connection, uid)
         state = _visible(services, key, uid)
         if not asked:
-            raise Refusal(409, f"The export is {state.status} and cannot be canceled any more.", code="finished")
+            raise ApiError(409, f"The export is {state.status} and cannot be canceled any more.", code="finished")
         return view(services, request, state)
 
     @router.delete(
@@ -183,17 +183,17 @@ def routes(dialect: Dialect) -> APIRouter:
     def _visible(services: Services, key: ApiKey, uid: str) -> RequestState:
         state = visible(services, key, uid)
         if state is None:
-            raise Refusal(404, dialect.not_found)
+            raise ApiError(404, dialect.not_found)
         return state
 
     return router
 
 
-def _columns(asked: ExportAsked) -> dict[str, Any]:
+def _columns(asked: ExportInput) -> dict[str, Any]:
     columns = asked.model_dump()
     for name in ("start_date", "end_date"):
         if columns[name] is not None and columns[name].tzinfo is not None:
-            raise Refusal(422, f"{name}: has an offset; give the wall clock of the organization.", field=name)
+            raise ApiError(422, f"{name}: has an offset; give the wall clock of the organization.", field=name)
     return columns
 
 
@@ -241,7 +241,7 @@ class Health(BaseModel):
     status: str
 
 
-def _page_for_people(request: Request, refusal: Refusal) -> Response | None:
+def _page_for_people(request: Request, refusal: ApiError) -> Response | None:
     """What somebody sees who clicked a link of a mail, whatever went wrong; programs get JSON."""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     if not path.startswith((PATH, pages.PATH)):
@@ -296,7 +296,7 @@ _PAGE: dict[str, Any] = {"content": {"text/html": {}}}
         410: {"description": "Expired or revoked.", **_PAGE},
     },
 )
-def open_sealed(
+def open_mailed_link(
     request: Request, token: str, services: Serves, accept_language: Annotated[str | None, Header()] = None
 ) -> Response:
     """The token is all that is needed: whoever has the mail can download the file, until it expires or is revoked.

@@ -14,7 +14,7 @@ from export_pipeline.database.enums import UNFINISHED, RequestStatus
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB
 from export_pipeline.gateway.auth import caller, organization_of
 from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed, query_of
-from export_pipeline.gateway.dialect import Dialect, Refusal, build_app, strip_default_errors
+from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, strip_default_errors
 from export_pipeline.gateway.downloads import base_url, downloads, has_files, visible
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
@@ -75,7 +75,7 @@ def sendgrid_caller(
 ) -> ApiKey:
     """A caller for their own organization: to ignore a subuser would export somebody else's contacts."""
     if on_behalf_of:
-        raise Refusal(403, DIALECT.forbidden, field="On-Behalf-Of")
+        raise ApiError(403, DIALECT.forbidden, field="On-Behalf-Of")
     return key
 
 
@@ -222,7 +222,7 @@ class Notifications(BaseModel):
     email: bool | None = None
 
 
-class ExportAsked(BaseModel):
+class ExportInput(BaseModel):
     """All of it optional; another key is refused, as it may be meant to narrow the export."""
 
     model_config = ConfigDict(extra="forbid")
@@ -317,7 +317,7 @@ _exports = APIRouter(tags=["exports"])
     response_model=ExportCreated,
     response_model_exclude_none=True,
     responses=DIALECT.documented(400, 403, 413),
-    openapi_extra=described(ExportAsked, required=False),
+    openapi_extra=described(ExportInput, required=False),
     summary="Export contacts",
 )
 def create(
@@ -326,14 +326,14 @@ def create(
     idempotency_key: IdempotencyKey = None,
 ) -> ExportCreated:  # fmt: skip
     """Neither lists nor segments: all contacts."""
-    asked = parsed(request, ExportAsked, body, in_query=["file_type"])
+    asked = parsed(request, ExportInput, body, in_query=["file_type"])
     submitted = submit(services, key, _columns(services, key, asked), idempotency_key)
     response.headers.update(submitted.headers)
     uid = submitted.request.uid
     return ExportCreated(id=uid, metadata=_metadata(services, request, uid))
 
 
-def _columns(services: Services, key: ApiKey, asked: ExportAsked) -> dict[str, Any]:
+def _columns(services: Services, key: ApiKey, asked: ExportInput) -> dict[str, Any]:
     mails = asked.notifications is not None and bool(asked.notifications.email)
     return {
         "dataset": DATASET,
@@ -358,7 +358,7 @@ def _address(services: Services, key: ApiKey) -> str:
             member = services.organizations.member(connection, key.organization_id, key.member_id)
     if member is None or member.email is None:
         message = "notifications.email: this key acts for no member with an address; leave it false."
-        raise Refusal(400, message, field="notifications")
+        raise ApiError(400, message, field="notifications")
     return member.email
 
 
@@ -373,7 +373,7 @@ def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> Co
     """Its URLs are fresh at each read and need no credentials."""
     state = visible(services, key, id)
     if state is None or state.dataset != DATASET:
-        raise Refusal(404, DIALECT.not_found)
+        raise ApiError(404, DIALECT.not_found)
     told = _told(services, request, state)
     return ContactExport(
         **told,

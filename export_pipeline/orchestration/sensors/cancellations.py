@@ -16,7 +16,7 @@ from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.jobs import JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runs import runs_of, terminated_before_they_began, terminated_of
-from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, MEND_SECONDS, done, skipped, summary
+from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, RECONCILE_SECONDS, done, skipped, summary
 from export_pipeline.requests import queue, transitions
 
 
@@ -45,7 +45,7 @@ def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportRes
     stopped += [
         (one.id, one.uid, None, one.claim_id) for one in terminated_before_they_began(context.instance, claimed)
     ]
-    ends = time.monotonic() + MEND_SECONDS
+    ends = time.monotonic() + RECONCILE_SECONDS
     failed = [
         uid
         for request_id, uid in random.sample(asked, len(asked))

@@ -24,7 +24,7 @@ ROWS_PER_TICK = 50
 """A run key costs the daemon a look-up; 50 keep a tick short, and the next tick takes the next 50."""
 INTERVAL_SECONDS = 4
 RECONCILE_INTERVAL_SECONDS = 14
-MEND_SECONDS = 30.0
+RECONCILE_SECONDS = 30.0
 """The daemon gives a tick 60 s; what is left is done at the next."""
 
 

@@ -22,17 +22,10 @@ from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.jobs import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runbook import RUNBOOK
-from export_pipeline.orchestration.runs import (
-    RUNS_A_CALL,
-    RunView,
-    has_waiting_step,
-    is_of,
-    runs_of,
-    runs_of_each,
-)
+from export_pipeline.orchestration.runs import RUNS_A_CALL, RunView, has_waiting_step, is_of, runs_of, runs_of_each
 from export_pipeline.orchestration.sensors.common import (
-    MEND_SECONDS,
     RECONCILE_INTERVAL_SECONDS,
+    RECONCILE_SECONDS,
     ROWS_PER_TICK,
     done,
     skipped,
@@ -40,7 +33,7 @@ from export_pipeline.orchestration.sensors.common import (
 )
 from export_pipeline.requests import queue, transitions
 from export_pipeline.requests.models import is_canonical_uuid
-from export_pipeline.requests.queue import Orphan
+from export_pipeline.requests.queue import StaleRequest
 from export_pipeline.settings import BEYOND_ONE_MACHINE
 
 # Which rows lost their run, and what is to become of each.
@@ -56,7 +49,7 @@ def exhausted(attempts: int) -> ExportFailure:
     )
 
 
-class Fate(StrEnum):
+class Action(StrEnum):
     """What is to become of a row that lost its run."""
 
     LEAVE = "left alone"
@@ -67,37 +60,37 @@ class Fate(StrEnum):
     CANCEL = "its run was canceled in Dagster"
 
 
-def write(connection: sa.Connection, orphan: Orphan, decided: Fate) -> None:
+def write(connection: sa.Connection, orphan: StaleRequest, decided: Action) -> None:
     """Write on the row what became of it; a cancel also deletes files and is not this module's."""
     match decided:
-        case Fate.LEAVE:
+        case Action.LEAVE:
             pass
-        case Fate.WAIT:
+        case Action.WAIT:
             queue.renew_lease(connection, orphan.id)
-        case Fate.REQUEST_AGAIN:
+        case Action.REQUEST_AGAIN:
             queue.release(connection, orphan.id, attempt=orphan.attempt, run_id=orphan.run_id, charged=False)
-        case Fate.NEW_ATTEMPT:
+        case Action.NEW_ATTEMPT:
             queue.release(connection, orphan.id, attempt=orphan.attempt, run_id=orphan.run_id, charged=True)
-        case Fate.GIVE_UP:
+        case Action.GIVE_UP:
             failure = exhausted(orphan.counted_attempts)
             transitions.give_up(connection, orphan.id, failure, attempt=orphan.attempt, run_id=orphan.run_id)
-        case Fate.CANCEL:
+        case Action.CANCEL:
             raise ValueError("a cancel is carried out by cancel.cancel_and_discard")
 
 
-def fate(orphan: Orphan, runs: Sequence[RunView], *, max_attempts: int) -> Fate:
+def action_for(orphan: StaleRequest, runs: Sequence[RunView], *, max_attempts: int) -> Action:
     """Decide from the request's runs what is to become of its row."""
     current = [run for run in runs if is_of(run, orphan)]
     if not orphan.running and not current:
-        return Fate.REQUEST_AGAIN
+        return Action.REQUEST_AGAIN
     if any(run.waiting for run in current):
-        return Fate.LEAVE if orphan.running else Fate.WAIT
+        return Action.LEAVE if orphan.running else Action.WAIT
     if any(not (run.finished or orphan.timed_out) for run in current):
-        return Fate.LEAVE
+        return Action.LEAVE
     # A re-execution that was canceled before it took the row says nothing of the run that owns it.
     if any(run.canceled and orphan.run_id in (run.run_id, None) for run in current):
-        return Fate.CANCEL
-    return Fate.NEW_ATTEMPT if orphan.counted_attempts < max_attempts else Fate.GIVE_UP
+        return Action.CANCEL
+    return Action.NEW_ATTEMPT if orphan.counted_attempts < max_attempts else Action.GIVE_UP
 
 
 MAX_NOTIFY_RUNS = 6
@@ -109,22 +102,22 @@ class RowLocked(Exception):
     """Another transaction holds a row: it is seen to at a later tick."""
 
 
-def mend_all(
-    instance: DagsterInstance, exports: ExportResource, orphans: Sequence[queue.Orphan], *, seconds: float
+def reconcile_all(
+    instance: DagsterInstance, exports: ExportResource, orphans: Sequence[queue.StaleRequest], *, seconds: float
 ) -> tuple[list[str], int]:
     """Mend rows for ``seconds``: the uids of those that could not be, and how many are left for the next time."""
     ends = time.monotonic() + seconds
     # By chance: a row on which every tick waits (its lock) is not always before the same others.
     orphans = random.sample(orphans, len(orphans))
 
-    def mend(orphan: queue.Orphan, runs: Sequence[RunView]) -> None:
-        _mend(instance, exports, orphan, runs)
+    def mend(orphan: queue.StaleRequest, runs: Sequence[RunView]) -> None:
+        _reconcile(instance, exports, orphan, runs)
 
     return _each(instance, orphans, mend, lambda: time.monotonic() >= ends)
 
 
 def resume_all(
-    instance: DagsterInstance, orphans: Sequence[queue.Orphan], *, seconds: float, at_most: int
+    instance: DagsterInstance, orphans: Sequence[queue.StaleRequest], *, seconds: float, at_most: int
 ) -> tuple[list[dg.RunRequest], list[str], int]:
     """Ask for runs for the mails that are left, for ``seconds`` and ``at_most`` so many.
 
@@ -135,7 +128,7 @@ def resume_all(
     ends = time.monotonic() + seconds
     asked: list[dg.RunRequest] = []
 
-    def resume(orphan: queue.Orphan, runs: Sequence[RunView]) -> None:
+    def resume(orphan: queue.StaleRequest, runs: Sequence[RunView]) -> None:
         asked.extend(_resumed(instance, orphan, runs))
 
     failed, left = _each(instance, orphans, resume, lambda: time.monotonic() >= ends or len(asked) >= at_most)
@@ -144,8 +137,8 @@ def resume_all(
 
 def _each(
     instance: DagsterInstance,
-    orphans: Sequence[queue.Orphan],
-    do: Callable[[queue.Orphan, Sequence[RunView]], None],
+    orphans: Sequence[queue.StaleRequest],
+    do: Callable[[queue.StaleRequest, Sequence[RunView]], None],
     is_over: Callable[[], bool],
 ) -> tuple[list[str], int]:
     """Do each row's work until it is over: the uids of those for which it failed, and how many are left."""
@@ -159,8 +152,8 @@ def _each(
 
 
 def _with_runs(
-    instance: DagsterInstance, orphans: Sequence[queue.Orphan]
-) -> Iterator[tuple[queue.Orphan, list[RunView] | None]]:
+    instance: DagsterInstance, orphans: Sequence[queue.StaleRequest]
+) -> Iterator[tuple[queue.StaleRequest, list[RunView] | None]]:
     """Each row with its runs; None if they could not be read."""
     for begin in range(0, len(orphans), RUNS_A_CALL):
         some = orphans[begin : begin + RUNS_A_CALL]
@@ -170,15 +163,17 @@ def _with_runs(
         yield from ((orphan, runs.get(orphan.uid)) for orphan in some)
 
 
-def _mend(instance: DagsterInstance, exports: ExportResource, orphan: queue.Orphan, runs: Sequence[RunView]) -> None:
+def _reconcile(
+    instance: DagsterInstance, exports: ExportResource, orphan: queue.StaleRequest, runs: Sequence[RunView]
+) -> None:
     beyond_one_machine = exports.settings.executor in BEYOND_ONE_MACHINE
     if beyond_one_machine and orphan.timed_out:
         runs = [run if run.finished else replace(run, waiting=_waits(instance, run)) for run in runs]
-    decided = fate(orphan, runs, max_attempts=exports.settings.max_attempts)
-    if decided is Fate.CANCEL:
+    decided = action_for(orphan, runs, max_attempts=exports.settings.max_attempts)
+    if decided is Action.CANCEL:
         cancel_and_discard(exports, orphan.id, orphan.uid, run_id=orphan.run_id, wait=False)
         return
-    lost = decided in (Fate.NEW_ATTEMPT, Fate.GIVE_UP, Fate.REQUEST_AGAIN)
+    lost = decided in (Action.NEW_ATTEMPT, Action.GIVE_UP, Action.REQUEST_AGAIN)
     with impatient(exports.database).begin() as connection:
         if lost and queue.is_locked(connection, orphan.id):
             raise RowLocked(orphan.uid)
@@ -189,11 +184,11 @@ def _mend(instance: DagsterInstance, exports: ExportResource, orphan: queue.Orph
     if lost and beyond_one_machine:
         _interrupt(instance, orphan)
         _bury_all(instance, orphan, runs)
-    if decided is Fate.GIVE_UP:
+    if decided is Action.GIVE_UP:
         _say_given_up(instance, orphan, runs)
 
 
-def _say_given_up(instance: DagsterInstance, orphan: queue.Orphan, runs: Sequence[RunView]) -> None:
+def _say_given_up(instance: DagsterInstance, orphan: queue.StaleRequest, runs: Sequence[RunView]) -> None:
     """On the request's last run, whose process could not say it: the list of runs shows and filters by it."""
     last = next((run for run in runs if is_of(run, orphan)), None)
     if last is None:
@@ -210,7 +205,7 @@ def _waits(instance: DagsterInstance, run: RunView) -> bool:
     return run.waiting or has_waiting_step(instance, run.run_id)
 
 
-def _interrupt(instance: DagsterInstance, orphan: queue.Orphan) -> None:
+def _interrupt(instance: DagsterInstance, orphan: queue.StaleRequest) -> None:
     """End the process that waits for a step whose worker died: it would wait for ever.
 
     Only once the row is no longer the run's: what interrupts a run that owns its row cancels the request.
@@ -221,7 +216,7 @@ def _interrupt(instance: DagsterInstance, orphan: queue.Orphan) -> None:
             instance.run_launcher.terminate(owner.run_id)
 
 
-def _bury_all(instance: DagsterInstance, orphan: queue.Orphan, runs: Sequence[RunView]) -> None:
+def _bury_all(instance: DagsterInstance, orphan: queue.StaleRequest, runs: Sequence[RunView]) -> None:
     """Tell Dagster that the run which owned the row is dead, and so are those that never came to own it."""
     _bury(instance, orphan)
     if orphan.run_id is None:
@@ -266,14 +261,14 @@ def _is_lost(instance: DagsterInstance, run: dg.DagsterRun, owner: queue.Owner |
     return record is not None and time.time() - (record.start_time or time.time()) > patience
 
 
-def _bury(instance: DagsterInstance, orphan: queue.Orphan) -> None:
+def _bury(instance: DagsterInstance, orphan: queue.StaleRequest) -> None:
     """Tell Dagster that the run which owned the row is dead, if it still has it among the living."""
     owner = instance.get_run_by_id(orphan.run_id) if orphan.run_id is not None else None
     if owner is not None and not owner.is_finished:
         instance.report_run_failed(owner, "The run wrote no heartbeat; its process is taken for dead.")
 
 
-def _resumed(instance: DagsterInstance, orphan: queue.Orphan, runs: Sequence[RunView]) -> list[dg.RunRequest]:
+def _resumed(instance: DagsterInstance, orphan: queue.StaleRequest, runs: Sequence[RunView]) -> list[dg.RunRequest]:
     """The run for the mails that are left; none if one is under way or enough were tried."""
     if orphan.timed_out and any(run.run_id == orphan.run_id and not run.finished for run in runs):
         _bury(instance, orphan)
@@ -348,7 +343,7 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
         unnotified = [replace(orphan, timed_out=False) for orphan in unnotified]
     # Before what may take long: no request for a run is to be lost with a tick that is cut short.
     asked, failed, not_resumed = _resume_mails(looks, context.instance, unnotified)
-    not_mended, left = mend_all(context.instance, exports, orphans, seconds=MEND_SECONDS)
+    not_mended, left = reconcile_all(context.instance, exports, orphans, seconds=RECONCILE_SECONDS)
     if not looks.silent:
         done(end_lost_runs, context.instance, exports.database, timeout=settings.heartbeat_timeout_seconds)
     context.update_cursor(json.dumps(asdict(looks)))
@@ -388,7 +383,7 @@ class Looks:
 
 
 def _resume_mails(
-    looks: Looks, instance: DagsterInstance, unnotified: list[queue.Orphan]
+    looks: Looks, instance: DagsterInstance, unnotified: list[queue.StaleRequest]
 ) -> tuple[list[dg.RunRequest], list[str], int]:
     """``resume_all``, beginning after the row at which the last tick ended: after an outage all get their turn."""
     in_turn = sorted(unnotified, key=lambda orphan: (orphan.id <= looks.after, orphan.id))

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.catalog.types import COMPRESSIONS, FORMATS, Compression, Format
-from export_pipeline.failures import ExportFailure, FailureCode, invalid_option, shown
+from export_pipeline.failures import ExportFailure, FailureCode, abbreviate, invalid_option
 from export_pipeline.requests.models import ExportRequest
 
 BYTES_PER_MB = 1_000_000
@@ -41,7 +41,7 @@ def format_of(request: ExportRequest) -> Format:
             return known
     raise ExportFailure(
         FailureCode.UNKNOWN_FORMAT,
-        f"format: {shown(request.format)} is not one of {', '.join(FORMATS)}.",
+        f"format: {abbreviate(request.format)} is not one of {', '.join(FORMATS)}.",
         field="format",
     )
 
@@ -60,7 +60,7 @@ def compression_of(request: ExportRequest, file_format: Format) -> Compression:
                 message = f"compression: {file_format} files are compressed already; use none or leave it out."
                 raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
             return known
-    message = f"compression: {shown(request.compression)} is not one of {', '.join(COMPRESSIONS)}."
+    message = f"compression: {abbreviate(request.compression)} is not one of {', '.join(COMPRESSIONS)}."
     raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
 
 
@@ -74,7 +74,7 @@ def options_of(request: ExportRequest) -> Options:
         return Options(**request.options)
     except (ValidationError, TypeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "wrong shape"}
-    path = ".".join(["options", *[shown(str(part), quoted=False) for part in first["loc"]]])
+    path = ".".join(["options", *[abbreviate(str(part), quoted=False) for part in first["loc"]]])
     known = ", ".join(Options.model_fields)
     raise invalid_option(f"{path}: {first['msg']}. Known options: {known}.", path)
 

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset, Layout
 from export_pipeline.catalog.types import TABLES, ColumnType, Format, IdentityType, OutputColumn
-from export_pipeline.failures import ExportFailure, FailureCode, shown
+from export_pipeline.failures import ExportFailure, FailureCode, abbreviate
 from export_pipeline.requests.models import ExportRequest
 from export_pipeline.scheduling.wall_clock import beginning, end_of_second, last_moment
 
@@ -29,7 +29,9 @@ def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Datase
     if dataset is None:
         known = ", ".join(sorted(catalog))
         raise ExportFailure(
-            FailureCode.UNKNOWN_DATASET, f"dataset: {shown(request.dataset)} is not one of {known}.", field="dataset"
+            FailureCode.UNKNOWN_DATASET,
+            f"dataset: {abbreviate(request.dataset)} is not one of {known}.",
+            field="dataset",
         )
     return dataset
 
@@ -102,7 +104,7 @@ def columns_of(request: ExportRequest, dataset: Dataset, file_format: Format) ->
     if layout is None:
         known = ", ".join([DEFAULT_LAYOUT, *dataset.layouts])
         raise ExportFailure(
-            FailureCode.UNKNOWN_LAYOUT, f"layout: {shown(request.layout)} is not one of {known}.", field="layout"
+            FailureCode.UNKNOWN_LAYOUT, f"layout: {abbreviate(request.layout)} is not one of {known}.", field="layout"
         )
     headers = {item.column.name: item.header for item in layout}
     names = _asked_columns(request, dataset, tuple(headers))
@@ -126,7 +128,7 @@ def _asked_columns(request: ExportRequest, dataset: Dataset, allowed: Sequence[s
         if column is None or column.name not in allowed:
             raise ExportFailure(
                 FailureCode.UNKNOWN_COLUMN,
-                f"columns: {shown(asked)} is not one of {', '.join(allowed)}.",
+                f"columns: {abbreviate(asked)} is not one of {', '.join(allowed)}.",
                 field="columns",
             )
         if column.name in names:
@@ -143,7 +145,7 @@ def _children(request: ExportRequest, dataset: Dataset) -> Sequence[ChildList]:
         child = dataset.child(name)
         if child is None:
             known = ", ".join(child.name for child in dataset.children) or "none"
-            message = f"include[{index}]: {shown(name)} is no child list of {dataset.name}; those are: {known}."
+            message = f"include[{index}]: {abbreviate(name)} is no child list of {dataset.name}; those are: {known}."
             raise ExportFailure(FailureCode.UNKNOWN_INCLUDE, message, field="include")
         asked.append(child)
     # In the order of the declaration: a file's keys do not depend on how they were asked for.
@@ -188,7 +190,7 @@ def _identities(
             found[identity_of(text, kind)] = None
         except ValueError:
             expected = {ColumnType.UUID: "a UUID", ColumnType.INTEGER: "a whole number"}.get(kind, "a text")
-            message = f"{field}[{index}]: {shown(text)} is not {expected}, so no such id can exist."
+            message = f"{field}[{index}]: {abbreviate(text)} is not {expected}, so no such id can exist."
             raise ExportFailure(code, message, field=field) from None
     return tuple(found)
 

@@ -262,8 +262,6 @@ def _no_json(constant: str) -> None:
 
 _JSON = json.JSONDecoder(parse_constant=_no_json, parse_int=len, parse_float=len)
 """Strict: Python's own would take ``NaN`` and ``Infinity``. Numbers are not made: Python refuses long ones."""
-
-
 # Rows as Python's drivers give them, gathered into Arrow batches that a few megabytes bound.
 
 

@@ -1,0 +1,1 @@
+"""From finished files to people: stores, manifest, links, mail."""
