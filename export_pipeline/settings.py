@@ -344,7 +344,7 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _check_clashes(self) -> Settings:
+    def _together(self) -> Settings:
         if clashes := list(self.clashes()):
             raise ValueError("\n".join(clashes))
         return self
