@@ -156,18 +156,18 @@ class Settings(BaseSettings):
     source_url: Annotated[str, AfterValidator(_source_database)] = Field(
         default="",
         repr=False,
-        description="Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another that SQLAlchemy "
-        "speaks, such as `mariadb+pymysql://…`. Default: the same as `EXPORT_DATABASE_URL`.",
+        description="Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another database of "
+        "SQLAlchemy, such as `mariadb+pymysql://…`. Default: `EXPORT_DATABASE_URL`.",
     )
     source_row_security: bool = Field(
         default=False,
-        description="`true`: an export holds the rows that PostgreSQL's row-level security lets the source's user see. "
-        "By default, an export is refused where policies would hide rows from it.",
+        description="`true`: an export holds the rows that PostgreSQL's row-level security shows to the source's "
+        "user. By default, an export fails where policies would hide rows from it.",
     )
     store_url: PlaceUrl = Field(
         default=(HOME / "store").as_uri(),
         description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`. Mails from a directory carry "
-        "`file:` links, good on that machine alone, unless the gateway serves them (`EXPORT_PUBLIC_URL`).",
+        "`file:` links, which work only on that machine, unless the gateway serves them (`EXPORT_PUBLIC_URL`).",
     )
     staging_url: PlaceUrl = Field(
         default=(HOME / "staging").as_uri(),
@@ -176,8 +176,8 @@ class Settings(BaseSettings):
     s3_endpoint_url: HttpUrl = Field(default="", description="Endpoint of an S3-compatible store. Default: AWS.")
     s3_public_endpoint_url: HttpUrl = Field(
         default="",
-        description="Endpoint by which recipients reach the store, such as `https://files.example.com`; links are "
-        "signed for it, everything else goes to `EXPORT_S3_ENDPOINT_URL`. Default: the same endpoint.",
+        description="Endpoint by which recipients reach the store, such as `https://files.example.com`. Links are "
+        "signed for it; all other traffic uses `EXPORT_S3_ENDPOINT_URL`. Default: the same endpoint.",
     )
     s3_server_side_encryption: Literal["none", "AES256", "aws:kms"] = Field(
         default="none", description="`none`, `AES256` (SSE-S3) or `aws:kms` (SSE-KMS)."
@@ -188,18 +188,18 @@ class Settings(BaseSettings):
         repr=False,
         description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
         "the start; `?starttls=1` = required, `?starttls=0` = never, neither = if the server offers it), an outbox "
-        "directory `file:///dir`, or `none:`: nobody can be mailed, and requests with recipients are refused.",
+        "directory `file:///dir`, or `none:`: no mail is sent, and requests with recipients are refused.",
     )
     mail_from: str = Field(
         default="exports@localhost.localdomain",
-        description="Sender of mails for which the request names none, `name@domain` or `Name <name@domain>`.",
+        description="Sender of mails if the request names none, `name@domain` or `Name <name@domain>`.",
     )
     mail_attachment_max_bytes: int = Field(
         default=0,
         ge=0,
         le=20_000_000,
-        description="Exports of at most so many bytes, all files together, are attached to the mail instead of linked; "
-        "at most 20000000, 0 = always links.",
+        description="Largest export, in bytes of all its files, that is attached to the mail instead of linked; at "
+        "most 20000000, 0 = always links.",
     )
     catalog: str = Field(
         default="",
@@ -209,45 +209,46 @@ class Settings(BaseSettings):
         default=168.0,
         gt=0,
         le=168.0,
-        description="How long a mailed link lives, in hours; S3 allows 168 at most. Shorter where the signing "
-        "credentials end sooner, as those of roles do: the run's log says so, and `EXPORT_PUBLIC_URL` is the cure.",
+        description="How long a mailed link works, in hours; S3 allows at most 168. Shorter if the signing "
+        "credentials expire sooner, as those of roles do: the run's log reports it, and `EXPORT_PUBLIC_URL` avoids "
+        "it.",
     )
     retention_days: float = Field(default=7.0, gt=0, description="How long delivered files are kept, in days.")
     audit_retention_days: float = Field(
         default=0.0,
         ge=0,
-        description="How long the audit trail `export_events` keeps what it says of a request, in days from its last "
-        "event; it repeats filters and addresses. Not less than `EXPORT_RETENTION_DAYS`; 0 = for ever.",
+        description="How long the audit trail `export_events` keeps the events of a request, in days from the last "
+        "one; they repeat filters and addresses. Not less than `EXPORT_RETENTION_DAYS`; 0 = forever.",
     )
-    max_attempts: int = Field(default=3, ge=1, description="How many runs a request may use up before it fails.")
+    max_attempts: int = Field(default=3, ge=1, description="How many runs a request may use before it fails.")
     claim_lease_seconds: float = Field(
         default=60.0,
         gt=0,
-        description="How long a claimed request may stay without a run before it is claimed again.",
+        description="How long a claimed request may be without a run before it is claimed again.",
     )
     pickup_wait_seconds: float = Field(
         default=4.5,
         ge=0,
         le=30,
         description="How long a tick of the sensor waits for a request to appear: the daemon looks for due sensors "
-        "every 5 seconds. 0 = it looks once.",
+        "every 5 seconds. 0 = no wait.",
     )
     heartbeat_seconds: float = Field(default=2.0, gt=0, description="How often a running export writes its progress.")
     heartbeat_timeout_seconds: float = Field(
         default=120.0,
         gt=0,
-        description="A running export that wrote no progress for so long is taken for dead.",
+        description="A running export without progress for this time is considered dead.",
     )
     statement_timeout_seconds: float = Field(
         default=3600.0,
         ge=0,
-        description="Longest single statement on the source, 0 = no limit. Set on PostgreSQL, MariaDB and MySQL; "
-        "on a SQLite file of its own looked at as it hands over rows.",
+        description="Longest single statement on the source, 0 = no limit. Set on PostgreSQL, MariaDB and MySQL; on a "
+        "SQLite file of its own checked between batches of rows.",
     )
     shard_rows: int = Field(
         default=2_000_000,
         ge=1,
-        description="Rows of one shard, once an export is too large for one file.",
+        description="Rows of one shard, if an export is too large for one file.",
     )
     large_rows: int = Field(
         default=LARGE_ROWS,
@@ -264,7 +265,8 @@ class Settings(BaseSettings):
     executor_concurrency: int = Field(
         default=4,
         ge=1,
-        description="Steps of one export side by side, with `multiprocess` and `k8s`. Of Celery the workers decide.",
+        description="Steps of one export at the same time, with `multiprocess` and `k8s`. With Celery the workers "
+        "decide.",
     )
     celery_broker_url: SecretStr = Field(
         default=SecretStr(""),
@@ -272,64 +274,64 @@ class Settings(BaseSettings):
     )
     celery_result_url: SecretStr = Field(
         default=SecretStr(""),
-        description="Where Celery keeps what steps returned. Default: the broker, which then has to be Redis.",
+        description="Where Celery keeps the results of steps. Default: the broker, which then must be Redis.",
     )
     run_retention_days: Annotated[float, AfterValidator(_run_retention)] = Field(
         default=0.0,
         ge=0,
-        description="How long Dagster keeps our runs that ended, their events and logs: at least 3 days, or 0 = for "
-        "ever. The requests' rows stay.",
+        description="How long Dagster keeps finished export runs, their events and logs: at least 3 days, or 0 = "
+        "forever. The requests' rows stay.",
     )
 
     public_url: HttpUrl = Field(
         default="",
-        description="Where the HTTP gateway is reached from outside, such as `https://exports.example.com`. Mails then "
-        "carry its sealed links, which live as long as the files and can be revoked; with `EXPORT_SIGNING_KEY`, those "
-        "of recurring exports carry a link to unsubscribe too.",
+        description="Public URL of the HTTP gateway, such as `https://exports.example.com`. Mails then carry its "
+        "download links, which work as long as the files exist and can be revoked; with `EXPORT_SIGNING_KEY`, mails "
+        "of recurring exports also carry a link to unsubscribe.",
     )
     signing_key: Annotated[SecretStr, AfterValidator(_signing_key)] = Field(
         default=SecretStr(""),
         description="Secret of at least 32 characters that signs the unsubscribe links of recurring exports; the same "
-        "for every process. Changing it ends those that were mailed; download links are ended by "
-        "`export-pipeline links UID --revoke`.",
+        "for every process. A change invalidates mailed unsubscribe links; `export-pipeline links UID --revoke` "
+        "revokes download links.",
     )
     alert_webhook_url: Annotated[SecretStr, AfterValidator(_secret_http)] = Field(
         default=SecretStr(""),
-        description='Where operators are told of failed runs: a Slack-compatible webhook (JSON `{"text": …}`). '
-        "Default: nowhere.",
+        description='Webhook for alerts about failed runs, compatible with Slack (JSON `{"text": …}`). Default: no '
+        "webhook.",
     )
     alert_email: Annotated[str, AfterValidator(_address)] = Field(
         default="",
-        description="Address that is mailed of failed runs, from `EXPORT_MAIL_FROM`. Default: nobody.",
+        description="Address for alerts about failed runs, sent from `EXPORT_MAIL_FROM`. Default: no mail.",
     )
     alert_faults: Annotated[str, AfterValidator(_fault_names)] = Field(
         default="transient,ours",
-        description="Whose faults alert: some of `requester`, `transient`, `ours`, with commas.",
+        description="The faults that alert: some of `requester`, `transient`, `ours`, separated by commas.",
     )
     dagster_url: HttpUrl = Field(
-        default="", description="Where operators open the Dagster UI, for links in alerts. Default: no links."
+        default="", description="URL of the Dagster UI, for links in alerts. Default: no links."
     )
     rate_limit_url: str = Field(
         default="",
         repr=False,
-        description="Where the gateway counts requests, as the library `limits` writes it: `redis://host:6379`, or "
+        description="Where the gateway counts requests, as a URL of the library `limits`: `redis://host:6379`, or "
         "`memory://` for a single process. Default: the database of the requests.",
     )
     rate_limit_per_minute: int = Field(
         default=600,
         ge=1,
-        description="Requests that an organization may make of each of the gateway's APIs in a minute, where that API "
-        "does not promise a number of its own.",
+        description="Requests per minute of an organization to each of the gateway's APIs that does not document a "
+        "limit of its own.",
     )
     webhook_allow_insecure: bool = Field(
         default=False,
-        description="`true`: webhooks may be sent by `http:` and to private addresses. For tests and closed networks.",
+        description="`true`: allow webhooks with `http:` and to private addresses. For tests and closed networks.",
     )
     webhook_retry_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="How long after a webhook that was not taken it is tried again; each further wait is four times "
-        "as long, seven tries in all.",
+        description="Wait before a failed webhook is tried again; each further wait is four times as long, seven "
+        "tries in all.",
     )
 
     sendgrid_api_key: SecretStr = Field(
