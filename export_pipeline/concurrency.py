@@ -1,6 +1,6 @@
-"""Work on several items at once, in order: while one result is used, the next are being made.
+"""Threads: results computed ahead in order, and calls into a driver that can be interrupted.
 
-Threads are enough: polars, Arrow, isal and hashlib let go of the interpreter while they work.
+Threads are enough: polars, Arrow, isal and hashlib release the interpreter lock while they work.
 """
 
 from __future__ import annotations
@@ -15,45 +15,43 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-MOST_THREADS = 4
-"""More would only be waited for by the one thread that takes the results."""
+_MAX_THREADS = 4
+"""The one thread that takes the results cannot keep more busy."""
 
 
 def cores() -> int:
-    """The cores that this process may use, ``MOST_THREADS`` at most."""
-    return min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """The number of cores that this process may use, at most 4."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MAX_THREADS, available)
 
 
 def map_ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int) -> Generator[R, None, None]:
-    """``map(work, items)`` in ``threads`` threads, at most one result more than these waiting.
+    """``map(work, items)`` in ``threads`` threads, with at most ``threads + 1`` results in memory.
 
-    ``items`` is advanced by the caller's thread. Closing the generator waits for what is being made.
-    What ``work`` raises is raised in its place in the order; what ``items`` raises, at once.
+    The caller's thread advances ``items``. Closing the generator waits for the work in progress.
+    An error of ``work`` is raised at its place in the order; an error of ``items`` at once.
     """
     iterator = iter(items)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="export-ahead")
     try:
-        under_way: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(iterator, threads))
-        while under_way:
-            done = under_way.popleft()
-            under_way.extend(pool.submit(work, item) for item in islice(iterator, 1))
+        pending: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(iterator, threads))
+        while pending:
+            done = pending.popleft()
+            pending.extend(pool.submit(work, item) for item in islice(iterator, 1))
             yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-# Calls that wait in a driver's C code, and can be broken off all the same.
-
-
 class Interruptible:
-    """Calls in a thread of their own, one at a time; as a context, it ends the thread.
+    """Runs calls that wait in a driver's C code in a thread, one at a time, so that they can be interrupted.
 
-    It must be the innermost context: what the calls use may be closed only after the last of them has returned.
+    Make it the innermost context: what the calls use may be closed only after the last call has returned.
     """
 
-    def __init__(self, break_off: Callable[[], object], errors: tuple[type[Exception], ...]) -> None:
-        """``break_off`` ends the call that is under way, from another thread; it may raise ``errors``."""
-        self._break_off = break_off
+    def __init__(self, interrupt: Callable[[], object], errors: tuple[type[Exception], ...]) -> None:
+        """``interrupt`` ends the running call from another thread; it may raise ``errors``."""
+        self._interrupt = interrupt
         self._errors = errors
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="export-driver")
         self._future: Future[Any] | None = None
@@ -62,14 +60,14 @@ class Interruptible:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Break off what is still under way because something was raised meanwhile, and end the thread."""
+        """Interrupt the call that still runs because of an exception, and end the thread."""
         while self._future is not None and not self._future.done():
             with suppress(*self._errors):
-                self._break_off()
-            wait([self._future], timeout=1.0)  # a call that had not reached the server yet is not broken off: once more
+                self._interrupt()
+            wait([self._future], timeout=1.0)  # a call that has not reached the server yet needs another interrupt
         self._thread.shutdown()
 
     def __call__(self, work: Callable[[], R]) -> R:
-        """What ``work`` returns or raises."""
+        """Return or raise what ``work`` does."""
         self._future = future = self._thread.submit(work)
         return future.result()

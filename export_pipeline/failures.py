@@ -1,30 +1,41 @@
-"""The vocabulary of failures: every way a request can end without its files, and whose fault it is.
+"""All ways in which a request can fail, and whose fault each is.
 
-A message names the field, what is wrong and what to do. It never holds a credential. That of a requester's fault may
-repeat what they asked for (an address, a filter) or name one of their rows by its key: it is for the row, and for the
-requester's own mail, webhook and HTTP answer, never for the event log or an alert. Every other message holds no address
-and no value of a row; it is written for operators, and the row gets ``requester_message`` instead.
+A message names the field, what is wrong and what to do. It never holds a credential. The message of a requester's fault
+may repeat the request (an address, a filter) or name a row by its key: it is for the row, and for the requester's own
+mail, webhook and HTTP answer, never for the event log or an alert. All other messages hold no address and no value of a
+row; they are for operators, and the row gets ``requester_message`` instead.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import StrEnum
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 
 class Fault(StrEnum):
-    """Whose fault a failure is; it alone decides what happens next."""
+    """Whose fault a failure is; only this decides what happens next."""
 
     REQUESTER = "requester"
-    """The request cannot be served as asked. Never retried, at no level."""
+    """The request is wrong. Never retried, at no level."""
     TRANSIENT = "transient"
-    """Something outside was not there. Retried with backoff, then failed."""
+    """Something outside was unavailable. Retried with backoff, then failed."""
     OURS = "ours"
-    """A promise of ours did not hold. Failed at once; the operator is told."""
+    """The export broke one of its guarantees. Fails at once, and operators are alerted."""
 
 
 class FailureCode(StrEnum):
-    """What ``error_code`` may hold. Stable: applications branch on it."""
+    """The values of ``error_code``. Stable: applications branch on them."""
+
+    fault: Fault
+    """Whose fault a failure with this code is."""
+
+    def __new__(cls, value: str, fault: Fault = Fault.REQUESTER) -> FailureCode:
+        """A code of the requester's fault, unless another one is given."""
+        code = str.__new__(cls, value)
+        code._value_ = value
+        code.fault = fault
+        return code
 
     INVALID_REQUEST = "invalid_request"
     UNKNOWN_DATASET = "unknown_dataset"
@@ -59,49 +70,26 @@ class FailureCode(StrEnum):
     ROW_TOO_LARGE = "row_too_large"
     FILE_SIZE_TOO_SMALL = "file_size_too_small"
 
-    DATABASE_UNAVAILABLE = "database_unavailable"
-    SOURCE_UNAVAILABLE = "source_unavailable"
-    STORE_UNAVAILABLE = "store_unavailable"
-    STAGING_UNAVAILABLE = "staging_unavailable"
-    MAIL_UNAVAILABLE = "mail_unavailable"
+    DATABASE_UNAVAILABLE = "database_unavailable", Fault.TRANSIENT
+    SOURCE_UNAVAILABLE = "source_unavailable", Fault.TRANSIENT
+    STORE_UNAVAILABLE = "store_unavailable", Fault.TRANSIENT
+    STAGING_UNAVAILABLE = "staging_unavailable", Fault.TRANSIENT
+    MAIL_UNAVAILABLE = "mail_unavailable", Fault.TRANSIENT
 
-    SOURCE_REFUSED = "source_refused"
-    STAGING_LOST = "staging_lost"
-    STAGING_REFUSED = "staging_refused"
-    STORE_REFUSED = "store_refused"
-    MAIL_REFUSED = "mail_refused"
-    SOURCE_DATA_INVALID = "source_data_invalid"
-    COUNT_MISMATCH = "count_mismatch"
-    CHECKSUM_MISMATCH = "checksum_mismatch"
-    SIZE_LIMIT_EXCEEDED = "size_limit_exceeded"
-    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
-    INTERNAL_ERROR = "internal_error"
-
-    @property
-    def fault(self) -> Fault:
-        """Whose fault a failure with this code is."""
-        return _FAULTS.get(self, Fault.REQUESTER)
+    SOURCE_REFUSED = "source_refused", Fault.OURS
+    STAGING_LOST = "staging_lost", Fault.OURS
+    STAGING_REFUSED = "staging_refused", Fault.OURS
+    STORE_REFUSED = "store_refused", Fault.OURS
+    MAIL_REFUSED = "mail_refused", Fault.OURS
+    SOURCE_DATA_INVALID = "source_data_invalid", Fault.OURS
+    COUNT_MISMATCH = "count_mismatch", Fault.OURS
+    CHECKSUM_MISMATCH = "checksum_mismatch", Fault.OURS
+    SIZE_LIMIT_EXCEEDED = "size_limit_exceeded", Fault.OURS
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted", Fault.OURS
+    INTERNAL_ERROR = "internal_error", Fault.OURS
 
 
-_FAULTS: dict[FailureCode, Fault] = {
-    FailureCode.DATABASE_UNAVAILABLE: Fault.TRANSIENT,
-    FailureCode.SOURCE_UNAVAILABLE: Fault.TRANSIENT,
-    FailureCode.STORE_UNAVAILABLE: Fault.TRANSIENT,
-    FailureCode.STAGING_UNAVAILABLE: Fault.TRANSIENT,
-    FailureCode.MAIL_UNAVAILABLE: Fault.TRANSIENT,
-    FailureCode.SOURCE_REFUSED: Fault.OURS,
-    FailureCode.STORE_REFUSED: Fault.OURS,
-    FailureCode.MAIL_REFUSED: Fault.OURS,
-    FailureCode.STAGING_LOST: Fault.OURS,
-    FailureCode.STAGING_REFUSED: Fault.OURS,
-    FailureCode.SOURCE_DATA_INVALID: Fault.OURS,
-    FailureCode.COUNT_MISMATCH: Fault.OURS,
-    FailureCode.CHECKSUM_MISMATCH: Fault.OURS,
-    FailureCode.SIZE_LIMIT_EXCEEDED: Fault.OURS,
-    FailureCode.ATTEMPTS_EXHAUSTED: Fault.OURS,
-    FailureCode.INTERNAL_ERROR: Fault.OURS,
-}
-_FOR_THE_REQUESTER: dict[Fault, str] = {
+_REQUESTER_MESSAGES: dict[Fault, str] = {
     Fault.TRANSIENT: "Something that the export needs could not be reached, although it was tried several times. "
     "Nothing is wrong with the request: ask for the export again later.",
     Fault.OURS: "The export failed on our side. Nothing is wrong with the request. The operators have to look at it; "
@@ -112,7 +100,7 @@ _FOR_THE_REQUESTER: dict[Fault, str] = {
 class ExportFailure(Exception):
     """A request cannot go on: ``code`` for programs, ``message`` for people, ``field`` if one is at fault.
 
-    ``message`` speaks to whoever has to act: the requester if the fault is theirs, else the operators.
+    ``message`` is for the person who has to act: the requester for a requester's fault, else the operators.
     """
 
     def __init__(
@@ -122,8 +110,8 @@ class ExportFailure(Exception):
         self.code = code
         self.message = message
         self.field = field
-        self.requester_message = requester_message or _FOR_THE_REQUESTER.get(code.fault, message)
-        """What the requester reads, on the row and wherever the row is shown."""
+        self.requester_message = requester_message or _REQUESTER_MESSAGES.get(code.fault, message)
+        """The message for the requester, on the row and wherever the row is shown."""
 
     @property
     def fault(self) -> Fault:
@@ -132,22 +120,15 @@ class ExportFailure(Exception):
 
 
 class ExportCanceled(Exception):
-    """The requester asked for the export to stop (``cancel_requested_at`` is set)."""
+    """The requester canceled the export (``cancel_requested_at`` is set)."""
 
 
 class OwnershipLost(Exception):
     """Another run owns the row, or the row is no longer running: this run must do nothing more."""
 
 
-# Words that several rules of a request share: what was typed, shown safely; zones and options that are wrong.
-
-
-_FILES_ALONE = frozenset({"localtime", "posixrules", "Factory"})
-"""Files beside the zones that Python opens: another machine has others, and what writes files knows none of them."""
-
-
 def invalid_option(message: str, field: str = "options") -> ExportFailure:
-    """An option that cannot be used."""
+    """The failure for an option with a wrong value."""
     return ExportFailure(FailureCode.INVALID_OPTION, message, field=field)
 
 
@@ -157,15 +138,14 @@ def checked_zone(name: str, field: str) -> ZoneInfo:
     Raises:
         ExportFailure: ``invalid_option``, naming ``field``.
     """
-    try:
-        if name not in _FILES_ALONE and not name.startswith(("posix/", "right/")):
+    # Python also opens these files beside the zones. They differ between machines, or file writers do not know them.
+    if name not in ("localtime", "posixrules", "Factory") and not name.startswith(("posix/", "right/")):
+        with suppress(ZoneInfoNotFoundError, ValueError, OSError):
             return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        pass
     raise invalid_option(f"{field}: {abbreviate(name)} is not an IANA time zone such as Europe/Madrid.", field)
 
 
 def abbreviate(text: str, *, quoted: bool = True) -> str:
-    """What the requester typed, short and on one line."""
+    """User input for a message: at most 60 characters, on one line."""
     short = text if len(text) <= 60 else text[:57] + "..."
     return repr(short) if quoted else "".join(c if c.isprintable() else "?" for c in short)

@@ -1,6 +1,6 @@
-"""Settings of an installation, from the environment alone.
+"""Settings of an installation, read only from the environment.
 
-``SETTINGS_TABLE`` in ``docs/settings.md`` is held against this module by a test.
+A test compares ``SETTINGS_TABLE`` in ``docs/settings.md`` with this module.
 """
 
 from __future__ import annotations
@@ -20,21 +20,44 @@ from sqlalchemy.exc import ArgumentError
 
 from export_pipeline.failures import Fault
 
-# What one setting may be: the checks that stop the start, and the words that they say it with.
-
-
+HOME = Path.home() / ".export-pipeline"
+"""The directory of the embedded default: readable only by its user, the same for every process."""
 NO_MAIL = "none:"
 """The mail provider of an installation that sends no mail."""
-SHORTEST_SIGNING_KEY = 32
-PUBLISHED_SIGNING_KEYS = frozenset({"AT_LEAST_THIRTY_TWO_CHARACTERS_OF_IT"})
-"""What an example file once held in place of a key: everybody can sign with it."""
-SHORTEST_RUN_RETENTION_DAYS = 3
+LARGE_ROWS = 1_000_000
+Executor = Literal["in_process", "multiprocess", "celery", "k8s"]
+BEYOND_ONE_MACHINE: tuple[Executor, ...] = ("celery", "k8s")
+"""Executors whose steps share no disk."""
+_HEARTBEATS_IN_TIMEOUT = 10
+_RESULT_BACKENDS = ("redis", "rediss", "redis+socket", "sentinel")
+"""Schemes of Celery's brokers that are also result backends."""
+_MIN_KEY_LENGTH = 32
+_PLACEHOLDER_KEY = "AT_LEAST_THIRTY_TWO_CHARACTERS_OF_IT"
+"""An example file once held it in place of a key: everybody can sign with it."""
+_MIN_RUN_RETENTION_DAYS = 3
+
+
+def _database(value: str) -> URL:
+    try:
+        url = make_url(value)
+        if url.drivername in ("postgresql", "postgres"):
+            # The default driver is psycopg in SQLAlchemy 2.1 and psycopg2 in 2.0: name it, so that both use psycopg.
+            url = url.set(drivername="postgresql+psycopg")
+        url.get_dialect()
+    except (ArgumentError, ValueError):
+        # Not SQLAlchemy's message: it may quote a part of a password with a colon or an at sign as the port.
+        raise ValueError(
+            "is not a database URL; use postgresql://… or sqlite:///path, with user and password percent-encoded"
+        ) from None
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ValueError("needs a file that several processes can open; use sqlite:///path")
+    return url
 
 
 def _request_database(value: str) -> str:
     url = _database(value)
     if url.get_backend_name() not in ("postgresql", "sqlite"):
-        raise ValueError("requests are kept on PostgreSQL or SQLite; expected postgresql://… or sqlite:///path")
+        raise ValueError("must be a PostgreSQL or SQLite database; use postgresql://… or sqlite:///path")
     return url.render_as_string(hide_password=False)
 
 
@@ -42,50 +65,34 @@ def _source_database(value: str) -> str:
     return _database(value).render_as_string(hide_password=False) if value else ""
 
 
-def _database(value: str) -> URL:
-    try:
-        url = make_url(value)
-        if url.drivername in ("postgresql", "postgres"):
-            # SQLAlchemy 2.1 takes psycopg for it and 2.0 psycopg2: say which, so that both agree.
-            url = url.set(drivername="postgresql+psycopg")
-        url.get_dialect()
-    except (ArgumentError, ValueError):
-        # Not SQLAlchemy's own words: it takes a part of a password with a colon or an at sign in it for the port.
-        raise ValueError(
-            "is not a database URL; expected postgresql://… or sqlite:///path, with user and password percent-encoded"
-        ) from None
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ValueError("needs a file that several processes can open; expected sqlite:///path")
-    return url
+def _is_directory(value: str) -> bool:
+    parts = urlsplit(value)
+    return parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
 
 
 def _place(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme == "s3" and parts.netloc:
+    if (parts.scheme == "s3" and parts.netloc) or (_is_directory(value) and parts.path.strip("/")):
         return value.rstrip("/")
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and parts.path.strip("/"):
-        return value.rstrip("/")
-    raise ValueError("expected s3://bucket/prefix or file:///absolute/directory")
+    raise ValueError("must be s3://bucket/prefix or file:///absolute/directory")
 
 
 def _mail(value: str) -> str:
+    if value in ("sendgrid:", "sendgrid://", NO_MAIL, "none://"):
+        return value.removesuffix("//")
     parts = urlsplit(value)
-    if value in ("sendgrid:", "sendgrid://"):
-        return "sendgrid:"
-    if value in (NO_MAIL, "none://"):
-        return NO_MAIL
     if parts.scheme in ("smtp", "smtps") and parts.hostname:
         return value
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+    if _is_directory(value):
         return value.rstrip("/")
-    raise ValueError("expected sendgrid:, smtp://host:port, file:///absolute/directory or none:")
+    raise ValueError("must be sendgrid:, smtp://host:port, file:///absolute/directory or none:")
 
 
 def _http(value: str) -> str:
     if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc):
-        raise ValueError("expected http://host:port or https://host")
+        raise ValueError("must be http://host:port or https://host")
     if not re.fullmatch(r"[!-~]*", value):
-        raise ValueError("expected a URL in ASCII without spaces; it stands in headers of mails and requests")
+        raise ValueError("must be a URL in ASCII without spaces, because headers of mails and requests contain it")
     return value.rstrip("/")
 
 
@@ -95,10 +102,10 @@ def _secret_http(value: SecretStr) -> SecretStr:
 
 
 def _signing_key(value: SecretStr) -> SecretStr:
-    if 0 < len(value.get_secret_value()) < SHORTEST_SIGNING_KEY:
-        raise ValueError(f"needs at least {SHORTEST_SIGNING_KEY} characters, such as openssl rand -hex 32 makes")
-    if value.get_secret_value() in PUBLISHED_SIGNING_KEYS:
-        raise ValueError("is the placeholder of the example file, which everybody knows; run openssl rand -hex 32")
+    if 0 < len(value.get_secret_value()) < _MIN_KEY_LENGTH:
+        raise ValueError(f"needs at least {_MIN_KEY_LENGTH} characters; run openssl rand -hex 32")
+    if value.get_secret_value() == _PLACEHOLDER_KEY:
+        raise ValueError("is the public placeholder of an example file; run openssl rand -hex 32")
     return value
 
 
@@ -106,46 +113,28 @@ def _address(value: str) -> str:
     try:
         return validate_email(value, check_deliverability=False).normalized if value else ""
     except EmailNotValidError:
-        raise ValueError("expected name@domain") from None
+        raise ValueError("must be name@domain") from None
 
 
 def _fault_names(value: str) -> str:
-    named = [name.strip() for name in value.split(",")]
-    if not set(named) <= set(Fault):
-        raise ValueError(f"expected some of {', '.join(Fault)}, with commas")
-    return ",".join(named)
+    names = [name.strip() for name in value.split(",")]
+    if not set(names) <= set(Fault):
+        raise ValueError(f"must be some of {', '.join(Fault)}, separated by commas")
+    return ",".join(names)
 
 
 def _run_retention(value: float) -> float:
-    if 0 < value < SHORTEST_RUN_RETENTION_DAYS:
-        raise ValueError(f"expected 0 or at least {SHORTEST_RUN_RETENTION_DAYS} days: mails are tried for two")
+    if 0 < value < _MIN_RUN_RETENTION_DAYS:
+        raise ValueError(f"must be 0 or at least {_MIN_RUN_RETENTION_DAYS} days: mails are retried for two days")
     return value
 
 
-RequestDatabaseUrl = Annotated[str, AfterValidator(_request_database)]
-SourceDatabaseUrl = Annotated[str, AfterValidator(_source_database)]
 PlaceUrl = Annotated[str, AfterValidator(_place)]
-MailUrl = Annotated[str, AfterValidator(_mail)]
 HttpUrl = Annotated[str, AfterValidator(_http)]
-SecretHttpUrl = Annotated[SecretStr, AfterValidator(_secret_http)]
-SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
-Address = Annotated[str, AfterValidator(_address)]
-FaultNames = Annotated[str, AfterValidator(_fault_names)]
-RunRetention = Annotated[float, AfterValidator(_run_retention)]
-HOME = Path.home() / ".export-pipeline"
-"""Where the embedded default keeps everything: readable by its user alone, the same for every process."""
-HEARTBEATS_IN_TIMEOUT = 10
-LARGE_ROWS = 1_000_000
-ServerSideEncryption = Literal["none", "AES256", "aws:kms"]
-Executor = Literal["in_process", "multiprocess", "celery", "k8s"]
-BEYOND_ONE_MACHINE: tuple[Executor, ...] = ("celery", "k8s")
-"""Executors whose steps share no disk."""
-KEEP_RESULTS = ("redis", "rediss", "redis+socket", "sentinel")
-"""Schemes of Celery's brokers that are result backends, too."""
 
 
 class SettingsError(Exception):
-    """One or more settings are wrong; the message names each variable and what to do."""
+    """Settings are wrong; the message names each variable and what to do."""
 
 
 class Settings(BaseSettings):
@@ -159,26 +148,26 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    database_url: RequestDatabaseUrl = Field(
+    database_url: Annotated[str, AfterValidator(_request_database)] = Field(
         default=f"sqlite:///{HOME / 'export-pipeline.db'}",
         repr=False,
         description="Database with the `export_requests` table: `postgresql://…` or `sqlite:///path`.",
     )
-    source_url: SourceDatabaseUrl = Field(
+    source_url: Annotated[str, AfterValidator(_source_database)] = Field(
         default="",
         repr=False,
-        description="Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another that SQLAlchemy "
-        "speaks, such as `mariadb+pymysql://…`. Default: the same as `EXPORT_DATABASE_URL`.",
+        description="Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another database of "
+        "SQLAlchemy, such as `mariadb+pymysql://…`. Default: `EXPORT_DATABASE_URL`.",
     )
     source_row_security: bool = Field(
         default=False,
-        description="`true`: an export holds the rows that PostgreSQL's row-level security lets the source's user see. "
-        "By default, an export is refused where policies would hide rows from it.",
+        description="`true`: an export holds the rows that PostgreSQL's row-level security shows to the source's "
+        "user. By default, an export fails where policies would hide rows from it.",
     )
     store_url: PlaceUrl = Field(
         default=(HOME / "store").as_uri(),
         description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`. Mails from a directory carry "
-        "`file:` links, good on that machine alone, unless the gateway serves them (`EXPORT_PUBLIC_URL`).",
+        "`file:` links, which work only on that machine, unless the gateway serves them (`EXPORT_PUBLIC_URL`).",
     )
     staging_url: PlaceUrl = Field(
         default=(HOME / "staging").as_uri(),
@@ -187,30 +176,30 @@ class Settings(BaseSettings):
     s3_endpoint_url: HttpUrl = Field(default="", description="Endpoint of an S3-compatible store. Default: AWS.")
     s3_public_endpoint_url: HttpUrl = Field(
         default="",
-        description="Endpoint by which recipients reach the store, such as `https://files.example.com`; links are "
-        "signed for it, everything else goes to `EXPORT_S3_ENDPOINT_URL`. Default: the same endpoint.",
+        description="Endpoint by which recipients reach the store, such as `https://files.example.com`. Links are "
+        "signed for it; all other traffic uses `EXPORT_S3_ENDPOINT_URL`. Default: the same endpoint.",
     )
-    s3_server_side_encryption: ServerSideEncryption = Field(
+    s3_server_side_encryption: Literal["none", "AES256", "aws:kms"] = Field(
         default="none", description="`none`, `AES256` (SSE-S3) or `aws:kms` (SSE-KMS)."
     )
     s3_kms_key_id: str = Field(default="", description="KMS key of `aws:kms`. Default: the bucket's.")
-    mail_url: MailUrl = Field(
+    mail_url: Annotated[str, AfterValidator(_mail)] = Field(
         default=(HOME / "outbox").as_uri(),
         repr=False,
         description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
         "the start; `?starttls=1` = required, `?starttls=0` = never, neither = if the server offers it), an outbox "
-        "directory `file:///dir`, or `none:`: nobody can be mailed, and requests with recipients are refused.",
+        "directory `file:///dir`, or `none:`: no mail is sent, and requests with recipients are refused.",
     )
     mail_from: str = Field(
         default="exports@localhost.localdomain",
-        description="Sender of mails for which the request names none, `name@domain` or `Name <name@domain>`.",
+        description="Sender of mails if the request names none, `name@domain` or `Name <name@domain>`.",
     )
     mail_attachment_max_bytes: int = Field(
         default=0,
         ge=0,
         le=20_000_000,
-        description="Exports of at most so many bytes, all files together, are attached to the mail instead of linked; "
-        "at most 20000000, 0 = always links.",
+        description="Largest export, in bytes of all its files, that is attached to the mail instead of linked; at "
+        "most 20000000, 0 = always links.",
     )
     catalog: str = Field(
         default="",
@@ -220,45 +209,46 @@ class Settings(BaseSettings):
         default=168.0,
         gt=0,
         le=168.0,
-        description="How long a mailed link lives, in hours; S3 allows 168 at most. Shorter where the signing "
-        "credentials end sooner, as those of roles do: the run's log says so, and `EXPORT_PUBLIC_URL` is the cure.",
+        description="How long a mailed link works, in hours; S3 allows at most 168. Shorter if the signing "
+        "credentials expire sooner, as those of roles do: the run's log reports it, and `EXPORT_PUBLIC_URL` avoids "
+        "it.",
     )
     retention_days: float = Field(default=7.0, gt=0, description="How long delivered files are kept, in days.")
     audit_retention_days: float = Field(
         default=0.0,
         ge=0,
-        description="How long the audit trail `export_events` keeps what it says of a request, in days from its last "
-        "event; it repeats filters and addresses. Not less than `EXPORT_RETENTION_DAYS`; 0 = for ever.",
+        description="How long the audit trail `export_events` keeps the events of a request, in days from the last "
+        "one; they repeat filters and addresses. Not less than `EXPORT_RETENTION_DAYS`; 0 = forever.",
     )
-    max_attempts: int = Field(default=3, ge=1, description="How many runs a request may use up before it fails.")
+    max_attempts: int = Field(default=3, ge=1, description="How many runs a request may use before it fails.")
     claim_lease_seconds: float = Field(
         default=60.0,
         gt=0,
-        description="How long a claimed request may stay without a run before it is claimed again.",
+        description="How long a claimed request may be without a run before it is claimed again.",
     )
     pickup_wait_seconds: float = Field(
         default=4.5,
         ge=0,
         le=30,
         description="How long a tick of the sensor waits for a request to appear: the daemon looks for due sensors "
-        "every 5 seconds. 0 = it looks once.",
+        "every 5 seconds. 0 = no wait.",
     )
     heartbeat_seconds: float = Field(default=2.0, gt=0, description="How often a running export writes its progress.")
     heartbeat_timeout_seconds: float = Field(
         default=120.0,
         gt=0,
-        description="A running export that wrote no progress for so long is taken for dead.",
+        description="A running export without progress for this time is considered dead.",
     )
     statement_timeout_seconds: float = Field(
         default=3600.0,
         ge=0,
-        description="Longest single statement on the source, 0 = no limit. Set on PostgreSQL, MariaDB and MySQL; "
-        "on a SQLite file of its own looked at as it hands over rows.",
+        description="Longest single statement on the source, 0 = no limit. Set on PostgreSQL, MariaDB and MySQL; on a "
+        "SQLite file of its own checked between batches of rows.",
     )
     shard_rows: int = Field(
         default=2_000_000,
         ge=1,
-        description="Rows of one shard, once an export is too large for one file.",
+        description="Rows of one shard, if an export is too large for one file.",
     )
     large_rows: int = Field(
         default=LARGE_ROWS,
@@ -275,7 +265,8 @@ class Settings(BaseSettings):
     executor_concurrency: int = Field(
         default=4,
         ge=1,
-        description="Steps of one export side by side, with `multiprocess` and `k8s`. Of Celery the workers decide.",
+        description="Steps of one export at the same time, with `multiprocess` and `k8s`. With Celery the workers "
+        "decide.",
     )
     celery_broker_url: SecretStr = Field(
         default=SecretStr(""),
@@ -283,64 +274,64 @@ class Settings(BaseSettings):
     )
     celery_result_url: SecretStr = Field(
         default=SecretStr(""),
-        description="Where Celery keeps what steps returned. Default: the broker, which then has to be Redis.",
+        description="Where Celery keeps the results of steps. Default: the broker, which then must be Redis.",
     )
-    run_retention_days: RunRetention = Field(
+    run_retention_days: Annotated[float, AfterValidator(_run_retention)] = Field(
         default=0.0,
         ge=0,
-        description="How long Dagster keeps our runs that ended, their events and logs: at least 3 days, or 0 = for "
-        "ever. The requests' rows stay.",
+        description="How long Dagster keeps finished export runs, their events and logs: at least 3 days, or 0 = "
+        "forever. The requests' rows stay.",
     )
 
     public_url: HttpUrl = Field(
         default="",
-        description="Where the HTTP gateway is reached from outside, such as `https://exports.example.com`. Mails then "
-        "carry its sealed links, which live as long as the files and can be revoked; with `EXPORT_SIGNING_KEY`, those "
-        "of recurring exports carry a link to unsubscribe too.",
+        description="Public URL of the HTTP gateway, such as `https://exports.example.com`. Mails then carry its "
+        "download links, which work as long as the files exist and can be revoked; with `EXPORT_SIGNING_KEY`, mails "
+        "of recurring exports also carry a link to unsubscribe.",
     )
-    signing_key: SigningKey = Field(
+    signing_key: Annotated[SecretStr, AfterValidator(_signing_key)] = Field(
         default=SecretStr(""),
         description="Secret of at least 32 characters that signs the unsubscribe links of recurring exports; the same "
-        "for every process. Changing it ends those that were mailed; download links are ended by "
-        "`export-pipeline links UID --revoke`.",
+        "for every process. A change invalidates mailed unsubscribe links; `export-pipeline links UID --revoke` "
+        "revokes download links.",
     )
-    alert_webhook_url: SecretHttpUrl = Field(
+    alert_webhook_url: Annotated[SecretStr, AfterValidator(_secret_http)] = Field(
         default=SecretStr(""),
-        description='Where operators are told of failed runs: a Slack-compatible webhook (JSON `{"text": …}`). '
-        "Default: nowhere.",
+        description='Webhook for alerts about failed runs, compatible with Slack (JSON `{"text": …}`). Default: no '
+        "webhook.",
     )
-    alert_email: Address = Field(
+    alert_email: Annotated[str, AfterValidator(_address)] = Field(
         default="",
-        description="Address that is mailed of failed runs, from `EXPORT_MAIL_FROM`. Default: nobody.",
+        description="Address for alerts about failed runs, sent from `EXPORT_MAIL_FROM`. Default: no mail.",
     )
-    alert_faults: FaultNames = Field(
+    alert_faults: Annotated[str, AfterValidator(_fault_names)] = Field(
         default="transient,ours",
-        description="Whose faults alert: some of `requester`, `transient`, `ours`, with commas.",
+        description="The faults that alert: some of `requester`, `transient`, `ours`, separated by commas.",
     )
     dagster_url: HttpUrl = Field(
-        default="", description="Where operators open the Dagster UI, for links in alerts. Default: no links."
+        default="", description="URL of the Dagster UI, for links in alerts. Default: no links."
     )
     rate_limit_url: str = Field(
         default="",
         repr=False,
-        description="Where the gateway counts requests, as the library `limits` writes it: `redis://host:6379`, or "
+        description="Where the gateway counts requests, as a URL of the library `limits`: `redis://host:6379`, or "
         "`memory://` for a single process. Default: the database of the requests.",
     )
     rate_limit_per_minute: int = Field(
         default=600,
         ge=1,
-        description="Requests that an organization may make of each of the gateway's APIs in a minute, where that API "
-        "does not promise a number of its own.",
+        description="Requests per minute of an organization to each of the gateway's APIs that does not document a "
+        "limit of its own.",
     )
     webhook_allow_insecure: bool = Field(
         default=False,
-        description="`true`: webhooks may be sent by `http:` and to private addresses. For tests and closed networks.",
+        description="`true`: allow webhooks with `http:` and to private addresses. For tests and closed networks.",
     )
     webhook_retry_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="How long after a webhook that was not taken it is tried again; each further wait is four times "
-        "as long, seven tries in all.",
+        description="Wait before a failed webhook is tried again; each further wait is four times as long, seven "
+        "tries in all.",
     )
 
     sendgrid_api_key: SecretStr = Field(
@@ -356,24 +347,21 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Settings:
-        clashes = list(self.clashes())
-        if clashes:
+        if clashes := list(self.clashes()):
             raise ValueError("\n".join(clashes))
         return self
 
     def clashes(self) -> Iterator[str]:
-        """What does not go together, each named by its variables."""
+        """Combinations of settings that do not work, each with the names of its variables."""
         if self.mail_url == "sendgrid:" and not self.sendgrid_api_key.get_secret_value():
             yield "EXPORT_MAIL_URL=sendgrid: needs SENDGRID_API_KEY to be set"
-        if self.heartbeat_timeout_seconds < HEARTBEATS_IN_TIMEOUT * self.heartbeat_seconds:
+        if self.heartbeat_timeout_seconds < _HEARTBEATS_IN_TIMEOUT * self.heartbeat_seconds:
             yield (
-                f"EXPORT_HEARTBEAT_TIMEOUT_SECONDS must be at least {HEARTBEATS_IN_TIMEOUT} times "
-                "EXPORT_HEARTBEAT_SECONDS, or healthy exports are taken for dead"
+                f"EXPORT_HEARTBEAT_TIMEOUT_SECONDS must be at least {_HEARTBEATS_IN_TIMEOUT} times "
+                "EXPORT_HEARTBEAT_SECONDS, or healthy exports are considered dead"
             )
         if 0 < self.audit_retention_days < self.retention_days:
-            yield (
-                "EXPORT_AUDIT_RETENTION_DAYS must be 0 or at least EXPORT_RETENTION_DAYS: the trail outlives the files"
-            )
+            yield "EXPORT_AUDIT_RETENTION_DAYS must be 0 or at least EXPORT_RETENTION_DAYS, to outlive the files"
         if self.alert_email and not self.sends_mail:
             yield f"EXPORT_ALERT_EMAIL needs a provider in EXPORT_MAIL_URL, which is {NO_MAIL}"
         if self.s3_kms_key_id and self.s3_server_side_encryption != "aws:kms":
@@ -382,7 +370,7 @@ class Settings(BaseSettings):
             yield from self._missing_for_the_executor()
         one, other = f"{self.store_url}/", f"{self.staging_url}/"
         if one.startswith(other) or other.startswith(one):
-            yield "EXPORT_STAGING_URL and EXPORT_STORE_URL must not contain one another: staging is cleared"
+            yield "EXPORT_STAGING_URL and EXPORT_STORE_URL must not contain one another, because staging is deleted"
 
     def _missing_for_the_executor(self) -> Iterator[str]:
         shared = (
@@ -398,30 +386,30 @@ class Settings(BaseSettings):
         broker = self.celery_broker_url.get_secret_value()
         if not broker:
             yield "EXPORT_EXECUTOR=celery needs EXPORT_CELERY_BROKER_URL to be set"
-        elif urlsplit(broker).scheme not in KEEP_RESULTS and not self.celery_result_url.get_secret_value():
+        elif urlsplit(broker).scheme not in _RESULT_BACKENDS and not self.celery_result_url.get_secret_value():
             yield (
                 "EXPORT_EXECUTOR=celery needs EXPORT_CELERY_RESULT_URL to be set, such as redis://host:6379/1: "
-                "EXPORT_CELERY_BROKER_URL is not Redis, and no other broker keeps what steps returned"
+                "EXPORT_CELERY_BROKER_URL is not Redis, and only Redis keeps the results of steps"
             )
 
     @property
     def resolved_source_url(self) -> str:
-        """The source database's URL, after its default."""
+        """The source database's URL, with the default applied."""
         return self.source_url or self.database_url
 
     @property
     def sends_mail(self) -> bool:
-        """Whether a mail provider is configured at all."""
+        """Whether a mail provider is configured."""
         return self.mail_url != NO_MAIL
 
     @property
     def alerts(self) -> bool:
-        """Whether operators are told of failed runs at all."""
+        """Whether failed runs alert operators."""
         return bool(self.alert_webhook_url.get_secret_value() or self.alert_email)
 
     @property
     def alerting_faults(self) -> frozenset[str]:
-        """Whose faults (``failures.Fault``) operators are told of."""
+        """The faults (``failures.Fault``) that alert operators."""
         return frozenset(self.alert_faults.split(","))
 
     @classmethod
@@ -429,7 +417,7 @@ class Settings(BaseSettings):
         """Read the environment.
 
         Raises:
-            SettingsError: a value is wrong; names each variable, never its value (it may hold a password).
+            SettingsError: a value is wrong; the message names each variable, never its value (it may hold a password).
         """
         try:
             return cls()
@@ -439,7 +427,7 @@ class Settings(BaseSettings):
 
 
 def problems_of(error: ValidationError) -> dict[str, str]:
-    """What is wrong, by variable; under the empty name what does not go together, one a line."""
+    """The problems by variable; under the empty name the combinations that do not work, one a line."""
     found: dict[str, str] = {}
     for detail in error.errors():
         name = str(detail["loc"][0]) if detail["loc"] else ""
@@ -450,20 +438,20 @@ def problems_of(error: ValidationError) -> dict[str, str]:
 
 
 def local_path(url: str) -> Path | None:
-    """The directory of a ``file:///dir`` URL, None for any other scheme."""
+    """The directory of a ``file:///dir`` URL; None for any other scheme."""
     parts = urlsplit(url)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def aws_region() -> str | None:
-    """The region of the environment; None leaves it to the AWS profile.
+    """The AWS region of the environment; None leaves it to the AWS profile.
 
-    boto3 reads ``AWS_DEFAULT_REGION`` alone, and presigns for us-east-1 without it; ECS and Lambda, the other SDKs and
+    boto3 reads only ``AWS_DEFAULT_REGION``, and presigns for us-east-1 without it; ECS and Lambda, the other SDKs and
     people set ``AWS_REGION``.
     """
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
 
 
 def dagster_home() -> str | None:
-    """Dagster's own instance directory, if this process was given one."""
+    """The directory of Dagster's instance, if ``DAGSTER_HOME`` is set."""
     return os.environ.get("DAGSTER_HOME")

@@ -1,6 +1,6 @@
-"""Where the seconds of an export go: read, stage, serialize, compress, upload.
+"""Measure the seconds of an export's parts: read, stage, serialize, compress, upload.
 
-A part is timed a batch or a block at a time, never a row: a timer costs a microsecond.
+Measure per batch or block, never per row: a measurement costs a microsecond.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class StageSeconds(BaseModel):
-    """Seconds that passed in the parts of an export, summed over its shards; ``stage`` overlaps with ``read``.
+    """Wall-clock seconds of an export's parts, summed over its shards; ``stage`` overlaps with ``read``.
 
     ``read``: waiting for the database and its driver. ``stage``: writing to the staging store and
     reading back from it. ``serialize``: rows to the bytes of a format, their checksum, and what
@@ -31,18 +31,16 @@ class StageSeconds(BaseModel):
     upload: float = 0.0
 
     def __add__(self, other: StageSeconds) -> StageSeconds:
-        mine, theirs = self.model_dump(), other.model_dump()
-        return StageSeconds(**{part: mine[part] + theirs[part] for part in mine})
+        return StageSeconds(**{part: seconds + getattr(other, part) for part, seconds in self})
 
     @property
     def bound_by(self) -> str:
-        """The part that took the longest: faster elsewhere would help less."""
-        parts: dict[str, float] = self.model_dump()
-        return max(parts, key=lambda part: parts[part])
+        """The slowest part: to speed up another one gains less."""
+        return max(self, key=lambda part: float(part[1]))[0]
 
 
 class Timer:
-    """Seconds inside its ``with`` blocks, summed; blocks of one timer do not nest."""
+    """The sum of the seconds inside its ``with`` blocks, which must not nest."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -56,7 +54,7 @@ class Timer:
         self.seconds += time.perf_counter() - self._began
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, timing how long each takes to come."""
+        """Yield the items, measuring the wait for each."""
         iterator = iter(items)
         while True:
             with self:
@@ -67,7 +65,7 @@ class Timer:
             yield item
 
     def sink(self, sink: BinaryIO) -> BinaryIO:
-        """The sink, timing what it takes to write to it."""
+        """The sink, with its writes measured."""
         return cast("BinaryIO", _TimedSink(sink, self))
 
 
@@ -81,16 +79,13 @@ class _TimedSink:
             return self._sink.write(data)
 
 
-# Run metadata: what the UI shows and plots of each stage.
-
-
 class Stopwatch:
-    """Seconds since it was made."""
+    """Wall-clock seconds since it was created."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Seconds so far, wall clock."""
+        """The seconds so far."""
         return time.perf_counter() - self._began

@@ -1,14 +1,14 @@
-"""Checks that look at several parts of a declaration at once: names that clash, columns that are not there."""
+"""Checks across the parts of a declaration: names used twice, columns that are not declared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from export_pipeline.catalog.types import spellings
 
 if TYPE_CHECKING:
-    from export_pipeline.catalog.model import Column, Dataset
+    from export_pipeline.catalog.model import Dataset, LayoutColumn
 
 PROBLEMS = "declaration_problems"
 """Type of the pydantic error whose context holds ``problems``."""
@@ -23,20 +23,19 @@ class Problem(NamedTuple):
 
 
 def problems(dataset: Dataset) -> Iterator[Problem]:
-    """Everything that is wrong with a declaration whose parts are sound by themselves."""
-    for check in (
-        _names,
-        _values,
-        _key,
-        _created_at,
-        _children,
-        _custom_fields,
-        _header_layouts,
-        _layouts,
-        _array_columns,
-        _default_headers,
-    ):
-        yield from check(dataset)
+    """All problems of a declaration whose single parts are valid."""
+    yield from _names(dataset)
+    yield from _values(dataset)
+    yield from _column(dataset, ("key",), dataset.key, ("text", "integer", "uuid"), "a key is text, integer or uuid")
+    if dataset.created_at is not None:
+        yield from _column(dataset, ("created_at",), dataset.created_at, ("timestamp",), "it must be a timestamp")
+    if dataset.custom_fields is not None:
+        location = ("custom_fields", "column")
+        yield from _column(dataset, location, dataset.custom_fields.column, ("json",), "it must be json")
+    yield from _children(dataset)
+    yield from _headers(dataset)
+    yield from _layouts(dataset)
+    yield from _default_layout(dataset)
 
 
 def _names(dataset: Dataset) -> Iterator[Problem]:
@@ -47,7 +46,7 @@ def _names(dataset: Dataset) -> Iterator[Problem]:
         for location, name in places:
             clash = next((spelling for spelling in spellings(name) if spelling in taken), None)
             if clash is not None:
-                yield Problem(location, f"{name!r} is taken by column {taken[clash]!r}; every name and alias is unique")
+                yield Problem(location, f"{name!r} is taken by column {taken[clash]!r}; use every name and alias once")
             taken.update(dict.fromkeys(spellings(name), column.name))
 
 
@@ -60,66 +59,29 @@ def _values(dataset: Dataset) -> Iterator[Problem]:
             yield Problem(("columns", index, "values", at), f"{column.values[at]!r} is listed twice; list it once")
 
 
-def _named(dataset: Dataset, name: str) -> Column | None:
-    """Of this very name: aliases are what is still to be checked."""
-    return next((column for column in dataset.columns if column.name == name), None)
-
-
-def _key(dataset: Dataset) -> Iterator[Problem]:
-    column = _named(dataset, dataset.key)
+def _column(
+    dataset: Dataset, location: Location, name: str, types: Sequence[str], requirement: str
+) -> Iterator[Problem]:
+    # By name, not by alias: the aliases may be wrong.
+    column = next((column for column in dataset.columns if column.name == name), None)
     if column is None:
-        yield Problem(("key",), _not_declared(dataset, dataset.key))
-    elif column.type not in ("text", "integer", "uuid"):
-        yield Problem(("key",), f"{dataset.key!r} has type {column.type}; a key is text, integer or uuid")
-
-
-def _created_at(dataset: Dataset) -> Iterator[Problem]:
-    if dataset.created_at is None:
-        return
-    column = _named(dataset, dataset.created_at)
-    if column is None:
-        yield Problem(("created_at",), _not_declared(dataset, dataset.created_at))
-    elif column.type != "timestamp":
-        yield Problem(("created_at",), f"{dataset.created_at!r} has type {column.type}; it must be a timestamp")
+        yield Problem(location, _not_declared(dataset, name))
+    elif column.type not in types:
+        yield Problem(location, f"{name!r} has type {column.type}; {requirement}")
 
 
 def _children(dataset: Dataset) -> Iterator[Problem]:
-    columns = {spelling for column in dataset.columns for spelling in spellings(column.name)}
-    seen: set[str] = set()
+    taken = {spelling for column in dataset.columns for spelling in spellings(column.name)}
     for index, child in enumerate(dataset.children):
-        if child.name in seen or child.name in columns:
+        if child.name in taken:
             yield Problem(("children", index, "name"), f"{child.name!r} is taken by another child list or column")
-        seen.update(spellings(child.name))
-    for at in _repeated([child.header for child in dataset.children]):
+        taken.update(spellings(child.name))
+    for at in _repeated(child.header for child in dataset.children):
         header = dataset.children[at].header
         yield Problem(("children", at, "header"), f"{header!r} is the header of another child list; use each once")
 
 
-def _custom_fields(dataset: Dataset) -> Iterator[Problem]:
-    if dataset.custom_fields is None:
-        for name, layout in dataset.layouts.items():
-            if layout.expand_custom_fields:
-                location = ("layouts", name, "expand_custom_fields")
-                yield Problem(location, "the dataset declares no custom_fields; declare them or remove this")
-        return
-    name = dataset.custom_fields.column
-    column = _named(dataset, name)
-    if column is None:
-        yield Problem(("custom_fields", "column"), _not_declared(dataset, name))
-    elif column.type != "json":
-        yield Problem(("custom_fields", "column"), f"{name!r} has type {column.type}; it must be json")
-
-
-def _array_columns(dataset: Dataset) -> Iterator[Problem]:
-    types = {column.name: column.type for column in dataset.columns}
-    for name, layout in dataset.layouts.items():
-        for at, column in enumerate(layout.array_columns):
-            if column not in layout.columns or types.get(column) != "json":
-                location = ("layouts", name, "array_columns", at)
-                yield Problem(location, f"{column!r} is not a json column of this layout; name one, or remove it")
-
-
-def _header_layouts(dataset: Dataset) -> Iterator[Problem]:
+def _headers(dataset: Dataset) -> Iterator[Problem]:
     for index, column in enumerate(dataset.columns):
         for name in column.headers:
             layout = dataset.layouts.get(name)
@@ -129,16 +91,21 @@ def _header_layouts(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _layouts(dataset: Dataset) -> Iterator[Problem]:
+    json_columns = {column.name for column in dataset.columns if column.type == "json"}
     for name, layout in dataset.layouts.items():
+        location = ("layouts", name)
         if name == "default":
-            yield Problem(
-                ("layouts", name), "'default' is always there: all exported columns; give this one another name"
-            )
+            yield Problem(location, "'default' is always there, with all exported columns; give this one another name")
             continue
+        if layout.expand_custom_fields and dataset.custom_fields is None:
+            message = "the dataset declares no custom_fields; declare them or remove this"
+            yield Problem((*location, "expand_custom_fields"), message)
+        for at, column in enumerate(layout.array_columns):
+            if column not in json_columns.intersection(layout.columns):
+                message = f"{column!r} is not a json column of this layout; use one, or remove it"
+                yield Problem((*location, "array_columns", at), message)
         found = list(_layout_columns(dataset, name, layout.columns))
-        yield from found
-        if not found:
-            yield from _layout_headers(dataset, name)
+        yield from found or _layout_headers(dataset, name)
 
 
 def _layout_columns(dataset: Dataset, name: str, columns: tuple[str, ...]) -> Iterator[Problem]:
@@ -149,49 +116,42 @@ def _layout_columns(dataset: Dataset, name: str, columns: tuple[str, ...]) -> It
         if column not in declared:
             yield Problem(location, _not_declared(dataset, column))
         elif not declared[column].exported:
-            yield Problem(location, f"column {column!r} has exported: false; remove it here, or let it be exported")
+            yield Problem(location, f"column {column!r} has exported: false; remove it here, or export it")
         elif at in repeated:
             yield Problem(location, f"column {column!r} is listed twice; list it once")
 
 
 def _layout_headers(dataset: Dataset, name: str) -> Iterator[Problem]:
-    children = {child.header for child in dataset.children}
-    # In upper case alone, or as json keys alone, they may be the same.
-    for is_table in (True, False):
-        shown = dataset.layout(name, table=is_table) or ()
-        repeated = _repeated([item.header for item in shown])
-        found = [at for at, item in enumerate(shown) if at in repeated or item.header in children]
-        for at in found:
-            header = shown[at].header
-            yield Problem(("layouts", name, "columns", at), f"header {header!r} appears twice in this layout")
-        if found:
+    # Two headers may be equal only in the upper case of tables, or only as json keys.
+    for table in (True, False):
+        shown = dataset.layout(name, table=table) or ()
+        if found := _clashing_headers(dataset, shown):
+            for at in found:
+                message = f"header {shown[at].header!r} appears twice in this layout; change one"
+                yield Problem(("layouts", name, "columns", at), message)
             return
 
 
-def _default_headers(dataset: Dataset) -> Iterator[Problem]:
+def _default_layout(dataset: Dataset) -> Iterator[Problem]:
     shown = dataset.layout() or ()
     if not shown:
-        yield Problem(("columns",), "no column has exported: true; at least one must be able to leave")
+        yield Problem(("columns",), "no column has exported: true; export at least one")
+    if _repeated(item.column.name for item in shown):
+        return  # _names reports them
+    for at in _clashing_headers(dataset, shown):
+        message = f"header {shown[at].header!r} appears twice in the default layout; change one"
+        yield Problem(("columns", dataset.columns.index(shown[at].column), "name"), message)
+
+
+def _clashing_headers(dataset: Dataset, shown: Sequence[LayoutColumn]) -> list[int]:
     children = {child.header for child in dataset.children}
-    headers = [item.header for item in shown]
-    # A name used twice is told by _names already.
-    distinct = len({item.column.name for item in shown}) == len(shown)
-    repeated = _repeated(headers) if distinct else set()
-    for at, item in enumerate(shown):
-        if at in repeated or item.header in children:
-            index = dataset.columns.index(item.column)
-            message = f"header {item.header!r} appears twice in the default layout"
-            yield Problem(("columns", index, "name"), message)
+    repeated = _repeated(item.header for item in shown)
+    return [at for at, item in enumerate(shown) if at in repeated or item.header in children]
 
 
 def _repeated(values: Iterable[str]) -> set[int]:
-    seen: set[str] = set()
-    repeated = set()
-    for at, value in enumerate(values):
-        if value in seen:
-            repeated.add(at)
-        seen.add(value)
-    return repeated
+    first: dict[str, int] = {}
+    return {at for at, value in enumerate(values) if first.setdefault(value, at) != at}
 
 
 def _not_declared(dataset: Dataset, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads dataset declarations and says what is wrong with them, file and line, all at once."""
+"""Read dataset declarations from YAML, and report all their problems with file and line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -27,10 +28,9 @@ from export_pipeline.catalog.model import (
     Title,
     canonical_hash,
 )
-from export_pipeline.catalog.source import CatalogError, YamlSource, place
 from export_pipeline.catalog.types import PATTERN_HINTS
 
-__all__ = ["Catalog", "CatalogError", "load_catalog", "parse_dataset"]
+SCHEMA_FILE = "dataset.schema.json"
 _EXPLAINED = {
     "missing": "is required; add it",
     "tuple_type": "is not a list; write it as [a, b], or one item a line after -",
@@ -45,12 +45,32 @@ _EXPLAINED = {
     "int_parsing": "is not a whole number",
     "int_from_float": "is not a whole number",
 }
-_ECHOES = ("default_factory_not_called", "too_short")
-"""Errors that may only follow from another one in the same place."""
+_CONSEQUENCES = ("default_factory_not_called", "too_short")
+"""Errors that may only follow from another error in the same place."""
+_MODELS: dict[str, type[BaseModel]] = {
+    "": Dataset,
+    "title": Title,
+    "columns": Column,
+    "children": ChildList,
+    "lists": MembershipTable,
+    "lists.lists": ListTable,
+    "segments": SegmentTable,
+    "custom_fields": CustomFieldTable,
+    "layouts": Layout,
+}
+"""The model of each mapping in a declaration."""
+
+
+class CatalogError(Exception):
+    """Declarations that cannot be used: one line a problem, ``file:line: place: what to do``."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
 
 
 class Catalog(Mapping[str, Dataset]):
-    """The datasets of an installation by name, in the order of their names."""
+    """The datasets of an installation by name, sorted by name."""
 
     def __init__(self, datasets: Mapping[str, Dataset]) -> None:
         self._datasets = dict(sorted(datasets.items()))
@@ -71,10 +91,10 @@ class Catalog(Mapping[str, Dataset]):
 
 
 def load_catalog(directory: str | Path | None = None) -> Catalog:
-    """Read every ``*.yaml`` of a directory; the shipped datasets if ``directory`` is empty or None.
+    """Read every ``*.yaml`` of a directory, or the shipped datasets if ``directory`` is empty or None.
 
     Raises:
-        CatalogError: with every problem of every file.
+        CatalogError: all problems of all files.
     """
     datasets: dict[str, Dataset] = {}
     origins: dict[str, str] = {}
@@ -97,12 +117,12 @@ def load_catalog(directory: str | Path | None = None) -> Catalog:
 
 
 def parse_dataset(text: str, *, file: str = "<dataset>") -> Dataset:
-    """Make a dataset of YAML text; ``file`` is what error messages call it.
+    """Read one dataset from YAML text; ``file`` is its name in error messages.
 
     Raises:
-        CatalogError: with every problem of the text.
+        CatalogError: all problems of the text.
     """
-    return _dataset(YamlSource(text, file))
+    return _dataset(_YamlSource(text, file))
 
 
 def _files(directory: str | Path | None) -> list[Traversable]:
@@ -111,21 +131,21 @@ def _files(directory: str | Path | None) -> list[Traversable]:
         raise CatalogError([f"{directory}: is not a directory; expected one with *.yaml dataset declarations"])
     files = [item for item in root.iterdir() if item.name.endswith((".yaml", ".yml"))]
     if not files:
-        raise CatalogError([f"{directory}: holds no *.yaml file; declare at least one dataset there"])
+        raise CatalogError([f"{directory}: has no *.yaml file; declare at least one dataset there"])
     return sorted(files, key=lambda file: file.name)
 
 
-def _read(file: Traversable) -> YamlSource:
+def _read(file: Traversable) -> _YamlSource:
     try:
         text = file.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise CatalogError([f"{file.name}:1: is not UTF-8 text; save it as UTF-8"]) from None
     except OSError as error:
         raise CatalogError([f"{file.name}:1: cannot be read: {error.strerror}"]) from None
-    return YamlSource(text, file.name)
+    return _YamlSource(text, file.name)
 
 
-def _dataset(source: YamlSource) -> Dataset:
+def _dataset(source: _YamlSource) -> Dataset:
     try:
         return Dataset.model_validate(source.data)
     except ValidationError as error:
@@ -133,78 +153,114 @@ def _dataset(source: YamlSource) -> Dataset:
     raise CatalogError([f"{source.file}:{line}: {message}" for line, message in sorted(found)])
 
 
-def _describe(source: YamlSource, detail: ErrorDetails) -> Iterator[tuple[int, str]]:
+def _describe(source: _YamlSource, detail: ErrorDetails) -> Iterator[tuple[int, str]]:
     """The lines and messages of one pydantic error."""
     if detail["type"] == PROBLEMS:
         for problem in detail["ctx"]["problems"]:
-            yield source.line(problem.location), place(problem.location) + problem.message
-    elif detail["type"] not in _ECHOES or not detail["input"]:
+            yield source.line(problem.location), _place(problem.location) + problem.message
+    elif detail["type"] not in _CONSEQUENCES or not detail["input"]:
         location = source.written(detail["loc"])
         if detail["type"] == "missing":
             location = (*location, detail["loc"][-1])
-        yield source.line(location), place(location) + _message(location, detail)
+        yield source.line(location), _place(location) + _message(location, detail)
 
 
 def _message(location: Location, detail: ErrorDetails) -> str:
-    kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in _EXPLAINED:
         absent = kind == "missing" or kind.endswith("_short")
-        return _EXPLAINED[kind] if absent else f"{given!r} {_EXPLAINED[kind]}"
+        return _EXPLAINED[kind] if absent else f"{value!r} {_EXPLAINED[kind]}"
     if kind == "extra_forbidden":
-        return f"is not a known key; {_known(location)}"
+        around = [part for part in location[:-1] if isinstance(part, str)]
+        model = _MODELS.get(".".join(around)) or _MODELS[around[0]]
+        close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(model.model_fields)}"
+        return f"is not a known key; {hint}"
     if kind in ("enum", "literal_error"):
-        # Members of an enum in a Literal stand there as <ColumnType.TEXT: 'text'>.
+        # Pydantic shows the members of an enum in a Literal as <ColumnType.TEXT: 'text'>.
         named = re.sub(r"<\w+\.\w+: ([^>]*)>", r"\1", str(context["expected"]))
         choices = named.replace("'", "").replace(" or ", ", ")
-        return f"{given!r} is not one of {choices}"
+        return f"{value!r} is not one of {choices}"
     if kind == "string_pattern_mismatch":
-        return f"{given!r} is not {PATTERN_HINTS[context['pattern']]}"
+        return f"{value!r} is not {PATTERN_HINTS[context['pattern']]}"
     if kind == "greater_than_equal":
-        return f"{given!r} is too small; it must be at least {context['ge']}"
+        return f"{value!r} is too small; it must be at least {context['ge']}"
     return detail["msg"].removeprefix("Value error, ")
 
 
-def _known(location: Location) -> str:
-    """What the author of an unknown key may have meant."""
-    known = list(_model_around(location).model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+class _YamlSource:
+    """One YAML document: ``data`` is its content, ``line`` the line of each part.
+
+    Raises:
+        CatalogError: it is not one valid mapping.
+    """
+
+    def __init__(self, text: str, file: str) -> None:
+        self.file = file
+        self._lines: dict[tuple[str, ...], int] = {}
+        try:
+            loader = yaml.SafeLoader(text)
+            root = loader.get_single_node()
+            if not isinstance(root, yaml.MappingNode):
+                raise CatalogError([f"{file}:1: is not a mapping; begin the declaration with name:, title:, table:"])
+            problems = [f"{file}:{line}: {message}" for line, message in self._read(root, root.start_mark, (), ())]
+            if problems:
+                raise CatalogError(problems)
+            self.data: Any = loader.construct_document(root)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = mark.line + 1 if mark else 1
+            raise CatalogError([f"{file}:{line}: is not valid YAML: {error.problem or error.context}"]) from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise CatalogError([f"{file}:1: is not valid YAML: {' '.join(str(error).split())}"]) from None
+
+    def line(self, location: Location) -> int:
+        """The line of a place, or of the nearest thing around it that is in the file."""
+        place = tuple(map(str, location))
+        while place not in self._lines:
+            place = place[:-1]
+        return self._lines[place]
+
+    def written(self, location: Location) -> Location:
+        """A pydantic location without the parts that are not in the file (branches of a union)."""
+        written: Location = ()
+        for part in location:
+            if tuple(map(str, (*written, part))) in self._lines:
+                written = (*written, part)
+        return written
+
+    def _read(
+        self, node: yaml.Node, mark: yaml.Mark, location: tuple[str, ...], above: tuple[yaml.Node, ...]
+    ) -> Iterator[tuple[int, str]]:
+        """Note the lines of a node; yield what PyYAML accepts: a key twice (the last would win), a cyclic anchor."""
+        self._lines[location] = mark.line + 1
+        if node in above:
+            yield node.start_mark.line + 1, f"{_place(location)}an anchor refers to itself; write the value out"
+            return
+        above = (*above, node)
+        if isinstance(node, yaml.SequenceNode):
+            for at, item in enumerate(node.value):
+                yield from self._read(item, item.start_mark, (*location, str(at)), above)
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                place = (*location, str(key.value))
+                if place in self._lines:
+                    problem = f"is already on line {self._lines[place]}; keep one of them"
+                    yield key.start_mark.line + 1, _place(place) + problem
+                    continue
+                yield from self._read(value, key.start_mark, place, above)
 
 
-def _model_around(location: Location) -> type[BaseModel]:
-    around = tuple(part for part in location[:-1] if isinstance(part, str))
-    models: dict[str, type[BaseModel]] = {
-        "title": Title,
-        "columns": Column,
-        "children": ChildList,
-        "lists": ListTable if around == ("lists", "lists") else MembershipTable,
-        "segments": SegmentTable,
-        "custom_fields": CustomFieldTable,
-        "layouts": Layout,
-    }
-    return models[around[0]] if around else Dataset
-
-
-# The JSON Schema of a dataset declaration, for editors that complete and check YAML.
-
-
-SCHEMA_FILE = "dataset.schema.json"
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of one ``*.yaml`` dataset declaration."""
-    schema = Dataset.model_json_schema(mode="validation")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+def _place(location: Location) -> str:
+    """The beginning of a message: ``columns.3.type: ``, empty for the whole file."""
+    return ".".join(map(str, location)) + ": " if location else ""
 
 
 def json_schema_text() -> str:
-    """The schema as the shipped file holds it."""
-    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-
-
-def shipped_schema_text() -> str:
-    """The schema file that ships with the package."""
-    return (resources.files("export_pipeline.catalog") / SCHEMA_FILE).read_text("utf-8")
+    """The JSON Schema (draft 2020-12) of a dataset declaration, for editors; ``dataset.schema.json`` holds it."""
+    schema = Dataset.model_json_schema(mode="validation")
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

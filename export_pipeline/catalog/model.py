@@ -1,4 +1,4 @@
-"""The model of a dataset: its table, its columns, and what a request may do with them."""
+"""The dataset model: its table, its columns, and how requests may use them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from export_pipeline.catalog.types import (
 )
 
 DEFAULT_LAYOUT = "default"
-"""The layout that every dataset has: all exported columns, in the order of the declaration."""
+"""The layout of every dataset: all exported columns, in the order of the declaration."""
 
 
 class _Declaration(BaseModel):
@@ -44,14 +44,14 @@ class _Declaration(BaseModel):
 
 
 class Title(_Declaration):
-    """A title in the languages of the mails; a plain string in YAML stands for English alone."""
+    """A title in the languages of the mails; a plain string in YAML is the English title."""
 
     en: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     es: str = ""
     pt: str = ""
 
     def localized(self, locale: Locale) -> str:
-        """The title in ``locale``, or in English where there is none."""
+        """The title in ``locale``, or else in English."""
         return str(getattr(self, locale)) or self.en
 
 
@@ -70,30 +70,28 @@ FilterRule = Annotated[
 
 
 class Column(_Declaration):
-    """One column: its name in requests and files, where it comes from, what may be done with it."""
+    """A column: its name in requests and files, its source, and how it may be used."""
 
     name: Name = Field(description="Name in requests, in filters and in the default header.")
     source: DatabaseColumn = Field(
         default_factory=lambda data: data.get("name", ""),
-        description="Column of the table or view; the same as the name if left out.",
+        description="Column of the table or view. Default: the name.",
     )
     type: ColumnType
     description: str = ""
-    headers: dict[Name, Header] = Field(
-        default_factory=dict, description="Header per layout, where it is not the name."
-    )
+    headers: dict[Name, Header] = Field(default_factory=dict, description="Header per layout. Default: the name.")
     filter: FilterRule = Field(
         default=True, description="true = every operator of the type, false = none, or a list of operators."
     )
     values: tuple[str, ...] = Field(
-        default=(), description="All values that a text column can have; a filter that names another is refused."
+        default=(), description="All values of a text column; a filter with another value is refused."
     )
-    aliases: tuple[Name, ...] = Field(default=(), description="Other names that a filter may use.")
-    exported: bool = Field(default=True, description="false = may be filtered by, never leaves.")
+    aliases: tuple[Name, ...] = Field(default=(), description="Other names in filters.")
+    exported: bool = Field(default=True, description="false = only for filters, never in a file.")
 
     @property
     def operators(self) -> tuple[FilterOperator, ...]:
-        """The operators a filter may use on this column; empty if it may not be filtered."""
+        """The operators that filters may use on this column; empty if it cannot be filtered."""
         if isinstance(self.filter, tuple):
             return self.filter
         return OPERATORS_BY_TYPE[self.type] if self.filter else ()
@@ -108,17 +106,17 @@ class Column(_Declaration):
 
 
 class ChildList(_Declaration):
-    """Values of another table that belong to a row, exported as one array column on request."""
+    """Values of another table that belong to a row; a request may export them as one array column."""
 
     name: Name = Field(description="Name in the request's `include`.")
     header: Header = Field(default_factory=lambda data: data.get("name", ""))
     description: str = ""
     table: DatabaseTable
     foreign_key: DatabaseColumn = Field(description="Column that holds the row's key.")
-    value: DatabaseColumn = Field(description="Column whose values are listed.")
+    value: DatabaseColumn = Field(description="Column of the values.")
     order_by: DatabaseColumn
     direction: Literal["asc", "desc"] = "asc"
-    limit: int | None = Field(default=None, ge=1, description="At most so many values of a row.")
+    limit: int | None = Field(default=None, ge=1, description="Maximum number of values per row.")
     tenant: DatabaseColumn | None = Field(default=None, description="The child table's own tenant column.")
 
     @property
@@ -128,12 +126,12 @@ class ChildList(_Declaration):
 
     @property
     def source(self) -> str:
-        """What to call it when the data is wrong."""
+        """The name in messages about wrong data."""
         return f"{self.table}.{self.value}"
 
 
 class ListTable(_Declaration):
-    """Where lists themselves stand, so that a request's list ids can be checked."""
+    """The table of the lists; a request's list ids are checked against it."""
 
     table: DatabaseTable
     id: DatabaseColumn = "id"
@@ -143,7 +141,7 @@ class ListTable(_Declaration):
 
 
 class MembershipTable(_Declaration):
-    """Which rows are on which list."""
+    """The table that says which rows are on which list."""
 
     table: DatabaseTable
     member: DatabaseColumn = Field(description="Column that holds the row's key.")
@@ -153,7 +151,7 @@ class MembershipTable(_Declaration):
 
 
 class SegmentTable(_Declaration):
-    """Stored filters that a request names by their id."""
+    """The table of stored filters, which requests name by id."""
 
     table: DatabaseTable
     id: DatabaseColumn = "id"
@@ -165,7 +163,7 @@ class SegmentTable(_Declaration):
 
 
 class CustomFieldTable(_Declaration):
-    """The fields that each organization defined for itself; their values stand in one JSON column of the row."""
+    """The table of the organizations' own fields; one JSON column of the row holds their values."""
 
     column: Name = Field(description="The JSON column: an object of field names and values.")
     table: DatabaseTable
@@ -176,66 +174,68 @@ class CustomFieldTable(_Declaration):
 
 @dataclass(frozen=True)
 class CustomField:
-    """One field of a JSON column, as its organization defined it."""
+    """A field that an organization defined, in a JSON column."""
 
     column: Column
     key: str
     value_type: ColumnType
-    """``text``, ``decimal`` or ``timestamp``: what filters compare it as. Files show it as it is stored."""
+    """``text``, ``decimal`` or ``timestamp``: the type in filters. Files hold the value as it is stored."""
 
     @property
     def name(self) -> str:
-        """Its name in staged rows; no column has one with a dot."""
+        """Its name in staged rows; the names of columns have no dot."""
         return f"{self.column.name}.{self.key}"
 
     @property
     def type(self) -> ColumnType:
-        """Read as text, whatever it is compared as."""
+        """The type in staged rows, whatever the type in filters."""
         return ColumnType.TEXT
 
     @property
     def source(self) -> str:
-        """What to call it when the data is wrong."""
+        """The name in messages about wrong data."""
         return f"{self.column.source}.{self.key}"
 
 
-class Layout(_Declaration):
-    """A named set of columns in a fixed order, and how another system writes them.
+Selected = Column | CustomField | ChildList
+"""What can be read for a row."""
 
-    A column's ``headers`` say what it is called in the layout. What is said of tables holds for csv and xlsx.
+
+class Layout(_Declaration):
+    """A named set of columns in a fixed order, in the form of another system.
+
+    A column's ``headers`` hold its name in the layout. "Tables" are csv and xlsx.
     """
 
     description: str = ""
     columns: tuple[Name, ...] = Field(min_length=1)
     header_case: Literal["as_is", "upper"] = Field(
         default="as_is",
-        description="How a column's name becomes its header in tables, unless it declares one; json keys stay.",
+        description="Case of headers in tables where a column declares none; json keys stay.",
     )
     expand_custom_fields: bool = Field(
-        default=False, description="In tables, a column for each of the organization's custom fields."
+        default=False, description="In tables, add a column for each of the organization's custom fields."
     )
     arrays: Literal["json", "comma_separated"] = Field(
         default="json", description="In tables, how a JSON array of texts is written."
     )
-    array_columns: tuple[Name, ...] = Field(default=(), description="The columns that `arrays` is about.")
+    array_columns: tuple[Name, ...] = Field(default=(), description="The columns that `arrays` applies to.")
     timestamps: Literal["microseconds", "seconds"] = Field(
         default="microseconds", description="`seconds`: 2026-03-08T12:00:00Z, the fraction cut off."
     )
     csv_quoting: Literal["necessary", "non_empty"] = Field(
-        default="necessary", description="`non_empty`: every value is quoted, and an empty one is nothing."
+        default="necessary", description="`non_empty`: quote every value except an empty one."
     )
-    file_name: NameStyle = Field(
-        default="descriptive", description="`uuid`: the request's uid alone, and the extension."
-    )
-    gzip_suffix: Literal["gz", "gzip"] = Field(default="gz", description="What a gzipped file's name ends with.")
+    file_name: NameStyle = Field(default="descriptive", description="`uuid`: only the request's uid and the extension.")
+    gzip_suffix: Literal["gz", "gzip"] = Field(default="gz", description="Extension of gzipped files.")
     content_encoded: tuple[Literal["csv", "json", "ndjson"], ...] = Field(
         default=(),
-        description="Formats whose gzip is that of the transfer (`Content-Encoding`): HTTP clients unpack it unasked.",
+        description="Formats whose gzip is declared as `Content-Encoding`: HTTP clients unpack it by themselves.",
     )
 
 
 class LayoutColumn(NamedTuple):
-    """A column as a layout shows it."""
+    """A column of a layout, with its header there."""
 
     column: Column
     header: str
@@ -248,10 +248,10 @@ class Dataset(_Declaration):
     title: Annotated[Title, BeforeValidator(_title, json_schema_input_type=str | Title)]
     description: str = ""
     table: DatabaseTable
-    tenant: DatabaseColumn = Field(description="Column that holds the organization; every query is bound to it.")
+    tenant: DatabaseColumn = Field(description="Column that holds the organization; every query selects by it.")
     tenant_type: IdentityType = ColumnType.TEXT
-    key: Name = Field(description="Unique column, never null: the order of every export.")
-    created_at: Name | None = Field(default=None, description="Column that start_date and end_date look at.")
+    key: Name = Field(description="Unique column without nulls; exports are ordered by it.")
+    created_at: Name | None = Field(default=None, description="Column that start_date and end_date apply to.")
     columns: tuple[Column, ...] = Field(min_length=1)
     children: tuple[ChildList, ...] = ()
     lists: MembershipTable | None = None
@@ -282,34 +282,34 @@ class Dataset(_Declaration):
 
     @cached_property
     def created_at_column(self) -> Column | None:
-        """The column that date ranges look at, if there is one."""
+        """The column that date ranges apply to, if there is one."""
         return self._by_name[self.created_at] if self.created_at else None
 
     @cached_property
     def exported_columns(self) -> tuple[Column, ...]:
-        """The columns that may leave, in the order of the declaration."""
+        """The columns that may be in files, in the order of the declaration."""
         return tuple(column for column in self.columns if column.exported)
 
     def column(self, name: str) -> Column | None:
-        """The column of that name or alias, in snake_case or camelCase; None if there is none."""
+        """The column with this name or alias, in snake_case or camelCase; None if there is none."""
         return self._by_name.get(name)
 
     def child(self, name: str) -> ChildList | None:
-        """The child list of that name, in snake_case or camelCase; None if there is none."""
+        """The child list with this name, in snake_case or camelCase; None if there is none."""
         return next((child for child in self.children if name in spellings(child.name)), None)
 
     def custom_field(self, key: str, value_type: ColumnType) -> CustomField:
-        """A custom field of a dataset that declares where they are (``custom_fields``)."""
+        """A custom field of a dataset that declares ``custom_fields``."""
         if self.custom_fields is None:
             raise ValueError(f"dataset {self.name} declares no custom fields")
         return CustomField(self._by_name[self.custom_fields.column], key, value_type)
 
     def layout(self, name: str = DEFAULT_LAYOUT, *, table: bool = True) -> tuple[LayoutColumn, ...] | None:
-        """The columns of a layout in order, with their headers; None if there is no such layout.
+        """The columns of a layout in order, with their headers; None if the layout does not exist.
 
         Args:
-            name: of the layout.
-            table: whether the format is a table (csv, xlsx), where a header may be in upper case.
+            name: the layout.
+            table: whether the format is a table (csv, xlsx), where headers may be in upper case.
         """
         if name == DEFAULT_LAYOUT:
             chosen, upper = self.exported_columns, False
@@ -334,6 +334,6 @@ class Dataset(_Declaration):
 
 
 def canonical_hash(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value, whatever the order of its keys."""
+    """SHA-256 (hex) of a JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

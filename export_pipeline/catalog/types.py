@@ -1,21 +1,28 @@
-"""The words of a declaration: column types, filter operators, and what each allows."""
+"""The vocabulary of dataset declarations: column types, filter operators, formats, and valid names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints
 
 Locale = Literal["en", "es", "pt"]
 NameStyle = Literal["descriptive", "uuid"]
-"""What delivered files are called: dataset, day and uid, or the uid alone."""
+"""File names: dataset, day and uid, or only the uid."""
+Format = Literal["csv", "xlsx", "json", "ndjson", "parquet"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+TABLES: tuple[Format, ...] = ("csv", "xlsx")
+"""The formats that people open as a table; a layout may write them differently."""
+Compression = Literal["none", "gzip"]
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+OutputOrigin = Literal["column", "custom_field", "child"]
 
 
 class ColumnType(StrEnum):
-    """The types a dataset's column can have, independent of any database."""
+    """The types of a dataset's columns, independent of any database."""
 
     TEXT = "text"
     INTEGER = "integer"
@@ -29,7 +36,7 @@ class ColumnType(StrEnum):
 
 
 class FilterOperator(StrEnum):
-    """What a filter may say about one column."""
+    """The operators of filters."""
 
     EQ = "eq"
     NE = "ne"
@@ -45,62 +52,28 @@ class FilterOperator(StrEnum):
     BETWEEN = "between"
 
 
-_PARTS_OF_TEXT = (FilterOperator.CONTAINS, FilterOperator.STARTS_WITH)
-_ORDERED = tuple(operator for operator in FilterOperator if operator not in _PARTS_OF_TEXT)
+IdentityType = Literal[ColumnType.TEXT, ColumnType.INTEGER, ColumnType.UUID]
+_EQUALITY = (FilterOperator.EQ, FilterOperator.NE)
+_TEXT_ONLY = (FilterOperator.CONTAINS, FilterOperator.STARTS_WITH)
+_ORDERED = tuple(operator for operator in FilterOperator if operator not in _TEXT_ONLY)
 OPERATORS_BY_TYPE: Mapping[ColumnType, tuple[FilterOperator, ...]] = {
-    ColumnType.TEXT: (*_ORDERED, *_PARTS_OF_TEXT),
-    ColumnType.INTEGER: _ORDERED,
-    ColumnType.FLOAT: _ORDERED,
-    ColumnType.DECIMAL: _ORDERED,
-    ColumnType.TIMESTAMP: _ORDERED,
-    ColumnType.DATE: _ORDERED,
-    ColumnType.BOOLEAN: (FilterOperator.EQ, FilterOperator.NE, FilterOperator.IS_NULL),
-    ColumnType.UUID: (
-        FilterOperator.EQ,
-        FilterOperator.NE,
-        FilterOperator.IN,
-        FilterOperator.NIN,
-        FilterOperator.IS_NULL,
-    ),
+    **dict.fromkeys(ColumnType, _ORDERED),
+    ColumnType.TEXT: (*_ORDERED, *_TEXT_ONLY),
+    ColumnType.BOOLEAN: (*_EQUALITY, FilterOperator.IS_NULL),
+    ColumnType.UUID: (*_EQUALITY, FilterOperator.IN, FilterOperator.NIN, FilterOperator.IS_NULL),
     ColumnType.JSON: (FilterOperator.CONTAINS, FilterOperator.IS_NULL),
 }
-"""What ``filter: true`` allows."""
-IdentityType = Literal[ColumnType.TEXT, ColumnType.INTEGER, ColumnType.UUID]
-
-
-class Selected(Protocol):
-    """What can be read for a row: a column, a custom field, or a child list."""
-
-    @property
-    def name(self) -> str:
-        """Its name in staged rows."""
-        ...
-
-    @property
-    def type(self) -> ColumnType:
-        """What its values are."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """What to call it when the data is wrong."""
-        ...
-
-
-OutputOrigin = Literal["column", "custom_field", "child"]
+"""The operators that ``filter: true`` allows."""
 
 
 @dataclass(frozen=True)
 class OutputColumn:
-    """One column of the files: what it is read from, what its header says, its type."""
+    """One column of the files: its name in the staged rows, its header and its type."""
 
     name: str
     header: str
     type: ColumnType
     origin: OutputOrigin = "column"
-
-
-# What names in a declaration look like, and how they may be spelled in a request.
 
 
 _SNAKE_CASE = r"^[a-z][a-z0-9_]{0,62}$"
@@ -119,18 +92,7 @@ Header = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, m
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """A snake_case name as it may be written: itself, and in camelCase if that differs."""
+    """The spellings of a snake_case name that requests may use: the name, and its camelCase if that differs."""
     first, *rest = name.split("_")
     camel = first + "".join(part.capitalize() for part in rest)
     return (name,) if camel == name else (name, camel)
-
-
-# The rules of a request's files: format, compression, options, size.
-
-
-Format = Literal["csv", "xlsx", "json", "ndjson", "parquet"]
-FORMATS: tuple[Format, ...] = ("csv", "xlsx", "json", "ndjson", "parquet")
-TABLES: tuple[Format, ...] = ("csv", "xlsx")
-"""The formats that people open as a table; a layout may write them differently."""
-Compression = Literal["none", "gzip"]
-COMPRESSIONS: tuple[Compression, ...] = ("none", "gzip")

@@ -1,4 +1,1 @@
-"""Filters and segments as requests write them, parsed into one condition tree.
-
-No SQL is made here; ``source`` compiles the tree.
-"""
+"""Parse the filters of requests and segments into one condition tree. No SQL is built here: ``source`` compiles it."""

@@ -1,24 +1,31 @@
 """The WHERE of a segment query as conditions.
 
-SQL has a third truth beside true and false: ``x = 1``, ``x <> 1`` and ``NOT (x = 1)`` are all unknown where x is null,
-and select nothing. Our tree has two, and its negations hold for null. So a NOT is never a ``Negation`` of what it
-stands before: it is pushed down to the comparisons (De Morgan holds in three-valued logic), where it turns ``<`` into
-``>=``; and what would then hold for a null is asked to be ``is_null: false`` as well.
+SQL has three truth values: ``x = 1``, ``x <> 1`` and ``NOT (x = 1)`` are all unknown where x is null, and select
+nothing. The condition tree has two, and a ``Negation`` is true for null. So a NOT does not become a ``Negation`` of
+its operand: it is pushed down to the comparisons (De Morgan holds in three-valued logic), where it turns ``<`` into
+``>=``; and a condition that would then be true for null gets ``is_null: false`` beside it.
 """
 
 from __future__ import annotations
 
 import operator as python
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlglot import exp
 
-from export_pipeline.catalog.model import Column, CustomField
+from export_pipeline.catalog.model import Column
 from export_pipeline.catalog.types import ColumnType, FilterOperator
 from export_pipeline.filters.json_filters import MAX_CONDITIONS, parse_scalar
-from export_pipeline.filters.sendgrid_operands import ArrayName, Constant, Names, OperandReader, inner, refused, uses
+from export_pipeline.filters.sendgrid_operands import (
+    Constant,
+    EmailDomains,
+    ListIds,
+    OperandReader,
+    invalid_query,
+    unsupported,
+)
 from export_pipeline.filters.tree import (
     AllOf,
     AnyOf,
@@ -34,48 +41,37 @@ from export_pipeline.filters.tree import (
 )
 
 MAX_PATTERN = 1000
-_OPERATORS: dict[type[exp.Expr], FilterOperator] = {
-    exp.EQ: FilterOperator.EQ,
-    exp.NEQ: FilterOperator.NE,
-    exp.GT: FilterOperator.GT,
-    exp.GTE: FilterOperator.GTE,
-    exp.LT: FilterOperator.LT,
-    exp.LTE: FilterOperator.LTE,
-}
-_OPPOSITE = {
-    FilterOperator.EQ: FilterOperator.NE,
-    FilterOperator.NE: FilterOperator.EQ,
-    FilterOperator.GT: FilterOperator.LTE,
-    FilterOperator.GTE: FilterOperator.LT,
-    FilterOperator.LT: FilterOperator.GTE,
-    FilterOperator.LTE: FilterOperator.GT,
-}
-_SWAPPED = {
-    FilterOperator.GT: FilterOperator.LT,
-    FilterOperator.GTE: FilterOperator.LTE,
-    FilterOperator.LT: FilterOperator.GT,
-    FilterOperator.LTE: FilterOperator.GTE,
-}
-_PYTHON: dict[FilterOperator, Callable[[Any, Any], Any]] = {
-    FilterOperator.EQ: python.eq,
-    FilterOperator.NE: python.ne,
-    FilterOperator.GT: python.gt,
-    FilterOperator.GTE: python.ge,
-    FilterOperator.LT: python.lt,
-    FilterOperator.LTE: python.le,
+
+
+class _Sign(NamedTuple):
+    """A comparison sign, and the signs that replace it when it is negated or its sides are exchanged."""
+
+    sql: str
+    operator: FilterOperator
+    is_true: Callable[[Any, Any], Any]
+    negated: type[exp.Expr]
+    swapped: type[exp.Expr]
+
+
+_SIGNS: dict[type[exp.Expr], _Sign] = {
+    exp.EQ: _Sign("=", FilterOperator.EQ, python.eq, exp.NEQ, exp.EQ),
+    exp.NEQ: _Sign("!=", FilterOperator.NE, python.ne, exp.EQ, exp.NEQ),
+    exp.GT: _Sign(">", FilterOperator.GT, python.gt, exp.LTE, exp.LT),
+    exp.GTE: _Sign(">=", FilterOperator.GTE, python.ge, exp.LT, exp.LTE),
+    exp.LT: _Sign("<", FilterOperator.LT, python.lt, exp.GTE, exp.GT),
+    exp.LTE: _Sign("<=", FilterOperator.LTE, python.le, exp.GT, exp.GTE),
 }
 
 
-class Predicates:
-    """Turns predicates over the columns of one organization into conditions."""
+class PredicateParser:
+    """Parses the predicates of one query into conditions."""
 
-    def __init__(self, names: Names, prefixes: frozenset[str], zone: ZoneInfo) -> None:
-        self._names = names
-        self._operands = OperandReader(names, prefixes, zone)
+    def __init__(self, operands: OperandReader, zone: ZoneInfo) -> None:
+        self._operands = operands
         self._zone = zone
         self._conditions = 0
-        self._leaves: dict[type[exp.Expr], Callable[[Any, bool], Condition]] = {
-            **dict.fromkeys(_OPERATORS, self._comparison),
+        self._parsers: dict[type[exp.Expr], Callable[[Any, bool], Condition]] = {
+            **dict.fromkeys(_SIGNS, self._comparison),
             exp.In: self._in,
             exp.Between: self._between,
             exp.Is: self._is_null,
@@ -85,156 +81,142 @@ class Predicates:
         }
 
     def predicate(self, predicate: exp.Expr, *, negated: bool = False) -> Condition:
-        """The condition that holds where the predicate is true, or if ``negated`` where it is false."""
+        """The condition for the rows of which the predicate is true, or if ``negated`` false.
+
+        Raises:
+            ExportFailure: ``invalid_segment``; the message names what is not supported.
+        """
         while isinstance(predicate, exp.Paren | exp.Not):
             negated ^= isinstance(predicate, exp.Not)
             predicate = predicate.this
         if isinstance(predicate, exp.And | exp.Or):
-            parts = tuple(self.predicate(part, negated=negated) for part in _chain(predicate))
+            # Flattened, because the parser nests ``a AND b AND c`` to the left as deep as it is long.
+            parts = tuple(self.predicate(part, negated=negated) for part in predicate.flatten(unnest=False))
             return AllOf(parts) if isinstance(predicate, exp.And) != negated else AnyOf(parts)
         self._conditions += 1
         if self._conditions > MAX_CONDITIONS:
-            raise refused(f"holds more than {MAX_CONDITIONS} conditions")
-        leaf = self._leaves.get(type(predicate))
-        if leaf is None:
-            if isinstance(predicate, exp.Column | exp.Literal | exp.Boolean | exp.Null):
-                raise refused("has a value where a condition is expected; compare it with something")
-            raise uses(predicate)
-        return leaf(predicate, negated)
+            raise invalid_query(f"has more than {MAX_CONDITIONS} conditions")
+        if type(predicate) in self._parsers:
+            return self._parsers[type(predicate)](predicate, negated)
+        if isinstance(predicate, exp.Column | exp.Literal | exp.Boolean | exp.Null):
+            raise invalid_query("has a value where a condition is expected; compare it with something")
+        raise unsupported(predicate)
 
     def _comparison(self, predicate: exp.Binary, negated: bool) -> Condition:
-        operator = _OPERATORS[type(predicate)]
-        return self._compared(predicate.left, operator, predicate.right, negated)
+        return self._compared(predicate.left, type(predicate), predicate.right, negated)
 
-    def _compared(self, left: exp.Expr, operator: FilterOperator, right: exp.Expr, negated: bool) -> Condition:
-        one, other = self._operands.read(left), self._operands.read(right)
+    def _compared(self, left: exp.Expr, kind: type[exp.Expr], right: exp.Expr, negated: bool) -> Condition:
+        sign, one, other = _SIGNS[kind], self._operands.read(left), self._operands.read(right)
         if isinstance(one, Constant):
             if isinstance(other, Constant):
                 # Programs that build queries begin them with WHERE 1 = 1.
-                return AllOf(()) if _holds(one, operator, other) != negated else AnyOf(())
-            one, operator, other = other, _SWAPPED.get(operator, operator), one
-        self._operands.check_operator(one, operator)
+                return AllOf(()) if _is_true(one, sign, other) != negated else AnyOf(())
+            sign, one, other = _SIGNS[sign.swapped], other, one
+        operator = _SIGNS[sign.negated].operator if negated else sign.operator
+        self._operands.check_operator(one, sign.operator, sign.sql)
         if isinstance(other, Constant):
-            value = self._operands.scalar(one, other)
-            return _known(Comparison(one, _OPPOSITE[operator] if negated else operator, value), one)
-        self._operands.check_operator(other, operator)
+            return _not_of_nulls(Comparison(one, operator, self._operands.scalar(one, other)), one)
+        self._operands.check_operator(other, sign.operator, sign.sql)
         self._operands.check_alike(one, other)
-        return _known(Comparison(one, _OPPOSITE[operator] if negated else operator, other), one, other)
+        return _not_of_nulls(Comparison(one, operator, other), one, other)
 
     def _between(self, predicate: exp.Between, negated: bool) -> Condition:
         if predicate.args.get("symmetric") is not None:
-            raise refused("uses BETWEEN SYMMETRIC; write the lower end first")
+            raise invalid_query("uses BETWEEN SYMMETRIC; use BETWEEN, with the lower end first")
         ends = (
-            self._compared(predicate.this, FilterOperator.GTE, predicate.args["low"], negated),
-            self._compared(predicate.this, FilterOperator.LTE, predicate.args["high"], negated),
+            self._compared(predicate.this, exp.GTE, predicate.args["low"], negated),
+            self._compared(predicate.this, exp.LTE, predicate.args["high"], negated),
         )
         return AnyOf(ends) if negated else AllOf(ends)
 
     def _in(self, predicate: exp.In, negated: bool) -> Condition:
         if predicate.args.get("query") is not None:
-            raise refused("uses a subquery; list the values of IN")
+            raise invalid_query("uses a subquery; list the values of IN")
         if not predicate.expressions:
-            raise refused("uses IN without values; list them in parentheses")
+            raise invalid_query("uses IN without values; list them in parentheses")
         operand = self._operands.column(predicate.this, "IN")
-        self._operands.check_operator(operand, FilterOperator.IN)
-        values = [self._operands.read(one) for one in predicate.expressions]
+        self._operands.check_operator(operand, FilterOperator.IN, "IN")
+        values = [self._operands.read(value) for value in predicate.expressions]
         constants = [value for value in values if isinstance(value, Constant)]
         if len(constants) < len(values):
-            raise refused("uses IN with columns; list values, or compare columns with =")
+            raise invalid_query("uses IN with columns; list values, or compare columns with =")
         scalars = tuple(self._operands.scalar(operand, constant) for constant in constants)
-        return _known(Comparison(operand, FilterOperator.NIN if negated else FilterOperator.IN, scalars), operand)
+        operator = FilterOperator.NIN if negated else FilterOperator.IN
+        return _not_of_nulls(Comparison(operand, operator, scalars), operand)
 
     def _is_null(self, predicate: exp.Is, negated: bool) -> Condition:
         if not isinstance(predicate.expression, exp.Null):
-            raise refused("uses IS with something other than NULL; only IS NULL and IS NOT NULL can be used")
+            raise invalid_query("uses IS with something other than NULL; use IS NULL or IS NOT NULL")
         array = self._operands.array(predicate.this)
         operand = array if isinstance(array, Column) else self._operands.column(predicate.this, "IS NULL")
-        self._operands.check_operator(operand, FilterOperator.IS_NULL)
+        self._operands.check_operator(operand, FilterOperator.IS_NULL, "IS NULL")
         return Comparison(operand, FilterOperator.IS_NULL, not negated)
 
     def _like(self, predicate: exp.Like, negated: bool) -> Condition:
         operand = self._operands.column(predicate.this, "LIKE")
         if isinstance(operand, Arithmetic):
-            raise refused("uses LIKE on a calculation; it is for texts")
-        self._operands.check_operator(operand, FilterOperator.CONTAINS, shown_as="LIKE")
+            raise invalid_query("uses LIKE on a calculation; use it on a text")
+        self._operands.check_operator(operand, FilterOperator.CONTAINS, "LIKE")
         pattern = self._text(predicate.expression, "LIKE")
         if len(pattern) > MAX_PATTERN:
-            raise refused(f"has a LIKE pattern of more than {MAX_PATTERN} characters")
-        return _held(Like(operand, pattern), operand, negated=negated)
+            raise invalid_query(f"has a LIKE pattern of more than {MAX_PATTERN} characters")
+        condition = Like(operand, pattern)
+        return _not_of_nulls(Negation(condition), operand) if negated else condition
 
     def _contains(self, predicate: exp.Func, negated: bool) -> Condition:
         function = "CONTAINS" if isinstance(predicate, exp.Contains) else "ARRAY_CONTAINS"
-        given = [predicate.this, predicate.args.get("expression")]
+        arguments = [predicate.this, predicate.args.get("expression")]
         # Snowflake's ARRAY_CONTAINS has the value first, SendGrid's examples have the array first.
-        arrays = [self._operands.array(one) for one in given]
+        arrays = [self._operands.array(argument) for argument in arguments]
         if (arrays[0] is None) == (arrays[1] is None) or predicate.args.get("json_scope") is not None:
-            known = "list_ids, alternate_emails or email_domains"
-            raise refused(f"uses {function} with something other than an array and a value; the arrays are {known}")
-        array = arrays[0] or arrays[1]
-        value = self._text(given[0] if arrays[0] is None else given[1], function)
-        if isinstance(array, Column):
-            return _held(ArrayContains(array, value), array, negated=negated)
-        # An array that follows from other rows and columns is never null, if need be it is empty.
-        condition = self._of_computed(array, value)
+            known = "list_ids, alternate_emails and email_domains"
+            raise invalid_query(f"uses {function} without one array and one value; the arrays are {known}")
+        value = self._text(arguments[0] if arrays[0] is None else arguments[1], function)
+        condition: Condition
+        match arrays[0] or arrays[1]:
+            case Column() as column:
+                condition = ArrayContains(column, value)
+                return _not_of_nulls(Negation(condition), column) if negated else condition
+            case ListIds(id_type):
+                condition = OnList((self._list_id(value, id_type),))
+            case EmailDomains(address, addresses):
+                if "@" in value:
+                    raise invalid_query("searches EMAIL_DOMAINS for a value with an @; give only what follows it")
+                condition = HasDomain(address, addresses, value)
+        # These arrays are computed from other rows and columns. They may be empty, but never null.
         return Negation(condition) if negated else condition
-
-    def _of_computed(self, array: ArrayName | None, value: str) -> Condition:
-        lists = self._names.dataset.lists
-        if array == "list_ids" and lists is not None:
-            return OnList((self._list_id(value, lists.lists.id_type),))
-        if "@" in value:
-            raise refused("asks EMAIL_DOMAINS for something with an @; a domain is what comes after it")
-        return HasDomain(self._names.email, self._names.addresses, value)
 
     def _list_id(self, value: str, kind: ColumnType) -> str | int:
         try:
-            given = int(value) if kind is ColumnType.INTEGER else value
-            list_id = parse_scalar(kind, given, self._zone)
+            list_id = parse_scalar(kind, int(value) if kind is ColumnType.INTEGER else value, self._zone)
         except ValueError:
             list_id = None
         if not isinstance(list_id, str | int):
-            raise refused("asks LIST_IDS for something that can be no list's id")
+            raise invalid_query("searches LIST_IDS for a value that is not a list id")
         return list_id
 
     def _text(self, expression: exp.Expr, where: str) -> str:
         if isinstance(expression, exp.Cast) and expression.is_type("variant"):
-            expression = expression.this  # Snowflake wants 'x'::VARIANT in ARRAY_CONTAINS
-        expression = inner(expression)
+            expression = expression.this  # Snowflake requires 'x'::VARIANT in ARRAY_CONTAINS
+        expression = expression.unnest()
         if not isinstance(expression, exp.Literal) or not expression.is_string:
             if isinstance(expression, exp.Literal | exp.Column | exp.Null):
-                raise refused(f"uses {where} with something other than a text in single quotes")
-            raise uses(expression)
+                raise invalid_query(f"uses {where} with something other than a text in single quotes")
+            raise unsupported(expression)
         try:
             return str(parse_scalar(ColumnType.TEXT, expression.this, self._zone))
         except ValueError:
-            raise refused(f"uses {where} with a text that no column can hold") from None
+            raise invalid_query(f"uses {where} with a text that no column can hold") from None
 
 
-def _chain(predicate: exp.And | exp.Or) -> Iterator[exp.Expr]:
-    """The members of ``a AND b AND c``, which the parser nests to the left as deep as it is long."""
-    waiting: list[exp.Expr] = [predicate]
-    while waiting:
-        one = waiting.pop()
-        if type(one) is type(predicate):
-            waiting += [one.args["expression"], one.this]
-        else:
-            yield one
-
-
-def _holds(one: Constant, operator: FilterOperator, other: Constant) -> bool:
+def _is_true(one: Constant, sign: _Sign, other: Constant) -> bool:
     if type(one.value) is not type(other.value):
-        raise refused("compares a text with a number; name a column")
-    return bool(_PYTHON[operator](one.value, other.value))
+        raise invalid_query("compares a text with a number; name a column")
+    return bool(sign.is_true(one.value, other.value))
 
 
-def _known(comparison: Comparison, *operands: Operand) -> Condition:
-    """The comparison, held to SQL's rule that none with null is true."""
-    if comparison.operator not in (FilterOperator.NE, FilterOperator.NIN):
-        return comparison
-    return AllOf((comparison, *[Comparison(operand, FilterOperator.IS_NULL, False) for operand in operands]))
-
-
-def _held(condition: Like | ArrayContains, operand: Column | CustomField, *, negated: bool) -> Condition:
-    if not negated:
+def _not_of_nulls(condition: Comparison | Negation, *operands: Operand) -> Condition:
+    """Make a condition that is true for null false for it, as SQL has it."""
+    if isinstance(condition, Comparison) and condition.operator not in (FilterOperator.NE, FilterOperator.NIN):
         return condition
-    return AllOf((Negation(condition), Comparison(operand, FilterOperator.IS_NULL, False)))
+    return AllOf((condition, *[Comparison(operand, FilterOperator.IS_NULL, False) for operand in operands]))

@@ -1,6 +1,6 @@
-"""The tree that filters and segments become: which rows, as data.
+"""The condition tree that filters and segments are parsed into.
 
-A comparison with null holds for ``ne`` and ``nin`` alone, and ``Negation`` is the exact complement.
+Of a null, only the comparisons ``ne`` and ``nin`` are true. ``Negation`` is the exact complement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Scalar = str | int | float | Decimal | bool | date | datetime
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A number made of numbers; null if one of them is, and where something is divided by zero."""
+    """A calculated number; null if an operand is null or the divisor is zero."""
 
     operator: Literal["+", "-", "*", "/", "%"]
     left: Operand | int | float | Decimal
@@ -42,7 +42,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Like:
-    """A text that matches an SQL pattern, case-sensitively: ``%`` is any text, ``_`` any one character."""
+    """The text matches an SQL pattern, case-sensitively: ``%`` is any text, ``_`` any one character."""
 
     operand: Column | CustomField
     pattern: str
@@ -50,7 +50,7 @@ class Like:
 
 @dataclass(frozen=True)
 class ArrayContains:
-    """A column that is a JSON array of texts, one of which is ``value``; null and no array hold nothing."""
+    """The column is a JSON array of texts that contains ``value``; false for null and for other JSON."""
 
     column: Column
     value: str
@@ -58,7 +58,7 @@ class ArrayContains:
 
 @dataclass(frozen=True)
 class HasDomain:
-    """One of the row's e-mail addresses is of this domain: the part after the last ``@``, whatever its case.
+    """One of the row's email addresses has this domain (the part after the last ``@``), in any case.
 
     ``address`` is a text column, ``addresses`` a JSON array of texts.
     """
@@ -77,27 +77,27 @@ class OnList:
 
 @dataclass(frozen=True)
 class AllOf:
-    """Every one of them holds; none at all holds for every row."""
+    """All conditions are true; without conditions, every row matches."""
 
     conditions: tuple[Condition, ...]
 
 
 @dataclass(frozen=True)
 class AnyOf:
-    """At least one of them holds; none at all holds for no row."""
+    """At least one condition is true; without conditions, no row matches."""
 
     conditions: tuple[Condition, ...]
 
 
 @dataclass(frozen=True)
 class Negation:
-    """It does not hold (a comparison with null does not hold, so its negation does)."""
+    """The condition is not true (a comparison with null is not true, so its negation is)."""
 
     condition: Condition
 
 
 def kind_of(operand: Operand) -> ColumnType:
-    """What the operand's values are compared as."""
+    """The type in which the operand's values are compared."""
     match operand:
         case Column():
             return operand.type
@@ -108,17 +108,15 @@ def kind_of(operand: Operand) -> ColumnType:
 
 
 def size_of(condition: Condition) -> tuple[int, int]:
-    """How many conditions and how many values there are in a tree."""
+    """The number of conditions and the number of values in a tree."""
     match condition:
         case AllOf(inner) | AnyOf(inner):
-            sizes = [size_of(one) for one in inner]
+            sizes = [size_of(each) for each in inner]
             return sum(size[0] for size in sizes), sum(size[1] for size in sizes)
-        case Negation(one):
-            return size_of(one)
-        case Comparison(value=tuple() as values):
+        case Negation(negated):
+            return size_of(negated)
+        case Comparison(value=tuple() as values) | OnList(values):
             return 1, len(values)
-        case OnList(list_ids):
-            return 1, len(list_ids)
         case _:
             return 1, 1
 

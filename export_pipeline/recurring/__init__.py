@@ -1,4 +1,1 @@
-"""Recurring exports: their rows, and the request that each fire time becomes.
-
-When an export fires is computed in ``scheduling``.
-"""
+"""Recurring exports: rows, dispatch of their fire times as requests, and unsubscribing from their mails."""

@@ -1,4 +1,4 @@
-"""Recurring exports become requests: each fire time once, whatever crashes and however many daemons there are."""
+"""Turn the fire times of recurring exports into requests: each exactly once, despite crashes and several daemons."""
 
 from __future__ import annotations
 
@@ -36,71 +36,32 @@ from export_pipeline.scheduling.windows import (
     is_due,
 )
 
-# Whether a recurring export may still do what it was allowed when it was set up, asked at every fire time.
-
-
-def check_recurring(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
-    """May the owner (``requested_by``) still ask, may the sender still be used, do the recipients still belong here?
-
-    Raises:
-        ExportFailure: ``permission_denied`` (also for an owner who is gone), ``invalid_recipient``,
-            ``too_many_recipients``, the codes of ``sender_of``, ``recipient_outside``.
-    """
-    check_permission(connection, organizations, request)
-    recipients = recipients_of(request)
-    if recipients:
-        sender_of(connection, organizations, request)
-        _check_inside(connection, organizations, request.organization_id, recipients)
-
-
-def _check_inside(
-    connection: sa.Connection, organizations: Organizations, organization_id: str, recipients: tuple[str, ...]
-) -> None:
-    """Nobody reads over this mail before it goes: it is for members, and for addresses on verified domains.
-
-    An organization that keeps neither a member's address nor a verified domain does not say who belongs to it: its
-    application answers for the recipients.
-    """
-    members = organizations.member_addresses(connection, organization_id)
-    domains = {ascii_domain(one.domain) for one in organizations.domains(connection, organization_id) if one.verified}
-    if not members and not domains:
-        return
-    for index, recipient in enumerate(recipients):
-        if recipient.casefold() not in members and ascii_domain(recipient.rpartition("@")[2]) not in domains:
-            raise ExportFailure(
-                FailureCode.RECIPIENT_OUTSIDE,
-                f"recipient_emails[{index}]: is neither a member of the organization nor on one of its verified "
-                "domains. Remove the address, or add it there.",
-                field="recipient_emails",
-            )
-
-
 _rows = recurring_exports.c
-_asked = export_requests.c
+_requests = export_requests.c
 KEY_PREFIX = "recurring:"
-"""What the ``idempotency_key`` of every fire time begins with; the gateway takes no such key from a caller."""
+"""Prefix of the ``idempotency_key`` of every fire time; the gateway refuses such keys from callers."""
 _LONGEST_SECONDS = 20.0
-"""After so long a look begins with no further one: Dagster gives a sensor a minute."""
+"""After this time no further row is begun: Dagster gives a sensor a minute."""
 
 
 @dataclass
 class Tick:
-    """What one look at the recurring exports came to."""
+    """The results of one pass over the recurring exports."""
 
     made: list[str] = field(default_factory=list)
-    """The requests that were inserted, by ``uid``, those that failed at once among them."""
+    """The inserted requests by ``uid``, including those that failed at once."""
     passed_over: int = 0
-    """Fire times that overlapped or were missed."""
+    """Fire times that were skipped because they overlapped or were missed."""
     not_done: list[int] = field(default_factory=list)
-    """Recurring exports with which something went wrong; the next look tries again."""
+    """Recurring exports with an error; the next tick tries them again."""
     corrected: list[int] = field(default_factory=list)
     """Recurring exports with a mark in the future: a clock was wrong, and nothing would have been due until then."""
 
 
 def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, now: datetime | None = None) -> Tick:
-    """Turn fire times that are due into requests, or pass them over: of ``limit`` recurring exports, one of each.
+    """Make requests of due fire times, or skip them: one fire time each of at most ``limit`` recurring exports.
 
-    Those that wait for an earlier request do not count. What goes wrong with one keeps none of the others from theirs.
+    Recurring exports that wait for an earlier request do not count. An error in one does not stop the others.
 
     Raises:
         sqlalchemy.exc.OperationalError: the database cannot be read.
@@ -114,7 +75,7 @@ def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, n
         try:
             with impatient(database).begin() as connection:
                 _look(connection, organizations, recurring_id, now, tick)
-        except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
+        except Exception:  # noqa: BLE001 - the tick reports it, and the next one tries again
             tick.not_done.append(recurring_id)
         if len(tick.made) + tick.passed_over >= limit or time.monotonic() >= ends_at:
             break
@@ -122,7 +83,7 @@ def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, n
 
 
 def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
-    """What has to be looked at, without locking anything: fire times are remembered, so this is cheap."""
+    """The rows that may be due. Locks nothing, and is cheap because fire times are cached."""
     live = sa.select(
         _rows.id,
         _rows.organization_id,
@@ -138,7 +99,7 @@ def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
     try:
         rows: Sequence[Any] = connection.execute(live).all()
     except (ValueError, TypeError):
-        # One value that SQLite should not hold: each row is looked at by itself, and says so.
+        # SQLite holds a malformed value in some row: check every row by itself, and the wrong one reports it.
         return connection.execute(live.with_only_columns(_rows.id, _rows.organization_id)).all()
     return [row for row in rows if _may_be_due(row, now)]
 
@@ -151,13 +112,13 @@ def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
             return True
         return is_due(rules, row.last_fired_for or row.created_at, now)
     except (ExportFailure, ValueError, TypeError, OverflowError):
-        return True  # it is looked at, and says what is wrong
+        return True  # _look reports what is wrong
 
 
 def _in_turn(due: Sequence[Any]) -> list[int]:
-    """One of each organization, then the second of each, and so on: nobody's many keep others from theirs.
+    """Interleave organizations so that one organization's backlog cannot starve the others.
 
-    Otherwise by chance: whatever a look does not come to, another one begins with.
+    The order is random otherwise, so that every row is among the first at some tick.
     """
     turns: Counter[str] = Counter()
     turn_of: dict[int, int] = {}
@@ -170,23 +131,23 @@ def _in_turn(due: Sequence[Any]) -> list[int]:
 def _look(
     connection: sa.Connection, organizations: Organizations, recurring_id: int, now: datetime, tick: Tick
 ) -> None:
-    """Decide and carry out, with the row held: another daemon passes by, or finds it done."""
-    held = connection.execute(
+    """Decide and act with the row locked: another daemon skips it, or finds the work done."""
+    locked = connection.execute(
         sa.select(_rows.id, _rows.organization_id, _rows.owner)
         .where(_rows.id == recurring_id, _rows.paused_at.is_(None))
         .with_for_update(skip_locked=True)
     ).first()
-    if held is None:
+    if locked is None:
         return
     try:
         recurring = load_recurring(connection, recurring_id)
         rules = recurring.rules()
         recurring = _corrected(connection, recurring, rules, now, tick)
         decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring))
-        covered = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
+        window = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
     except ExportFailure as failure:
-        # Nothing can be made of it until somebody corrects it: a request that failed says so, and pauses it.
-        tick.made.append(_insert_failed(connection, held, failure, {}))
+        # The row is wrong until somebody corrects it: a failed request reports that, and pauses the row.
+        tick.made.append(_insert_failed(connection, locked, failure, {}))
         return
     if decision.fire_time is None or decision.act is Act.WAIT or not _move(connection, recurring, decision):
         return
@@ -194,28 +155,34 @@ def _look(
         tick.passed_over += 1
         return
     key = f"{KEY_PREFIX}{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
-    if not _exists(connection, recurring, key):
-        made_for = {"scheduled_for": decision.fire_time, "idempotency_key": key}
-        tick.made.append(_make(connection, organizations, recurring, covered, made_for))
+    # A request of somebody else with the same key does not count: then the insert below fails visibly.
+    same = sa.exists().where(_requests_of(recurring), _requests.idempotency_key == key)
+    if not connection.execute(sa.select(same)).scalar_one():
+        scheduled = {"scheduled_for": decision.fire_time, "idempotency_key": key}
+        tick.made.append(_make(connection, organizations, recurring, window, scheduled))
 
 
 def _corrected(
     connection: sa.Connection, recurring: RecurringExport, rules: Rules, now: datetime, tick: Tick
 ) -> RecurringExport:
-    """Its marks as they have to be: by the cron that it has now, and none in the future."""
+    """Correct the marks of the row: those of an earlier cron, and those in the future."""
     changed: dict[str, Any] = {}
     if recurring.counted_by != rules.schedule.name:
         changed["counted_by"] = rules.schedule.name
         if recurring.counted_by is not None:
             changed["last_fired_for"] = now  # another cron or zone: its fire times count from the change on
-    its = sa.and_(_asked.recurring_export_id == recurring.id, _asked.organization_id == recurring.organization_id)
     if is_ahead(now, recurring.last_fired_for):
-        made = sa.select(sa.func.max(_asked.scheduled_for)).where(its, _asked.scheduled_for <= now)
+        made = sa.select(sa.func.max(_requests.scheduled_for)).where(
+            _requests_of(recurring), _requests.scheduled_for <= now
+        )
         changed["last_fired_for"] = connection.execute(made).scalar() or last_fire(rules.schedule, now)
         tick.corrected.append(recurring.id)
     if is_ahead(now, recurring.high_water_mark):
-        delivered = sa.and_(its, _asked.status.in_((RequestStatus.COMPLETED, RequestStatus.EXPIRED)))
-        ends = sa.select(sa.func.max(_asked.window_before)).where(delivered, _asked.window_before <= now)
+        ends = sa.select(sa.func.max(_requests.window_before)).where(
+            _requests_of(recurring),
+            _requests.status.in_((RequestStatus.COMPLETED, RequestStatus.EXPIRED)),
+            _requests.window_before <= now,
+        )
         changed["high_water_mark"] = connection.execute(ends).scalar() or now - rules.lag
         tick.corrected.append(recurring.id)
     if changed:
@@ -224,7 +191,7 @@ def _corrected(
 
 
 def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decision) -> bool:
-    """The fire time is done with, unless somebody else was first."""
+    """Record the fire time as done; False if another process was first."""
     moved = connection.execute(
         recurring_exports.update()
         .where(
@@ -237,50 +204,44 @@ def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decis
     return moved.rowcount == 1
 
 
+def _requests_of(recurring: RecurringExport) -> sa.ColumnElement[bool]:
+    """The requests of a recurring export; one of another organization that names it is not among them."""
+    return sa.and_(
+        _requests.recurring_export_id == recurring.id, _requests.organization_id == recurring.organization_id
+    )
+
+
 def _unfinished_since(connection: sa.Connection, recurring: RecurringExport) -> datetime | None:
-    """When the newest of its requests that has not ended was made; one of another organization is none of them."""
-    unfinished = _asked.status.in_(UNFINISHED)
-    its = sa.and_(
-        _asked.recurring_export_id == recurring.id, _asked.organization_id == recurring.organization_id, unfinished
-    )
-    return connection.execute(sa.select(sa.func.max(_asked.created_at)).where(its)).scalar()
-
-
-def _exists(connection: sa.Connection, recurring: RecurringExport, key: str) -> bool:
-    """Whether the request of a fire time is there. One that only has its key is not: then the insert fails aloud."""
-    same = sa.exists().where(
-        _asked.organization_id == recurring.organization_id,
-        _asked.idempotency_key == key,
-        _asked.recurring_export_id == recurring.id,
-    )
-    return bool(connection.execute(sa.select(same)).scalar_one())
+    """The creation of its newest unfinished request."""
+    unfinished = sa.and_(_requests_of(recurring), _requests.status.in_(UNFINISHED))
+    return connection.execute(sa.select(sa.func.max(_requests.created_at)).where(unfinished)).scalar()
 
 
 def _make(
     connection: sa.Connection,
     organizations: Organizations,
     recurring: RecurringExport,
-    covered: Window,
-    made_for: dict[str, Any],
+    window: Window,
+    scheduled: dict[str, Any],
 ) -> str:
-    """Insert the request; one that may not be made is there as well, and failed."""
+    """Insert the request; if it is not allowed, insert it as failed."""
     try:
-        asked = parse_template(recurring.request).asked()
+        columns = parse_template(recurring.request).given()
     except ExportFailure as failure:
-        return _insert_failed(connection, recurring, failure, made_for)
-    everybody = asked["recipient_emails"]
-    asked["recipient_emails"] = without_unsubscribed(connection, recurring.id, everybody)
-    window = {"window_from": covered.begin, "window_before": covered.end}
-    request_id, uid = _insert(connection, recurring, asked | window | made_for)
+        return _insert_failed(connection, recurring, failure, scheduled)
+    recipients = columns["recipient_emails"]
+    columns["recipient_emails"] = without_unsubscribed(connection, recurring.id, recipients)
+    columns |= {"window_from": window.begin, "window_before": window.end, **scheduled}
+    request_id, uid = _insert(connection, recurring, columns)
     try:
-        _check_recipients(everybody, asked["recipient_emails"])
+        _check_any_left(recipients, columns["recipient_emails"])
         check_recurring(connection, organizations, load_request(connection, request_id))
     except ExportFailure as failure:
         transitions.give_up(connection, request_id, failure, attempt=0, run_id=None)
     return uid
 
 
-def _check_recipients(named: Sequence[str], left: Sequence[str]) -> None:
+def _check_any_left(named: Sequence[str], left: Sequence[str]) -> None:
     if named and not left:
         raise ExportFailure(
             FailureCode.NO_RECIPIENT_LEFT,
@@ -289,30 +250,65 @@ def _check_recipients(named: Sequence[str], left: Sequence[str]) -> None:
         )
 
 
-def _insert(connection: sa.Connection, recurring: RecurringExport | Any, asked: dict[str, Any]) -> tuple[int, str]:
+def _insert(connection: sa.Connection, recurring: RecurringExport | Any, columns: dict[str, Any]) -> tuple[int, str]:
     inserted = connection.execute(
         export_requests.insert()
         .values(
-            **asked,
+            **columns,
             organization_id=recurring.organization_id,
             requested_by=recurring.owner,
             recurring_export_id=recurring.id,
         )
-        .returning(_asked.id, _asked.uid)
+        .returning(_requests.id, _requests.uid)
     ).one()
     return inserted.id, str(inserted.uid)
 
 
 def _insert_failed(
-    connection: sa.Connection,
-    recurring: RecurringExport | Any,
-    failure: ExportFailure,
-    made_for: dict[str, Any],
+    connection: sa.Connection, recurring: RecurringExport | Any, failure: ExportFailure, scheduled: dict[str, Any]
 ) -> str:
-    """A request that cannot even be asked: it is there for whoever polls, failed, and its mail tells the owner."""
-    request_id, uid = _insert(connection, recurring, {"dataset": "", "format": "", "recipient_emails": [], **made_for})
+    """Insert a failed request in place of one that cannot be made: pollers see it, and the owner gets its mail."""
+    columns = {"dataset": "", "format": "", "recipient_emails": [], **scheduled}
+    request_id, uid = _insert(connection, recurring, columns)
     transitions.give_up(connection, request_id, failure, attempt=0, run_id=None)
     return uid
+
+
+def check_recurring(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
+    """Check at every fire time what was checked at the setup: the owner's permission, the sender, the recipients.
+
+    Raises:
+        ExportFailure: ``permission_denied`` (also for an owner who is gone), ``invalid_recipient``,
+            ``too_many_recipients``, the codes of ``sender_of``, ``recipient_outside``.
+    """
+    check_permission(connection, organizations, request)
+    if recipients := recipients_of(request):
+        sender_of(connection, organizations, request)
+        _check_inside(connection, organizations, request.organization_id, recipients)
+
+
+def _check_inside(
+    connection: sa.Connection, organizations: Organizations, organization_id: str, recipients: tuple[str, ...]
+) -> None:
+    """Allow only members and addresses on verified domains, because no person reads this mail before it is sent.
+
+    An organization without members' addresses and verified domains does not say who belongs to it: there the
+    application is responsible for the recipients.
+    """
+    members = organizations.member_addresses(connection, organization_id)
+    domains = {
+        ascii_domain(each.domain) for each in organizations.domains(connection, organization_id) if each.verified
+    }
+    if not members and not domains:
+        return
+    for index, recipient in enumerate(recipients):
+        if recipient.casefold() not in members and ascii_domain(recipient.rpartition("@")[2]) not in domains:
+            raise ExportFailure(
+                FailureCode.RECIPIENT_OUTSIDE,
+                f"recipient_emails[{index}]: is neither a member of the organization nor on one of its verified "
+                "domains. Remove the address, or add it there.",
+                field="recipient_emails",
+            )
 
 
 def run_now(
@@ -323,19 +319,19 @@ def run_now(
     now: datetime | None = None,
     window: Window | None = None,
 ) -> str:
-    """Make a request out of turn, of a paused one too; returns its ``uid``. No fire time is used up.
+    """Make a request now, also of a paused row, and return its ``uid``. No fire time is used up.
 
     Args:
         connection: an open transaction.
-        organizations: where organizations are read from.
+        organizations: the source of organizations.
         recurring_id: the row.
-        now: this instant.
-        window: the rows to cover, such as those of an earlier request; None: those that are its turn.
+        now: the current instant. Default: the database's clock.
+        window: the rows to cover, such as those of an earlier request. Default: the rows that are due.
 
     Raises:
-        LookupError: there is no such row.
-        ExportFailure: what is wrong with the row; ``invalid_request`` if rows would be delivered twice because an
-            earlier request has not ended.
+        LookupError: the row does not exist.
+        ExportFailure: the row is wrong; ``invalid_request`` if rows would be delivered twice because an earlier
+            request has not ended.
     """
     connection.execute(sa.select(_rows.id).where(_rows.id == recurring_id).with_for_update())
     recurring = load_recurring(connection, recurring_id)
@@ -356,11 +352,11 @@ def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Window:
     """The rows that an earlier request of a recurring export covered.
 
     Raises:
-        LookupError: it has no such request.
+        LookupError: the recurring export does not have this request.
     """
     row = connection.execute(
-        sa.select(_asked.window_from, _asked.window_before).where(
-            has_uid(uid), _asked.recurring_export_id == recurring_id
+        sa.select(_requests.window_from, _requests.window_before).where(
+            has_uid(uid), _requests.recurring_export_id == recurring_id
         )
     ).first()
     if row is None:

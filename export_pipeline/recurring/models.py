@@ -1,4 +1,4 @@
-"""One recurring export as Python sees it, and reading it from its row."""
+"""Recurring exports: their rows, and the template from which their requests are made."""
 
 from __future__ import annotations
 
@@ -16,12 +16,61 @@ from export_pipeline.scheduling.cron import checked_schedule
 from export_pipeline.scheduling.windows import Rules
 
 _rows = recurring_exports.c
+_Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+MANAGED = frozenset(
+    {
+        "id",
+        "uid",
+        "organization_id",
+        "requested_by",
+        "start_date",
+        "end_date",
+        "window_from",
+        "window_before",
+        "idempotency_key",
+        "recurring_export_id",
+        "scheduled_for",
+        "cancel_requested_at",
+        "created_at",
+    }
+)
+"""The input columns of a request that the recurring export sets itself, or leaves at their defaults."""
 
 
-class RecurringExport(BaseModel):
-    """A row of ``recurring_exports``."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class RequestTemplate(_Strict):
+    """The content of ``recurring_exports.request``; missing columns have the defaults of ``export_requests``."""
+
+    dataset: str
+    format: str
+    recipient_emails: list[str]
+    compression: str | None = None
+    layout: str = "default"
+    columns: list[str] | None = None
+    filters: dict[str, Any] = Field(default_factory=dict)
+    list_ids: list[str] | None = None
+    segment_ids: list[str] | None = None
+    include: list[str] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    max_file_size_mb: _Int32 = DEFAULT_MAX_FILE_SIZE_MB
+    notify_email: bool = True
+    empty_result: Literal["send", "skip"] = "send"
+    email_locale: str | None = None
+    from_email: str | None = None
+    from_sender_id: str | None = None
+    webhook_url: str | None = None
+    priority: _Int32 = 0
+
+    def given(self) -> dict[str, Any]:
+        """The columns that the template sets."""
+        return self.model_dump(exclude_unset=True)
+
+
+class RecurringExport(_Strict):
+    """A row of ``recurring_exports``."""
 
     id: int
     organization_id: str
@@ -46,11 +95,11 @@ class RecurringExport(BaseModel):
 
     @property
     def last_done(self) -> datetime:
-        """The last fire time that was done with; before the first, when the row was made."""
+        """The last fire time that became a request or was skipped; before the first, the row's creation."""
         return self.last_fired_for or self.created_at
 
     def rules(self) -> Rules:
-        """What it was set to.
+        """The schedule and the policies.
 
         Raises:
             ExportFailure: ``invalid_schedule``, ``invalid_option``.
@@ -58,18 +107,42 @@ class RecurringExport(BaseModel):
         return Rules(
             schedule=checked_schedule(self.cron, self.time_zone),
             window=self.window_kind,
-            # Without a window there is nothing that a late row could miss.
+            # Without a window no late row can be missed.
             lag=timedelta(seconds=0 if self.window_kind is WindowKind.ALL else self.lag_seconds),
             overlap=self.overlap_policy,
             catch_up=self.catch_up_policy,
         )
 
 
-def load_recurring(connection: sa.Connection, recurring_id: int) -> RecurringExport:
-    """Read a whole row.
+def parse_template(stored: Any) -> RequestTemplate:
+    """Parse a template.
 
     Raises:
-        LookupError: there is no such row.
+        ExportFailure: ``invalid_request``, naming the first wrong column.
+    """
+    try:
+        return RequestTemplate.model_validate(stored)
+    except ValidationError as error:
+        detail = error.errors(include_input=False, include_url=False)[0]
+    column = str(detail["loc"][0]) if detail["loc"] else ""
+    if isinstance(stored, RepeatedKey):
+        problem = str(stored)
+    elif detail["type"] == "missing":
+        problem = "is missing; every request needs it"
+    elif detail["type"] == "extra_forbidden":
+        managed = "is set by the recurring export itself" if column in MANAGED else "is not a column of a request"
+        problem = f"{managed}; leave it out"
+    else:
+        problem = f"{detail['msg'][:1].lower()}{detail['msg'][1:]}; correct it"
+    place = f"request.{column}" if column else "request"
+    raise ExportFailure(FailureCode.INVALID_REQUEST, f"{place}: {problem}.", field="request")
+
+
+def load_recurring(connection: sa.Connection, recurring_id: int) -> RecurringExport:
+    """Read a row.
+
+    Raises:
+        LookupError: the row does not exist.
         ExportFailure: ``invalid_schedule``, naming the column whose value cannot be read.
     """
     try:
@@ -87,15 +160,15 @@ def load_recurring(connection: sa.Connection, recurring_id: int) -> RecurringExp
 
 
 def recurring_ids(connection: sa.Connection, organization_id: str | None = None) -> list[int]:
-    """All recurring exports, or those of one organization, in the order of their ids."""
-    chosen = sa.select(_rows.id).order_by(_rows.id)
+    """The ids of all recurring exports, or of one organization's, sorted."""
+    ids = sa.select(_rows.id).order_by(_rows.id)
     if organization_id is not None:
-        chosen = chosen.where(_rows.organization_id == organization_id)
-    return list(connection.execute(chosen).scalars())
+        ids = ids.where(_rows.organization_id == organization_id)
+    return list(connection.execute(ids).scalars())
 
 
 def pause(connection: sa.Connection, recurring_id: int, reason: str) -> bool:
-    """Make no more requests from now on; False if it is unknown or paused already."""
+    """Make no more requests; False if the row does not exist or is already paused."""
     paused = connection.execute(
         recurring_exports.update()
         .where(_rows.id == recurring_id, _rows.paused_at.is_(None))
@@ -105,9 +178,9 @@ def pause(connection: sa.Connection, recurring_id: int, reason: str) -> bool:
 
 
 def resume(connection: sa.Connection, recurring_id: int) -> bool:
-    """Make requests again, its failures forgotten; False if it is unknown or not paused.
+    """Make requests again and reset the count of failures; False if the row does not exist or is not paused.
 
-    What becomes of the fire times in between is the catch-up policy's.
+    The catch-up policy decides about the fire times in between.
     """
     resumed = connection.execute(
         recurring_exports.update()
@@ -115,81 +188,3 @@ def resume(connection: sa.Connection, recurring_id: int) -> bool:
         .values(paused_at=None, pause_reason=None, paused_over=None, failures_in_a_row=0, updated_at=current_instant())
     )
     return resumed.rowcount == 1
-
-
-# The request template of a recurring export: the asked columns that each of its requests repeats.
-
-
-_Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
-MANAGED = frozenset(
-    {
-        "id",
-        "uid",
-        "organization_id",
-        "requested_by",
-        "start_date",
-        "end_date",
-        "window_from",
-        "window_before",
-        "idempotency_key",
-        "recurring_export_id",
-        "scheduled_for",
-        "cancel_requested_at",
-        "created_at",
-    }
-)
-"""The asked columns that the recurring export itself sets, or leaves at their defaults."""
-
-
-class RequestTemplate(BaseModel):
-    """What ``recurring_exports.request`` may hold; what it leaves out has the defaults of ``export_requests``."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
-
-    dataset: str
-    format: str
-    recipient_emails: list[str]
-    compression: str | None = None
-    layout: str = "default"
-    columns: list[str] | None = None
-    filters: dict[str, Any] = Field(default_factory=dict)
-    list_ids: list[str] | None = None
-    segment_ids: list[str] | None = None
-    include: list[str] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    max_file_size_mb: _Int32 = DEFAULT_MAX_FILE_SIZE_MB
-    notify_email: bool = True
-    empty_result: Literal["send", "skip"] = "send"
-    email_locale: str | None = None
-    from_email: str | None = None
-    from_sender_id: str | None = None
-    webhook_url: str | None = None
-    priority: _Int32 = 0
-
-    def asked(self) -> dict[str, Any]:
-        """The columns that it sets."""
-        return self.model_dump(exclude_unset=True)
-
-
-def parse_template(stored: Any) -> RequestTemplate:
-    """Read a template.
-
-    Raises:
-        ExportFailure: ``invalid_request``, naming the first column that is wrong.
-    """
-    try:
-        return RequestTemplate.model_validate(stored)
-    except ValidationError as error:
-        problem = error.errors(include_input=False, include_url=False)[0]
-    column = str(problem["loc"][0]) if problem["loc"] else ""
-    if isinstance(stored, RepeatedKey):
-        what = str(stored)
-    elif problem["type"] == "missing":
-        what = "is missing; every request needs it"
-    elif problem["type"] == "extra_forbidden":
-        managed = "is set by the recurring export itself" if column in MANAGED else "is no column of a request"
-        what = f"{managed}; leave it out"
-    else:
-        what = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}; correct it"
-    place = f"request.{column}" if column else "request"
-    raise ExportFailure(FailureCode.INVALID_REQUEST, f"{place}: {what}.", field="request")

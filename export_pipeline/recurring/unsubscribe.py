@@ -1,7 +1,7 @@
-"""Leaving a recurring export: the signed token of a mail's link, and who has left.
+"""Unsubscribing from a recurring export: the signed token in a mail's link, and the list of unsubscribed recipients.
 
-A token names no address, so that logs and proxies learn none: it holds the recurring export's id and a keyed digest of
-the recipient, and is signed. It does not expire: a mail of last year must still be a way out.
+A token holds the recurring export's id, a keyed digest of the recipient, and a signature. It holds no address, because
+logs and proxies see it. It does not expire: the link in a mail of last year must still work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 
 @dataclass(frozen=True)
 class Leave:
-    """What a token is good for: one recipient leaves one recurring export."""
+    """The content of a token: one recipient leaves one recurring export."""
 
     recurring_export_id: int
     digest: bytes
@@ -39,13 +39,13 @@ class Leave:
 
 
 def make_token(key: str, recurring_export_id: int, recipient: str) -> str:
-    """The token of one recipient's link, fit for a URL."""
+    """The URL-safe token for one recipient's link."""
     payload = recurring_export_id.to_bytes(8, "big") + _digest(key, recurring_export_id, recipient)
     return base64.urlsafe_b64encode(payload + _tag(key, payload)).decode().rstrip("=")
 
 
 def verify_token(key: str, token: str) -> Leave | None:
-    """What a token is good for; None if it was not made with this key."""
+    """The content of a token; None if it was not made with this key."""
     if not _TOKEN.fullmatch(token):
         return None
     try:
@@ -59,42 +59,42 @@ def verify_token(key: str, token: str) -> Leave | None:
 
 
 def leave(connection: sa.Connection, key: str, token: str) -> bool:
-    """The holder of a token gets no more mails of its recurring export; False if the token is not genuine.
+    """Unsubscribe the holder of a token; False if the token is not genuine.
 
-    Whoever left already has left: True. So has whoever is not in the template right now: their address is taken from
-    the mails that went out, so that they stay out if somebody puts it back.
+    True also for a recipient who has already left, or who is not in the template now: their address is taken from the
+    mails that were sent, so that they stay unsubscribed if somebody adds them again.
     """
-    asked = verify_token(key, token)
-    if asked is None:
+    leaving = verify_token(key, token)
+    if leaving is None:
         return False
     row = connection.execute(
-        sa.select(recurring_exports.c.request).where(recurring_exports.c.id == asked.recurring_export_id)
+        sa.select(recurring_exports.c.request).where(recurring_exports.c.id == leaving.recurring_export_id)
     ).first()
-    if row is None:  # nothing is left to leave
+    if row is None:  # the recurring export was deleted
         return True
     addresses = row.request.get("recipient_emails") if isinstance(row.request, dict) else None
     mailed = connection.execute(
         sa.select(export_notifications.c.recipient)
         .distinct()
         .join(export_requests, export_requests.c.id == export_notifications.c.request_id)
-        .where(export_requests.c.recurring_export_id == asked.recurring_export_id)
+        .where(export_requests.c.recurring_export_id == leaving.recurring_export_id)
     ).scalars()
     for address in (*(addresses if isinstance(addresses, list) else ()), *mailed):
-        digest = _digest(key, asked.recurring_export_id, str(address))
-        if hmac.compare_digest(digest, asked.digest):
-            unsubscribe(connection, asked.recurring_export_id, str(address))
+        digest = _digest(key, leaving.recurring_export_id, str(address))
+        if hmac.compare_digest(digest, leaving.digest):
+            unsubscribe(connection, leaving.recurring_export_id, str(address))
     return True
 
 
 def unsubscribe(connection: sa.Connection, recurring_export_id: int, recipient: str) -> None:
-    """A recipient gets no more mails of a recurring export; a second time changes nothing."""
+    """Send a recipient no more mails of a recurring export; idempotent."""
     insert = insert_or(connection, export_unsubscriptions)
     left = insert.values(recurring_export_id=recurring_export_id, recipient=person_of(recipient))
     connection.execute(left.on_conflict_do_nothing())
 
 
 def without_unsubscribed(connection: sa.Connection, recurring_export_id: int, recipients: Sequence[str]) -> list[str]:
-    """The recipients who have not left."""
+    """The recipients who have not unsubscribed."""
     left = connection.execute(sa.select(_rows.recipient).where(_rows.recurring_export_id == recurring_export_id))
     gone = {person_of(address) for address in left.scalars()}
     return [address for address in recipients if person_of(address) not in gone]

@@ -1,4 +1,1 @@
-"""Cron expressions, wall-clock arithmetic and export windows.
-
-Pure functions; nothing here reads a clock or a database.
-"""
+"""Cron expressions, wall-clock arithmetic and export windows. Pure: no clock and no database is read here."""

@@ -1,12 +1,12 @@
-"""When a cron expression fires in a time zone: before and after any instant, whatever clocks do.
+"""Fire times of cron expressions in a time zone: the next after an instant and the last before it.
 
-cronsim says which wall-clock times an expression means; which instants those are is said here, by Debian's rule
-(cron(8), on changes of the clock). An expression whose minute and hour are both named (``30 2 * * *``) fires once for
-each wall-clock time: at the jump, if clocks jump over it (several such times are one), and at its first occurrence, if
-it happens twice. One whose minute or hour begins with ``*`` (``*/30 * * * *``) follows the running clock: it never
-fires for a time that does not exist, and twice for one that happens twice.
+cronsim finds the wall-clock times of an expression. This module converts them to instants by Debian's rule (cron(8), on
+changes of the clock). An expression whose minute and hour are fixed (``30 2 * * *``) fires once for each wall-clock
+time: at the jump, if clocks jump over it (several such times become one), and at its first occurrence, if it occurs
+twice. An expression whose minute or hour begins with ``*`` (``*/30 * * * *``) follows the running clock: it never fires
+for a time that does not exist, and twice for a time that occurs twice.
 
-cronsim's own reading of zones is not used: with it ``0 */2 * * *`` misses 02:00 where clocks go back by half an hour
+cronsim's own handling of zones is not used: with it ``0 */2 * * *`` misses 02:00 where clocks go back by half an hour
 (Australia/Lord_Howe), and the time after an instant of the second 02:15 is one before that instant (cronsim 2.8).
 """
 
@@ -22,31 +22,31 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from export_pipeline.failures import ExportFailure, FailureCode, abbreviate, checked_zone
-from export_pipeline.scheduling.wall_clock import beginning
+from export_pipeline.scheduling.wall_clock import beginning, offset_change
 
 _LONGEST_EXPRESSION = 1000
 _SECOND = timedelta(seconds=1)
 _PROBE = timedelta(hours=12)
-"""No zone changes its clock and back within it."""
+"""No zone changes its clock and changes it back within this time."""
 _CACHED = 65_536
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A cron expression of five fields, and the IANA zone of the clock that it is about."""
+    """A cron expression of five fields, and the IANA zone of its clock."""
 
     cron: str
     time_zone: str
 
     @property
     def follows_the_clock(self) -> bool:
-        """Whether it fires by the running clock, twice for what happens twice; else once for each wall-clock time."""
+        """Whether it fires by the running clock, else once for each wall-clock time."""
         minute, hour = self.cron.split()[:2]
         return minute.startswith("*") or hour.startswith("*")
 
     @property
     def name(self) -> str:
-        """The schedule as one text, to tell whether it was changed."""
+        """The schedule as one text, to detect a change."""
         return f"{self.cron} {self.time_zone}"
 
     @property
@@ -57,7 +57,7 @@ class Schedule:
 
 @lru_cache(maxsize=_CACHED)
 def checked_schedule(cron: str, time_zone: str) -> Schedule:
-    """A schedule that fires at all.
+    """A schedule that fires at least once.
 
     Raises:
         ExportFailure: ``invalid_schedule`` or ``invalid_option``, naming ``cron`` or ``time_zone``.
@@ -68,14 +68,14 @@ def checked_schedule(cron: str, time_zone: str) -> Schedule:
     try:
         first = next(CronSim(cron, datetime(2000, 1, 1)), None)  # noqa: DTZ001 - a wall-clock time
     except (CronSimError, AssertionError, ValueError) as error:
-        raise _invalid(cron, f"is not understood ({error})") from None
+        raise _invalid(cron, f"is not a valid cron expression ({error})") from None
     if first is None:
         raise _invalid(cron, "never fires")
     return Schedule(" ".join(cron.split()), time_zone)
 
 
 def uneven_steps(schedule: Schedule) -> list[str]:
-    """What most people who write such a step do not mean: one that its field cannot hold a whole number of times."""
+    """Warnings about steps that do not divide their field evenly, which most authors do not expect."""
     fields = (("minute", 60, "hour"), ("hour", 24, "day"))
     found: list[str] = []
     for (field, size, whole), text in zip(fields, schedule.cron.split(), strict=False):
@@ -83,14 +83,14 @@ def uneven_steps(schedule: Schedule) -> list[str]:
         if step is not None and size % int(step[1]):
             at = ", ".join(str(value) for value in range(0, size, int(step[1])))
             found.append(
-                f"{field} {text} is not every {step[1]} {field}s: it counts anew in each {whole}, and fires at {field} "
+                f"{field} {text} is not every {step[1]} {field}s: it restarts in each {whole}, and fires at {field} "
                 f"{at}."
             )
     return found
 
 
-def _invalid(cron: str, what: str) -> ExportFailure:
-    return ExportFailure(FailureCode.INVALID_SCHEDULE, f"cron: {abbreviate(cron)} {what}.", field="cron")
+def _invalid(cron: str, problem: str) -> ExportFailure:
+    return ExportFailure(FailureCode.INVALID_SCHEDULE, f"cron: {abbreviate(cron)} {problem}.", field="cron")
 
 
 @lru_cache(maxsize=_CACHED)
@@ -100,14 +100,7 @@ def next_fire(schedule: Schedule, after: datetime) -> datetime:
     Raises:
         ExportFailure: ``invalid_schedule``, it never fires again (within cronsim's 50 years, or before the year 9999).
     """
-    try:
-        find = _next_by_the_clock if schedule.follows_the_clock else _next_wall_time
-        found = find(schedule, after.astimezone(UTC))
-    except OverflowError:
-        found = None
-    if found is None:
-        raise _invalid(schedule.cron, "never fires again")
-    return found
+    return _fire(schedule, after.astimezone(UTC), reverse=False)
 
 
 @lru_cache(maxsize=_CACHED)
@@ -117,18 +110,11 @@ def last_fire(schedule: Schedule, until: datetime) -> datetime:
     Raises:
         ExportFailure: ``invalid_schedule``, it never fired before (within cronsim's 50 years).
     """
-    try:
-        find = _last_by_the_clock if schedule.follows_the_clock else _last_wall_time
-        found = find(schedule, until.astimezone(UTC))
-    except OverflowError:
-        found = None
-    if found is None:
-        raise _invalid(schedule.cron, "never fired before")
-    return found
+    return _fire(schedule, until.astimezone(UTC), reverse=True)
 
 
 def fire_times(schedule: Schedule, after: datetime) -> Iterator[datetime]:
-    """All fire times (UTC) after an instant, in their order; it does not end.
+    """All fire times (UTC) after an instant, in order and without end.
 
     Raises:
         ExportFailure: as ``next_fire``.
@@ -138,74 +124,61 @@ def fire_times(schedule: Schedule, after: datetime) -> Iterator[datetime]:
         yield after
 
 
-def _next_wall_time(schedule: Schedule, after: datetime) -> datetime | None:
-    # A later wall time never begins earlier: the first one that begins after the instant is the one.
-    zone = schedule.zone
-    for wall in CronSim(schedule.cron, _wall(after, zone)):
-        instant = beginning(wall, zone)
-        if instant > after:
-            return instant
-    return None
+def _fire(schedule: Schedule, instant: datetime, *, reverse: bool) -> datetime:
+    find = _by_the_clock if schedule.follows_the_clock else _by_wall_time
+    try:
+        found = find(schedule, instant, reverse=reverse)
+    except OverflowError:
+        found = None
+    if found is None:
+        raise _invalid(schedule.cron, "never fired before" if reverse else "never fires again")
+    return found
 
 
-def _last_wall_time(schedule: Schedule, until: datetime) -> datetime | None:
-    zone = schedule.zone
-    local = until.astimezone(zone)
+def _by_wall_time(schedule: Schedule, instant: datetime, *, reverse: bool) -> datetime | None:
+    local = instant.astimezone(schedule.zone)
     start = local.replace(tzinfo=None, fold=0)
-    if local.fold:
-        # In the second pass of an hour, its later times began already, in the first.
-        start += (local.replace(fold=0).utcoffset() or timedelta()) - (local.utcoffset() or timedelta())
-    for wall in CronSim(schedule.cron, start + _SECOND, reverse=True):
-        instant = beginning(wall, zone)
-        if instant <= until:
-            return instant
+    if reverse:
+        start += _SECOND
+        if local.fold:
+            # In the second pass of a repeated hour, its later times already began in the first pass.
+            start += (local.replace(fold=0).utcoffset() or timedelta()) - (local.utcoffset() or timedelta())
+    # A later wall time never begins earlier: the first one on the right side of the instant is the result.
+    for wall in CronSim(schedule.cron, start, reverse=reverse):
+        found = beginning(wall, schedule.zone)
+        if found <= instant if reverse else found > instant:
+            return found
     return None
 
 
-def _next_by_the_clock(schedule: Schedule, after: datetime) -> datetime | None:
-    zone, low = schedule.zone, after
-    for year in range(after.year, after.year + 60):
-        for begin, end in _stretches(zone, year):
-            if end <= low:
+def _by_the_clock(schedule: Schedule, instant: datetime, *, reverse: bool) -> datetime | None:
+    step = -1 if reverse else 1
+    for year in range(instant.year, instant.year + 60 * step, step):
+        for begin, end in _stretches(schedule.zone, year)[::step]:
+            if begin > instant if reverse else end <= instant:
                 continue
-            offset = _offset(begin, zone)
-            start = max(begin - _SECOND, low)
-            wall = next(CronSim(schedule.cron, _naive(start) + offset), None)
+            offset = _offset(begin, schedule.zone)
+            # cronsim's result is strictly after the start, or strictly before it in reverse.
+            start = min(end, instant.replace(microsecond=0) + _SECOND) if reverse else max(begin - _SECOND, instant)
+            wall = next(CronSim(schedule.cron, start.replace(tzinfo=None) + offset, reverse=reverse), None)
             if wall is None:
                 return None
-            instant = wall.replace(tzinfo=UTC) - offset
-            if instant < end:
-                return instant
-    return None
-
-
-def _last_by_the_clock(schedule: Schedule, until: datetime) -> datetime | None:
-    zone = schedule.zone
-    for year in range(until.year, until.year - 60, -1):
-        for begin, end in reversed(_stretches(zone, year)):
-            if begin > until:
-                continue
-            offset = _offset(begin, zone)
-            start = min(end, until.replace(microsecond=0) + _SECOND)
-            wall = next(CronSim(schedule.cron, _naive(start) + offset, reverse=True), None)
-            if wall is None:
-                return None
-            instant = wall.replace(tzinfo=UTC) - offset
-            if instant >= begin:
-                return instant
+            found = wall.replace(tzinfo=UTC) - offset
+            if begin <= found < end:
+                return found
     return None
 
 
 @lru_cache(maxsize=4096)
 def _stretches(zone: ZoneInfo, year: int) -> tuple[tuple[datetime, datetime], ...]:
-    """A UTC year cut where the zone's offset changes: beginning and end (exclusive) of each piece."""
+    """A UTC year, split where the zone's offset changes: beginning and end (exclusive) of each part."""
     edges, at, end = [datetime(year, 1, 1, tzinfo=UTC)], datetime(year, 1, 1, tzinfo=UTC), _year_end(year)
     while at < end:
         later = min(at + _PROBE, end)
         if _offset(at, zone) != _offset(later, zone):
-            edges.append(_change(at, later, zone))
+            edges.append(offset_change(at, later, zone))
         at = later
-    return tuple(piece for piece in zip(edges, [*edges[1:], end], strict=True) if piece[0] < piece[1])
+    return tuple(part for part in zip(edges, [*edges[1:], end], strict=True) if part[0] < part[1])
 
 
 def _year_end(year: int) -> datetime:
@@ -214,25 +187,5 @@ def _year_end(year: int) -> datetime:
     return datetime(year + 1, 1, 1, tzinfo=UTC)
 
 
-def _change(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
-    """The first second at which the offset is no longer that of ``low``."""
-    offset = _offset(low, zone)
-    while high - low > _SECOND:
-        middle = (low + (high - low) / 2).replace(microsecond=0)
-        if _offset(middle, zone) == offset:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
 def _offset(instant: datetime, zone: ZoneInfo) -> timedelta:
     return instant.astimezone(zone).utcoffset() or timedelta()
-
-
-def _naive(instant: datetime) -> datetime:
-    return instant.replace(tzinfo=None)
-
-
-def _wall(instant: datetime, zone: ZoneInfo) -> datetime:
-    return instant.astimezone(zone).replace(tzinfo=None, fold=0)

@@ -1,8 +1,8 @@
-"""Wall-clock times of a zone as instants: what a date that somebody typed means where clocks are moved.
+"""Convert wall-clock times of a zone to instants, also where clocks change.
 
-A time that happens twice begins at its first occurrence and ends at its second. One that never happens
-stands for the instant at which the clock jumps over it: the rows whose wall clock is at or after 00:30 are
-the rows from the jump on, and those at or before it are the rows until the jump.
+A time that occurs twice begins at its first occurrence and ends at its second. A time that never occurs means the
+instant at which the clock jumps over it: if 00:30 is skipped, the rows at or after 00:30 are the rows from the jump on,
+and the rows at or before it are the rows until the jump.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _NOT_QUITE_MIDNIGHT = timedelta(microseconds=1)
 
 
 def last_moment(end: datetime) -> datetime:
-    """The last wall time of a range that ends with ``end``: the whole day of a date alone, else that second.
+    """The last wall time of a range that ends with ``end``: the end of the day for a date, else of that second.
 
-    A column of times, and most languages, turn a date alone into midnight. So midnight is the day here. Whoever knows
-    that a time was given says so by ``given_as_time``.
+    Timestamp columns and most languages turn a date without a time into midnight, so midnight means the whole day here.
+    A caller who knows that a time was given uses ``given_as_time``.
     """
     if end.time() == time.min:
         return datetime.combine(end, time.max)
@@ -26,12 +26,12 @@ def last_moment(end: datetime) -> datetime:
 
 
 def given_as_time(end: datetime) -> datetime:
-    """The same second as the end of a range, and never taken for a date alone."""
+    """The same second as the end of a range, marked so that midnight does not mean the whole day."""
     return end + _NOT_QUITE_MIDNIGHT if end.time() == time.min else end
 
 
 def read_end(parsed: datetime, text: object) -> datetime:
-    """The end of a range as it was parsed from ``text``; a date alone stays the date."""
+    """The end of a range that was parsed from ``text``; a date without a time stays a date."""
     return given_as_time(parsed) if isinstance(text, str) and ":" in text else parsed
 
 
@@ -39,32 +39,32 @@ def beginning(wall: datetime, zone: ZoneInfo) -> datetime:
     """The first instant (UTC) of a naive wall time.
 
     Raises:
-        OverflowError: it is outside the years 1 to 9999 in UTC.
+        OverflowError: the instant is outside the years 1 to 9999 in UTC.
     """
     earlier, later = _readings(wall, zone)
-    return _jump(later, earlier, zone) if later < earlier else earlier
+    return offset_change(later, earlier, zone) if later < earlier else earlier
 
 
 def end_of_second(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The instant (UTC) right after the second of a naive wall time has passed, for the last time.
+    """The instant (UTC) at which the second of a naive wall time ends for the last time.
 
     Raises:
-        OverflowError: it is outside the years 1 to 9999 in UTC.
+        OverflowError: the instant is outside the years 1 to 9999 in UTC.
     """
     earlier, later = _readings(wall.replace(microsecond=0), zone)
-    return _jump(later, earlier, zone) if later < earlier else later + _SECOND
+    return offset_change(later, earlier, zone) if later < earlier else later + _SECOND
 
 
 def _readings(wall: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """With the offset before and after a change of the clock; the second is the smaller where the clock jumps on."""
+    """The instants with the offset before and after a clock change; the second is smaller where the clock jumps."""
     before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     return before, after
 
 
-def _jump(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
-    """The instant between two, of different offsets, from which on the second one's offset holds."""
+def offset_change(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
+    """The first second (UTC) after ``low`` with another offset; there is one change between ``low`` and ``high``."""
     offset = low.astimezone(zone).utcoffset()
-    before, after = int(low.timestamp()), int(high.timestamp()) + 1  # clocks are moved on whole seconds
+    before, after = int(low.timestamp()), int(high.timestamp()) + 1  # clocks change on whole seconds
     while after - before > 1:
         middle = (before + after) // 2
         if datetime.fromtimestamp(middle, zone).utcoffset() == offset:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import CustomField, CustomFieldTable, Dataset, SegmentTable
+from export_pipeline.catalog.model import Column, CustomField, CustomFieldTable, Dataset, SegmentTable
 from export_pipeline.catalog.types import ColumnType, IdentityType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.segments import StoredSegment, segment_condition
@@ -27,15 +27,6 @@ from export_pipeline.source.readers import Source, open_snapshot
 _FIELD_TYPES = {"text": ColumnType.TEXT, "number": ColumnType.DECIMAL, "date": ColumnType.TIMESTAMP}
 """SendGrid's types of custom fields (contracts, 2.7)."""
 _UNUSABLE_KEY = re.compile(r"[\x00-\x1f\x7f]")
-
-
-@dataclass(frozen=True)
-class _TextColumn:
-    """A column that is read as text."""
-
-    name: str
-    source: str
-    type: ColumnType = ColumnType.TEXT
 
 
 class Named(NamedTuple):
@@ -156,7 +147,7 @@ def rows_of(source: Source, select: sa.Select[Any], columns: Sequence[str]) -> l
     query = Query(
         rows=select,
         count=sa.select(sa.func.count()).select_from(select.subquery()),
-        columns=tuple(_TextColumn(f"c{at}", column) for at, column in enumerate(columns)),
+        columns=tuple(Column(name=f"c{at}", source=column, type=ColumnType.TEXT) for at, column in enumerate(columns)),
     )
     with open_snapshot(source, query) as snapshot:
         return [row for batch in snapshot.batches for row in zip(*[c.to_pylist() for c in batch.columns], strict=True)]

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
-from export_pipeline.catalog.types import ColumnType, FilterOperator, Selected
+from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset, Selected
+from export_pipeline.catalog.types import ColumnType, FilterOperator
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.tree import AllOf, AnyOf, Comparison
 from export_pipeline.source.compiler import ConditionCompiler, ordered, table_clause

@@ -22,7 +22,7 @@ from export_pipeline.catalog.types import ColumnType
 from export_pipeline.cli import cli
 from export_pipeline.database.engine import create_engine
 from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
-from export_pipeline.filters.sendgrid_query import parse_segment_query
+from export_pipeline.filters.segments import parse_segment_query
 from export_pipeline.requests.api_keys import create_key
 from export_pipeline.settings import Settings
 from export_pipeline_tests.acceptance.pipeline import Database, LocalShelf, open_pipeline

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.json_filters import parse_filters
-from export_pipeline.filters.sendgrid_query import parse_segment_query
+from export_pipeline.filters.segments import parse_segment_query
 from export_pipeline.filters.tree import AllOf, AnyOf, Condition, OnList
 from export_pipeline.source.query import Selection, build_query
 from export_pipeline.source.readers import Source, open_snapshot

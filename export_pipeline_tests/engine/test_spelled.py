@@ -13,7 +13,7 @@ from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure
 from export_pipeline.filters.json_filters import parse_filters
-from export_pipeline.filters.sendgrid_query import parse_segment_query
+from export_pipeline.filters.segments import parse_segment_query
 from export_pipeline.filters.tree import AllOf, AnyOf, OnList
 from export_pipeline.gateway.row_pages import read_page
 from export_pipeline.source import lookups

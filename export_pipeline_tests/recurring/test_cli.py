@@ -157,7 +157,7 @@ def test_run_now_its_turn_an_earlier_window_and_any_window(pipeline: Pipeline) -
 @pytest.mark.parametrize(
     ("cron", "warned"),
     [
-        ("*/90 * * * *", "minute */90 is not every 90 minutes: it counts anew in each hour, and fires at minute 0."),
+        ("*/90 * * * *", "minute */90 is not every 90 minutes: it restarts in each hour, and fires at minute 0."),
         ("*/45 * * * *", "and fires at minute 0, 45."),
         ("0 */5 * * *", "and fires at hour 0, 5, 10, 15, 20."),
         ("*/15 */6 * * *", ""),

@@ -105,17 +105,17 @@ def test_whoever_saw_an_older_row_moves_nothing(database: sa.Engine) -> None:
 
 KILLED = """
 import os, sys
-from export_pipeline.requests import recurring
+from export_pipeline.recurring import dispatch
 from export_pipeline.database.engine import create_engine
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline_tests.recurring.rows import at
 url, moment = sys.argv[1:]
-original = getattr(recurring, moment)
+original = getattr(dispatch, moment)
 def die(*arguments):
     original(*arguments)
     os._exit(9)
-setattr(recurring, moment, die)
-recurring.make_due(create_engine(url), Organizations(), limit=50, now=at("2 10:00"))
+setattr(dispatch, moment, die)
+dispatch.make_due(create_engine(url), Organizations(), limit=50, now=at("2 10:00"))
 """
 
 

@@ -16,7 +16,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export_pipeline.catalog.types import ColumnType, Selected
+from export_pipeline.catalog.model import Selected
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.source.readers import FETCH_BYTES, FETCH_ROWS, STEP_ROWS
 from export_pipeline.storage.batches import ARROW_TYPES

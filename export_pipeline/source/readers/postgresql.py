@@ -28,7 +28,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL
 from sqlalchemy.engine import Dialect
 
-from export_pipeline.catalog.types import ColumnType, Selected
+from export_pipeline.catalog.model import Selected
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.concurrency import Interruptible
 from export_pipeline.database.engine import LIVELINESS
 from export_pipeline.failures import ExportFailure, FailureCode

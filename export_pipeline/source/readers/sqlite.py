@@ -24,7 +24,8 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-from export_pipeline.catalog.types import ColumnType, Selected
+from export_pipeline.catalog.model import Selected
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.database.engine import SQLITE_BUSY_TIMEOUT_SECONDS
 from export_pipeline.source.query import Query
 from export_pipeline.source.readers import FETCH_BYTES, STEP_ROWS, Snapshot
