@@ -1,7 +1,7 @@
 """Readers: one consistent snapshot of a query's rows as Arrow record batches, whatever the database.
 
 What belongs here: choosing the reader, and giving every reader's batches the same Arrow types.
-What does not: the statement (``engine.query``), where batches go (``engine.staging``).
+What does not: the statement (``source.query``), where batches go (``engine.staging``).
 
 Whatever the database says reaches the caller as ``ExportFailure``: ``source_unavailable`` for what
 may pass, ``source_refused`` for what will not, ``source_data_invalid`` for a value that is not of its

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.source.dialects.mariadb import as_bytes, number
+from export_pipeline.source.dialects.mariadb import as_bytes, as_double
 from export_pipeline.source.query import Query
 from export_pipeline.source.readers import SECONDS_IDLE, SECONDS_TO_WAIT_FOR_A_LOCK, SECONDS_TO_WAIT_FOR_US
 from export_pipeline.storage.batches import ARROW_TYPES
@@ -113,7 +113,7 @@ def own_values(connection: sa.Connection, query: Query) -> tuple[sa.Select[Any],
                 "Cast it in a view, such as to unsigned or to boolean.",
             )
         if kinds[place] == _FLOAT and declared.type in _NUMBERS:
-            read[place] = number(column).label(declared.name)
+            read[place] = as_double(column).label(declared.name)
             narrow.add(place)
         elif ARROW_TYPES[declared.type] == pa.string():
             read[place] = as_bytes(column).label(declared.name)

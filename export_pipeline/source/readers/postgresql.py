@@ -149,7 +149,7 @@ def _prepare(conninfo: str, settings: str, query: Query) -> _Prepared:
         for place, name in own_types.items():
             _check_type(query.columns[place], name)
         declared = {place: column.type for place, column in enumerate(query.columns)}
-        json = [place for place, each in declared.items() if each is ColumnType.JSON]  # parsed by engine.query
+        json = [place for place, each in declared.items() if each is ColumnType.JSON]  # parsed by the dialect
         return _Prepared(
             rows=_statement(query.rows, connection),
             count=_statement(query.count.add_columns(when), connection),
