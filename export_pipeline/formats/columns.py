@@ -202,13 +202,9 @@ class Block:
         is_whole = offset.dt.total_seconds() % 60 == 0
         return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(replace(clock, zone="UTC").iso))
 
-    def dates(self, place: int) -> pl.Expr:
-        """The dates."""
-        return pl.col(str(place))
-
     def date_text(self, place: int) -> pl.Expr:
         """``YYYY-MM-DD``."""
-        return self.dates(place).dt.strftime(ISO_DATE)
+        return pl.col(str(place)).dt.strftime(ISO_DATE)
 
 
 def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tuple[pa.Array, ...]:
