@@ -1,8 +1,7 @@
-"""What every file format speaks: columns in, whole rows out, never past the size ceiling.
+"""The interface of every file format: columns in, whole rows out, never above the size ceiling.
 
-A format works in two moves, so that rows are encoded once however often files are cut:
-``encode`` turns a batch of rows into that format's own representation; ``FileWriter.write`` takes
-as many of those rows as still fit into the current file.
+A format works in two steps, so that rows are encoded once however often files are cut: ``encode`` turns a batch of rows
+into that format's own representation; ``FileWriter.write`` takes as many of those rows as fit into the current file.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import pyarrow as pa
 from export_pipeline.catalog.types import OutputColumn
 
 MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json", "ndjson": "application/x-ndjson"}
-"""Of what is not gzipped, or gzipped for the transfer alone."""
+"""Of files without gzip, or with gzip for the transfer only."""
 TimestampPrecision = Literal["microseconds", "seconds"]
 CsvQuoting = Literal["necessary", "non_empty"]
 NO_CEILING = 2**62
-"""``max_bytes`` of what is written to be weighed or read back at once."""
+"""``max_bytes`` of a file that is only measured or read back."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class FormatOptions:
     csv_decimal_mark: str = "."
     csv_bom: bool = False
     csv_quoting: CsvQuoting = "necessary"
-    """``non_empty``: every header and value in quotes; null and empty text are nothing."""
+    """``non_empty``: every header and value in quotes, except null and empty text, which are nothing."""
     timestamps: TimestampPrecision = "microseconds"
     """``seconds``: the fraction is cut off, and UTC is written as ``Z``. Parquet keeps its typed instants."""
     comma_separated: frozenset[str] = frozenset()
@@ -64,23 +63,22 @@ class FileWriter(Protocol[E_contra]):
     def write(self, encoded: E_contra, start: int) -> int:
         """Take rows from ``start`` on and return how many were taken.
 
-        Fewer than ``len(encoded) - start`` means that the file is full: the caller closes it and
-        offers the rest to the next one. A file that has no row yet and takes none says that this
-        one row cannot fit under the ceiling.
+        Fewer than ``len(encoded) - start`` means that the file is full: the caller closes it and gives the rest to the
+        next one. If a file without rows takes none, the row does not fit under the ceiling.
         """
         ...
 
     def close(self) -> None:
-        """Write what ends the file (footer, index). The sink is the caller's to close."""
+        """Write the end of the file (footer, index). The caller closes the sink."""
         ...
 
 
 class FileFormat(Protocol[E]):
-    """One file format with its options: makes encodings and files."""
+    """One file format with its options."""
 
     @property
     def extension(self) -> str:
-        """What a file name ends with, compression included: ``csv.gz``."""
+        """The end of a file name, compression included: ``csv.gz``."""
         ...
 
     @property
@@ -90,34 +88,34 @@ class FileFormat(Protocol[E]):
 
     @property
     def counters(self) -> Sequence[str]:
-        """What is counted for the manifest: cells cut, characters replaced, ..."""
+        """The changes that are counted for the manifest: cells cut, characters replaced, ..."""
         ...
 
     @property
     def head_counts(self) -> Mapping[str, int]:
-        """What is altered in the head of every file, by the names of ``counters``."""
+        """The changes in the head of every file, by the names of ``counters``."""
         ...
 
     @property
     def compress_seconds(self) -> float:
-        """Seconds spent on compressing so far; 0 where a library does it inside its own writer."""
+        """Seconds of compression so far; 0 where a library compresses inside its own writer."""
         ...
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> E:
-        """Turn a staged batch into this format's representation; adds what had to be altered to ``counted``.
+        """Turn a staged batch into this format's representation; adds the changes to ``counted``.
 
-        Several threads may be in it at once, each with a batch and a counter of its own.
+        Called from several threads at once, each with its own batch and counter.
         """
         ...
 
     def open(self, sink: BinaryIO) -> FileWriter[E]:
-        """Begin a file on ``sink`` (write-only, never sought)."""
+        """Begin a file on ``sink`` (write-only, without seek)."""
         ...
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A finished file: its place in the order (from 1), rows, bytes and SHA-256 (hex) as delivered."""
+    """A finished file: its number (from 1), rows, bytes and SHA-256 (hex) as delivered."""
 
     ordinal: int
     rows: int

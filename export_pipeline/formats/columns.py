@@ -1,4 +1,4 @@
-"""What every column-wise format asks of a batch: its output columns, and what bytes they hold."""
+"""The output columns of a batch, for every column-wise format: values, bytes, and texts of instants."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats.base import FormatOptions
 from export_pipeline.storage.batches import ARROW_TYPES
 
-# Arrays of texts as SendGrid's tables write them: ``["a@x.example", "b@x.example"]`` is ``a@x.example,b@x.example``.
-
-
-# A lone surrogate is valid JSON and no text: such an array stays as it is.
+# A lone surrogate is valid JSON but not text: such an array stays as it is.
 _UNICODE_ESCAPE = (
     r"u(?:[0-9A-Ca-cE-Fe-f][0-9A-Fa-f]{3}|[Dd][0-7][0-9A-Fa-f]{2}"
     r"|[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2})"
@@ -28,21 +25,6 @@ _TEXT = rf'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|{_UNICODE_ESCAPE}))*"'
 _BLANK = r"[ \t\r\n]*"
 _ARRAY_OF_TEXTS = rf"^{_BLANK}\[{_BLANK}(?:{_TEXT}{_BLANK}(?:,{_BLANK}{_TEXT}{_BLANK})*)?\]{_BLANK}$"
 _DOUBTFUL = r'^$|^[\s\[{]|\s$|[,"\x00-\x1f\x7f]'
-
-
-def comma_separated_texts(array: pa.Array) -> pa.Array:
-    """A column of JSON with its plain arrays of texts joined by commas; an empty array is an empty text."""
-    values = pl.Series("json", pl.from_arrow(array), dtype=pl.String)
-    places = values.str.contains(_ARRAY_OF_TEXTS).fill_null(value=False).arg_true()
-    if not len(places):
-        return array
-    texts = values.gather(places).str.json_decode(pl.List(pl.String))
-    is_plain = ~texts.list.eval(pl.element().str.contains(_DOUBTFUL)).list.any()
-    joined = texts.list.join(",")
-    rewritten = values.scatter(places.filter(is_plain), joined.filter(is_plain))
-    return rewritten.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
-
-
 ISO_DATE = "%Y-%m-%d"
 _DAY_US = 86_400_000_000
 _NON_FINITE = (
@@ -56,14 +38,14 @@ _WHOLE_MINUTE_OFFSETS_SINCE = 761 * _DAY_US
 
 @dataclass(frozen=True)
 class Clock:
-    """How instants are shown: in the zone of this IANA name, with their fraction or without."""
+    """How instants are written: in this IANA zone, with or without their fraction."""
 
     zone: str
     whole_seconds: bool
 
     @classmethod
     def of(cls, options: FormatOptions) -> Clock:
-        """The clock that these options ask for."""
+        """The clock of these options."""
         return cls(options.time_zone, options.timestamps == "seconds")
 
     @property
@@ -71,7 +53,7 @@ class Clock:
         """ISO 8601 with the zone's offset, for ``strftime``; a fraction only where there is one."""
         if not self.whole_seconds:
             return "%Y-%m-%dT%H:%M:%S%.f%:z"
-        # SendGrid's and Cometly's files say UTC so: 2021-02-01T12:35:22Z.
+        # SendGrid's and Cometly's files write UTC so: 2021-02-01T12:35:22Z.
         return "%Y-%m-%dT%H:%M:%S" + ("Z" if self.zone == "UTC" else "%:z")
 
 
@@ -110,12 +92,12 @@ class TextBytes:
         if not self._values.size:
             return np.empty(0, np.int64)
         starts = self._offsets[:-1] - self._offsets[0]
-        # An empty value is looked at as the one after it: it is left out only if something was found.
+        # For an empty value this reads the first byte of the next one: such results are removed afterwards.
         found = np.flatnonzero(table[self._values.take(starts, mode="clip")])
         return found[self._offsets[found] < self._offsets[found + 1]]
 
     def places_with(self, table: npt.NDArray[np.bool_], pair: bytes) -> npt.NDArray[np.int64]:
-        """The places of values that hold a byte that is marked in a 256-entry table, or these two bytes in a row."""
+        """The places of values that contain a byte marked in a 256-entry table, or these two bytes in a row."""
         # Three times as fast as table[self._values].
         found = np.flatnonzero(np.frombuffer(self.raw.translate(table.tobytes()), np.bool_))
         if self.has(pair):
@@ -169,7 +151,7 @@ class Block:
         return TextBytes(self.arrays[place])
 
     def numbers(self, place: int) -> pl.Series:
-        """A column of decimals or floats; as text where one is not finite, which all types then spell alike."""
+        """A column of decimals or floats; as text if one is not finite, with one spelling for all types."""
         values = self.frame[str(place)]
         if values.dtype == pl.String:
             needs_text = self.text_bytes(place).has(b"n", b"N")
@@ -187,7 +169,7 @@ class Block:
         return pl.col(str(place)).dt.convert_time_zone(zone)
 
     def has_whole_offsets(self, place: int, zone: str) -> bool:
-        """Whether the zone's offsets from UTC are surely whole minutes at all these instants."""
+        """Whether the zone's offsets from UTC are certainly whole minutes at all these instants."""
         earliest = self.frame[str(place)].to_physical().min()
         return zone == "UTC" or not isinstance(earliest, int) or earliest >= _WHOLE_MINUTE_OFFSETS_SINCE
 
@@ -197,18 +179,30 @@ class Block:
         text = local.dt.strftime(clock.iso)
         if self.has_whole_offsets(place, clock.zone):
             return text
-        # ISO 8601 has no seconds in an offset, so such local times would lose them: they stay in UTC.
+        # ISO 8601 offsets have no seconds: such instants stay in UTC.
         offset = local.dt.replace_time_zone(None) - instant.dt.replace_time_zone(None)
         is_whole = offset.dt.total_seconds() % 60 == 0
         return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(replace(clock, zone="UTC").iso))
 
-    def dates(self, place: int) -> pl.Expr:
-        """The dates."""
-        return pl.col(str(place))
-
     def date_text(self, place: int) -> pl.Expr:
         """``YYYY-MM-DD``."""
-        return self.dates(place).dt.strftime(ISO_DATE)
+        return pl.col(str(place)).dt.strftime(ISO_DATE)
+
+
+def comma_separated_texts(array: pa.Array) -> pa.Array:
+    """A column of JSON with its plain arrays of texts joined by commas, as SendGrid's tables write them.
+
+    ``["a@x.example", "b@x.example"]`` becomes ``a@x.example,b@x.example``; an empty array is an empty text.
+    """
+    values = pl.Series("json", pl.from_arrow(array), dtype=pl.String)
+    places = values.str.contains(_ARRAY_OF_TEXTS).fill_null(value=False).arg_true()
+    if not len(places):
+        return array
+    texts = values.gather(places).str.json_decode(pl.List(pl.String))
+    is_plain = ~texts.list.eval(pl.element().str.contains(_DOUBTFUL)).list.any()
+    joined = texts.list.join(",")
+    rewritten = values.scatter(places.filter(is_plain), joined.filter(is_plain))
+    return rewritten.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
 
 
 def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tuple[pa.Array, ...]:
@@ -222,10 +216,13 @@ def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tu
 
 
 def check_time_zone(zone: str) -> None:
-    """Fail now, with a name, rather than at the first timestamp.
+    """Fail for an unknown zone now, not at the first timestamp.
 
-    Not by polars: a process in which polars has worked cannot be forked any more (its threads are
-    missing in the child, which then waits for them for ever), and a format may be opened just to look.
+    Without polars: a process that has used polars cannot be forked any more (the child waits for ever for its missing
+    threads), and a format may be opened before the fork.
+
+    Raises:
+        ExportFailure: ``invalid_option``.
     """
     try:
         ZoneInfo(zone)

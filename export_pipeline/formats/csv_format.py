@@ -1,7 +1,7 @@
 r"""CSV after RFC 4180: UTF-8, ``\n`` between rows, a header in every part.
 
-Null is nothing between the delimiters, an empty text is ``""``: readers that care can tell them apart.
-With ``csv_quoting: non_empty`` every value is in quotes and both are nothing, as in SendGrid's exports.
+Null is nothing between the delimiters, an empty text is ``""``: a reader can distinguish them. With
+``csv_quoting: non_empty`` every value is in quotes and both are nothing, as in SendGrid's exports.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.formats import deflate
-from export_pipeline.formats.base import MEDIA_TYPES, FormatOptions
-from export_pipeline.formats.columns import ISO_DATE, Block, Clock, check_time_zone
-from export_pipeline.formats.formula_guard import guarded, guarded_header
-from export_pipeline.formats.text_file import GZIP_MEDIA_TYPE, EncodedRows, Frame, RowEnds, TextFile, gzips
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.formats.columns import ISO_DATE, Block, TextBytes, byte_table
+from export_pipeline.formats.text_file import EncodedRows, Frame, RowEnds, TextFormat
 
 if TYPE_CHECKING:
     from polars._typing import CsvQuoteStyle
@@ -30,40 +30,42 @@ _BOM = b"\xef\xbb\xbf"
 _NEWLINE, _QUOTE = 0x0A, 0x22
 _GUARDED = frozenset({ColumnType.TEXT, ColumnType.UUID, ColumnType.DECIMAL})
 
+# The formula guard: text that a spreadsheet would run gets a leading apostrophe; numbers and phone numbers do not.
+#
+# Dangerous first characters, after OWASP's list: "=", "@", tab, CR, LF, and "+" or "-" unless a number or phone number
+# follows; and the fullwidth forms of the four signs. A single "+" or "-" stays as it is: people write it for "none",
+# and there is nothing in it to run. A number or phone number is digits, spaces and "( ) . , - / %", with an exponent at
+# most: they spell no name, no cell and no function, so a spreadsheet cannot run anything. The same is true of an
+# infinity, an amount with a currency sign, and an interval as PostgreSQL writes it, whose only letters are fixed words.
+_FULLWIDTH_LEAD = 0xEF
+_FIRST_BYTES = byte_table(b"=@+-\t\r\n" + bytes([_FULLWIDTH_LEAD]))
+# Written so that RE2 (Arrow's) and Python's regular expressions read them alike.
+# U+00A0 and U+202F are the spaces that typeset phone numbers and numbers hold.
+_NUMBER = r"[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?%?|\.[0-9]+(?:[eE][+-]?[0-9]+)?%?"
+_PHONE = "[ \u00a0\u202f]*\\(?[0-9][0-9 \u00a0\u202f().\\-/]*"
+_SIGN = "+\\-\uff0b\uff0d"
+_MONEY = "[$\u00a2-\u00a5\u20a0-\u20bf] ?[0-9][0-9.,]*"
+_TIME = "[0-9]+:[0-9]{2}:[0-9]{2}(?:\\.[0-9]+)?"
+_INTERVAL = f"[0-9]+ (?:year|mon|day)s?(?: [+-]?[0-9]+ (?:mon|day)s?)*(?: [+-]?{_TIME})?|{_TIME}"
+_SIGNED_NUMBER = f"[{_SIGN}](?:{_NUMBER}|{_PHONE}|[Ii]nf(?:inity)?|{_MONEY}|{_INTERVAL})?"
+_HARMLESS = f"^{_SIGNED_NUMBER}$"
+_DANGEROUS = f"^[=@\\t\\r\\n\uff1d\uff20{_SIGN}]"
 
-class CsvFormat:
+
+class CsvFormat(TextFormat):
     """CSV with its options. ``guarded_cells``: cells that got an apostrophe."""
 
     counters = ("guarded_cells",)
 
     def __init__(self, options: FormatOptions) -> None:
         _check(options)
-        self._options = options
-        self._clock = Clock.of(options)
-        self._gzip = gzips(options)
-        self._packer = deflate.Packer()
-        self._frame = Frame(head=_head(options))
-
-    @property
-    def extension(self) -> str:
-        """What a file name ends with."""
-        return "csv.gz" if self._gzip else "csv"
-
-    @property
-    def media_type(self) -> str:
-        """The Content-Type of a file as stored."""
-        return GZIP_MEDIA_TYPE if self._gzip else MEDIA_TYPES["csv"]
+        super().__init__("csv", options, Frame(head=_head(options)))
 
     @cached_property
     def head_counts(self) -> Counter[str]:
         """Headers that got an apostrophe, in every file."""
         pairs = zip(_headers(self._options), self._options.columns, strict=True)
         return Counter(guarded_cells=sum(written != column.header for written, column in pairs))
-
-    @property
-    def compress_seconds(self) -> float:
-        """Seconds spent on deflate."""
-        return self._packer.seconds
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into CSV rows."""
@@ -84,27 +86,22 @@ class CsvFormat:
             datetime_format=self._clock.iso,
             date_format=ISO_DATE,
             quote_style=style,
-            # Only for the quotes of an only column that is null.
+            # A null in a single column needs quotes.
             null_value='""' if frame.width == 1 else None,
         )
         data = memoryview(written.data())
         return EncodedRows(data, frame.height, partial(_row_ends, data))
 
-    def open(self, sink: BinaryIO) -> TextFile:
-        """Begin a file with its header."""
-        limit = self._options.max_bytes
-        return TextFile(sink, self._frame, name="csv", max_bytes=limit, gzip=self._gzip, pack=self._packer)
-
     def _column(self, block: Block, place: int, counted: Counter[str]) -> pl.Expr | pl.Series:
         name, options = str(place), self._options
         match block.columns[place].type:
             case ColumnType.TIMESTAMP:
-                # write_csv formats on all cores; text made before would be made on one.
+                # write_csv formats on all cores, an expression on one.
                 if block.has_whole_offsets(place, options.time_zone):
                     return block.local_time(place, options.time_zone)
                 return block.timestamp_text(place, self._clock).alias(name)
             case ColumnType.DATE:
-                return block.dates(place)
+                return pl.col(name)
             case ColumnType.FLOAT | ColumnType.DECIMAL if options.csv_decimal_mark != ".":
                 text = self._values(block, place, counted).cast(pl.String)
                 return text.str.replace(".", options.csv_decimal_mark, literal=True)
@@ -112,24 +109,23 @@ class CsvFormat:
                 return self._values(block, place, counted)
 
     def _values(self, block: Block, place: int, counted: Counter[str]) -> pl.Series:
-        """The column, guarded if what it holds was read as text."""
+        """The column, with the formula guard if it was read as text."""
         is_number = block.columns[place].type in (ColumnType.FLOAT, ColumnType.DECIMAL)
         values = block.numbers(place) if is_number else block.frame[str(place)]
         if not self._is_guarded(block.columns[place]):
             return values
-        values, count = guarded(values, block.arrays[place], block.text_bytes(place))
+        values, count = _guarded(values, block.arrays[place], block.text_bytes(place))
         counted["guarded_cells"] += count
         return values
 
     def _is_guarded(self, column: OutputColumn) -> bool:
-        # A uuid or a decimal may be any text in the source. JSON begins with nothing that a spreadsheet would run; the
-        # first text of an array may.
+        # A uuid or a decimal may be any text in the source. JSON never begins with a formula; a text of an array may.
         is_text = column.type in _GUARDED or column.name in self._options.comma_separated
         return is_text and self._options.guard_formulas
 
 
 class _Written:
-    """Keeps what polars writes, in most cases all of it at once; io.BytesIO would copy it into fresh memory."""
+    """Keeps what polars writes, mostly in one call; io.BytesIO would copy it."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -139,14 +135,13 @@ class _Written:
         return len(data)
 
     def flush(self) -> None:
-        """There is nothing below."""
+        """Nothing is buffered."""
 
     def data(self) -> bytes:
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
 
 def _check(options: FormatOptions) -> None:
-    check_time_zone(options.time_zone)
     delimiter, mark = options.csv_delimiter, options.csv_decimal_mark
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter.isalnum() or delimiter in '"\r\n\0.+-':
         message = f"csv_delimiter {delimiter!r} cannot separate fields; use ',' ';' '|' or a tab"
@@ -175,7 +170,7 @@ def _head(options: FormatOptions) -> bytes:
 def _without_blank_lines(
     frame: pl.DataFrame, delimiter: str, style: CsvQuoteStyle
 ) -> tuple[pl.DataFrame, CsvQuoteStyle]:
-    """An only column whose blanks are in quotes: to many readers a line with nothing visible on it is no row."""
+    """A single column with its blanks in quotes: many readers skip a line with nothing visible on it."""
     (values,) = frame.get_columns()
     if values.dtype != pl.String or style != "necessary":
         return frame, style
@@ -200,3 +195,35 @@ def _row_ends(data: memoryview) -> RowEnds:
     quotes = np.flatnonzero(values == _QUOTE)
     whole = np.searchsorted(quotes, newlines) % 2 == 0
     return np.asarray(newlines[whole] + 1, np.int64)
+
+
+def guarded_header(header: str) -> str:
+    """A header with its guard: organizations name their custom fields themselves.
+
+    In plain Python: a file is opened before its process may be forked, and polars would start threads.
+    """
+    dangerous = re.match(_DANGEROUS, header) and not re.fullmatch(_SIGNED_NUMBER, header)
+    return f"'{header}" if dangerous else header
+
+
+def _guarded(values: pl.Series, texts: pa.Array, raw: TextBytes) -> tuple[pl.Series, int]:
+    """The values with their guards, and how many got one; the same series if none needs it.
+
+    ``texts`` and ``raw`` are the same values in Arrow. A block has few suspects, and for few values a polars expression
+    takes longer to start than to run (with ten of them the guard took half of the encoding).
+    """
+    places = raw.places_beginning_with(_FIRST_BYTES)
+    if not len(places):
+        return values, 0
+    suspects = texts.take(pa.array(places))
+    places, suspects = _without(places, suspects, pc.match_substring_regex(suspects, _HARMLESS))
+    # The first byte does not distinguish the fullwidth signs from the rest of their block.
+    places, suspects = _without(places, suspects, pc.invert(pc.match_substring_regex(suspects, _DANGEROUS)))
+    if not len(places):
+        return values, 0
+    return values.scatter(places, ["'" + text for text in suspects.to_pylist()]), len(places)
+
+
+def _without(places: npt.NDArray[np.int64], texts: pa.Array, out: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Array]:
+    kept = pc.invert(pc.fill_null(out, fill_value=True))
+    return places[kept.to_numpy(zero_copy_only=False)], texts.filter(kept)

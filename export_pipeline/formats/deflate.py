@@ -15,11 +15,10 @@ END: Final = b"\x03\x00"
 """An empty final block: ends any stream of pieces."""
 GZIP_HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """No name, no time, no system: the same input gives the same bytes."""
-GZIP_TRAILER_SIZE: Final = 8
 
 
 def pack(data: bytes | memoryview) -> bytes:
-    """One piece: depends on nothing before it and leaves the stream on a byte boundary."""
+    """One piece: independent of all pieces before it, and ending on a byte boundary."""
     compressor = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _RAW)
     head: bytes = compressor.compress(data)
     tail: bytes = compressor.flush(isal_zlib.Z_FULL_FLUSH)
@@ -27,7 +26,7 @@ def pack(data: bytes | memoryview) -> bytes:
 
 
 class Packer:
-    """``pack``, and the ``seconds`` that it took so far."""
+    """``pack`` with a timer."""
 
     def __init__(self) -> None:
         self._timer = Timer()
@@ -39,22 +38,22 @@ class Packer:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all pieces."""
+        """Seconds spent on all pieces."""
         return self._timer.seconds
 
 
 class Checksum:
-    """CRC-32 and length of what was committed."""
+    """CRC-32 and length of the committed bytes."""
 
     def __init__(self) -> None:
         self.crc = 0
         self.size = 0
 
     def add(self, data: bytes | memoryview) -> None:
-        """Take account of more uncompressed bytes."""
+        """Add uncompressed bytes."""
         self.crc = isal_zlib.crc32(data, self.crc)
         self.size += len(data)
 
     def gzip_trailer(self) -> bytes:
-        """What ends a gzip member."""
+        """The end of a gzip member."""
         return struct.pack("<II", self.crc, self.size & 0xFFFF_FFFF)

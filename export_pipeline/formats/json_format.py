@@ -1,8 +1,7 @@
 """NDJSON (one object a line) and JSON (one array of the same objects), streamed.
 
-JSON columns and decimals are spliced in as they are, so that no digit and no nesting is lost: the readers have seen to
-it that what is staged as JSON is JSON.
-JSON has no NaN and no infinity: they become null and are counted.
+JSON columns and decimals are inserted unchanged, so that no digit and no nesting is lost; the readers have checked that
+staged JSON is JSON. JSON has no NaN and no infinity: they become null and are counted.
 """
 
 from __future__ import annotations
@@ -11,57 +10,36 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
-from typing import BinaryIO
 
 import polars as pl
 import pyarrow as pa
 
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.formats import deflate
-from export_pipeline.formats.base import MEDIA_TYPES, FormatOptions
-from export_pipeline.formats.columns import Block, Clock, check_time_zone
-from export_pipeline.formats.text_file import GZIP_MEDIA_TYPE, EncodedRows, Frame, TextFile, gzips
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.formats.columns import Block
+from export_pipeline.formats.text_file import EncodedRows, Frame, TextFormat
 
 _RAW_TYPES = frozenset({ColumnType.JSON, ColumnType.DECIMAL})
 _NUMBER = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
 _NON_FINITE = r"(?i)^[+-]?(?:s?nan|inf|infinity)$"
-# A row of an array begins with its separator, so that a piece of rows is complete in itself;
-# the first row of a file leaves the comma out.
+# A row of an array begins with its separator, so that a piece of rows is complete in itself; the first row of a file
+# omits the comma.
 _ARRAY = Frame(head=b"[", tail=b"\n]\n", empty_tail=b"]\n", first_skip=1)
 
 
-class JsonFormat:
-    """Objects with the headers as keys: one a line, or in one array.
+class JsonFormat(TextFormat):
+    """Objects with the headers as keys: one a line (``ndjson``), or in one array (``json``).
 
-    ``non_finite_numbers``: numbers that JSON cannot say, written as null.
+    ``non_finite_numbers``: numbers that JSON cannot represent, written as null.
     """
 
     counters = ("non_finite_numbers",)
     head_counts: Mapping[str, int] = {}
 
-    def __init__(self, options: FormatOptions, *, lines: bool) -> None:
-        check_time_zone(options.time_zone)
-        self._options = options
-        self._clock = Clock.of(options)
-        self._lines = lines
-        self._gzip = gzips(options)
-        self._packer = deflate.Packer()
-
-    @property
-    def extension(self) -> str:
-        """What a file name ends with."""
-        return self._name + (".gz" if self._gzip else "")
-
-    @property
-    def media_type(self) -> str:
-        """The Content-Type of a file as stored."""
-        return GZIP_MEDIA_TYPE if self._gzip else MEDIA_TYPES[self._name]
-
-    @property
-    def compress_seconds(self) -> float:
-        """Seconds spent on deflate."""
-        return self._packer.seconds
+    def __init__(self, name: str, options: FormatOptions) -> None:
+        self._lines = name == "ndjson"
+        super().__init__(name, options, Frame() if self._lines else _ARRAY)
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into one object a row."""
@@ -78,16 +56,6 @@ class JsonFormat:
                 pieces += [pl.lit(comma), self._plain_members(block, members, counted)]
         pieces.append(pl.lit(after))
         return EncodedRows.from_series(block.frame.select(pl.concat_str(pieces).alias("row")).to_series())
-
-    def open(self, sink: BinaryIO) -> TextFile:
-        """Begin a file."""
-        frame = Frame() if self._lines else _ARRAY
-        limit = self._options.max_bytes
-        return TextFile(sink, frame, name=self._name, max_bytes=limit, gzip=self._gzip, pack=self._packer)
-
-    @property
-    def _name(self) -> str:
-        return "ndjson" if self._lines else "json"
 
     def _plain_members(self, block: Block, places: list[int], counted: Counter[str]) -> pl.Expr:
         """``"a":1,"b":"x"`` of neighbouring columns that polars can write as JSON."""
@@ -126,10 +94,9 @@ def _decimal(block: Block, place: int, counted: Counter[str]) -> pl.Expr:
     odd = values.filter(~values.str.contains(_NUMBER))
     if odd.is_empty():
         return pl.col(str(place))
-    non_finite = int(odd.str.contains(_NON_FINITE).sum())
-    counted["non_finite_numbers"] += non_finite
+    counted["non_finite_numbers"] += int(odd.str.contains(_NON_FINITE).sum())
     column = pl.col(str(place))
-    # What databases may write and JSON may not: "+1", "007", ".5", "1.", blanks around.
+    # What databases may write but JSON does not allow: "+1", "007", ".5", "1.", blanks around.
     tidy = (
         column.str.strip_chars()
         .str.replace(r"^\+", "")

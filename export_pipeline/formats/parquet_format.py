@@ -1,9 +1,8 @@
 """Parquet: typed, zstd, under a strict ceiling.
 
-A parquet file cannot give rows back once they are written, and its footer comes last. So rows are
-taken when even their worst case fits; near the ceiling a row group is first written on trial into
-memory, where its exact weight is seen. Dictionaries are off: zstd finds the same repetitions, and
-a dictionary's size is known only afterwards.
+Rows cannot be removed from a parquet file once they are written, and its footer comes last. So rows are taken when even
+their worst case fits; near the ceiling a row group is first written to memory, to learn its exact size. Dictionaries
+are off: zstd finds the same repetitions, and a dictionary's size is known only afterwards.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ GROUP_ROWS = 65_536
 GROUP_BYTES = 32_000_000
 """A row group is written when it has so many rows or bytes (in memory)."""
 _COLUMN_FOOTER = 400
-"""More than the footer says of one column of a row group, apart from its name."""
+"""More than the bytes of the footer about one column of a row group, apart from its name."""
 _COLUMN_OVERHEAD = 1024
-"""More than a column of a row group weighs beyond its values: page headers, frames of zstd."""
-# Of text they would put a row's values, up to kilobytes of them, into the footer.
+"""More than the bytes of one column of a row group beyond its values: page headers, zstd frames."""
+# Statistics of text would put whole values, up to kilobytes, into the footer.
 _WITH_STATISTICS = frozenset(
     {ColumnType.INTEGER, ColumnType.FLOAT, ColumnType.BOOLEAN, ColumnType.TIMESTAMP, ColumnType.DATE}
 )
@@ -84,11 +83,11 @@ class ParquetFormat:
         return stream.getvalue()
 
     def group_footer(self) -> int:
-        """At most what the footer says of one row group."""
+        """At most the bytes of the footer about one row group."""
         return sum(_COLUMN_FOOTER + len(name.encode()) for name in self._schema.names)
 
     def worst_case(self, rows: pa.RecordBatch) -> int:
-        """At most what these rows weigh in a row group of their own, the footer included."""
+        """At most the bytes of these rows as a row group, the footer included."""
         cells: int = rows.num_rows * rows.num_columns
         values = int((rows.nbytes + cells // 2) * 1.02)
         return values + len(self._schema) * _COLUMN_OVERHEAD + self.group_footer()
@@ -153,7 +152,7 @@ class ParquetFile:
         self._reserve += self._format.group_footer()
 
     def _take_tightly(self, rows: pa.RecordBatch) -> int:
-        """Take the rows whose weight, seen on trial, fits; the last few bytes of a begun file are left."""
+        """Take the rows whose exact size fits; a begun file may stay a few bytes below its ceiling."""
         taken = 0
         while taken < rows.num_rows and not (self._begun and self._room() < self._max_bytes // 25):
             part = self._largest(rows.slice(taken))
@@ -165,39 +164,36 @@ class ParquetFile:
         return taken
 
     def _largest(self, rows: pa.RecordBatch) -> pa.RecordBatch | None:
-        """The first of these rows, as many as fit; none if not even one does."""
+        """As many of these rows as fit, from the first; None if not even one does."""
         room = self._room() - self._format.group_footer()
         expected = max(rows.nbytes * self._ratio, 1)
         count = min(rows.num_rows, max(1, int(rows.num_rows * room / expected * 0.97)))
         while count and room > 0:
             part = rows.slice(0, count)
-            weight = len(self._format.trial(part))
-            if weight <= room:
+            size = len(self._format.trial(part))
+            if size <= room:
                 return part
-            count = min(count - 1, max(1, int(count * room / weight * 0.97)))
+            count = min(count - 1, max(1, int(count * room / size * 0.97)))
         return None
 
 
 class _PositionedSink:
-    """A sink that can tell how many bytes it took, as the parquet writer asks."""
+    """A sink with a position, as the parquet writer requires. The caller closes the sink below it."""
+
+    closed = False
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
         self.position = 0
-        self.closed = False
 
     def write(self, data: bytes) -> int:
-        """Pass bytes on."""
         self._sink.write(data)
         self.position += len(data)
         return len(data)
 
     def tell(self) -> int:
-        """The bytes so far."""
         return self.position
 
-    def flush(self) -> None:
-        """Nothing is held back here."""
+    def flush(self) -> None: ...
 
-    def close(self) -> None:
-        """The sink is the caller's to close."""
+    def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""From batches of rows to finished files, each under the ceiling: opens, fills, closes, opens the next."""
+"""From batches of rows to finished files, each under the ceiling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCK_ROWS = 14_336
 BLOCK_CELLS = 400_000
 BLOCK_BYTES = 16_000_000
 WEIGHED_ROWS = 256
-"""A block is encoded at once. The bounds keep memory constant, whatever arrives: long rows, wide ones, fat ones."""
+"""A block is encoded at once. The bounds keep memory constant for any rows: many, wide or large."""
 Create = Callable[[int], AbstractContextManager[BinaryIO]]
 
 
@@ -38,13 +38,13 @@ def write_files(
     Args:
         batches: The staged rows, in order, in batches of any size.
         fmt: The format to write.
-        create: Opens the sink of the file with this ordinal (from 1). Its context is left when the
-            file is complete, and with the exception when it is not.
-        key: The column that names a row to its owner, for the message about a row that fits no file.
+        create: Opens the sink of the file with this ordinal (from 1). Its context ends when the file is complete, or
+            with the exception that stopped it.
+        key: The column that identifies a row, for the message about a row that fits no file.
         max_bytes: The ceiling on delivered bytes; ``fmt`` was opened with the same.
-        progress: Told the rows written so far, after each block and each cut. May raise.
+        progress: Called with the rows written so far, after each block and each cut. May raise.
 
-    Blocks are encoded ahead on all cores; packing, hashing and writing are done by the caller's thread.
+    Blocks are encoded ahead on all cores; the caller's thread compresses, hashes and writes.
     """
     with closing(map_ahead(partial(_encoded, fmt, key), even_blocks(batches), threads=cores())) as encoded:
         blocks = _Blocks(encoded, fmt.counters, key)
@@ -55,7 +55,10 @@ def write_files(
                 sink = _CountingSink(raw)
                 try:
                     writer = fmt.open(cast("BinaryIO", sink))
-                    rows = _fill(writer, blocks, rows_before, progress)
+                    rows = 0
+                    while not blocks.cut and blocks.more():
+                        rows += blocks.write(writer, is_first=not rows)
+                        progress(rows_before + rows)
                     writer.close()
                 except BaseException:
                     sink.abandon()
@@ -64,14 +67,14 @@ def write_files(
                     message = f"file {ordinal} has {sink.count} bytes, more than its limit of {max_bytes}"
                     raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
             rows_before += rows
-            counters = Counter(blocks.take_counters())
+            counters = blocks.next_file()
             counters.update(fmt.head_counts)
             yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), counters)
 
 
 @dataclass(frozen=True)
 class _EncodedBlock:
-    keys: pa.Array  # and not the block: several are waiting, and what they were made of is no longer needed
+    keys: pa.Array  # and not the block: several are pending, and the rows they were made of are no longer needed
     encoded: Any
     counted: Counter[str]
 
@@ -81,72 +84,59 @@ def _encoded(fmt: FileFormat[Any], key: str, block: pa.RecordBatch) -> _EncodedB
     return _EncodedBlock(block.column(key), fmt.encode(block, counted), counted)
 
 
-def _fill(writer: FileWriter[Any], blocks: _Blocks, rows_before: int, progress: Callable[[int], None]) -> int:
-    """Write rows until the file is full or no row is left; return how many."""
-    rows = 0
-    while blocks.more():
-        taken = blocks.offer(writer)
-        rows += taken
-        if not rows:
-            raise blocks.too_large()
-        progress(rows_before + rows)
-        if blocks.pending():
-            break
-    return rows
-
-
 class _Blocks:
-    """The rows still to be written: a source of encoded blocks, and the one at hand."""
+    """The rows still to be written: a source of encoded blocks, and the current block."""
 
     def __init__(self, source: Iterator[_EncodedBlock], counters: Sequence[str], key: str) -> None:
         self._source = source
         self._key = key
-        self._keys: pa.Array = pa.array([])
-        self._encoded: Any = ()
+        self._block = _EncodedBlock(pa.array([]), (), Counter())
         self._at = 0
-        self._none = dict.fromkeys(counters, 0)
-        self._counted = Counter(self._none)
-
-    def pending(self) -> bool:
-        """Whether the block at hand has rows left."""
-        return self._at < len(self._encoded)
+        self._zeros = dict.fromkeys(counters, 0)
+        self._counted = Counter(self._zeros)
+        self.cut = False
+        """The current file took only a part of the current block: it is full."""
 
     def more(self) -> bool:
-        """Whether any row is left; takes the next block if need be."""
-        if self.pending():
+        """Whether any row is left; takes the next block if necessary."""
+        if self._at < len(self._block.encoded):
             return True
-        self._encoded = ()
-        taken = next(self._source, None)
-        if taken is None:
+        self._block, self._at = _EncodedBlock(pa.array([]), (), Counter()), 0  # frees memory before the next one
+        block = next(self._source, None)
+        if block is None:
             return False
-        self._keys, self._encoded, self._at = taken.keys, taken.encoded, 0
-        self._counted.update(taken.counted)
+        self._block = block
+        self._counted.update(block.counted)
         return True
 
-    def offer(self, writer: FileWriter[Any]) -> int:
-        """Let a file take rows of the block at hand."""
-        taken = writer.write(self._encoded, self._at)
+    def write(self, writer: FileWriter[Any], *, is_first: bool) -> int:
+        """Let a file take rows of the current block; ``is_first``: it has no row yet.
+
+        Raises:
+            ExportFailure: ``row_too_large`` if the file is empty and takes no row.
+        """
+        taken = writer.write(self._block.encoded, self._at)
+        if is_first and not taken:
+            raise ExportFailure(
+                FailureCode.ROW_TOO_LARGE,
+                f"the row with {self._key} {self._block.keys[self._at].as_py()!r} does not fit into one file; raise "
+                "the limit or leave columns out",
+                field="max_file_size_mb",
+            )
         self._at += taken
+        self.cut = self._at < len(self._block.encoded)
         return taken
 
-    def too_large(self) -> ExportFailure:
-        """The failure of the row that comes next: it fits no file."""
-        value = self._keys[self._at].as_py()
-        return ExportFailure(
-            FailureCode.ROW_TOO_LARGE,
-            f"the row with {self._key} {value!r} does not fit into one file; raise the limit or leave columns out",
-            field="max_file_size_mb",
-        )
-
-    def take_counters(self) -> dict[str, int]:
-        """What was altered since the last file. A block counts for the file that was open when it came."""
-        since, self._counted = dict(self._counted), Counter(self._none)
+    def next_file(self) -> Counter[str]:
+        """The changes since the last file. A block counts for the file that was open when it came."""
+        since, self._counted = self._counted, Counter(self._zeros)
+        self.cut = False
         return since
 
 
 def even_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in blocks that do not depend on how they arrived, so that neither do the files."""
-    waiting: list[pa.RecordBatch] = []
+    """The same rows in blocks that do not depend on the batches, so that the files do not either."""
+    pending: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
         block_rows = min(BLOCK_ROWS, max(WEIGHED_ROWS, BLOCK_CELLS // max(1, batch.num_columns)))
@@ -154,19 +144,19 @@ def even_blocks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         while at < batch.num_rows:
             step = min(block_rows - rows, batch.num_rows - at)
             weight = batch.slice(at, step).nbytes
-            if size + weight > BLOCK_BYTES // 2:  # else no piece of it can fill the block: it is weighed at once
+            if size + weight > BLOCK_BYTES // 2:  # a part of it may fill the block: measure smaller parts
                 step = min(WEIGHED_ROWS - rows % WEIGHED_ROWS, step)
                 weight = batch.slice(at, step).nbytes
             size += weight
             at += step
             rows += step
             if rows == block_rows or (size >= BLOCK_BYTES and rows % WEIGHED_ROWS == 0):
-                yield from _bounded(_joined([*waiting, batch.slice(begin, at - begin)]))
-                waiting, rows, size, begin = [], 0, 0, at
+                yield from _bounded(_joined([*pending, batch.slice(begin, at - begin)]))
+                pending, rows, size, begin = [], 0, 0, at
         if begin < at:
-            waiting.append(batch.slice(begin))
-    if waiting:
-        yield from _bounded(_joined(waiting))
+            pending.append(batch.slice(begin))
+    if pending:
+        yield from _bounded(_joined(pending))
 
 
 def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
@@ -174,7 +164,7 @@ def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _bounded(block: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Halve a block of fat rows until its parts are small enough (or one row)."""
+    """Halve a block of large rows until its parts are small enough (or one row)."""
     if block.nbytes <= BLOCK_BYTES or block.num_rows <= 1:
         yield block
         return
@@ -184,7 +174,7 @@ def _bounded(block: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 class _CountingSink:
-    """A write-only sink that counts and hashes what passes through."""
+    """A write-only sink that counts and hashes the bytes."""
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
@@ -193,7 +183,7 @@ class _CountingSink:
         self.digest = hashlib.sha256()
 
     def abandon(self) -> None:
-        """Pass nothing on any more: a library's writer may still end its file when it is collected."""
+        """Ignore all further bytes: a library's writer may still end its file when it is collected."""
         self._abandoned = True
 
     def write(self, data: bytes | memoryview) -> int:

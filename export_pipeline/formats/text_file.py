@@ -1,4 +1,4 @@
-"""One file of a text format: a head, whole rows, a tail; plain or as a single gzip member."""
+"""Text formats: encoded rows between a head and a tail, plain or as one gzip member, never above a byte ceiling."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ import polars as pl
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats import deflate
-from export_pipeline.formats.base import FormatOptions
-
-# Encoded rows of a text format, and how many of them fit into what is left of a file.
-
+from export_pipeline.formats.base import MEDIA_TYPES, FormatOptions
+from export_pipeline.formats.columns import Clock, check_time_zone
 
 RowEnds = npt.NDArray[np.int64]
 Pack = Callable[[memoryview], bytes | memoryview]
 
 
 class EncodedRows:
-    """Whole rows one after another in one buffer; where each ends is found only when it is asked."""
+    """Whole rows one after another in one buffer; ``find_ends`` runs only if a file must be cut."""
 
     def __init__(self, data: memoryview, rows: int, find_ends: Callable[[], RowEnds]) -> None:
         self._data = data
@@ -32,7 +30,7 @@ class EncodedRows:
 
     @classmethod
     def from_series(cls, rows: pl.Series) -> Self:
-        """Of a text series with one encoded row a value: its Arrow buffers are the answer already."""
+        """Of a text series with one encoded row a value, without a copy of its Arrow buffers."""
         array = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
         _, offsets, data = array.buffers()
         ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(rows) + 1]
@@ -50,14 +48,15 @@ class EncodedRows:
 
     def slice(self, start: int, stop: int) -> memoryview:
         """The bytes of rows ``start`` to ``stop`` (exclusive)."""
-        first = int(self.ends[start - 1]) if start else 0
-        last = len(self._data) if stop == self._rows else (int(self.ends[stop - 1]) if stop else 0)
-        return self._data[first:last]
+        last = len(self._data) if stop == self._rows else self._offset(stop)
+        return self._data[self._offset(start) : last]
 
     def within(self, start: int, size: float) -> int:
         """The row after the last of those from ``start`` that end within ``size`` bytes."""
-        first = int(self.ends[start - 1]) if start else 0
-        return int(np.searchsorted(self.ends, first + size, side="right"))
+        return int(np.searchsorted(self.ends, self._offset(start) + size, side="right"))
+
+    def _offset(self, row: int) -> int:
+        return int(self.ends[row - 1]) if row else 0
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,9 @@ class Piece:
 class Filler:
     """Finds the next piece for a file that may hold ``total`` bytes.
 
-    Without compression a piece is cut exactly. With it the packed size is known only afterwards, so
-    pieces are predicted from the ratio seen so far: half of what is left at a time, so that a wrong
-    guess costs a small piece and not a file.
+    Without compression a piece is cut exactly. With it the packed size is known only afterwards. So the size is
+    predicted from the ratio so far, for half of the remaining room at a time: a wrong guess costs a small piece, not a
+    file.
     """
 
     def __init__(self, pack: Pack, *, total: int, compresses: bool) -> None:
@@ -84,15 +83,15 @@ class Filler:
         self._ratio = 1.0
 
     def next(self, rows: EncodedRows, start: int, stop: int, *, room: int, skip: int = 0, begun: bool) -> Piece | None:
-        """The next piece of rows ``start`` to ``stop`` for ``room`` bytes; none if the file is full.
+        """The next piece of rows ``start`` to ``stop`` for ``room`` bytes; None if the file is full.
 
         Args:
-            rows: The encoded rows.
-            start: The first row to take.
-            stop: The row not to go past.
-            room: Bytes left in the file.
-            skip: Bytes of the first row to leave out (a separator before the first row of a file).
-            begun: Whether the file has a row already; the last few bytes of such a file are not fought for.
+            rows: the encoded rows.
+            start: the first row to take.
+            stop: the row not to go past.
+            room: bytes left in the file.
+            skip: bytes of the first row to leave out (a separator before the first row of a file).
+            begun: whether the file has a row already; such a file may stay a few bytes below its ceiling.
         """
         if room <= 0 or (begun and self._compresses and room < self._total // 64):
             return None
@@ -100,20 +99,16 @@ class Filler:
         count = stop - start if len(whole) <= self._likely(room) else self._predict(rows, start, stop, room, skip)
         while count > 0:
             raw = rows.slice(start, start + count)[skip:]
-            piece = self._piece(start + count, raw)
-            if len(piece.packed) <= room:
-                return piece
-            fitting = int(count * room / len(piece.packed) * 0.97)
+            packed = self._pack(raw)
+            self._ratio = max(len(raw), 1) / max(len(packed), 1)
+            if len(packed) <= room:
+                return Piece(start + count, raw, packed)
+            fitting = int(count * room / len(packed) * 0.97)
             count = min(count - 1, max(fitting, 1))
         return None
 
-    def _piece(self, stop: int, raw: memoryview) -> Piece:
-        packed = self._pack(raw)
-        self._ratio = max(len(raw), 1) / max(len(packed), 1)
-        return Piece(stop, raw, packed)
-
     def _likely(self, room: int) -> int:
-        # Deflate grows what it cannot shrink, by less than this (tried: 0.1 %). A piece is weighed all the same.
+        # Deflate enlarges what it cannot shrink, by less than this (measured: 0.1 %). Each piece is measured anyway.
         return room - room // 64 - 256 if self._compresses else room
 
     def _predict(self, rows: EncodedRows, start: int, stop: int, room: int, skip: int) -> int:
@@ -126,12 +121,9 @@ class Filler:
         return max(count, 1) if self._compresses else count
 
 
-GZIP_MEDIA_TYPE = "application/gzip"
-
-
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the rows of a text file."""
+    """What surrounds the rows of a text file."""
 
     head: bytes = b""
     tail: bytes = b""
@@ -141,39 +133,57 @@ class Frame:
     """Bytes (a separator) that the first row of a file leaves out."""
 
 
-def gzips(options: FormatOptions) -> bool:
-    """Whether files are to be gzipped; a compression that is not known fails."""
-    if options.compression not in {"none", "gzip"}:
-        message = f"compression {options.compression!r} is not known; use 'none' or 'gzip'"
-        raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
-    return options.compression == "gzip"
+class TextFormat:
+    """A text format with its options: all of ``FileFormat`` but the encoding."""
 
+    def __init__(self, name: str, options: FormatOptions, frame: Frame) -> None:
+        check_time_zone(options.time_zone)
+        if options.compression not in {"none", "gzip"}:
+            message = f"compression {options.compression!r} is not known; use 'none' or 'gzip'"
+            raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+        self._name = name
+        self._options = options
+        self._clock = Clock.of(options)
+        self._gzip = options.compression == "gzip"
+        self._packer = deflate.Packer()
+        self._frame = frame
 
-def too_small(format_name: str, max_bytes: int, needed: int) -> ExportFailure:
-    """The failure of a ceiling below what even a file without rows needs."""
-    return ExportFailure(
-        FailureCode.FILE_SIZE_TOO_SMALL,
-        f"a {format_name} file without rows needs {needed} bytes, more than the limit of {max_bytes}; raise the limit",
-        field="max_file_size_mb",
-    )
+    @property
+    def extension(self) -> str:
+        """The end of a file name."""
+        return f"{self._name}.gz" if self._gzip else self._name
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type of a file as stored."""
+        return "application/gzip" if self._gzip else MEDIA_TYPES[self._name]
+
+    @property
+    def compress_seconds(self) -> float:
+        """Seconds spent on deflate."""
+        return self._packer.seconds
+
+    def open(self, sink: BinaryIO) -> TextFile:
+        """Begin a file with its head."""
+        limit = self._options.max_bytes
+        return TextFile(sink, self._frame, name=self._name, max_bytes=limit, pack=self._packer if self._gzip else None)
 
 
 class TextFile:
-    """Writes encoded rows between a head and a tail, never past ``max_bytes``."""
+    """One file being written; gzipped if there is a ``pack``."""
 
-    def __init__(
-        self, sink: BinaryIO, frame: Frame, *, name: str, max_bytes: int, gzip: bool, pack: Pack = deflate.pack
-    ) -> None:
+    def __init__(self, sink: BinaryIO, frame: Frame, *, name: str, max_bytes: int, pack: Pack | None) -> None:
         self._sink = sink
         self._frame = frame
-        self._gzip = gzip
+        self._gzip = pack is not None
         self._checksum = deflate.Checksum()
-        self._filler = Filler(pack if gzip else memoryview, total=max_bytes, compresses=gzip)
-        self._left = max_bytes - self._closing_size()
+        self._filler = Filler(pack or memoryview, total=max_bytes, compresses=self._gzip)
+        self._left = max_bytes - max(len(self._closing(tail)) for tail in (frame.tail, frame.empty_tail))
         self._begun = False
-        opening = self._opening()
+        opening = deflate.GZIP_HEADER + _packed(frame.head) if self._gzip else frame.head
         if len(opening) > self._left:
             raise too_small(name, max_bytes, max_bytes - self._left + len(opening))
+        self._checksum.add(frame.head)
         self._put(opening)
 
     def write(self, encoded: EncodedRows, start: int) -> int:
@@ -184,37 +194,21 @@ class TextFile:
             piece = self._filler.next(encoded, at, stop, room=self._left, skip=skip, begun=self._begun)
             if piece is None:
                 break
-            self._commit(piece)
+            if self._gzip:
+                self._checksum.add(piece.raw)
+            self._put(piece.packed)
+            self._begun = True
             at = piece.stop
         return at - start
 
     def close(self) -> None:
         """Write the tail."""
         tail = self._frame.tail if self._begun else self._frame.empty_tail
-        if not self._gzip:
-            self._sink.write(tail)
-            return
         self._checksum.add(tail)
-        self._sink.write(_packed(tail) + deflate.END + self._checksum.gzip_trailer())
+        self._sink.write(self._closing(tail))
 
-    def _opening(self) -> bytes:
-        head = self._frame.head
-        if not self._gzip:
-            return head
-        self._checksum.add(head)
-        return deflate.GZIP_HEADER + _packed(head)
-
-    def _closing_size(self) -> int:
-        tails = (self._frame.tail, self._frame.empty_tail)
-        if not self._gzip:
-            return max(map(len, tails))
-        return max(len(_packed(tail)) for tail in tails) + len(deflate.END) + deflate.GZIP_TRAILER_SIZE
-
-    def _commit(self, piece: Piece) -> None:
-        if self._gzip:
-            self._checksum.add(piece.raw)
-        self._put(piece.packed)
-        self._begun = True
+    def _closing(self, tail: bytes) -> bytes:
+        return _packed(tail) + deflate.END + self._checksum.gzip_trailer() if self._gzip else tail
 
     def _put(self, data: bytes | memoryview) -> None:
         self._sink.write(data)
@@ -223,3 +217,12 @@ class TextFile:
 
 def _packed(data: bytes) -> bytes:
     return deflate.pack(data) if data else b""
+
+
+def too_small(format_name: str, max_bytes: int, needed: int) -> ExportFailure:
+    """The failure of a ceiling below the size of a file without rows."""
+    return ExportFailure(
+        FailureCode.FILE_SIZE_TOO_SMALL,
+        f"a {format_name} file without rows needs {needed} bytes, more than the limit of {max_bytes}; raise the limit",
+        field="max_file_size_mb",
+    )

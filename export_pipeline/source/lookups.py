@@ -19,8 +19,9 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.segments import StoredSegment, segment_condition
 from export_pipeline.filters.tree import AllOf, AnyOf
 from export_pipeline.requests.validation.rows import Identity, identity_of
-from export_pipeline.source.compiler import is_one_of, of_tenant, ordered, table_clause
-from export_pipeline.source.dialects import base
+from export_pipeline.source.compiler import of_tenant, table_clause
+from export_pipeline.source.dialects import dialect_of
+from export_pipeline.source.dialects.base import untyped
 from export_pipeline.source.query import Query, Selection, build_query
 from export_pipeline.source.readers import Source, open_snapshot
 
@@ -133,9 +134,10 @@ def read_texts(
 ) -> list[tuple[str | None, ...]]:
     """An organization's rows of a dataset's table as text; of the ``named`` ones alone, if there are."""
     clause = table_clause(table, [*columns, tenant, *([named.column] if named else [])])
-    where = [of_tenant(clause, tenant, dataset, organization_id, source.backend)]
+    dialect = dialect_of(source.backend)
+    where = [of_tenant(clause, tenant, dataset, organization_id, dialect)]
     if named is not None:
-        where.append(is_one_of(clause.c[named.column], named.ids, named.kind, source.backend))
+        where.append(dialect.is_one_of(clause.c[named.column], named.ids, named.kind))
     texts: list[sa.ColumnElement[Any]] = [
         sa.cast(clause.c[column], sa.Text).label(f"c{at}") for at, column in enumerate(columns)
     ]
@@ -192,19 +194,19 @@ def lists_page(
     """
     if dataset.lists is None:
         return []
-    lists, membership = dataset.lists.lists, dataset.lists
+    lists, membership, dialect = dataset.lists.lists, dataset.lists, dialect_of(source.backend)
     table = table_clause(lists.table, [lists.id, lists.name, lists.tenant])
-    where = [of_tenant(table, lists.tenant, dataset, organization_id, source.backend)]
-    place = ordered(table.c[lists.id], lists.id_type, source.backend)
+    where = [of_tenant(table, lists.tenant, dataset, organization_id, dialect)]
+    place = dialect.order_key(table.c[lists.id], lists.id_type)
     if after is not None:
-        where.append(place > base.untyped(_identity(after, lists.id_type)))
+        where.append(place > untyped(_identity(after, lists.id_type)))
     columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
     members = table_clause(membership.table, columns)
     on_list: list[sa.ColumnElement[bool]] = [members.c[membership.list_id] == table.c[lists.id]]
     if lists.id_type is ColumnType.TEXT:
-        on_list.append(ordered(members.c[membership.list_id], lists.id_type, source.backend) == place)
+        on_list.append(dialect.by_code_point(members.c[membership.list_id]) == place)
     if membership.tenant:
-        on_list.append(of_tenant(members, membership.tenant, dataset, organization_id, source.backend))
+        on_list.append(of_tenant(members, membership.tenant, dataset, organization_id, dialect))
     rows = sa.select(sa.func.count()).select_from(members).where(*on_list).correlate(table).scalar_subquery()
     names = ("id", "name", "rows")
     values: tuple[sa.ColumnElement[Any], ...] = (table.c[lists.id], table.c[lists.name], rows)

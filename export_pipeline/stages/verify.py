@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.formats.formula_guard import guarded_header
+from export_pipeline.formats.csv_format import guarded_header
 from export_pipeline.stages.manifest import Manifest, ManifestFile, read_manifest
 from export_pipeline.stages.row_counts import UnreadableFileError, count_rows
 from export_pipeline.storage.store import Store

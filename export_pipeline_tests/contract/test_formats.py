@@ -35,7 +35,7 @@ from export_pipeline.formats import open_format, splitter
 from export_pipeline.formats.base import FormatOptions
 from export_pipeline.formats.xlsx import workbook as xlsx_format
 from export_pipeline.formats.xlsx.cells import CELL_LIMIT, CUT_MARK
-from export_pipeline.formats.xlsx.parts import sheet_title
+from export_pipeline.formats.xlsx.workbook import sheet_title
 from export_pipeline.formats.xlsx.zip_stream import ZipStream
 from export_pipeline_tests.contract import format_readers as readers
 from export_pipeline_tests.contract.format_samples import (

@@ -57,7 +57,7 @@ def test_every_database_gives_the_same_rows_and_types(source: Source) -> None:
 
 
 def test_the_pandas_reader_gives_the_same_rows_and_types(source: Source) -> None:
-    with pandas_snapshot(source.url, query_for(source)) as snapshot:
+    with pandas_snapshot(source, query_for(source)) as snapshot:
         batches = list(snapshot.batches)
     assert all(batch.schema == staged_schema(DATASET.columns) for batch in batches)
     assert [comparable(row) for batch in batches for row in batch.to_pylist()] == [wanted(row) for row in ACME]

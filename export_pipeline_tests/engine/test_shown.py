@@ -27,6 +27,7 @@ from export_pipeline.filters.tree import AllOf
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import NO_CEILING, FormatOptions
 from export_pipeline.source.compiler import ConditionCompiler, table_clause
+from export_pipeline.source.dialects import dialect_of
 from export_pipeline.source.lookups import rows_of
 from export_pipeline.source.query import Selection, build_query
 from export_pipeline.source.readers import Source, open_snapshot
@@ -274,7 +275,7 @@ def _holds(operator: str, actual: Any, value: Any) -> bool:
 
 def test_every_exported_value_finds_exactly_the_rows_that_show_it(zoo: Zoo) -> None:
     table = table_clause("zoo", ["organization_id", *[column.source for column in zoo.dataset.columns]])
-    compiler = ConditionCompiler(table, zoo.dataset, "acme", zoo.source.backend)
+    compiler = ConditionCompiler(table, zoo.dataset, "acme", dialect_of(zoo.source.backend))
     differences = []
     for column in zoo.dataset.columns:
         meant = [_meant(column.type, one) for one in zoo.shown[column.name]]

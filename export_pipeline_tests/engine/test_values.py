@@ -497,7 +497,7 @@ def test_decimals_that_another_databases_driver_gives_are_not_rounded(postgres_u
     )
     dataset = dataset_of(("v", "integer"), ("w", "integer"), ("f", "float"))
     query = build_query(Selection(dataset, "acme", dataset.columns, AllOf(())), "postgresql")
-    with pandas_snapshot(postgres_url.replace("postgresql://", "postgresql+psycopg://"), query) as snapshot:
+    with pandas_snapshot(Source(postgres_url.replace("postgresql://", "postgresql+psycopg://")), query) as snapshot:
         rows = [tuple(row.values())[1:4] for batch in snapshot.batches for row in batch.to_pylist()]
     assert rows == [(1234567890123456789, 9007199254740993, 0.1), (None, None, None)]
 

@@ -1,15 +1,15 @@
 """Cells of a worksheet as XML, a whole column at a time.
 
-Text stands in the cell itself ("inline string"), so that no table of strings grows in memory. A
-text cell is never a formula. Excel knows no zone: instants become wall clock in the chosen zone, to
-the millisecond; its calendar begins (soundly) on 1900-03-01 and ends with 9999, so that dates
-beyond are text. It keeps 15 digits of a number: longer ones are text.
+Text is in the cell itself ("inline string"), so that no table of strings grows in memory; a text cell is never a
+formula. Excel has no time zones: instants become local time in the chosen zone, to the millisecond. Its calendar is
+correct from 1900-03-01 and ends with 9999: other dates are text. It keeps 15 digits of a number: longer ones are text.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import polars as pl
 import pyarrow as pa
@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.formats.columns import Block, Clock, TextBytes, byte_table
-from export_pipeline.formats.xlsx.parts import Styles
 
 CELL_LIMIT = 32_767
 """UTF-16 code units of text in one cell."""
@@ -34,7 +33,7 @@ _FORBIDDEN = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x{FFFE}\x{FFFF}]"
 _PLAIN_DECIMAL = r"^-?[0-9]+(?:\.[0-9]+)?$"
 _DIGITS = 15
 _SURELY_IN_RANGE = 300
-"""Characters of a decimal without an exponent that a cell can hold for sure."""
+"""The most characters of a decimal without an exponent that is certainly within Excel's bounds."""
 _SMALLEST, _LARGEST = 2.3e-308, 9.99e307
 """Excel's bounds of a number."""
 _LONG_INTEGER = 10**_DIGITS
@@ -47,17 +46,26 @@ _NARROWEST, _WIDEST = 10, 60
 _WIDTHS = {
     ColumnType.TIMESTAMP: 20,
     ColumnType.DATE: 12,
-    # The 15 digits that are a number, their sign and their point: programs fill what does not fit with "#".
+    # 15 digits, a sign and a point: programs show "#" for a number that does not fit.
     ColumnType.INTEGER: 18,
     ColumnType.FLOAT: 18,
     ColumnType.DECIMAL: 18,
 }
 _FILTER_BUTTON = 4
-"""Characters that the button of the filter covers."""
+"""Width of the filter's button, in characters."""
+
+
+@dataclass(frozen=True)
+class Styles:
+    """The style numbers of cells."""
+
+    header: int
+    timestamp: int
+    date: int
 
 
 def column_widths(columns: Sequence[OutputColumn], widths_of_text: Sequence[int] = ()) -> list[int]:
-    """The columns' widths, in characters: by type, those of text by their header and first texts."""
+    """The columns' widths in characters: by type; for text by the header and the first texts."""
     texts = widths_of_text or [0] * len(columns)
     return [
         max(_WIDTHS.get(column.type, _NARROWEST), min(max(len(column.header) + _FILTER_BUTTON, text), _WIDEST))
@@ -66,7 +74,7 @@ def column_widths(columns: Sequence[OutputColumn], widths_of_text: Sequence[int]
 
 
 def widths_of_text(block: Block) -> list[int]:
-    """What the first texts of each text column need, in characters; 0 for other columns."""
+    """The width that the first texts of each text column need, in characters; 0 for other columns."""
     return [
         0 if column.type in _WIDTHS or column.type is ColumnType.BOOLEAN else _text_width(array.slice(0, _SAMPLE_ROWS))
         for column, array in zip(block.columns, block.arrays, strict=True)
@@ -81,7 +89,7 @@ def _text_width(texts: pa.Array) -> int:
 
 
 def header_counts(columns: Sequence[OutputColumn]) -> Counter[str]:
-    """What has to be altered in the headers of a file."""
+    """The changes in the headers of a file."""
     counted = Counter[str]()
     header_xml([column.header for column in columns], Styles(0, 0, 0), counted)
     return counted
@@ -120,20 +128,18 @@ def _merged(pieces: Pieces) -> list[pl.Expr]:
 
 
 def _cell(block: Block, place: int, clock: Clock, styles: Styles, counters: Counter[str]) -> Pieces:
-    pieces: Pieces
     match block.columns[place].type:
         case ColumnType.INTEGER | ColumnType.FLOAT | ColumnType.BOOLEAN:
-            pieces = _numbers(block, place)
+            return _numbers(block, place)
         case ColumnType.DECIMAL:
-            pieces = _decimals(block, place, counters)
+            return _decimals(block, place, counters)
         case ColumnType.TIMESTAMP:
-            pieces = _timestamps(block, place, clock, styles.timestamp)
+            return _timestamps(block, place, clock, styles.timestamp)
         case ColumnType.DATE:
-            pieces = _dates(block, place, styles.date)
+            return _dates(block, place, styles.date)
         case _:
             text, is_kept = _escaped(block.frame[str(place)], block.arrays[place], block.text_bytes(place), counters)
-            pieces = _either(text, (_KEPT_OPEN if is_kept else _TEXT_OPEN, pl.lit(text), _TEXT_CLOSE))
-    return pieces
+            return _either(text, (_KEPT_OPEN if is_kept else _TEXT_OPEN, pl.lit(text), _TEXT_CLOSE))
 
 
 def _either(values: pl.Series, cell: tuple[str, pl.Expr, str]) -> Pieces:
@@ -184,7 +190,7 @@ def _decimals(block: Block, place: int, counters: Counter[str]) -> Pieces:
         is_native &= (number < _LARGEST) & ((number > _SMALLEST) | (digits == 0))
     if frame.select(is_native.all()).item():
         return _either(values, cell)
-    # Staged as text, so what is no number could be anything.
+    # Staged as text, so a value that is not a number may be any text.
     text, _ = _escaped(values, block.arrays[place], raw, counters)
     return _split(is_native.fill_null(value=False), cell, pl.lit(text))
 
@@ -218,15 +224,15 @@ def _dated(days: pl.Series, day: pl.Expr, serial: pl.Expr, text: pl.Expr, style:
 
 
 def _escaped(values: pl.Series, texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> tuple[pl.Series, bool]:
-    """The text as XML says it, and whether its blanks must be kept. Each step runs only where it is needed.
+    """The text escaped for XML, and whether its blanks must be kept. Each step runs only where it is needed.
 
-    ``texts`` and ``raw`` are the same values, as Arrow has them. By Arrow's own kernels: for the few values of a block
-    an expression of polars takes longer to begin than to do.
+    ``texts`` and ``raw`` are the same values in Arrow. With Arrow's kernels: for the few values of a block a polars
+    expression takes longer to start than to run.
     """
     if raw.longest() > CELL_LIMIT:
         rewritten, is_multiline = _escaped_texts(texts, raw, counters)
         return pl.Series(rewritten), is_multiline or raw.edge_is_one_of(_BLANK)
-    # Most values have nothing to escape: the rest is taken out, rewritten and put back.
+    # Most values need no escapes: only the others are rewritten.
     is_multiline = False
     places = raw.places_with(_SPECIAL, b"_x")
     if len(places):
@@ -236,14 +242,14 @@ def _escaped(values: pl.Series, texts: pa.Array, raw: TextBytes, counters: Count
 
 
 def _escaped_texts(texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> tuple[pa.Array, bool]:
-    """The texts as XML says them, and whether one has several lines; ``raw`` has their bytes among others."""
+    """The texts escaped for XML, and whether one has several lines; ``raw`` contains their bytes among others."""
     has_control = raw.has_control()
     if has_control or raw.has(*_NON_CHARACTERS):
         texts = _without_forbidden(texts, counters)
     if raw.longest() > CELL_LIMIT:
         texts = _cut(texts, counters)
     if raw.has(b"_x"):
-        # Excel reads _x0041_ as a character. More than needed is escaped, as it reads back the same.
+        # Excel reads _x0041_ as a character. Escaping more than necessary is harmless: it reads back the same.
         texts = pc.replace_substring_regex(texts, r"_(x[0-9A-Fa-f]{4})", r"_x005F_\1")
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         if raw.has(character.encode()):
@@ -259,14 +265,14 @@ def _escaped_texts(texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> t
 
 
 def _without_forbidden(texts: pa.Array, counters: Counter[str]) -> pa.Array:
-    """Characters that XML 1.0 cannot hold become U+FFFD; counts the cells."""
+    """Replace characters that XML 1.0 does not allow by U+FFFD; counts the cells."""
     count = pc.sum(pc.match_substring_regex(texts, _FORBIDDEN)).as_py() or 0
     counters["replaced_characters"] += count
     return pc.replace_substring_regex(texts, _FORBIDDEN, "\ufffd") if count else texts
 
 
 def _cut(texts: pa.Array, counters: Counter[str]) -> pa.Array:
-    """Text beyond what a cell holds ends with a mark; counts the cells."""
+    """Cut text that is too long for a cell, with a mark at its end; counts the cells."""
     is_wide = pc.fill_null(pc.greater(pc.binary_length(texts), CELL_LIMIT), fill_value=False)
     # Value by value, but only those of 32 kB or more: Arrow cannot count UTF-16.
     wide = [text.encode("utf-16-le") for text in texts.filter(is_wide).to_pylist()]

@@ -1,7 +1,7 @@
-"""A zip archive written front to back on a sink that is never sought, from ready-made deflate pieces.
+"""A zip archive written from front to back, without seek, from finished deflate pieces.
 
-The standard zipfile cannot take a stream that is compressed already. No entry may reach 4 GiB
-(Excel balks at zip64 entries, so the writer of sheets stays below); the archive as a whole may.
+The standard zipfile does not accept compressed data. No entry may reach 4 GiB (Excel rejects zip64 entries, so the
+writer of sheets stays below); the whole archive may.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EXTRA64: Final = struct.Struct("<HHQ")
 _VERSION, _VERSION64 = 20, 45
 _SIZES_FOLLOW: Final = 0x0008
 _DEFLATED: Final = 8
-_TIME, _DATE = 0, 0x0021  # 1980-01-01 00:00, the first that a zip can say: nothing depends on the clock
+_TIME, _DATE = 0, 0x0021  # 1980-01-01 00:00, the earliest in a zip: the bytes do not depend on the clock
 DESCRIPTOR_SIZE: Final = _DESCRIPTOR.size
 
 
@@ -33,7 +33,7 @@ def local_size(name: str) -> int:
 
 
 def directory_size(names: Iterable[str]) -> int:
-    """At most what ``close`` writes for entries of these names."""
+    """At most the bytes that ``close`` writes for entries of these names."""
     entries = sum(_CENTRAL.size + len(name) + _EXTRA64.size for name in names)
     return entries + _END64.size + _LOCATOR.size + _END.size
 
@@ -78,7 +78,7 @@ class ZipStream:
         self._enter(_SIZES_FOLLOW)
 
     def close(self) -> None:
-        """Write the directory. The sink is the caller's to close."""
+        """Write the directory. The caller closes the sink."""
         start = self.position
         for name, flags, crc, packed, size, offset in self._directory:
             far = offset > ENTRY_LIMIT

@@ -1,11 +1,8 @@
-"""Readers: one consistent snapshot of a query's rows as Arrow record batches, whatever the database.
+"""Readers: one consistent snapshot of a query's rows as Arrow record batches of the staged types.
 
-What belongs here: choosing the reader, and giving every reader's batches the same Arrow types.
-What does not: the statement (``engine.query``), where batches go (``engine.staging``).
-
-Whatever the database says reaches the caller as ``ExportFailure``: ``source_unavailable`` for what
-may pass, ``source_refused`` for what will not, ``source_data_invalid`` for a value that is not of its
-declared type or cannot be computed, ``invalid_request`` for a filter value that the database cannot compare.
+A database's error reaches the caller as ``ExportFailure``: ``source_unavailable`` (transient), ``source_refused``
+(permanent), ``source_data_invalid`` (a value that is not of its declared type or cannot be computed), or
+``invalid_request`` (a filter value that the database cannot compare).
 """
 
 from __future__ import annotations
@@ -26,9 +23,9 @@ FETCH_BYTES = 8 << 20
 """About how much a reader holds at a time."""
 FETCH_ROWS = 32_768
 STEP_ROWS = 1024
-"""The most that a driver is asked for at once that counts rows, not bytes."""
+"""The most rows at once from a driver that counts rows, not bytes."""
 SECONDS_IDLE = 60
-"""How long the source keeps a session that asks nothing: ours asks at once, unless its process is frozen."""
+"""How long the source keeps a session without a statement; only a frozen process leaves one so long."""
 SECONDS_TO_WAIT_FOR_A_LOCK = 60
 SECONDS_TO_WAIT_FOR_US = 3600
 """How long the source waits for rows to be fetched: staging may be slow."""
@@ -36,7 +33,7 @@ SECONDS_TO_WAIT_FOR_US = 3600
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The rows of one instant: their exact number, the instant (UTC), and the batches, to be read once."""
+    """The rows at one instant (UTC): their exact number, and the batches, to be read once."""
 
     row_count: int
     taken_at: datetime
@@ -45,7 +42,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows are read from, a SQLAlchemy URL."""
+    """The database to read from, as a SQLAlchemy URL."""
 
     url: str = field(repr=False)
     statement_timeout_seconds: float = 0
@@ -53,16 +50,16 @@ class Source:
     shares_file: bool = False
     """It is a SQLite file that this process has open through Python's own ``sqlite3`` as well."""
     row_security: bool = False
-    """Read what PostgreSQL's row-level security lets through, rather than to refuse where it hides rows."""
+    """Read the rows that PostgreSQL's row-level security allows, instead of failing where it hides rows."""
 
     @property
     def backend(self) -> str:
-        """The database's name as SQLAlchemy has it: ``postgresql``, ``sqlite``, ``mysql``, ..."""
+        """SQLAlchemy's name of the database: ``postgresql``, ``sqlite``, ``mysql``, ..."""
         return sa.make_url(self.url).get_backend_name()
 
 
 def source_of(settings: Settings) -> Source:
-    """The source that the settings name."""
+    """The source in the settings."""
     url = settings.resolved_source_url
     return Source(
         url,
@@ -85,23 +82,13 @@ def open_snapshot(source: Source, query: Query) -> AbstractContextManager[Snapsh
         source: the source database.
         query: what to read, built for this database's backend.
     """
-    if source.backend == "postgresql":
-        from export_pipeline.source.readers.postgresql import snapshot as postgresql_snapshot
-
-        return postgresql_snapshot(
-            source.url,
-            query,
-            statement_timeout_seconds=source.statement_timeout_seconds,
-            row_security=source.row_security,
-        )
-    if source.backend == "sqlite" and source.shares_file:
-        from export_pipeline.source.readers.sqlite_shared import snapshot as shared_snapshot
-
-        return shared_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds)
-    if source.backend == "sqlite":
-        from export_pipeline.source.readers.sqlite import snapshot as sqlite_snapshot
-
-        return sqlite_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds)
-    from export_pipeline.source.readers.generic import snapshot as pandas_snapshot
-
-    return pandas_snapshot(source.url, query, statement_timeout_seconds=source.statement_timeout_seconds)
+    match source.backend:
+        case "postgresql":
+            from export_pipeline.source.readers.postgresql import snapshot
+        case "sqlite" if source.shares_file:
+            from export_pipeline.source.readers.sqlite import shared_snapshot as snapshot
+        case "sqlite":
+            from export_pipeline.source.readers.sqlite import snapshot
+        case _:
+            from export_pipeline.source.readers.generic import snapshot
+    return snapshot(source, query)

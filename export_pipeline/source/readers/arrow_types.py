@@ -1,7 +1,7 @@
-"""The gate for values: what a reader hands over is checked once, here, whatever reads it next.
+"""Readers' batches, checked and converted to the staged types; and Python drivers' rows as such batches.
 
-A batch that has passed holds valid UTF-8, numbers that are exactly those of the database, dates of the years 1 to 9999,
-and JSON, decimals and uuids that are what they are declared to be. No format checks again.
+``to_staged`` is the only check of values: afterwards text is valid UTF-8, numbers are exactly those of the database,
+dates are in the years 1 to 9999, and JSON, decimals and uuids are well-formed. No format checks again.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.source.readers import FETCH_BYTES, FETCH_ROWS, STEP_ROWS
 from export_pipeline.storage.batches import ARROW_TYPES
 
-_UUID = r"^\{?[0-9A-Fa-f]{8}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{12}\}?$"
-_DECIMAL = r"^\s*[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))\s*$"
-_WHOLE_DOUBLES = 2**53
-"""From here on a double may stand for an integer beside it."""
+_SPELLINGS = {
+    ColumnType.UUID: r"^\{?[0-9A-Fa-f]{8}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{4}-?[0-9A-Fa-f]{12}\}?$",
+    ColumnType.DECIMAL: r"^\s*[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:nan|inf|infinity))\s*$",
+}
+WHOLE_DOUBLES = 2**53
+"""From here on, one double may represent several integers."""
 _FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
 """0001-01-01 and 9999-12-31, in days from 1970-01-01."""
 _DAY_US = 86_400_000_000
 _FIRST_BEYOND_ASCII = _CONTINUES = 0x80
-"""Bytes of UTF-8: from this one on, they are of more than one; the two highest bits of one that continues another."""
+"""In UTF-8: the least byte of characters beyond ASCII, and the two highest bits of bytes that continue a character."""
+AT_ONCE = 16
+"""The most rows to request from a driver at once: only one of them is weighed, because weighing all takes too long."""
+Rows = Sequence[Sequence[Any]]
+_WRONG = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 
 
 def staged_schema(columns: Sequence[Selected]) -> pa.Schema:
@@ -41,14 +47,13 @@ def staged_schema(columns: Sequence[Selected]) -> pa.Schema:
 def to_staged(
     batch: pa.RecordBatch, columns: Sequence[Selected], schema: pa.Schema, *, sure: Collection[int] = ()
 ) -> pa.RecordBatch:
-    """Check a reader's batch and give it the staged types.
+    """Check a reader's batch and convert it to the staged types.
 
     Args:
         batch: as the driver made it.
         columns: what was read.
-        schema: theirs, ``staged_schema``.
-        sure: places of columns whose own type in the database allows no other values: the spelling of their JSON,
-            uuids and decimals is not looked at again.
+        schema: the ``staged_schema`` of the columns.
+        sure: places of columns whose database type allows only well-formed JSON, uuids or decimals: not checked again.
 
     Raises:
         ExportFailure: ``source_data_invalid``, naming the column.
@@ -61,26 +66,26 @@ def to_staged(
 
 
 def wrong_type(column: Selected) -> ExportFailure:
-    """A column holds what its declared type does not allow."""
+    """A column has a value that its declared type does not allow."""
     return ExportFailure(
         FailureCode.SOURCE_DATA_INVALID,
-        f"Column {column.source} holds a value that is no {column.type}. Correct the data, or the catalog's type.",
+        f"Column {column.source} holds a value that is not {column.type}. Correct the data, or the catalog's type.",
     )
 
 
 def joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Join small batches until they hold ``FETCH_BYTES`` or ``FETCH_ROWS``."""
-    waiting: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
-        waiting.append(batch)
+        pending.append(batch)
         rows += batch.num_rows
         size += batch.nbytes
         if size >= FETCH_BYTES or rows >= FETCH_ROWS:
-            yield pa.concat_batches(waiting)
-            waiting, rows, size = [], 0, 0
-    if waiting:
-        yield pa.concat_batches(waiting)
+            yield pa.concat_batches(pending)
+            pending, rows, size = [], 0, 0
+    if pending:
+        yield pa.concat_batches(pending)
 
 
 def _staged(array: pa.Array, column: Selected, *, sure: bool) -> pa.Array:
@@ -88,7 +93,7 @@ def _staged(array: pa.Array, column: Selected, *, sure: bool) -> pa.Array:
         array = array.storage
     wanted = ARROW_TYPES[column.type]
     if array.null_count == len(array):
-        # Without a value to go by, a driver may take any column for one of any type.
+        # Without a value, a driver may give the column any type.
         return pa.nulls(len(array), wanted)
     try:
         staged = _cast(array, column.type)
@@ -111,15 +116,15 @@ def _is_bytes(given: pa.DataType) -> bool:
     return bool(pa.types.is_binary(given) or pa.types.is_large_binary(given) or pa.types.is_binary_view(given))
 
 
-def _as_it_is(array: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """Arrow's own cast, which fails rather than to lose anything between the types that are allowed it below."""
+def _arrow(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """Arrow's own cast. Between the types that use it below, it fails instead of losing anything."""
     return array if array.type == wanted else array.cast(wanted)
 
 
 def _whole(array: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """Doubles as integers, as long as no other integer may have become the same double."""
+    """Doubles as integers, if each double represents one integer only."""
     furthest = pc.max(pc.abs(array)).as_py()
-    if not furthest < _WHOLE_DOUBLES:
+    if not furthest < WHOLE_DOUBLES:
         raise pa.ArrowInvalid
     return array.cast(wanted)
 
@@ -137,7 +142,7 @@ def _instants(array: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 
 def _midnights(array: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """Where a database has no dates but timestamps: days, if none has a time."""
+    """Timestamps as dates, for a database without dates, if none has a time."""
     days = array.cast(wanted) if array.type.tz is None else None
     if days is None or not days.cast(array.type).equals(array):
         raise pa.ArrowInvalid
@@ -163,53 +168,50 @@ def _parsed_days(array: pa.Array, wanted: pa.DataType) -> pa.Array:
     return pl.Series("", array.cast(pa.string())).str.to_date("%Y-%m-%d", strict=True).to_arrow().cast(wanted)
 
 
-Way = tuple[Callable[[pa.DataType], bool], Callable[[pa.Array, pa.DataType], pa.Array]]
-_TEXT: tuple[Way, ...] = ((_is_text, _as_it_is), (_is_bytes, _as_it_is))
-_NUMBER_AS_TEXT: tuple[Way, ...] = (
-    (pa.types.is_integer, _as_it_is),
-    (pa.types.is_floating, _as_it_is),
-    (pa.types.is_decimal, _as_it_is),
-)
-_INTEGER: Way = (pa.types.is_integer, _as_it_is)
-_WAYS: Mapping[ColumnType, tuple[Way, ...]] = {
-    ColumnType.TEXT: (*_TEXT, *_NUMBER_AS_TEXT),
-    ColumnType.DECIMAL: (*_TEXT, *_NUMBER_AS_TEXT),
-    ColumnType.UUID: _TEXT,
-    ColumnType.JSON: _TEXT,
-    ColumnType.INTEGER: (
-        _INTEGER,
-        (pa.types.is_floating, _whole),
-        (pa.types.is_decimal, _as_it_is),
-        (_is_text, _as_it_is),
-    ),
-    ColumnType.FLOAT: (
-        (pa.types.is_float64, _as_it_is),
-        (pa.types.is_floating, _shortest),
-        _INTEGER,
-        (pa.types.is_decimal, _shortest),
-        (_is_text, _as_it_is),
-    ),
-    ColumnType.BOOLEAN: ((pa.types.is_boolean, _as_it_is), _INTEGER),
-    ColumnType.TIMESTAMP: (
-        (pa.types.is_timestamp, _instants),
-        (pa.types.is_date, _as_it_is),
-        (_is_text, _parsed_instants),
-    ),
-    ColumnType.DATE: ((pa.types.is_date, _as_it_is), (pa.types.is_timestamp, _midnights), (_is_text, _parsed_days)),
+_Cast = Callable[[pa.Array, pa.DataType], pa.Array]
+_Casts = Mapping[Callable[[pa.DataType], bool], _Cast]
+_OF_TEXT: _Casts = {_is_text: _arrow, _is_bytes: _arrow}
+_OF_TEXT_OR_NUMBER: _Casts = {
+    **_OF_TEXT,
+    pa.types.is_integer: _arrow,
+    pa.types.is_floating: _arrow,
+    pa.types.is_decimal: _arrow,
 }
-"""Which Arrow types each declared type may come from, and how. Arrow itself would take a count of seconds for a
-timestamp, a timestamp for a number, and a number for a day."""
+_CASTS: Mapping[ColumnType, _Casts] = {
+    ColumnType.TEXT: _OF_TEXT_OR_NUMBER,
+    ColumnType.DECIMAL: _OF_TEXT_OR_NUMBER,
+    ColumnType.UUID: _OF_TEXT,
+    ColumnType.JSON: _OF_TEXT,
+    ColumnType.INTEGER: {
+        pa.types.is_integer: _arrow,
+        pa.types.is_floating: _whole,
+        pa.types.is_decimal: _arrow,
+        _is_text: _arrow,
+    },
+    ColumnType.FLOAT: {
+        pa.types.is_float64: _arrow,
+        pa.types.is_floating: _shortest,
+        pa.types.is_integer: _arrow,
+        pa.types.is_decimal: _shortest,
+        _is_text: _arrow,
+    },
+    ColumnType.BOOLEAN: {pa.types.is_boolean: _arrow, pa.types.is_integer: _arrow},
+    ColumnType.TIMESTAMP: {pa.types.is_timestamp: _instants, pa.types.is_date: _arrow, _is_text: _parsed_instants},
+    ColumnType.DATE: {pa.types.is_date: _arrow, pa.types.is_timestamp: _midnights, _is_text: _parsed_days},
+}
+"""The Arrow types that each declared type may come from, and how; the first that applies. Arrow itself would convert a
+count of seconds to a timestamp, a timestamp to a number, and a number to a date."""
 
 
 def _cast(array: pa.Array, declared: ColumnType) -> pa.Array:
-    for is_allowed, way in _WAYS[declared]:
+    for is_allowed, cast in _CASTS[declared].items():
         if is_allowed(array.type):
-            return way(array, ARROW_TYPES[declared])
+            return cast(array, ARROW_TYPES[declared])
     raise pa.ArrowInvalid
 
 
 def _check_utf8(array: pa.Array) -> None:
-    """The whole column at once: many times as fast as Arrow's own validation, which looks at value after value."""
+    """Check the whole column at once: many times as fast as Arrow's own validation, value by value."""
     _, offsets, data = array.buffers()
     ends = np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4)
     first, last = int(ends[0]), int(ends[-1])
@@ -244,11 +246,8 @@ def _check_spelling(array: pa.Array, column: Selected) -> None:
         raise wrong_type(column)
 
 
-_SPELLINGS = {ColumnType.UUID: _UUID, ColumnType.DECIMAL: _DECIMAL}
-
-
 def _check_json(array: pa.Array, column: Selected) -> None:
-    """It goes into JSON files as it is: text like ``1},{"id":2`` would be a row more, or a key forged."""
+    """JSON files take it as it is: text like ``1},{"id":2`` would add a row, or forge a key."""
     try:
         for text in array.to_pylist():
             if text is not None:
@@ -262,24 +261,17 @@ def _no_json(constant: str) -> None:
 
 
 _JSON = json.JSONDecoder(parse_constant=_no_json, parse_int=len, parse_float=len)
-"""Strict: Python's own would take ``NaN`` and ``Infinity``. Numbers are not made: Python refuses long ones."""
-# Rows as Python's drivers give them, gathered into Arrow batches that a few megabytes bound.
-
-
-AT_ONCE = 16
-"""The most rows that a driver is asked for at once: one of them is weighed, for all of them would take too long."""
-Rows = Sequence[Sequence[Any]]
-_WRONG = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+"""Strict: Python's default accepts ``NaN`` and ``Infinity``. It does not build numbers: Python refuses long ones."""
 
 
 def batches_of(
     fetch: Callable[[int], Rows], columns: Sequence[Selected], narrow: Collection[int] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """Rows as staged batches.
+    """A Python driver's rows as staged batches of a few megabytes.
 
     Args:
-        fetch: gives at most so many of them, and none at the end.
-        columns: what they hold.
+        fetch: returns at most the given number of rows, and none at the end.
+        columns: what was read.
         narrow: places of doubles that are floats of 32 bits in the database.
     """
     schema = staged_schema(columns)
@@ -293,18 +285,18 @@ def batches_of(
 
 
 def _steps(fetch: Callable[[int], Rows]) -> Iterator[Rows]:
-    waiting: list[Sequence[Any]] = []
+    pending: list[Sequence[Any]] = []
     weight, step = 0, AT_ONCE
     while rows := fetch(step):
-        waiting += rows
+        pending += rows
         one = sum(map(getsizeof, rows[-1]))
         weight += len(rows) * one
         step = min(AT_ONCE, FETCH_BYTES // one + 1)
-        if weight >= FETCH_BYTES or len(waiting) >= STEP_ROWS:
-            yield waiting
-            waiting, weight = [], 0
-    if waiting:
-        yield waiting
+        if weight >= FETCH_BYTES or len(pending) >= STEP_ROWS:
+            yield pending
+            pending, weight = [], 0
+    if pending:
+        yield pending
 
 
 def _array(column: Selected, values: Sequence[Any]) -> pa.Array:
@@ -315,13 +307,13 @@ def _array(column: Selected, values: Sequence[Any]) -> pa.Array:
 
 
 def _inferred(values: Sequence[Any]) -> pa.Array:
-    """Of the type that the values have, all of them; bytes are text that was not decoded yet."""
+    """An array of the one type that all values have; bytes are text that is not decoded yet."""
     array = pa.array(values)
     return array.cast(pa.string()) if array.type == pa.binary() else array
 
 
 def _text(values: Sequence[Any]) -> pa.Array:
-    """Texts, undecoded or not. Numbers among them as they are written, with the fewest digits that give them back."""
+    """Texts, decoded or not. Numbers among them are written with the fewest digits that read back the same."""
     try:
         return _inferred(values)
     except (pa.ArrowTypeError, pa.ArrowInvalid):

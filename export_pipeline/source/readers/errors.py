@@ -1,6 +1,7 @@
-"""What a driver's error means: whose turn it is, and which table or column to look at.
+"""What a driver's error means: who must act, and on which table or column.
 
-The text of an error may hold values of rows, so it is never shown. The names that some errors carry are the catalog's.
+The text of an error may contain values of rows, so it is never shown. Names of tables and columns may be shown: the
+catalog has them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _SQLITE_MAY_PASS = ("is locked", "unable to open database", "disk I/O error")
 """SQLite has no SQLSTATE; these are the messages of SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CANTOPEN and SQLITE_IOERR."""
 _SQLITE_NAMES = re.compile(r"no such (?:table|column|function): \S+")
 _NOT_OF_THE_TYPE = ("22P02", "22003", "22007", "22008", "22021", "22P05")
-"""What PostgreSQL says of a literal that the type of its column does not allow."""
+"""PostgreSQL's SQLSTATEs for a literal that its column's type does not allow."""
 _MAY_PASS = ("08", "25P03", "25P04", "40", "53", "55", "57", "58")
 _LOGIN = ("28", "3D")
 _LOGIN_REFUSED = re.compile(
@@ -34,7 +35,7 @@ _ROW_SECURITY = "check_enable_rls"
 
 @contextmanager
 def translated(errors: tuple[type[Exception], ...], *, compares: bool = False) -> Iterator[None]:
-    """Turn a driver's errors into failures of ours (``failure_of``)."""
+    """Turn a driver's errors into ``ExportFailure`` (``failure_of``)."""
     try:
         yield
     except errors as error:
@@ -46,8 +47,8 @@ def failure_of(error: Exception, *, compares: bool = False, column: str = "") ->
 
     Args:
         error: what the driver raised.
-        compares: no row was read yet: the database was giving the request's values the types of their columns.
-        column: what the error is about, if that is known.
+        compares: no row was read yet: the database was converting the request's values to the types of their columns.
+        column: the column that the error is about, if known.
     """
     original = _original(error)
     sqlstate = sqlstate_of(original) or str(getattr(original, "sqlstate", None) or "")
@@ -69,8 +70,8 @@ def failure_of(error: Exception, *, compares: bool = False, column: str = "") ->
 def _refusal(error: BaseException, sqlstate: str, shown: str, column: str) -> str:
     if sqlstate == TOO_LARGE:
         return (
-            "A row's child list is longer than the source database hands over at once. Give the child list a limit in "
-            "the catalog, or raise max_allowed_packet there."
+            "A row's child list is longer than the source database can send at once. Give the child list a limit in "
+            "the catalog, or raise max_allowed_packet in the database."
         )
     if _is_of_login(error, sqlstate):
         return (
@@ -81,7 +82,7 @@ def _refusal(error: BaseException, sqlstate: str, shown: str, column: str) -> st
     if getattr(getattr(error, "diag", None), "source_function", None) == _ROW_SECURITY:
         return (
             "Row-level security of the source database would hide rows from the user of EXPORT_SOURCE_URL, so the "
-            f"export would not be complete ({names}). Give that user BYPASSRLS, or set EXPORT_SOURCE_ROW_SECURITY=true "
+            f"export would be incomplete ({names}). Give that user BYPASSRLS, or set EXPORT_SOURCE_ROW_SECURITY=true "
             "if the policies hide what must not be exported."
         )
     named = ", ".join(filter(None, [f"{shown}: {names}" if names else shown, column and f"at {column}"]))
@@ -106,7 +107,7 @@ def _wrong_value(shown: str, column: str, *, of_request: bool) -> ExportFailure:
 
 
 def timed_out() -> ExportFailure:
-    """A statement took longer than it may."""
+    """A statement exceeded its time limit."""
     return ExportFailure(
         FailureCode.SOURCE_REFUSED,
         "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
@@ -115,21 +116,21 @@ def timed_out() -> ExportFailure:
 
 
 def _original(error: BaseException) -> BaseException:
-    """The driver's error: SQLAlchemy puts one of its own before it."""
+    """The driver's error: SQLAlchemy wraps it."""
     return getattr(error, "orig", None) or error
 
 
 def _names(error: BaseException, sqlstate: str) -> str:
-    """The table or column that the database named; empty if it named none, or a function of the database's speaks."""
-    said: Any = ""
+    """The table or column in the error; empty if there is none, or if a function in the database raised it."""
+    message: Any = ""
     if sqlstate.startswith("42") and sqlstate != "42601":
         diagnosis, details = getattr(error, "diag", None), dict(getattr(error, "details", None) or ())
         if diagnosis is not None and not diagnosis.context:
-            said = diagnosis.message_primary
+            message = diagnosis.message_primary
         elif b"PG_DIAG_CONTEXT" not in details:
-            said = details.get(b"PG_DIAG_MESSAGE_PRIMARY", b"").decode(errors="replace")
+            message = details.get(b"PG_DIAG_MESSAGE_PRIMARY", b"").decode(errors="replace")
     found = _SQLITE_NAMES.search(str(error)) if not sqlstate else None
-    return said or names_of(error) or (found[0] if found else "")
+    return message or names_of(error) or (found[0] if found else "")
 
 
 def _is_of_login(error: BaseException, sqlstate: str) -> bool:

@@ -1,4 +1,4 @@
-"""MariaDB and MySQL: how a session is made a read-only snapshot, and how a reading is left before its end."""
+"""MariaDB and MySQL: read-only snapshots, how to stop reading early, and what the servers' errors mean."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.source.dialects.mariadb import as_bytes, number
+from export_pipeline.source.dialects.mariadb import as_bytes, as_double
 from export_pipeline.source.query import Query
 from export_pipeline.source.readers import SECONDS_IDLE, SECONDS_TO_WAIT_FOR_A_LOCK, SECONDS_TO_WAIT_FOR_US
 from export_pipeline.storage.batches import ARROW_TYPES
 
 _DRIVERS = frozenset({"pymysql", "mysqldb"})
 _SECONDS_OF_SILENCE = 60
-"""What a server may be late with the end of a statement that took as long as it may."""
+"""How much later than its time-out a statement may end on the server."""
 _SQLSTATES = {
     1040: "53300",  # too many connections
     1044: "28000",  # access denied to the database
@@ -29,8 +29,8 @@ _SQLSTATES = {
     1142: "42501",  # the user has no right to the table
     1205: "55P03",  # a lock was not got in time
     1213: "40P01",  # deadlock
-    1242: "54000",  # mariadb.array_of
-    1267: "42804",  # collations that do not go together
+    1242: "54000",  # dialects.mariadb: a child list is too long
+    1267: "42804",  # incompatible collations
     1317: "57P01",  # an administrator ended the query
     1690: "22003",  # a number is out of range
     1698: "28000",  # access denied without a password
@@ -47,17 +47,17 @@ _NAMES = {
     1146: re.compile(r"(?i)table '[^']*'"),
     1356: re.compile(r"(?i)view '[^']*'"),
 }
-"""Where the message of such an error names what it is about."""
+"""The part of an error's message that names a table, column or view."""
 _NUMBERS = (ColumnType.FLOAT, ColumnType.DECIMAL, ColumnType.TEXT)
 _FLOAT, _BIT = 4, 16
 """The protocol's numbers for types of columns (``MYSQL_TYPE_…``)."""
 
 
 def reading_engine(url: sa.URL, statement_timeout_seconds: float) -> sa.Engine:
-    """An engine whose text is UTF-8 whatever the URL says, and that does not wait for a server that fell silent.
+    """An engine that always reads UTF-8 and does not wait for a silent server.
 
-    Another character set turns letters into question marks. These drivers know no TCP keepalive of their own: what
-    bounds the wait is the longest statement, if there is a limit to it.
+    Another character set turns letters into question marks. These drivers set no TCP keepalive, so the statement
+    time-out, if there is one, limits the wait.
     """
     if url.get_driver_name() in _DRIVERS:
         url = url.update_query_dict({"charset": "utf8mb4"})
@@ -77,14 +77,14 @@ def begin(connection: sa.Connection, statement_timeout_seconds: float) -> None:
         timeout,
         # A timestamp is read and compared in the session's zone; one without a zone is taken as UTC.
         "time_zone = '+00:00'",
-        # A child list must not be cut off; mariadb.array_of minds the one limit that cannot be set here.
+        # A child list must not be cut off; the dialect checks the one limit that cannot be set here.
         "group_concat_max_len = 4294967295",
-        # The server hangs up on who does not fetch for so long, and staging may be slow; its default is a minute.
+        # The server disconnects a client that fetches nothing for so long, and staging may be slow; default 1 minute.
         f"net_write_timeout = {SECONDS_TO_WAIT_FOR_US}",
         f"lock_wait_timeout = {SECONDS_TO_WAIT_FOR_A_LOCK}",
-        # Between two statements only: for a process of ours that froze.
+        # Between two statements only, for a frozen export process.
         f"wait_timeout = {SECONDS_IDLE}",
-        # A limit of the server's on rows would cut an export off.
+        # A row limit of the server would cut an export off.
         "sql_select_limit = DEFAULT",
         "sql_big_selects = 1",
     )
@@ -93,9 +93,9 @@ def begin(connection: sa.Connection, statement_timeout_seconds: float) -> None:
 
 
 def own_values(connection: sa.Connection, query: Query) -> tuple[sa.Select[Any], frozenset[int]]:
-    """The rows with the table's own values whole, and the places of floats of 32 bits, which come as doubles.
+    """The statement for rows without loss in the table's columns, and the places of 32-bit floats, read as doubles.
 
-    The server writes such floats with six digits, and takes bytes for text with question marks in it.
+    The server writes such floats with six digits, and bytes as text with question marks.
     """
     own = {place: column.label(f"own_{place}") for place, column in query.own.items()}
     if not own:
@@ -113,7 +113,7 @@ def own_values(connection: sa.Connection, query: Query) -> tuple[sa.Select[Any],
                 "Cast it in a view, such as to unsigned or to boolean.",
             )
         if kinds[place] == _FLOAT and declared.type in _NUMBERS:
-            read[place] = number(column).label(declared.name)
+            read[place] = as_double(column).label(declared.name)
             narrow.add(place)
         elif ARROW_TYPES[declared.type] == pa.string():
             read[place] = as_bytes(column).label(declared.name)
@@ -121,8 +121,8 @@ def own_values(connection: sa.Connection, query: Query) -> tuple[sa.Select[Any],
 
 
 def abandon(connection: sa.Connection) -> None:
-    """End the statement that is still being read: the drivers fetch all that is left before they close a connection."""
-    # Looked up without a round trip, for the connection is busy with the rows.
+    """End the statement that is still being read: the drivers would fetch all other rows before closing."""
+    # Without a round trip, because the connection is busy with the rows.
     thread = _thread_of(connection)
     if thread is None:
         return
@@ -131,7 +131,7 @@ def abandon(connection: sa.Connection) -> None:
 
 
 def forget(cursor: object) -> None:
-    """Let go of a cursor: PyMySQL's would read on when it is thrown away, also from a connection that is lost."""
+    """Release a cursor: PyMySQL's would read on when it is collected, even from a lost connection."""
     result = getattr(cursor, "_result", None)
     if result is not None:
         result.unbuffered_active = False
@@ -144,19 +144,19 @@ def _thread_of(connection: sa.Connection) -> int | None:
 
 
 def names_of(error: BaseException) -> str:
-    """The table or column that the server says an error is about; empty if it names none."""
+    """The table or column in the server's error; empty if there is none."""
     number, text = (*error.args, None, None)[:2]
-    pattern = _NAMES.get(number) if isinstance(number, int) and _is_theirs(error) else None
+    pattern = _NAMES.get(number) if isinstance(number, int) and _is_of_driver(error) else None
     found = pattern.search(str(text)) if pattern else None
     return found[0] if found else ""
 
 
-def _is_theirs(error: BaseException) -> bool:
-    """Whether a driver of theirs raised it."""
+def _is_of_driver(error: BaseException) -> bool:
+    """Whether a driver for these servers raised it."""
     return type(error).__module__.partition(".")[0] in ("pymysql", "MySQLdb")
 
 
 def sqlstate_of(error: BaseException) -> str:
-    """PostgreSQL's SQLSTATE for an error number of the server; empty if it has a good one of its own, or none."""
+    """PostgreSQL's SQLSTATE for the server's error number; empty if this module does not know the number."""
     number = error.args[0] if error.args else None
-    return _SQLSTATES.get(number, "") if isinstance(number, int) and _is_theirs(error) else ""
+    return _SQLSTATES.get(number, "") if isinstance(number, int) and _is_of_driver(error) else ""

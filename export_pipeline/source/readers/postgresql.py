@@ -1,12 +1,12 @@
 """PostgreSQL: ADBC (binary COPY into Arrow), in one transaction on one connection.
 
-ADBC holds the whole result in memory when values are bound on its side (``reference``: 560 MB for 500,000 rows), so
-psycopg, the database's own driver, escapes them into the statement instead. Its connection is closed before ADBC's is
-opened: behind a pool, exports that each held one and waited for another would wait for one another.
+ADBC holds the whole result in memory when it binds values (``reference``: 560 MB for 500,000 rows). So psycopg escapes
+them into the statement. Its connection is closed before ADBC's is opened: behind a pool, exports that each hold one
+connection and wait for a second would deadlock.
 
-ADBC's low-level interface is used: its DBAPI imports pandas and polars for what is not needed here (55 MB in every
-run). Its ``_reader`` is private, but the only way to the SQLSTATE of what fails in mid-stream (arrow-adbc issue 1523):
-a source that hung up could not be told from one that refused.
+This module uses ADBC's low-level interface: its DBAPI imports pandas and polars, 55 MB in every run. Its ``_reader`` is
+private, but only it gives the SQLSTATE of an error in mid-stream (arrow-adbc issue 1523), which distinguishes a source
+that closed the connection from one that refused.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from export_pipeline.source.readers import (
     SECONDS_TO_WAIT_FOR_A_LOCK,
     SECONDS_TO_WAIT_FOR_US,
     Snapshot,
+    Source,
 )
 from export_pipeline.source.readers.arrow_types import staged_schema, to_staged
 from export_pipeline.source.readers.errors import failure_of, translated
@@ -62,17 +63,16 @@ _OWN_TYPES: Mapping[ColumnType, frozenset[str]] = {
     ColumnType.UUID: _TEXTS | {"uuid"},
     ColumnType.JSON: _TEXTS | {"json", "jsonb"},
 }
-"""Of the database's own types, those that each declared type can be read from without another value coming out.
-Types that an extension or a user made are read as text, which the gate judges."""
+"""The built-in types that each declared type can be read from without a changed value.
+Types of extensions and users are read as text, which ``to_staged`` checks."""
 
 
 @contextmanager
-def snapshot(
-    source_url: str, query: Query, *, statement_timeout_seconds: float = 0, row_security: bool = False
-) -> Iterator[Snapshot]:
+def snapshot(source: Source, query: Query) -> Iterator[Snapshot]:
     """One REPEATABLE READ, READ ONLY transaction."""
-    conninfo = _conninfo(source_url)
-    settings = _settings(round(statement_timeout_seconds * 1000), row_security=row_security, gathers=query.gathers)
+    conninfo = _conninfo(source.url)
+    milliseconds = round(source.statement_timeout_seconds * 1000)
+    settings = _settings(milliseconds, row_security=source.row_security, gathers=query.gathers)
     prepared = _prepare(conninfo, settings, query)
     with ExitStack() as held:
         with translated(_ERRORS):
@@ -85,19 +85,19 @@ def snapshot(
 
 
 def _conninfo(source_url: str) -> str:
-    """What libpq takes. A server that falls silent must fail the read: the run's heartbeat goes on without it."""
+    """A connection string for libpq. A silent server must fail the read: the heartbeat would go on for ever."""
     _, given = _DIALECT.create_connect_args(sa.make_url(source_url))
     return make_conninfo(**{**LIVELINESS, **given, "client_encoding": "UTF8"})
 
 
 def _settings(statement_milliseconds: int, *, row_security: bool, gathers: bool) -> str:
-    """A statement that sets, for the transaction, what the meaning of values and its own end depend on.
+    """A statement that sets, for the transaction, all that changes values or time-outs.
 
-    Whatever role, database, URL and environment say. Older servers do not know all of these settings.
+    It overrides role, database, URL and environment. Older servers do not know all of these settings.
     """
     settings = {
         "client_encoding": "UTF8",
-        # The order of day and month is left as it is: a view of theirs may read dates by it.
+        # Without an order of day and month: a view of the source may parse dates by the server's.
         "datestyle": "ISO",
         "intervalstyle": "postgres",
         "bytea_output": "hex",
@@ -109,12 +109,12 @@ def _settings(statement_milliseconds: int, *, row_security: bool, gathers: bool)
         "statement_timeout": statement_milliseconds,
         "transaction_timeout": 0,
         "lock_timeout": f"{SECONDS_TO_WAIT_FOR_A_LOCK}s",
-        # For a process of ours that froze, between two statements or while its rows come.
+        # For a frozen export process, between two statements or while it reads rows.
         "idle_in_transaction_session_timeout": f"{SECONDS_IDLE}s",
         "tcp_user_timeout": f"{SECONDS_TO_WAIT_FOR_US}s",
     }
     if gathers:
-        # Where it expects one row and there are a million, a nested loop gathers all child lists anew for each of them.
+        # Where the planner expects one row and there are a million, a nested loop gathers all child lists for each row.
         settings["enable_nestloop"] = "off"
     values = SQL(", ").join(SQL("({}, {})").format(name, str(value)) for name, value in settings.items())
     statement = "SELECT set_config(n, v, true) FROM (VALUES {}) AS s(n, v) WHERE current_setting(n, true) IS NOT NULL"
@@ -123,18 +123,18 @@ def _settings(statement_milliseconds: int, *, row_security: bool, gathers: bool)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Statements with their values in them, and what is known of their columns."""
+    """Statements with their values, and facts about their columns."""
 
     rows: str
     count: str
     sure: frozenset[int]
-    """Places of columns whose own type allows no value that is not of the declared one."""
+    """Places of columns whose database type allows only values of the declared type."""
     json_texts: tuple[str, ...]
-    """The columns that are declared json and are texts, which the statement parses."""
+    """The text columns that are declared json; the statement parses them."""
 
 
 def _prepare(conninfo: str, settings: str, query: Query) -> _Prepared:
-    """Write the statements, have the database plan that of the rows, and compare its types with the catalog's."""
+    """Write the statements, let the database plan the one for rows, and compare its types with the catalog's."""
     own = {place: column.label(f"own_{place}") for place, column in query.own.items()}
     when = sa.func.transaction_timestamp().label("taken_at")
     with translated(_ERRORS, compares=True), closing(psycopg.connect(conninfo)) as connection:
@@ -150,7 +150,7 @@ def _prepare(conninfo: str, settings: str, query: Query) -> _Prepared:
         for place, name in own_types.items():
             _check_type(query.columns[place], name)
         declared = {place: column.type for place, column in enumerate(query.columns)}
-        json = [place for place, each in declared.items() if each is ColumnType.JSON]  # parsed by engine.query
+        json = [place for place, each in declared.items() if each is ColumnType.JSON]  # parsed by the dialect
         return _Prepared(
             rows=_statement(query.rows, connection),
             count=_statement(query.count.add_columns(when), connection),
@@ -168,7 +168,7 @@ def _statement(select: sa.Select[Any], connection: psycopg.Connection) -> str:
 
 
 def _type_name(oid: int) -> str:
-    """As ``pg_type`` has it, ``text[]`` for an array; empty for a type that an extension or a user made."""
+    """The name in ``pg_type``, ``text[]`` for an array; empty for a type of an extension or a user."""
     known = psycopg.postgres.types.get(oid)
     if known is None:
         return ""
@@ -189,7 +189,7 @@ def _check_type(column: Selected, name: str) -> None:
 
 
 def _at(error: psycopg.Error, statement: str) -> str:
-    """The column that the database was comparing when it raised this while it planned the statement."""
+    """The column that the database was comparing when planning the statement failed."""
     before = statement[: max(0, int(error.diag.statement_position or 0) - 1)]
     columns = re.findall(r'\.(\w+|"[^"]+")', re.sub(r"E?'(?:[^']|'')*'?", "''", before))
     return columns[-1].strip('"') if columns else ""
@@ -197,7 +197,7 @@ def _at(error: psycopg.Error, statement: str) -> str:
 
 @dataclass(frozen=True)
 class _Session:
-    """A connection of ADBC's whose calls a signal breaks off."""
+    """An ADBC connection whose calls a signal can interrupt."""
 
     _statement: adbc.AdbcStatement
     _readers: ExitStack
@@ -209,7 +209,7 @@ class _Session:
         self._interruptible(self._statement.execute_update)
 
     def row(self, sql: str) -> tuple[int, datetime]:
-        """A statement's only row: a number and an instant."""
+        """The only row of a statement: a number and an instant."""
         (batch,) = [batch for batch in self.batches(sql) if batch.num_rows]
         number, instant = (column[0].as_py() for column in batch.columns)
         return number, instant
@@ -250,9 +250,9 @@ def _batches(session: _Session, prepared: _Prepared, query: Query) -> Generator[
 def _failure(error: Exception, prepared: _Prepared) -> ExportFailure:
     sqlstate, what = getattr(error, "sqlstate", None), ""
     if prepared.json_texts and sqlstate == _NOT_JSON and "json" in str(error):
-        what = f"Column {' or '.join(prepared.json_texts)} holds a value that is no json"
+        what = f"Column {' or '.join(prepared.json_texts)} holds a value that is not json"
     if sqlstate in _NOT_UTF8:
-        what = f"A text of the source database cannot be given as UTF-8 (SQLSTATE {sqlstate})"
+        what = f"A text of the source database cannot be converted to UTF-8 (SQLSTATE {sqlstate})"
     if not what:
         return failure_of(error)
     return ExportFailure(FailureCode.SOURCE_DATA_INVALID, f"{what}. Correct the data, or the catalog's type.")
