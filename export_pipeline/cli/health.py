@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export_pipeline.catalog.loader import CatalogError, load_catalog
-from export_pipeline.check.findings import State
+from export_pipeline.check import State
 from export_pipeline.cli.common import open_database
 from export_pipeline.database.engine import reading
 from export_pipeline.requests.health import LONGEST_WAIT_SECONDS, Check, checks
