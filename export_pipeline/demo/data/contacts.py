@@ -1,4 +1,4 @@
-"""The demo's contacts, and what belongs to them: tokens, addresses, list memberships."""
+"""The demo's contacts with their tokens, addresses, lists, segments and custom fields."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def generate_contacts(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> 
 
 
 def generate_tokens(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
-    """Tokens of ``rows`` contacts: none for most, else up to ``TOKENS_AT_MOST``; the newer, the higher their id."""
+    """Tokens of ``rows`` contacts: none for most, else up to ``TOKENS_AT_MOST``; newer tokens have higher ids."""
     for part in Rows.chunks("contacts", rows, seed, chunk_rows):
         owner, place = _children(part, "tokens", 0.3, TOKENS_AT_MOST)
         number = owner * TOKENS_AT_MOST + place
@@ -76,12 +76,12 @@ def generate_tokens(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> It
 
 
 def generate_emails(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
-    """Every address of a quarter of ``rows`` contacts, up to ``EMAILS_AT_MOST`` each; some came with a merged one."""
+    """Addresses of a quarter of ``rows`` contacts, up to ``EMAILS_AT_MOST`` each; some are of a merged contact."""
     for part in Rows.chunks("contacts", rows, seed, chunk_rows):
         owner, place = _children(part, "emails", 0.25, EMAILS_AT_MOST)
         number = owner * EMAILS_AT_MOST + place
         email = joined("contact", numbers_as_text(owner + 1), "+", numbers_as_text(place + 1), "@example.com")
-        # Numbers that no contact has: whoever was merged is a contact no more.
+        # Numbers that no contact has: a merged contact no longer exists.
         is_merged = (place > 0) & (part.at("merged", number) % np.uint64(3) == 0)
         merged_from = pa.array(_MERGED_FROM + number, mask=~is_merged)
         theirs = joined("merged", numbers_as_text(number), "@example.net")
@@ -90,7 +90,7 @@ def generate_emails(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> It
 
 
 def generate_list_members(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
-    """Who of ``rows`` contacts is on which list of their organization: a half, a fifth, a twentieth, overlapping."""
+    """The list members among ``rows`` contacts: a half, a fifth and a twentieth of each organization, overlapping."""
     for part in Rows.chunks("contacts", rows, seed, chunk_rows):
         organizations = organization_numbers(part)
         for at, rate in enumerate((0.5, 0.2, 0.05)):
@@ -163,7 +163,7 @@ def _address(rows: Rows) -> dict[str, pa.Array]:
 def _identities(rows: Rows) -> dict[str, pa.Array]:
     number = numbers_as_text(rows.index + 1)
     alternates = joined('["alt', number, '@example.org", "old.', number, '@example.net"]')
-    # Where there is no list at all, an empty one is another thing.
+    # An empty list differs from null.
     alternates = pc.if_else(pa.array(rows.chance("no alternates", 0.1)), "[]", alternates)
     return {
         "alternate_emails": rows.sparse("alternates", alternates, null=0.7),
@@ -201,7 +201,7 @@ def _facts(rows: Rows) -> dict[str, pa.Array]:
 
 
 def _children(rows: Rows, name: str, share: float, at_most: int) -> tuple[Integers, Integers]:
-    """The rows' numbers that own a child, once per child, and the children's places among their own."""
+    """The number of the owning row of each child, and the child's place among its siblings."""
     owns = rows.chance(f"{name}?", share)
     counts = np.where(owns, 1 + rows.below(f"{name}#", at_most), 0)
     owner = np.repeat(rows.index, counts)
@@ -224,9 +224,6 @@ def _child_batch(
             "created_at": timestamps(instants),
         }
     )
-
-
-# The demo's lists, segments and custom fields: a few named ones for each organization.
 
 
 LIST_NAMES = ("Newsletter", 'Clientes "VIP", São Paulo', "Ñandú 👩‍👩‍👧‍👦 =1+1")

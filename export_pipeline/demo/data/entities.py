@@ -1,4 +1,4 @@
-"""The demo's entities: people and companies under watch."""
+"""The demo's entities: people and companies whose risk is assessed."""
 
 from __future__ import annotations
 
