@@ -1,4 +1,4 @@
-"""The environment of an installation: settings that are wrong, and variables that nothing reads."""
+"""Wrong settings in the environment, and variables that nothing reads."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _READ_ELSEWHERE = frozenset({"EXPORT_API_KEY", "EXPORT_ECS_TASK_DEFINITION"})
 """A client's key in the examples of the documentation; what ``deploy/ecs/dagster.yaml`` reads."""
 
 
-class _Apart(Settings):
-    """Settings that need not go together."""
+class _Unrelated(Settings):
+    """Settings whose values may contradict each other."""
 
     @model_validator(mode="after")
-    def _together(self) -> _Apart:
+    def _together(self) -> _Unrelated:
         return self
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The settings as far as they are right, and a text for each problem."""
+    """The usable settings, and a text for each problem."""
 
     settings: Settings
-    """A wrong value has its default here."""
+    """With the default in place of each wrong value."""
     problems: tuple[str, ...] = ()
     wrong: frozenset[str] = frozenset()
     """The variables with a value that cannot be used."""
 
 
 def read_environment() -> Environment:
-    """Read the settings; a wrong one keeps nobody from the others."""
+    """Read the settings; one wrong value does not hide the others."""
     try:
         return Environment(Settings())
     except ValidationError as error:
@@ -47,29 +47,29 @@ def read_environment() -> Environment:
         str(field.validation_alias or name): field.get_default(call_default_factory=True)
         for name, field in (fields[variable] for variable in problems if variable)
     }
-    settings = _Apart(**defaults)
+    settings = _Unrelated(**defaults)
     texts = [text for variable, text in problems.items() if variable]
-    # The default of a wrong value clashes with nothing that anybody meant.
+    # A clash with the default of a wrong value says nothing about the installation.
     clashes = [text for text in settings.clashes() if not any(variable and variable in text for variable in problems)]
     return Environment(settings, (*texts, *clashes), frozenset(problems) - {""})
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The ``EXPORT_`` variables that nothing reads, and what to do about each."""
+    """The ``EXPORT_`` variables that nothing reads, each with advice."""
     known = {_variable(name, field) for name, field in Settings.model_fields.items()} | _READ_ELSEWHERE
     unknown = sorted(name for name in environment if name.upper().startswith("EXPORT_") and name.upper() not in known)
     return {name: _advice(name, known) for name in unknown}
 
 
 def warn_of_unknown_variables() -> None:
-    """Log them: a misspelled setting has its default, and nobody would notice."""
+    """Log them: a misspelled setting silently keeps its default."""
     for name, advice in unknown_variables().items():
         logging.getLogger(__name__).warning("%s %s", name, advice)
 
 
 def _advice(name: str, known: set[str] | frozenset[str]) -> str:
     close = difflib.get_close_matches(name.upper(), known, n=1)
-    hint = f"Did you mean {close[0]}?" if close else "Remove it, or see docs/settings.md for the settings there are."
+    hint = f"Did you mean {close[0]}?" if close else "Remove it, or see docs/settings.md for all settings."
     return f"is not a setting: nothing reads it. {hint}"
 
 

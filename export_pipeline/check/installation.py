@@ -1,4 +1,4 @@
-"""All parts of an installation, looked at side by side, each within its time."""
+"""Check all parts of an installation at the same time, within a time limit."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from export_pipeline.check.datasets import check_source
-from export_pipeline.check.delivery import (
-    check_alerts,
-    check_executor,
-    check_gateway,
-    check_mail,
-    check_staging,
-    check_store,
-)
+from export_pipeline.check import Finding, ok, services, warning, wrong
 from export_pipeline.check.environment import Environment, read_environment, unknown_variables
-from export_pipeline.check.findings import Finding, ok, warning, wrong
-from export_pipeline.check.request_database import check_request_database
+from export_pipeline.check.source import check_source
 from export_pipeline.settings import Settings
 
 LONGEST_SECONDS = 30.0
@@ -26,50 +17,50 @@ LONGEST_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the installation, the settings that it hangs on, and how to look at it."""
+    """A part of the installation, the variables that it depends on, and its check."""
 
     name: str
     variables: frozenset[str]
-    look: Callable[[Environment], Iterable[Finding]]
+    check: Callable[[Environment], Iterable[Finding]]
 
 
-def _of(look: Callable[[Settings], Iterable[Finding]]) -> Callable[[Environment], Iterable[Finding]]:
-    return lambda environment: look(environment.settings)
+def _part(name: str, variables: str, check: Callable[[Settings], Iterable[Finding]]) -> Part:
+    return Part(name, frozenset(variables.split()), lambda environment: check(environment.settings))
 
 
-def _source(environment: Environment) -> Iterable[Finding]:
+def _check_source(environment: Environment) -> Iterable[Finding]:
     if "EXPORT_DATABASE_URL" in environment.wrong and not environment.settings.source_url:
         return [_skipped(["EXPORT_DATABASE_URL"])]
-    return check_source(environment.settings, knows_catalog="EXPORT_CATALOG" not in environment.wrong)
+    return check_source(environment.settings, has_catalog="EXPORT_CATALOG" not in environment.wrong)
 
 
 PARTS = (
-    Part("requests", frozenset({"EXPORT_DATABASE_URL"}), _of(check_request_database)),
-    Part("source", frozenset({"EXPORT_SOURCE_URL"}), _source),
-    Part(
-        "store",
-        frozenset({"EXPORT_STORE_URL", "EXPORT_S3_ENDPOINT_URL", "EXPORT_S3_SERVER_SIDE_ENCRYPTION"}),
-        _of(check_store),
-    ),
-    Part("staging", frozenset({"EXPORT_STAGING_URL", "EXPORT_S3_ENDPOINT_URL"}), _of(check_staging)),
-    Part("mail", frozenset({"EXPORT_MAIL_URL", "SENDGRID_HOST"}), _of(check_mail)),
-    Part("gateway", frozenset({"EXPORT_PUBLIC_URL"}), _of(check_gateway)),
-    Part("executor", frozenset({"EXPORT_EXECUTOR", "EXPORT_CELERY_BROKER_URL"}), _of(check_executor)),
-    Part("alerts", frozenset({"EXPORT_ALERT_WEBHOOK_URL", "EXPORT_ALERT_EMAIL"}), _of(check_alerts)),
+    _part("requests", "EXPORT_DATABASE_URL", services.check_request_database),
+    Part("source", frozenset({"EXPORT_SOURCE_URL"}), _check_source),
+    _part("store", "EXPORT_STORE_URL EXPORT_S3_ENDPOINT_URL EXPORT_S3_SERVER_SIDE_ENCRYPTION", services.check_store),
+    _part("staging", "EXPORT_STAGING_URL EXPORT_S3_ENDPOINT_URL", services.check_staging),
+    _part("mail", "EXPORT_MAIL_URL SENDGRID_HOST", services.check_mail),
+    _part("gateway", "EXPORT_PUBLIC_URL", services.check_gateway),
+    _part("executor", "EXPORT_EXECUTOR EXPORT_CELERY_BROKER_URL", services.check_executor),
+    _part("alerts", "EXPORT_ALERT_WEBHOOK_URL EXPORT_ALERT_EMAIL", services.check_alerts),
 )
 
 
 def check_installation(
     environment: Environment | None = None, *, parts: Iterable[Part] = PARTS, seconds: float = LONGEST_SECONDS
 ) -> Iterator[tuple[str, Finding]]:
-    """What was found, with the name of its part, in the order of the parts; none takes longer than ``seconds``."""
+    """The findings, each with the name of its part, in the order of the parts; at most ``seconds`` in total."""
     environment = environment or read_environment()
     for finding in _settings(environment):
         yield "settings", finding
     deadline = time.monotonic() + seconds
-    for look in [_Look(part, environment) for part in parts]:
-        for finding in look.findings(deadline):
-            yield look.part.name, finding
+    running = [(part.name, *_start(part, environment)) for part in parts]
+    for name, thread, findings in running:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        for finding in list(findings):
+            yield name, finding
+        if thread.is_alive():
+            yield name, wrong("time", "It did not answer in time. Check that it runs, and the network in between.")
 
 
 def _settings(environment: Environment) -> Iterator[Finding]:
@@ -83,35 +74,25 @@ def _settings(environment: Environment) -> Iterator[Finding]:
         yield ok("environment", "every variable is known, every value can be used")
 
 
-class _Look:
-    """One part in a thread of its own: a server that never answers must not keep the others waiting."""
+def _start(part: Part, environment: Environment) -> tuple[threading.Thread, list[Finding]]:
+    """Check a part in its own thread: a server that never answers must not block the others."""
+    findings: list[Finding] = []
 
-    def __init__(self, part: Part, environment: Environment) -> None:
-        self.part = part
-        self._environment = environment
-        self._found: list[Finding] = []
-        self._thread = threading.Thread(target=self._run, name=f"check-{part.name}", daemon=True)
-        self._thread.start()
-
-    def findings(self, deadline: float) -> list[Finding]:
-        """What was found until then."""
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        found = list(self._found)
-        if self._thread.is_alive():
-            found.append(wrong("time", "It did not answer in time. Check that it runs, and the network on the way."))
-        return found
-
-    def _run(self) -> None:
-        wrong_ones = self.part.variables & self._environment.wrong
-        if wrong_ones:
-            self._found.append(_skipped(wrong_ones))
+    def run() -> None:
+        unusable = part.variables & environment.wrong
+        if unusable:
+            findings.append(_skipped(unusable))
             return
         try:
-            for finding in self.part.look(self._environment):
-                self._found.append(finding)
+            for finding in part.check(environment):
+                findings.append(finding)  # noqa: PERF402 - one by one: they are read when the time is up
         except Exception as error:  # noqa: BLE001 - one broken part must not hide the others
-            # Its text may hold a credential.
-            self._found.append(wrong("error", f"It could not be checked ({type(error).__name__})."))
+            # The error's text may hold a credential.
+            findings.append(wrong("error", f"It could not be checked ({type(error).__name__})."))
+
+    thread = threading.Thread(target=run, name=f"check-{part.name}", daemon=True)
+    thread.start()
+    return thread, findings
 
 
 def _skipped(variables: Iterable[str]) -> Finding:

@@ -1,6 +1,6 @@
-"""The command ``export-pipeline``.
+"""The command ``export-pipeline``: arguments and output; the work is done by the other packages.
 
-What belongs here: arguments, and words for people. What does not: anything the pipeline itself does.
+Modules import heavy libraries only inside the commands that need them, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -28,27 +28,14 @@ def cli() -> None:
     """
 
 
-cli.add_command(demo)
-cli.add_command(db)
-cli.add_command(check)
-cli.add_command(request)
-cli.add_command(status)
-cli.add_command(cancel)
-cli.add_command(retry)
-cli.add_command(queue)
-cli.add_command(health)
-cli.add_command(verify)
-cli.add_command(links)
-cli.add_command(resend)
-cli.add_command(audit)
-cli.add_command(recurring)
-cli.add_command(gateway)
-cli.add_command(api_key, "api-key")
-cli.add_command(webhook_secret, "webhook-secret")
+for _command in (demo, db, check, request, status, cancel, retry, queue, health, verify, links, resend, audit):
+    cli.add_command(_command)
+for _command in (recurring, gateway, api_key, webhook_secret):
+    cli.add_command(_command)
 
 
 def _keep_examples(command: click.Command) -> None:
-    """Let examples keep their lines: docstrings are raw, so click's mark for it stands in them as backslash and b."""
+    """Keep the lines of examples: docstrings are raw, so click's mark is a backslash and a letter in them."""
     command.help = (command.help or "").replace("\\b\n", "\b\n").replace("\\\\\n", "\\\n")
     if isinstance(command, click.Group):
         for one in command.commands.values():
@@ -59,7 +46,7 @@ _keep_examples(cli)
 
 
 def main() -> None:
-    """Run the command; what the user can mend is said in one line, with exit code 2."""
+    """Run the command; errors that the user can fix are printed in one line, with exit code 2."""
     try:
         cli()
     except (SettingsError, CatalogError, ExportFailure) as error:

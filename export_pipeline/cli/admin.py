@@ -1,4 +1,4 @@
-"""``export-pipeline gateway``, ``api-key`` and ``webhook-secret``: serving HTTP, and who is known by what."""
+"""Commands that set up and run an installation: demo, db, gateway, api-key, webhook-secret, and the audit trail."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from export_pipeline.settings import Settings
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that serve.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of processes.")
 def gateway(*, host: str, port: int, workers: int) -> None:
-    r"""Serve HTTP: our own API, gu1's, SendGrid's and Cometly's; needs the extra `gateway`.
+    r"""Serve our own HTTP API and those of gu1, SendGrid and Cometly; needs the extra `gateway`.
 
     \b
     Examples:
@@ -54,17 +54,15 @@ def api_key() -> None:
 
 
 @api_key.command()
-@click.option("--organization", required=True, help="Whose rows the key may export.")
+@click.option("--organization", required=True, help="The organization whose rows the key may export.")
 @click.option("--scope", "scopes", multiple=True, required=True, help="Such as entities:export; may be repeated.")
-@click.option("--name", help="What it is for, to know it again.")
-@click.option("--member", help="Whom it acts for: what requested_by will hold, whose permissions count.")
-@click.option(
-    "--requests-per-hour", type=click.IntRange(min=1), help="Ceiling of this key alone; gu1's sandbox has 100."
-)
+@click.option("--name", help="A name to recognize the key by.")
+@click.option("--member", help="The member for whom the key acts: stored as requested_by, and their permissions apply.")
+@click.option("--requests-per-hour", type=click.IntRange(min=1), help="Limit of this key; gu1's sandbox has 100.")
 def create(
     *, organization: str, scopes: tuple[str, ...], name: str | None, member: str | None, requests_per_hour: int | None
 ) -> None:
-    r"""Make a key and print it, once, as the last word. Only its hash is stored.
+    r"""Make a key and print it as the last word. Only its hash is stored, so it cannot be shown again.
 
     \b
     Examples:
@@ -75,24 +73,24 @@ def create(
     known = sorted(permission_for(dataset) for dataset in load_catalog(settings.catalog))
     unknown = [scope for scope in scopes if scope not in known]
     if unknown:
-        raise click.ClickException(f"--scope {unknown[0]}: is not one of {', '.join(known)}")
+        raise click.ClickException(f"--scope {unknown[0]}: unknown; use one of {', '.join(known)}")
     with open_database(settings).begin() as connection:
         key = create_key(
             connection, organization, scopes, name=name, member_id=member, requests_per_hour=requests_per_hour
         )
-    click.echo(f"Key {key.id}; it is shown only now: {key.secret}")
+    click.echo(f"Key {key.id}; it is shown only once: {key.secret}")
 
 
 @api_key.command()
 @click.argument("key_id")
 def revoke(key_id: str) -> None:
-    r"""End a key at once.
+    r"""Revoke a key at once.
 
     \b
     Example:
       export-pipeline api-key revoke 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
     """
-    with open_database(Settings.from_environment()).begin() as connection:
+    with open_database().begin() as connection:
         revoked = revoke_key(connection, key_id)
     if not revoked:
         raise click.ClickException(f"no valid key has the id {key_id}")
@@ -100,7 +98,7 @@ def revoke(key_id: str) -> None:
 
 
 @api_key.command(name="list")
-@click.option("--organization", required=True, help="Whose keys.")
+@click.option("--organization", required=True, help="The organization of the keys.")
 def list_(*, organization: str) -> None:
     r"""Show an organization's keys: id, whether it is valid, scopes, name.
 
@@ -108,29 +106,26 @@ def list_(*, organization: str) -> None:
     Example:
       export-pipeline api-key list --organization 6f0c
     """
-    with open_database(Settings.from_environment()).connect() as connection:
+    with open_database().connect() as connection:
         for key_id, name, scopes, valid in list_keys(connection, organization):
             click.echo(f"{key_id}  {'valid' if valid else 'revoked'}  {','.join(scopes)}  {name or ''}".rstrip())
 
 
 @click.command()
-@click.option("--organization", required=True, help="Whose webhooks are signed with it.")
-@click.option("--renew", is_flag=True, help="Make another; the old one signs nothing more.")
+@click.option("--organization", required=True, help="The organization whose webhooks are signed.")
+@click.option("--renew", is_flag=True, help="Make a new secret; the old one is no longer used.")
 def webhook_secret(*, organization: str, renew: bool) -> None:
-    r"""Print the secret that an organization's webhooks are signed with, as the last word.
+    r"""Print the secret that signs an organization's webhooks, as the last word.
 
     \b
     Examples:
       export-pipeline webhook-secret --organization 6f0c
       export-pipeline webhook-secret --organization 6f0c --renew
     """
-    with open_database(Settings.from_environment()).begin() as connection:
+    with open_database().begin() as connection:
         if renew:
             renew_secret(connection, organization)
         click.echo(secret_of(connection, organization))
-
-
-# ``export-pipeline demo``.
 
 
 @click.command()
@@ -139,9 +134,9 @@ def webhook_secret(*, organization: str, renew: bool) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(".demo"),
     show_default=True,
-    help="Where the demo lives; what an earlier demo left there is removed.",
+    help="Directory of the demo; the files of an earlier demo are removed.",
 )
-@click.option("--rows", type=click.IntRange(100), default=100_000, show_default=True, help="How many contacts to make.")
+@click.option("--rows", type=click.IntRange(100), default=100_000, show_default=True, help="Number of contacts.")
 @click.option("--ui", is_flag=True, help="Keep the Dagster UI and the S3 endpoint up until Ctrl-C.")
 def demo(home: Path, rows: int, *, ui: bool) -> None:
     r"""Show the whole pipeline on this machine: demo data, a real S3 server, the Dagster daemon, mails in an outbox.
@@ -158,9 +153,6 @@ def demo(home: Path, rows: int, *, ui: bool) -> None:
     run_demo(Home(home.resolve()), rows, ui=ui)
 
 
-# ``export-pipeline db``: the request database.
-
-
 @click.group()
 def db() -> None:
     """The request database (EXPORT_DATABASE_URL)."""
@@ -168,7 +160,7 @@ def db() -> None:
 
 @db.command()
 def upgrade() -> None:
-    r"""Create the tables, or bring them to the newest revision. Safe to run again.
+    r"""Create the tables, or upgrade them to the newest revision. Safe to run again.
 
     \b
     Example:
@@ -184,43 +176,41 @@ def upgrade() -> None:
     click.echo(f"The request database is at revision {revision}.")
 
 
-# ``export-pipeline audit``: the trail of one request, also when its row is gone.
-
-
 @click.command()
 @click.argument("uid", type=click.UUID)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document an event, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document per event, for programs.")
 def audit(uid: UUID, *, as_json: bool) -> None:
-    r"""Print who asked for an export and for what, who was handed links and opened them, when the files were deleted.
+    r"""Print the audit trail of an export: who requested it, who got and opened links, when files were deleted.
 
-    It holds personal data, filters and addresses among them: mind who sees it.
+    It also exists after the request is deleted. It holds personal data, such as filters and addresses.
 
     \b
     Examples:
       export-pipeline audit 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
       export-pipeline audit 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --json | jq 'select(.kind == "downloaded")'
     """
-    engine = open_database(Settings.from_environment())
-    with reading(engine) as connection:
+    with reading(open_database()) as connection:
         events = events_of(connection, str(uid))
     if not events:
-        raise click.ClickException(f"the audit trail has nothing of {uid}")
+        raise click.ClickException(f"the audit trail has no events of {uid}")
     if as_json:
         for event in events:
             click.echo(_line(event))
         return
     table = Table("at", "kind", "actor", "detail", box=None)
     for event in events:
-        table.add_row(event.at.isoformat(timespec="seconds"), event.kind, _shown(event.actor), _shown(event.detail))
+        table.add_row(
+            event.at.isoformat(timespec="seconds"), event.kind, _printable(event.actor), _printable(event.detail)
+        )
     Console(highlight=False).print(table)
 
 
-def _shown(text: str | None) -> Text:
-    """As it is, but for what a terminal would obey; no markup: an id may hold brackets."""
+def _printable(text: str | None) -> Text:
+    """The text without terminal control characters, and not read as markup: an id may hold brackets."""
     return Text(one_line(text or "", longest=LONGEST_KEPT))
 
 
 def _line(event: Event) -> str:
-    # The detail is JSON already, and may nest deeper than Python reads.
+    # The detail is already JSON, and may nest deeper than Python can read.
     facts = json.dumps({"at": event.at.isoformat(), "kind": event.kind, "actor": event.actor})
     return f'{facts[:-1]}, "detail": {event.detail or "null"}}}'

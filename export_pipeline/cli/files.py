@@ -1,4 +1,4 @@
-"""``export-pipeline verify``: the proof that what was delivered is what was promised."""
+"""Commands for the files and mails of a finished export: verify, links, resend."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from export_pipeline.requests.audit import COMMAND, record
 from export_pipeline.requests.download_links import revoke_links
 from export_pipeline.requests.models import RequestState
 from export_pipeline.settings import Settings
-from export_pipeline.stages.manifest import read_manifest
-from export_pipeline.stages.upload import describe
-from export_pipeline.stages.verify import verify as verify_files
-from export_pipeline.storage.store import open_store
+
+DEFAULT_MINUTES = 15
+"""From the moment of the request for it (Cometly, Get Contact Export)."""
 
 
 @click.command()
 @click.argument("uid")
 def verify(uid: str) -> None:
-    r"""Read an export's delivered files back and hold rows, bytes and SHA-256 against its manifest.
+    r"""Read an export's delivered files back and compare rows, bytes and SHA-256 with its manifest.
 
     \b
     Example:
       export-pipeline verify 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
     """
+    from export_pipeline.stages.verify import verify as verify_files
+    from export_pipeline.storage.store import open_store
+
     settings = Settings.from_environment()
     state = state_of(open_database(settings), uid)
     if state.status is not RequestStatus.COMPLETED or state.manifest_key is None:
@@ -35,7 +37,7 @@ def verify(uid: str) -> None:
     report = verify_files(open_store(settings), state.manifest_key)
     problems = list(report.problems)
     if (report.rows, report.bytes, report.files) != (state.row_count, state.byte_count, state.file_count):
-        problems.append("export_requests: row_count, byte_count or file_count is not what the files hold")
+        problems.append("export_requests: row_count, byte_count or file_count differs from the files")
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
@@ -43,28 +45,30 @@ def verify(uid: str) -> None:
     click.echo(f"{report.files} files, {report.rows} rows, {report.bytes} bytes: as the manifest says.")
 
 
-# ``export-pipeline links``: fresh download links of a finished export.
-
-
-DEFAULT_MINUTES = 15
-"""Counted from the moment they are asked for (Cometly, Get Contact Export)."""
-
-
 @click.command()
 @click.argument("uid")
 @click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), default=DEFAULT_MINUTES, show_default=True,
-    help="How long the links live; never longer than the files.",
-)  # fmt: skip
-@click.option("--revoke", is_flag=True, help="Print none; end the sealed links that mails and the gateway gave out.")
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULT_MINUTES,
+    show_default=True,
+    help="Lifetime of the links; never longer than that of the files.",
+)
+@click.option("--revoke", is_flag=True, help="Print no links; revoke those in mails and from the gateway.")
 def links(uid: str, *, minutes: float, revoke: bool) -> None:
-    r"""Print a fresh link a file, one a line, in the order of the rows. They need no password: mind who sees them.
+    r"""Print a fresh download link for each file, one a line, in the order of the rows.
+
+    Anyone with a link can download the file.
 
     \b
     Examples:
       export-pipeline links 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --minutes 60
       export-pipeline links 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --revoke
     """
+    from export_pipeline.stages.manifest import read_manifest
+    from export_pipeline.stages.upload import describe
+    from export_pipeline.storage.store import open_store
+
     settings = Settings.from_environment()
     engine = open_database(settings)
     state = state_of(engine, uid)
@@ -85,18 +89,17 @@ def links(uid: str, *, minutes: float, revoke: bool) -> None:
         click.echo(store.link(describe(file), lifetime).url)
 
 
-# ``export-pipeline resend``: mails that were refused, or may have been lost, are sent again.
-
-
 @click.command()
 @click.argument("uid")
-@click.option("--recipient", "recipients", multiple=True, help="Only this one's mail; may be repeated. Default: all.")
+@click.option(
+    "--recipient", "recipients", multiple=True, help="Only the mail to this recipient; may be repeated. Default: all."
+)
 @click.option("--unknown", is_flag=True, help="Also mails that may have arrived: they may arrive a second time.")
 def resend(uid: str, *, recipients: tuple[str, ...], unknown: bool) -> None:
-    r"""Send the refused mails of a finished request again, once the reason was corrected. Nobody is charged twice.
+    r"""Send the refused mails of a finished request again, after the reason was corrected. No mail is charged twice.
 
-    They are put back in the ledger; a run of the job `notify` sends them within a minute, while the daemon runs.
-    Of a failed request it is the mail to its requester. `export-pipeline status` shows the reasons.
+    A run of the job `notify` sends them within a minute, while the daemon runs. For a failed request, it is the mail to
+    its requester. `export-pipeline status` shows the reasons.
 
     \b
     Examples:
@@ -105,7 +108,7 @@ def resend(uid: str, *, recipients: tuple[str, ...], unknown: bool) -> None:
     """
     settings = Settings.from_environment()
     if not settings.sends_mail:
-        raise click.ClickException("EXPORT_MAIL_URL is none:, no mail can be sent; name a provider first")
+        raise click.ClickException("EXPORT_MAIL_URL is none:, so no mail can be sent; name a provider first")
     engine = open_database(settings)
     state = state_of(engine, uid)
     kind = _kind(state)
@@ -116,7 +119,7 @@ def resend(uid: str, *, recipients: tuple[str, ...], unknown: bool) -> None:
             lost = counts.get(NotificationStatus.UNKNOWN, 0)
             hint = _warning(lost) if lost else ""
             if not pending:
-                raise click.ClickException(f"no mail is left to send ({_listed(counts)}){hint}")
+                raise click.ClickException(f"there is no mail to send ({_listed(counts)}){hint}")
     except LookupError as error:
         raise click.ClickException(f"{error} have no mail of this request") from None
     click.echo(f"Mails to send: {pending}. A run of the job notify sends them within a minute.")
@@ -129,10 +132,10 @@ def resend(uid: str, *, recipients: tuple[str, ...], unknown: bool) -> None:
 def _kind(state: RequestState) -> NotificationKind:
     if state.status is RequestStatus.FAILED:
         return NotificationKind.FAILED
-    alive = state.expires_at is None or state.expires_at > datetime.now(UTC)
-    if state.status is RequestStatus.COMPLETED and alive:
+    has_expired = state.expires_at is not None and state.expires_at <= datetime.now(UTC)
+    if state.status is RequestStatus.COMPLETED and not has_expired:
         return NotificationKind.READY
-    raise click.ClickException(f"the request is {state.status if alive else 'expired'}: there is nothing to mail")
+    raise click.ClickException(f"the request is {'expired' if has_expired else state.status}: there is nothing to mail")
 
 
 def _warning(lost: int) -> str:
@@ -140,4 +143,4 @@ def _warning(lost: int) -> str:
 
 
 def _listed(counts: dict[NotificationStatus, int]) -> str:
-    return ", ".join(f"{status} {number}" for status, number in counts.items()) or "it mails nobody"
+    return ", ".join(f"{status} {number}" for status, number in counts.items()) or "the request has no mails"

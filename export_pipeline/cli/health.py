@@ -1,16 +1,14 @@
-"""``export-pipeline check``: what would stop an export, before one is asked for."""
+"""Commands that test an installation: check before it is used, health while it runs."""
 
 from __future__ import annotations
-
-import json
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from export_pipeline.catalog.loader import CatalogError, load_catalog
-from export_pipeline.check.findings import State
-from export_pipeline.cli.common import open_database
+from export_pipeline.check import State
+from export_pipeline.cli.common import json_option, open_database, print_json
 from export_pipeline.database.engine import reading
 from export_pipeline.requests.health import LONGEST_WAIT_SECONDS, Check, checks
 from export_pipeline.settings import Settings
@@ -19,19 +17,19 @@ _COLORS = {State.OK: "green", State.WARNING: "yellow", State.WRONG: "red"}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for programs.")
+@json_option
 @click.option(
     "--seconds",
     type=click.FloatRange(1),
     default=30,
     show_default=True,
-    help="How long all parts together may take; more for many datasets on a database far away.",
+    help="Time limit of the whole check; give more for many datasets on a distant database.",
 )
 def check(*, as_json: bool, seconds: float) -> None:
-    r"""Try every part of the installation and say what is wrong and what to do. Exit code 1 if anything is.
+    r"""Check every part of the installation and print what is wrong and what to do. Exit code 1 if anything is wrong.
 
-    Settings, both databases, every dataset's table, columns and types, the store and its links, staging, mail,
-    alerts. It takes seconds, sends no mail and leaves nothing behind.
+    It checks settings, both databases, every dataset's table, columns and types, the store and its links, staging,
+    mail and alerts. It takes seconds, sends no mail and leaves nothing behind.
 
     \b
     Examples:
@@ -48,14 +46,11 @@ def check(*, as_json: bool, seconds: float) -> None:
             click.echo(f"{state} {part}: {finding.subject}: {finding.text}")
     counts = {state: sum(one["state"] == state for one in found) for state in State}
     if as_json:
-        click.echo(json.dumps({"ok": not counts[State.WRONG], "findings": found}, indent=2))
+        print_json({"ok": not counts[State.WRONG], "findings": found})
     else:
         click.echo(f"{counts[State.WRONG]} wrong, {counts[State.WARNING]} warnings, {counts[State.OK]} ok.")
     if counts[State.WRONG]:
         raise SystemExit(1)
-
-
-# ``export-pipeline health``: for monitors. Nothing beyond its bound is exit code 0.
 
 
 NAMES = (
@@ -70,7 +65,7 @@ NAMES = (
 
 
 @click.command()
-@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Look at this alone; may be given several times.")
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Only this check; may be repeated.")
 @click.option(
     "--longest-wait",
     type=click.FloatRange(min=0),
@@ -78,12 +73,12 @@ NAMES = (
     show_default=True,
     help="Bound of oldest_wait_seconds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for programs.")
+@json_option
 def health(only: tuple[str, ...], longest_wait: float, *, as_json: bool) -> None:
-    r"""Say whether anything waits that should not. Exit code 1 if something is beyond its bound.
+    r"""Print what waits, for monitors. Exit code 1 if a value is beyond its bound.
 
-    It asks the request database alone and needs no Dagster instance. The request database that does not answer is exit
-    code 1 too, a wrong setting 2.
+    It reads only the request database and needs no Dagster instance. The exit code is 1 also if the database does not
+    answer, and 2 for a wrong setting.
 
     \b
     Examples:
@@ -103,7 +98,7 @@ def health(only: tuple[str, ...], longest_wait: float, *, as_json: bool) -> None
     found = [check for check in found if not only or check.name in only]
     ok = all(check.ok for check in found)
     if as_json:
-        click.echo(json.dumps({"ok": ok, "checks": [check.model_dump() for check in found]}, indent=2))
+        print_json({"ok": ok, "checks": [check.model_dump() for check in found]})
     else:
         _show(found)
     if not ok:

@@ -1,8 +1,7 @@
-"""``export-pipeline recurring``: what an application does by SQL, from the shell, and when a cron fires."""
+"""Commands for recurring exports, which an application manages by SQL, and for the fire times of a cron."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,8 +12,7 @@ import click
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import Catalog, load_catalog
-from export_pipeline.cli.common import once, open_database
-from export_pipeline.cli.requests import JsonText
+from export_pipeline.cli.common import ONCE, JsonText, json_option, open_database, print_json
 from export_pipeline.database.engine import reading, utc_now
 from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
 from export_pipeline.database.tables import LONGEST_LAG_SECONDS, recurring_exports
@@ -41,7 +39,7 @@ class Instant(click.ParamType[datetime]):
         """Parse it."""
         try:
             instant = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-            # Without an offset it would be the clock of whoever runs the command.
+            # Without an offset it would depend on the clock of this machine.
             return instant.astimezone(UTC) if instant.tzinfo else self._refuse(param, ctx)
         except (ValueError, OverflowError):
             return self._refuse(param, ctx)
@@ -52,7 +50,7 @@ class Instant(click.ParamType[datetime]):
 
 @click.group()
 def recurring() -> None:
-    """Exports that are asked for again and again, on a cron."""
+    """Exports that are requested on a cron schedule."""
 
 
 @recurring.command()
@@ -60,9 +58,13 @@ def recurring() -> None:
 @click.option("--cron", required=True, help="Five fields: minute, hour, day of month, month, day of week.")
 @click.option("--timezone", "time_zone", default="UTC", show_default=True, help="IANA zone of the cron's clock.")
 @click.option(
-    "--request", "template", type=JsonText(), required=True, multiple=True, callback=once,
-    help="JSON: the columns of export_requests that every request repeats.",
-)  # fmt: skip
+    "--request",
+    "template",
+    type=JsonText(),
+    required=True,
+    **ONCE,
+    help="JSON: columns of export_requests that all requests share.",
+)
 @click.option(
     "--window", "window_kind", type=click.Choice([w.value for w in WindowKind]), default="all", show_default=True
 )
@@ -71,11 +73,9 @@ def recurring() -> None:
 @click.option(
     "--catch-up", "catch_up_policy", type=click.Choice([p.value for p in CatchUpPolicy]), help="Default latest."
 )
-@click.option("--owner", help="The member whose permission counts and who is told of failures.")
-@click.option("--max-failures", type=click.IntRange(1), help="Failures in a row that pause it; default 5.")
-@click.option(
-    "--since", "high_water_mark", type=Instant(), help="since_last_success: begin here, not at the first row."
-)
+@click.option("--owner", help="The member whose permission is checked and who is notified of failures.")
+@click.option("--max-failures", type=click.IntRange(1), help="Consecutive failures that pause it; default 5.")
+@click.option("--since", "high_water_mark", type=Instant(), help="For since_last_success: the first window's begin.")
 def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
     r"""Insert a recurring export and print its id.
 
@@ -87,45 +87,45 @@ def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
     """
     settings = Settings.from_environment()
     engine, catalog = open_database(settings), load_catalog(settings.catalog)
-    given = {name: value for name, value in columns.items() if value is not None}
-    with _told():
+    values = {name: value for name, value in columns.items() if value is not None}
+    with _reported():
         schedule = checked_schedule(cron, time_zone)
-        asked = parse_template(template).given()
-        _check_template(engine, catalog, asked, given)
+        request = parse_template(template).given()
+        _check_template(engine, catalog, request, values)
     for warning in uneven_steps(schedule):
         click.echo(f"Warning: cron: {warning}", err=True)
     with engine.begin() as connection:
         inserted = connection.execute(
             recurring_exports.insert()
-            .values(cron=schedule.cron, time_zone=time_zone, request=asked, **given)
+            .values(cron=schedule.cron, time_zone=time_zone, request=request, **values)
             .returning(recurring_exports.c.id)
         )
         click.echo(inserted.scalar_one())
 
 
-def _check_template(engine: sa.Engine, catalog: Catalog, asked: dict[str, Any], given: dict[str, Any]) -> None:
-    """Make sure that its requests could be served as things stand, by a request that is taken back.
+def _check_template(engine: sa.Engine, catalog: Catalog, request: dict[str, Any], values: dict[str, Any]) -> None:
+    """Check that its requests could be served now, with a request that is rolled back.
 
     Raises:
-        ExportFailure: the first rule that they would break.
+        ExportFailure: the first rule that they break.
     """
     organizations = Organizations()
-    windowed = given.get("window_kind") != WindowKind.ALL
+    windowed = values.get("window_kind") != WindowKind.ALL
     facts = {
-        "organization_id": given["organization_id"],
-        "requested_by": given.get("owner"),
+        "organization_id": values["organization_id"],
+        "requested_by": values.get("owner"),
         "window_before": utc_now() if windowed else None,
     }
     with engine.connect() as connection, connection.begin() as transaction:
-        request = insert_and_load(connection, **asked, **facts)
-        preflight(request, catalog, organizations.get(connection, request.organization_id))
-        check_recurring(connection, organizations, request)
+        row = insert_and_load(connection, **request, **facts)
+        preflight(row, catalog, organizations.get(connection, row.organization_id))
+        check_recurring(connection, organizations, row)
         transaction.rollback()
 
 
 @recurring.command("list")
 @click.option("--organization", "organization_id", help="Only those of one organization.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array for programs.")
+@json_option
 def list_(*, organization_id: str | None, as_json: bool) -> None:
     r"""Show recurring exports, when each fires next, and why one is paused.
 
@@ -133,18 +133,17 @@ def list_(*, organization_id: str | None, as_json: bool) -> None:
     Example:
       export-pipeline recurring list --organization 6f0c
     """
-    engine = open_database(Settings.from_environment())
-    with reading(engine) as connection:
+    with reading(open_database()) as connection:
         rows = [_row_of(connection, one) for one in models.recurring_ids(connection, organization_id)]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     for row in rows:
         click.echo("  ".join(_cells(row)))
 
 
 def _row_of(connection: sa.Connection, recurring_id: int) -> dict[str, Any]:
-    """A row and when it fires next; what is wrong, if it cannot be read."""
+    """A row and its next fire time, or why it cannot be read."""
     try:
         one = load_recurring(connection, recurring_id)
     except ExportFailure as failure:
@@ -173,13 +172,13 @@ def _next_of(one: RecurringExport) -> str | None:
 @click.argument("recurring_id", type=int)
 @click.option("--reason", default="paused from the command line", show_default=True)
 def pause(recurring_id: int, *, reason: str) -> None:
-    r"""Make no more requests until it is resumed. Those that were made go on.
+    r"""Stop making requests until it is resumed. Requests that exist continue.
 
     \b
     Example:
       export-pipeline recurring pause 12 --reason 'migration until Monday'
     """
-    with open_database(Settings.from_environment()).begin() as connection:
+    with open_database().begin() as connection:
         if not models.pause(connection, recurring_id, reason):
             raise click.ClickException(f"there is no recurring export {recurring_id}, or it is paused already")
     click.echo("Paused.")
@@ -188,13 +187,13 @@ def pause(recurring_id: int, *, reason: str) -> None:
 @recurring.command()
 @click.argument("recurring_id", type=int)
 def resume(recurring_id: int) -> None:
-    r"""Make requests again; what fired in between is made up for as its catch-up policy says.
+    r"""Make requests again; its catch-up policy decides about the fire times in between.
 
     \b
     Example:
       export-pipeline recurring resume 12
     """
-    with open_database(Settings.from_environment()).begin() as connection:
+    with open_database().begin() as connection:
         if not models.resume(connection, recurring_id):
             raise click.ClickException(f"there is no recurring export {recurring_id}, or it is not paused")
     click.echo("Resumed.")
@@ -202,15 +201,11 @@ def resume(recurring_id: int) -> None:
 
 @recurring.command("run-now")
 @click.argument("recurring_id", type=int)
-@click.option("--again", metavar="UID", help="Cover the window of this earlier request once more.")
-@click.option(
-    "--from", "begin", type=Instant(), multiple=True, callback=once, help="Cover rows created from this instant on."
-)
-@click.option(
-    "--before", "end", type=Instant(), multiple=True, callback=once, help="Cover rows created before this instant."
-)
+@click.option("--again", metavar="UID", help="Repeat the window of this earlier request.")
+@click.option("--from", "begin", type=Instant(), **ONCE, help="Rows created from this instant on.")
+@click.option("--before", "end", type=Instant(), **ONCE, help="Rows created before this instant.")
 def run_now(recurring_id: int, *, again: str | None, begin: datetime | None, end: datetime | None) -> None:
-    r"""Make a request out of turn and print its uid; with --again or an explicit window, any past window once more.
+    r"""Make a request now and print its uid; with --again or --from and --before, for any past window.
 
     \b
     Examples:
@@ -222,8 +217,7 @@ def run_now(recurring_id: int, *, again: str | None, begin: datetime | None, end
         raise click.UsageError("name the window by --again or by --from and --before, not both")
     if begin and end and end <= begin:
         raise click.UsageError("--before must be after --from")
-    engine = open_database(Settings.from_environment())
-    with _told(), engine.begin() as connection:
+    with _reported(), open_database().begin() as connection:
         window = Window(begin, end) if begin or end else None
         if again is not None:
             window = window_of(connection, recurring_id, again)
@@ -235,7 +229,7 @@ def run_now(recurring_id: int, *, again: str | None, begin: datetime | None, end
 @click.argument("recurring_id", type=int, required=False)
 @click.option("--cron", help="Five fields, instead of a recurring export's id.")
 @click.option("--timezone", "time_zone", default="UTC", show_default=True, help="IANA zone of the cron's clock.")
-@click.option("--from", "start", help="After this instant, or time of that clock if it has no offset; default now.")
+@click.option("--from", "start", help="After this instant, or local time if it has no offset; default now.")
 @click.option("--count", type=click.IntRange(1, 10_000), default=5, show_default=True)
 def next_(recurring_id: int | None, *, cron: str | None, time_zone: str, start: str | None, count: int) -> None:
     r"""Print the next fire times, one a line: local time with its offset, and UTC.
@@ -247,7 +241,7 @@ def next_(recurring_id: int | None, *, cron: str | None, time_zone: str, start: 
     """
     if (recurring_id is None) == (cron is None):
         raise click.UsageError("name a recurring export by its id, or a schedule by --cron")
-    with _told():
+    with _reported():
         schedule = checked_schedule(cron, time_zone) if cron is not None else _schedule_of(recurring_id or 0)
         after = utc_now() if start is None else _instant_of(start, schedule)
         for instant in islice(fire_times(schedule, after), count):
@@ -259,11 +253,11 @@ def _instant_of(text: str, schedule: Schedule) -> datetime:
         named = datetime.fromisoformat(text)
         return named.astimezone(UTC) if named.tzinfo else beginning(named, schedule.zone)
     except (ValueError, OverflowError):
-        raise click.BadParameter("is no time such as 2026-03-29T00:00:00Z", param_hint="--from") from None
+        raise click.BadParameter("is not a time such as 2026-03-29T00:00:00Z", param_hint="--from") from None
 
 
 def _schedule_of(recurring_id: int) -> Schedule:
-    with reading(open_database(Settings.from_environment())) as connection:
+    with reading(open_database()) as connection:
         return load_recurring(connection, recurring_id).rules().schedule
 
 
@@ -272,8 +266,8 @@ def _printed(instant: datetime, schedule: Schedule) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What the user can mend is said in one line."""
+def _reported() -> Iterator[None]:
+    """Print errors that the user can fix in one line."""
     try:
         yield
     except (ExportFailure, LookupError) as error:

@@ -1,4 +1,4 @@
-"""``export-pipeline request`` and ``cancel``: what an application does by SQL, from the shell."""
+"""Commands for requests, which an application makes by SQL: request, cancel, retry, queue, status."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import sqlalchemy as sa
@@ -17,11 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from export_pipeline.catalog.loader import load_catalog
-from export_pipeline.cli.common import once, open_database, state_of
+from export_pipeline.cli.common import ONCE, JsonText, json_option, open_database, print_json, state_of
 from export_pipeline.database.engine import reading
 from export_pipeline.database.enums import FINISHED, RequestStatus
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB
-from export_pipeline.database.types import RepeatedKeyError, read_json
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.requests import notifications, transitions
@@ -33,34 +32,15 @@ from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.validation.request import admit
 from export_pipeline.scheduling.wall_clock import read_end
 from export_pipeline.settings import Settings, dagster_home
-from export_pipeline.source.readers import source_of
-from export_pipeline.stages.plan import Estimate, estimate, make_plan
 
-_LISTS = ("recipient_emails", "columns", "include", "list_ids", "segment_ids")
+if TYPE_CHECKING:
+    from export_pipeline.stages.plan import Estimate
 
-
-class JsonText(click.ParamType[Any]):
-    """JSON typed on the command line."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse it."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return read_json(value)
-        except RepeatedKeyError as error:
-            problem = str(error)
-        except json.JSONDecodeError as error:
-            problem = f"is not JSON: {error.msg} at character {error.pos + 1}"
-        except (ValueError, RecursionError):
-            problem = "is not JSON, which has no NaN or Infinity, or is nested too deep"
-        return self.fail(problem, param, ctx)
+POLL_SECONDS = 1.0
 
 
 class EndDate(click.DateTime):
-    """The end of a range: a time, or a date alone."""
+    """The end of a range: a time, or a date."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse it."""
@@ -68,49 +48,33 @@ class EndDate(click.DateTime):
 
 
 @click.command()
-@click.option("--organization", "organization_id", required=True, help="The tenant whose rows are exported.")
+@click.option("--organization", "organization_id", required=True, help="The organization whose rows are exported.")
 @click.option("--dataset", required=True, help="A dataset of the catalog, such as contacts or entities.")
 @click.option("--format", required=True, help="csv, xlsx, json, ndjson or parquet.")
-@click.option("--recipient", "recipient_emails", multiple=True, help="Who gets the mail; may be repeated.")
-@click.option("--column", "columns", multiple=True, help="A column, in the order wanted; default all.")
+@click.option("--recipient", "recipient_emails", multiple=True, help="An address to mail; may be repeated.")
+@click.option("--column", "columns", multiple=True, help="A column, in the order of the file; default all.")
 @click.option("--layout", help="A named header set of the dataset, such as sendgrid or cometly.")
 @click.option("--include", multiple=True, help="A child list to add, such as comet_tokens; may be repeated.")
 @click.option("--list", "list_ids", multiple=True, help="A list's id; may be repeated. Lists and segments are a union.")
 @click.option("--segment", "segment_ids", multiple=True, help="A segment's id; may be repeated.")
-@click.option(
-    "--filters", type=JsonText(), multiple=True, callback=once, help='JSON, such as \'{"country": ["BR", "AR"]}\'.'
-)
+@click.option("--filters", type=JsonText(), **ONCE, help='JSON, such as \'{"country": ["BR", "AR"]}\'.')
 @click.option("--compression", help="none or gzip; default gzip for ndjson, none otherwise.")
 @click.option(
     "--max-file-size-mb",
     type=int,
-    help=f"Ceiling of each file, 1 MB = 1,000,000 bytes; default {DEFAULT_MAX_FILE_SIZE_MB}.",
+    help=f"Largest size of a file, 1 MB = 1,000,000 bytes; default {DEFAULT_MAX_FILE_SIZE_MB}.",
 )
 @click.option("--locale", "email_locale", help="Language of the mail: en, es or pt.")
 @click.option("--requested-by", help="The requester's id in your application.")
 @click.option("--from-email", help="Sender: an address on a verified domain of the organization.")
 @click.option("--from-sender-id", help="Sender: a row of organization_email_senders.")
-@click.option("--notify/--no-notify", "notify_email", default=None, help="Whether anybody is mailed; default yes.")
-@click.option(
-    "--start-date",
-    type=click.DateTime(),
-    multiple=True,
-    callback=once,
-    help="Created from, in the organization's time zone.",
-)
-@click.option(
-    "--end-date",
-    type=EndDate(),
-    multiple=True,
-    callback=once,
-    help="Created until, inclusive; a date alone is that whole day.",
-)
+@click.option("--notify/--no-notify", "notify_email", default=None, help="Whether to mail the recipients; default yes.")
+@click.option("--start-date", type=click.DateTime(), **ONCE, help="Created from, in the organization's time zone.")
+@click.option("--end-date", type=EndDate(), **ONCE, help="Created until, inclusive; a date means that whole day.")
 @click.option("--options", type=JsonText(), help='JSON, such as \'{"csv_profile": "excel"}\'; see docs/requests.md.')
-@click.option(
-    "--dry-run", is_flag=True, help="Insert nothing; say how many rows, bytes, files and seconds it would be."
-)
+@click.option("--dry-run", is_flag=True, help="Insert nothing; print how many rows, bytes, files and seconds.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object for programs.")
-def request(*, dry_run: bool, as_json: bool, **asked: Any) -> None:
+def request(*, dry_run: bool, as_json: bool, **columns: Any) -> None:
     r"""Insert a request and print its uid. The running pipeline picks it up.
 
     \b
@@ -123,12 +87,13 @@ def request(*, dry_run: bool, as_json: bool, **asked: Any) -> None:
     """
     settings = Settings.from_environment()
     engine = open_database(settings)
-    lists = {name: list(asked.pop(name)) for name in _LISTS}
-    values = {name: value for name, value in asked.items() if value is not None} | lists
+    values = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in columns.items() if value is not None
+    }
     if dry_run:
-        estimate_only(engine, settings, values, as_json=as_json)
+        _estimate_only(engine, settings, values, as_json=as_json)
         return
-    load_catalog(settings.catalog)  # whoever asks hears that nothing can be served now
+    load_catalog(settings.catalog)  # report a broken catalog now: no request could be served
     with engine.begin() as connection:
         click.echo(insert_request(connection, **values))
 
@@ -136,16 +101,16 @@ def request(*, dry_run: bool, as_json: bool, **asked: Any) -> None:
 @click.command()
 @click.argument("uid")
 def cancel(uid: str) -> None:
-    r"""Cancel a request: its run ends within seconds, nobody is mailed, nothing stays in the store.
+    r"""Cancel a request: its run ends within seconds, no mail is sent, its files are deleted from the store.
 
     \b
     Example:
       export-pipeline cancel 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
     """
-    engine = open_database(Settings.from_environment())
+    engine = open_database()
     with engine.begin() as connection:
-        asked = transitions.request_cancel(connection, uid)
-    if not asked:
+        requested = transitions.request_cancel(connection, uid)
+    if not requested:
         raise click.ClickException(f"the request is {state_of(engine, uid).status} and cannot be canceled any more")
     click.echo("Cancel requested.")
 
@@ -153,15 +118,15 @@ def cancel(uid: str) -> None:
 @click.command()
 @click.argument("uid")
 def retry(uid: str) -> None:
-    r"""Put a failed or canceled request back in the queue: it is exported anew, its attempts counted anew.
+    r"""Queue a failed or canceled request again: it starts from the first step, with a new count of attempts.
 
-    Re-executing its run in the Dagster UI goes on from the step that failed; this begins from the first.
+    To continue from the failed step, re-execute its run in the Dagster UI.
 
     \b
     Example:
       export-pipeline retry 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
     """
-    engine = open_database(Settings.from_environment())
+    engine = open_database()
     with engine.begin() as connection:
         queued = transitions.retry(connection, uid, actor="command")
     if not queued:
@@ -170,17 +135,14 @@ def retry(uid: str) -> None:
     click.echo("Queued again.")
 
 
-# ``export-pipeline request --dry-run``: what a request would come to, and nothing is left of it.
-
-
-def estimate_only(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any], *, as_json: bool) -> None:
-    """Check a request as its run would, and print what it would come to.
+def _estimate_only(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any], *, as_json: bool) -> None:
+    """Check a request as its run would, and print the estimate.
 
     Raises:
-        click.ClickException: the request would fail; says with which code.
+        click.ClickException: the request would fail, with its code.
     """
     try:
-        recipients, found = _answer(engine, settings, asked)
+        recipients, found = _estimate(engine, settings, columns)
     except ExportFailure as failure:
         code, message = failure.code, failure.message
     else:
@@ -189,12 +151,15 @@ def estimate_only(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any
     raise click.ClickException(f"{code}: {message}")
 
 
-def _answer(engine: sa.Engine, settings: Settings, asked: Mapping[str, Any]) -> tuple[int, Estimate]:
+def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any]) -> tuple[int, Estimate]:
+    from export_pipeline.source.readers import source_of
+    from export_pipeline.stages.plan import estimate, make_plan
+
     catalog, organizations = load_catalog(settings.catalog), Organizations()
     with engine.connect() as connection, connection.begin() as transaction:
-        # Inserted and taken back, so that the database's own defaults and constraints have their say.
-        # Below 1, so that no number of the sequence is used up: those are not given back.
-        request = insert_and_load(connection, id=-secrets.randbelow(2**31), **asked)
+        # Insert and roll back, so that the database's own defaults and constraints apply.
+        # With an id below 1, so that no number of the sequence is used up: a rollback does not return it.
+        request = insert_and_load(connection, id=-secrets.randbelow(2**31), **columns)
         organization, checked = admit(connection, organizations, catalog, settings, request)
         transaction.rollback()
     source = source_of(settings)
@@ -221,14 +186,13 @@ def _print(recipients: int, found: Estimate, *, as_json: bool) -> None:
     click.echo("Nothing was inserted.")
 
 
-# ``export-pipeline queue``: who waits, who is served, and for how long the oldest has waited.
-
-
 @click.command()
-@click.option("--organization", help="Show this organization alone.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for programs; waits in seconds.")
+@click.option("--organization", help="Show only this organization.")
+@json_option
 def queue(organization: str | None, *, as_json: bool) -> None:
-    r"""Show how many requests of each organization wait and run, and the oldest wait, the longest first.
+    r"""Show how many requests of each organization wait and run, and the oldest wait; the longest wait first.
+
+    With --json, waits are in seconds.
 
     \b
     Examples:
@@ -236,15 +200,14 @@ def queue(organization: str | None, *, as_json: bool) -> None:
       export-pipeline queue --organization 6f0c1a52-3a7e-4c0b-9d51-0b6a2f4e7a01
       export-pipeline queue --json | jq .total.oldest_wait_seconds
     """
-    engine = open_database(Settings.from_environment())
-    with reading(engine) as connection:
+    with reading(open_database()) as connection:
         lines = lines_of_queue(connection, organization)
     if as_json:
         document = {
             "organizations": [line.model_dump() for line in lines],
             "total": total(lines).model_dump(exclude={"organization_id"}),
         }
-        click.echo(json.dumps(document, indent=2))
+        print_json(document)
         return
     _show(lines)
 
@@ -267,22 +230,16 @@ def _show(lines: list[Line]) -> None:
 
 
 def _duration(seconds: float | None) -> str:
-    """``0:03:20``, ``2 days, 1:00:00``; a dash if nobody waits."""
+    """``0:03:20``, ``2 days, 1:00:00``; a dash if nothing waits."""
     return "-" if seconds is None else str(timedelta(seconds=int(seconds)))
-
-
-# ``export-pipeline status``: the row, and the run's own state and metadata beside it.
-
-
-POLL_SECONDS = 1.0
 
 
 @click.command()
 @click.argument("uid")
 @click.option("--watch", is_flag=True, help="Show a progress bar with ETA until the request is finished.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document for programs.")
+@json_option
 def status(uid: str, *, watch: bool, as_json: bool) -> None:
-    r"""Show how far a request is, and what its runs say (with DAGSTER_HOME set). Exit code 1 if it failed.
+    r"""Show a request's progress, and its runs if DAGSTER_HOME is set. Exit code 1 if it failed.
 
     \b
     Examples:
@@ -290,22 +247,22 @@ def status(uid: str, *, watch: bool, as_json: bool) -> None:
       export-pipeline status 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --watch
       export-pipeline status 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10 --json | jq .request.status
     """
-    engine = open_database(Settings.from_environment())
+    engine = open_database()
     state = state_of(engine, uid)
     if watch:
         state = _watch(engine, state)
     runs = _runs(state.uid)
     with reading(engine) as connection:
-        operators_text = operators_message(connection, state.uid) if state.status is RequestStatus.FAILED else None
+        cause = operators_message(connection, state.uid) if state.status is RequestStatus.FAILED else None
         mails = [
             {"kind": kind, "status": status, "reason": reason, "mails": number}
             for kind, status, reason, number in notifications.reasons(connection, state.id)
         ]
     if as_json:
-        document = {"request": state.model_dump(mode="json"), "cause": operators_text, "mails": mails, "runs": runs}
-        click.echo(json.dumps(document, indent=2))
+        document = {"request": state.model_dump(mode="json"), "cause": cause, "mails": mails, "runs": runs}
+        print_json(document)
     else:
-        _show_status(state, operators_text, mails, runs)
+        _show_status(state, cause, mails, runs)
     if state.status is RequestStatus.FAILED:
         raise SystemExit(1)
 
@@ -314,7 +271,7 @@ def _watch(engine: sa.Engine, state: RequestState) -> RequestState:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        # A share: rows are counted once in each stage, so that their number would be a multiple of the export's.
+        # A percentage: each stage counts the rows once, so a number would be a multiple of the export's rows.
         TaskProgressColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
@@ -342,7 +299,7 @@ def _runs(uid: str) -> list[dict[str, Any]]:
 
 
 def _show_status(
-    state: RequestState, operators_text: str | None, mails: list[dict[str, Any]], runs: list[dict[str, Any]]
+    state: RequestState, cause: str | None, mails: list[dict[str, Any]], runs: list[dict[str, Any]]
 ) -> None:
     console = Console()
     table = Table(show_header=False, box=None)
@@ -352,8 +309,8 @@ def _show_status(
     for mail in mails:
         reason = f" ({mail['reason']})" if mail["reason"] else ""
         table.add_row(f"mails {mail['kind']}", f"{mail['mails']} {mail['status']}{reason}")
-    if operators_text:
-        table.add_row("cause", Text(operators_text))
+    if cause:
+        table.add_row("cause", Text(cause))
     console.print(table)
     if state.status is RequestStatus.FAILED and state.error_code in RUNBOOK:
         advice = RUNBOOK[FailureCode(state.error_code)]

@@ -1,5 +1,4 @@
-"""A host application to try the product on: its tables, its data, and the servers it needs.
+"""A demo of the product: an application's tables and data, and the servers that it needs.
 
-What belongs here: everything that an installation replaces by its own. What does not: anything that
-the product needs to run; no other floor imports this one.
+An installation replaces all of it by its own, so no other package imports this one.
 """

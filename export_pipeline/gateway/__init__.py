@@ -1,7 +1,4 @@
-"""HTTP: authenticates, inserts rows, reads rows, mints links.
+"""The HTTP gateway: it authenticates callers, inserts requests, reads their state, and opens download links.
 
-No rule of its own: rules live where the row's rules live.
-
-What belongs here: one module a dialect (``ours``, ``gu1``, ``sendgrid``, ``cometly``), and what they share.
-What does not: Dagster; the gateway and the pipeline meet in the database alone.
+It has no rules of its own and does not use Dagster: gateway and pipeline share only the database.
 """

@@ -1,7 +1,7 @@
-"""Who calls, and whether they may: the key, its member's permissions, the scope, the rate.
+"""Authenticate a caller and check their permissions and rate.
 
-A key that acts for a member never may do more than the member may at this moment. ``caller`` reads that for every
-request, so ``may_export`` gives the one answer to every read, download, cancel and revoke.
+A key that acts for a member never may do more than the member may now. ``caller`` reads the member's permissions for
+every request, so ``may_export`` decides every read, download, cancel and revoke.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import Annotated
 
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from limits import RateLimitItem
 
 from export_pipeline.database.engine import reading
 from export_pipeline.failures import FailureCode
 from export_pipeline.gateway.dialect import ApiError, Dialect, dialect_of
-from export_pipeline.gateway.rate_limits import Count, per_hour, per_minute
-from export_pipeline.gateway.services import Services, services_of
+from export_pipeline.gateway.services import HOUR, MINUTE, Services, services_of
 from export_pipeline.requests.api_keys import ApiKey, find_key
 from export_pipeline.requests.organizations import Organization, permission_for, permissions_of
 
@@ -27,15 +25,15 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 
 def caller(dataset: str | None = None, *, endpoint: str = "all", limit: int | None = None) -> Callable[..., ApiKey]:
-    """A dependency that lets a caller in.
+    """A dependency that authenticates the caller.
 
     Args:
-        dataset: what the key must be allowed to export; None: the endpoint looks itself.
-        endpoint: what is counted together.
-        limit: requests a minute that the dialect promises an organization for it; None: the installation's number.
+        dataset: what the key must be allowed to export; None: the endpoint checks it.
+        endpoint: the endpoints that are counted together.
+        limit: requests a minute that the dialect allows an organization; None: the installation's number.
 
     Raises (the dependency):
-        Refusal: 401, 403, 429.
+        ApiError: 401, 403, 429.
     """
 
     def authenticate(request: Request, credentials: Credentials) -> ApiKey:
@@ -44,8 +42,7 @@ def caller(dataset: str | None = None, *, endpoint: str = "all", limit: int | No
         if key is None:
             raise ApiError(401, dialect.unauthenticated, headers={"WWW-Authenticate": "Bearer"})
         request.scope["gateway.caller"] = key
-        amount = limit if limit is not None else services.settings.rate_limit_per_minute
-        _count(request, services, key, endpoint, per_minute(amount))
+        _count(request, services, key, endpoint, limit)
         if dataset is not None:
             check_may_export(dialect, key, dataset)
         return key
@@ -60,33 +57,31 @@ def _key(services: Services, credentials: HTTPAuthorizationCredentials | None) -
         key = find_key(connection, credentials.credentials)
         if key is None:
             return None
-        held = permissions_of(connection, services.organizations, key.organization_id, key.member_id)
-    return replace(key, member_permissions=held)
+        permissions = permissions_of(connection, services.organizations, key.organization_id, key.member_id)
+    return replace(key, member_permissions=permissions)
 
 
-def _count(request: Request, services: Services, key: ApiKey, endpoint: str, item: RateLimitItem) -> None:
-    """Count the request for its organization, and for its key if that has a number of its own."""
-    dialect = dialect_of(request)
-    counts = [services.limiter.count(item, dialect.name, endpoint, key.organization_id)]
+def _count(request: Request, services: Services, key: ApiKey, endpoint: str, limit: int | None) -> None:
+    """Count the request for its organization, and for its key if that has its own limit."""
+    dialect, limiter = dialect_of(request), services.limiter
+    if limit is None:
+        limit = services.settings.rate_limit_per_minute
+    counts = [limiter.count(limit, MINUTE, dialect.name, endpoint, key.organization_id)]
     if key.requests_per_hour is not None:
-        counts.append(services.limiter.count(per_hour(key.requests_per_hour), "key", key.id))
+        counts.append(limiter.count(key.requests_per_hour, HOUR, "key", key.id))
     tightest = min(counts, key=lambda count: (count.allowed, count.remaining))
-    request.scope["gateway.headers"] = rate_headers(tightest)
+    # Every answer has them (SendGrid, rate limits; Cometly, rate limiting).
+    request.scope["gateway.headers"] = {
+        "X-RateLimit-Limit": str(tightest.limit),
+        "X-RateLimit-Remaining": str(tightest.remaining),
+        "X-RateLimit-Reset": str(tightest.ends_at),
+    }
     if not tightest.allowed:
         raise ApiError(429, dialect.too_many, headers={"Retry-After": str(tightest.retry_after)})
 
 
-def rate_headers(count: Count) -> dict[str, str]:
-    """What every answer says of the caller's rate (SendGrid, rate limits; Cometly, rate limiting)."""
-    return {
-        "X-RateLimit-Limit": str(count.limit),
-        "X-RateLimit-Remaining": str(count.remaining),
-        "X-RateLimit-Reset": str(count.ends_at),
-    }
-
-
 def caller_of(request: Request) -> ApiKey:
-    """Whom ``caller`` let in."""
+    """The key that ``caller`` authenticated."""
     key: ApiKey = request.scope["gateway.caller"]
     return key
 
@@ -107,8 +102,8 @@ def check_may_export(dialect: Dialect, key: ApiKey, dataset: str) -> None:
     """As ``may_export``.
 
     Raises:
-        Refusal: 403.
+        ApiError: 403.
     """
     if not may_export(key, dataset):
-        member_alone = permission_for(dataset) in key.scopes
-        raise ApiError(403, dialect.forbidden, code=FailureCode.PERMISSION_DENIED if member_alone else None)
+        lacks_only_permission = permission_for(dataset) in key.scopes
+        raise ApiError(403, dialect.forbidden, code=FailureCode.PERMISSION_DENIED if lacks_only_permission else None)

@@ -1,15 +1,16 @@
-"""What a dialect is: its errors' shape and statuses, and a FastAPI app that answers nothing in any other shape."""
+"""What the dialects share: the shape and status of errors, and a FastAPI app that answers in no other shape."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
 import sqlalchemy as sa
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from limits.errors import StorageError
@@ -21,6 +22,9 @@ from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.gateway.services import Services
 
 VERSION = "1.0"
+HEAD = "gateway.head"
+"""In the scope of a HEAD request: it creates no links and counts nothing."""
+_FAILED = "This failed on our side; the operators have to look at it."
 _STATUS_CODES = {
     400: "bad_request",
     401: "unauthenticated",
@@ -35,7 +39,7 @@ _STATUS_CODES = {
 
 
 class ApiError(Exception):
-    """An answer that is no success: ``message`` for people, ``code`` for programs, the ``field`` at fault."""
+    """An error answer: ``message`` for people, ``code`` for programs, the ``field`` at fault."""
 
     def __init__(
         self,
@@ -56,7 +60,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one of the APIs speaks."""
+    """The conventions of one of the APIs."""
 
     name: str
     title: str
@@ -68,29 +72,29 @@ class Dialect:
     invalid_status: int
     """Of a request that breaks a rule."""
     unauthenticated: str
-    """What a caller without a valid key is told."""
+    """The message for a caller without a valid key."""
     forbidden: str
     too_many: str
     not_found: str = "Not found."
     names: Mapping[str, str] = field(default_factory=dict)
-    """What this dialect calls columns of ``export_requests``, where it is another name."""
-    page: Callable[[Request, ApiError], Response | None] = lambda _request, _refusal: None
+    """This dialect's names of columns of ``export_requests``, where they differ."""
+    page: Callable[[Request, ApiError], Response | None] = lambda _request, _error: None
     """The answer for a person with a browser; None: the caller is a program."""
 
-    def refusal(self, failure: ExportFailure) -> ApiError:
-        """A failure of the pipeline's vocabulary as this dialect tells it."""
+    def error_of(self, failure: ExportFailure) -> ApiError:
+        """A failure of the pipeline as an error of this dialect."""
         if failure.code is FailureCode.PERMISSION_DENIED:
             return ApiError(403, self.forbidden, code=failure.code)
         if failure.fault is Fault.REQUESTER:
-            name = re.split(r"[.\[:]", failure.field or "")[0]
-            called = self.names.get(name, name)
-            return ApiError(self.invalid_status, self.worded(failure.message), field=called or None, code=failure.code)
+            column = re.split(r"[.\[:]", failure.field or "")[0]
+            name = self.names.get(column, column) or None
+            return ApiError(self.invalid_status, self.translate(failure.message), field=name, code=failure.code)
         if failure.fault is Fault.TRANSIENT:
-            return ApiError(503, "Something that this needs cannot be reached; try again.", code=failure.code)
-        return ApiError(500, "This failed on our side; the operators have to look at it.", code=failure.code)
+            return ApiError(503, "A service that this needs cannot be reached; try again.", code=failure.code)
+        return ApiError(500, _FAILED, code=failure.code)
 
-    def worded(self, message: str) -> str:
-        """A message of the pipeline in this dialect's names."""
+    def translate(self, message: str) -> str:
+        """A message of the pipeline with this dialect's names."""
         return re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda found: self.names.get(found[0], found[0]), message)
 
     def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -99,63 +103,75 @@ class Dialect:
         return {status: {"model": self.error, "description": HTTPStatus(status).phrase} for status in listed}
 
 
-def build_app(dialect: Dialect, services: Services, **options: Any) -> FastAPI:
-    """An app whose every error, an unknown path's included, has the dialect's shape."""
-    base = "" if dialect.name == "ours" else f"/{dialect.name}"
-    app = FastAPI(
+class _App(FastAPI):
+    """Leaves FastAPI's own 422 out of the OpenAPI document: no app here answers in that shape."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            for path in document["paths"].values():
+                for operation in path.values():
+                    if "HTTPValidationError" in str(operation["responses"].get("422", {})):
+                        del operation["responses"]["422"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                document.get("components", {}).get("schemas", {}).pop(name, None)
+        return super().openapi()
+
+
+def build_app(dialect: Dialect, services: Services, *routers: APIRouter, **options: Any) -> FastAPI:
+    """An app in which every error, also that of an unknown path, has the dialect's shape."""
+    base = "" if dialect.name == "native" else f"/{dialect.name}"
+    app = _App(
         title=dialect.title,
         description=dialect.description,
         version=VERSION,
         docs_url=f"{base}/docs",
         redoc_url=None,
         openapi_url=f"{base}/openapi.json",
-        # A path with a slash too much is another path: no client is to be redirected with its key.
+        # A path with an extra slash is another path: a client must not be redirected with its key.
         redirect_slashes=False,
         **options,
     )
     app.state.services = services
     app.state.dialect = dialect
+    for router in routers:
+        app.include_router(router)
 
-    # All asynchronous, so that an answer that says no waits for no thread.
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)  # noqa: S101 - for the type checker
-        page = dialect.page(request, error)
-        return page or JSONResponse(dialect.shape(error), error.status, error.headers)
+    # All asynchronous, so that an error answer waits for no thread.
+    @app.exception_handler(ApiError)
+    async def answer(request: Request, error: ApiError) -> Response:
+        return dialect.page(request, error) or JSONResponse(dialect.shape(error), error.status, error.headers)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ExportFailure)  # noqa: S101 - for the type checker
-        return await refused(request, dialect.refusal(error))
+    @app.exception_handler(ExportFailure)
+    async def failed(request: Request, failure: ExportFailure) -> Response:
+        return await answer(request, dialect.error_of(failure))
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
-        return await refused(request, first_problem(error.errors(), dialect.invalid_status))
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return await answer(request, first_problem(error.errors(), dialect.invalid_status))
 
-    async def not_served(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
+    @app.exception_handler(HTTPException)
+    async def not_served(request: Request, error: HTTPException) -> Response:
         message = dialect.not_found if error.status_code == 404 else str(error.detail)
         headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
-        return await refused(request, ApiError(error.status_code, message, headers=headers))
+        return await answer(request, ApiError(error.status_code, message, headers=headers))
 
+    @app.exception_handler(sa.exc.OperationalError)
+    @app.exception_handler(sa.exc.TimeoutError)
+    @app.exception_handler(StorageError)
     async def unreachable(request: Request, _error: Exception) -> Response:
-        return await refused(request, ApiError(503, "A database that this needs cannot be reached; try again."))
+        return await answer(request, ApiError(503, "A database that this needs cannot be reached; try again."))
 
+    @app.exception_handler(Exception)
     async def crashed(request: Request, _error: Exception) -> Response:
-        message = "This failed on our side; the operators have to look at it."
-        return await refused(request, ApiError(500, message, code="internal_error"))
+        return await answer(request, ApiError(500, _FAILED, code="internal_error"))
 
-    app.add_exception_handler(ApiError, refused)
-    app.add_exception_handler(ExportFailure, failed)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, not_served)
-    app.add_exception_handler(sa.exc.OperationalError, unreachable)
-    app.add_exception_handler(sa.exc.TimeoutError, unreachable)
-    app.add_exception_handler(StorageError, unreachable)
-    app.add_exception_handler(Exception, crashed)
     return app
 
 
 def _allowed(request: Request) -> str:
-    """All methods that the path has; a router's own answer names those of the first route alone."""
+    """All methods of the path; a router's own answer names only those of the first route."""
     bare = {name: request.scope[name] for name in ("type", "path", "root_path", "headers", "query_string")}
     routes = request.app.router.routes
     found = [
@@ -167,7 +183,7 @@ def _allowed(request: Request) -> str:
 
 
 def first_problem(errors: Any, status: int) -> ApiError:
-    """The first thing that is wrong with a body or with parameters; never the value itself."""
+    """The first problem of a body or of parameters; never the value itself."""
     first = errors[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     name = ".".join(path)
@@ -180,23 +196,6 @@ def dialect_of(request: Request) -> Dialect:
     return dialect
 
 
-def strip_default_errors(app: FastAPI) -> None:
-    """Leave FastAPI's own 422 out of the document: no app here answers in that shape."""
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            _strip(make())
-        return make()
-
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI has it, Extending OpenAPI
-
-
-def _strip(document: dict[str, Any]) -> None:
-    for path in document["paths"].values():
-        for operation in path.values():
-            if "HTTPValidationError" in str(operation["responses"].get("422", {})):
-                del operation["responses"]["422"]
-    schemas = document.get("components", {}).get("schemas", {})
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
+def instant_text(value: datetime) -> str:
+    """As SendGrid and Cometly write instants: 2021-02-01T12:35:22Z."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""A page of rows as JSON objects: what a list endpoint answers."""
+"""A page of rows as JSON objects, for list endpoints."""
 
 from __future__ import annotations
 
@@ -17,27 +17,32 @@ from export_pipeline.catalog.types import FilterOperator, OutputColumn, OutputOr
 from export_pipeline.filters.tree import AllOf, AnyOf, Comparison
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import NO_CEILING, FormatOptions, TimestampPrecision
-from export_pipeline.requests.validation.request import Preflight
+from export_pipeline.gateway.auth import organization_of
+from export_pipeline.gateway.services import Services
+from export_pipeline.requests.api_keys import ApiKey
+from export_pipeline.requests.models import draft_request
+from export_pipeline.requests.validation.request import Preflight, preflight
 from export_pipeline.source.query import Selection, build_query
 from export_pipeline.source.readers import Source, open_snapshot
 
 
-def listed(checked: Preflight, organization_id: str) -> Selection:
-    """What a request would export, to be read page by page; it must expand no custom fields."""
+def selection_of(services: Services, key: ApiKey, **columns: Any) -> tuple[Selection, Preflight]:
+    """What a request with these columns would export, to be read page by page; it must expand no custom fields."""
+    organization = organization_of(services, key)
+    draft = draft_request(organization_id=key.organization_id, format="ndjson", **columns)
+    checked = preflight(draft, services.catalog, organization)
     dataset = checked.dataset
-    by_name: dict[str, Column | ChildList] = {one.name: one for one in dataset.columns}
-    by_name |= {one.name: one for one in dataset.children}
-    return Selection(
+    selectable: tuple[Column | ChildList, ...] = (*dataset.columns, *dataset.children)
+    by_name = {one.name: one for one in selectable}
+    selection = Selection(
         dataset=dataset,
-        organization_id=organization_id,
+        organization_id=key.organization_id,
         columns=tuple(by_name[column.name] for column in checked.columns),
         filters=checked.filters,
         created_from=checked.created_from,
         created_before=checked.created_before,
     )
-
-
-Key = str | int
+    return selection, checked
 
 
 def read_page(
@@ -45,8 +50,8 @@ def read_page(
     selection: Selection,
     *,
     limit: int,
-    after: Key | None = None,
-    before: Key | None = None,
+    after: str | int | None = None,
+    before: str | int | None = None,
     newest_first: bool = False,
     headers: Sequence[str] | None = None,
     timestamps: TimestampPrecision = "microseconds",
@@ -56,15 +61,15 @@ def read_page(
     Args:
         source: the source database.
         selection: which rows, which columns.
-        limit: at most so many.
+        limit: the most rows.
         after: only rows whose key is greater.
         before: only rows whose key is smaller.
-        newest_first: from the greatest key back.
+        newest_first: in descending order of the key.
         headers: the objects' keys, in the order of the columns; None: the columns' names.
-        timestamps: as a layout writes them.
+        timestamps: their precision.
 
     Raises:
-        ExportFailure: whatever reading raises.
+        ExportFailure: as reading raises it.
     """
     key = selection.dataset.key_column
     bounds = [
@@ -79,7 +84,7 @@ def read_page(
 
 
 def _of_keys(source: Source, selection: Selection, limit: int, newest_first: bool) -> Selection:
-    """The page by its keys: children are then gathered for its rows alone, not for every row of the tenant."""
+    """The page by its keys: child lists are then read only for its rows, not for every row of the tenant."""
     key = selection.dataset.key_column
     rows = _read(source, replace(selection, columns=(key,)), limit, newest_first, ["key"], "microseconds")
     wanted = Comparison(key, FilterOperator.IN, tuple(row["key"] for row in rows)) if rows else AnyOf(())
@@ -104,7 +109,7 @@ def _read(
     sink = io.BytesIO()
     file = written.open(sink)
     query = build_query(selection, source.backend, limit=limit, last=newest_first)
-    # Of the page alone: to count every row of a large tenant would cost more than the page itself.
+    # Count only the page: counting every row of a large tenant would cost more than the page itself.
     counted = replace(query, count=sa.select(sa.func.count()).select_from(query.rows.subquery()))
     with open_snapshot(source, counted) as snapshot:
         for batch in snapshot.batches:
@@ -115,7 +120,7 @@ def _read(
 
 
 def _number(digits: str) -> float | Decimal:
-    """A double where it has all the digits, so that answers hold JSON numbers; else the digits."""
+    """A double where it holds all digits, so that answers hold JSON numbers; otherwise a decimal."""
     exact, double = Decimal(digits), float(digits)
     return double if Decimal(repr(double)) == exact else exact
 

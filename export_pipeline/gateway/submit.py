@@ -1,16 +1,21 @@
-"""From a dialect's request to a row: inserted, checked by the row's own rules, committed or taken back."""
+"""From an HTTP request to a row: the JSON body read and checked, the row inserted if it passes the request rules."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import sqlalchemy as sa
-from fastapi import Header
+from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel, ValidationError
 
 from export_pipeline.database.tables import export_requests
+from export_pipeline.database.types import RepeatedKeyError, read_json
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.gateway.auth import caller_of
+from export_pipeline.gateway.dialect import ApiError, dialect_of, first_problem
 from export_pipeline.gateway.services import Services
 from export_pipeline.recurring.dispatch import KEY_PREFIX
 from export_pipeline.requests.api_keys import ApiKey
@@ -19,82 +24,206 @@ from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.validation.request import Preflight, admit
 from export_pipeline.source.lookups import check_lists, find_segments
 
-MAX_KEY_LENGTH = 255
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
+MAX_INTEGER = 2**31 - 1
+"""Of a column of `export_requests`."""
+MAX_NAME = 60
+"""Characters of an unknown name that an answer repeats."""
+M = TypeVar("M", bound=BaseModel)
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        description="Any text of your own: the same request with the same key is made once, and answered the same.",
-        max_length=MAX_KEY_LENGTH,
+        description="Any text: requests with the same key create one export and get the same answer.", max_length=255
     ),
 ]
 
 
-@dataclass(frozen=True)
-class Submitted:
-    """A row, inserted now or by an earlier request with the same key."""
+async def _received(request: Request) -> bytes:
+    """The body's bytes.
 
-    request: ExportRequest
-    replayed: bool
+    Raises:
+        ApiError: too large.
+        KeyError: a bug: the endpoint names its body before its caller, so the caller is not authenticated yet.
+    """
+    caller_of(request)
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise ApiError(413, f"The body is larger than {MAX_BYTES} bytes.")
+    return bytes(data)
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """What the answer says of it."""
-        return {"Idempotent-Replayed": "true"} if self.replayed else {}
+
+# Not asynchronous: parsing takes a thread, and the event loop goes on.
+def json_body(request: Request, data: Annotated[bytes, Depends(_received)]) -> Any:
+    """The body as JSON; an empty one is ``{}``, whatever its ``Content-Type`` (SendGrid's clients send none).
+
+    Raises:
+        ApiError: it is not a JSON object, or holds a value that no database stores.
+    """
+    status = dialect_of(request).invalid_status
+    if not data.strip():
+        return {}
+    try:
+        body = read_json(data)
+    except RepeatedKeyError as error:
+        raise ApiError(status, f"The body {error}.") from None
+    except (ValueError, RecursionError):
+        raise ApiError(status, "The body is not JSON.") from None
+    if not isinstance(body, dict):
+        raise ApiError(status, "The body is not a JSON object.")
+    problem = _problem(body, 0)
+    if problem:
+        raise ApiError(status, f"The body {problem}.")
+    return body
 
 
-def submit(services: Services, caller: ApiKey, asked: Mapping[str, Any], key: str | None = None) -> Submitted:
+def _problem(value: Any, depth: int) -> str | None:
+    if depth > MAX_DEPTH:
+        return f"is nested deeper than {MAX_DEPTH} levels"
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        return next((found for item in value if (found := _problem(item, depth + 1))), None)
+    if isinstance(value, str) and not is_storable(value):
+        return "holds a character that no database stores"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "holds a number that is too large"
+    return None
+
+
+def is_storable(text: str) -> bool:
+    """Whether a database stores the text: no NUL, no half of a surrogate pair."""
+    return "\0" not in text and text.isascii() | (text.encode(errors="replace").decode() == text)
+
+
+Body = Annotated[dict[str, Any], Depends(json_body)]
+
+
+def parsed(request: Request, model: type[M], body: dict[str, Any], *, in_query: Sequence[str] = ()) -> M:
+    """The body as a model, with the fields that may stand in the query instead.
+
+    Raises:
+        ApiError: names the first field that is wrong, unknown or given twice.
+    """
+    status = dialect_of(request).invalid_status
+    query = query_of(request, in_query)
+    for name, value in query.items():
+        if name in body and str(body[name]) != value:
+            raise ApiError(status, f"{name}: differs between the query and the body.", field=name)
+    try:
+        return model.model_validate({**query, **body})
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        name = str(first["loc"][0])
+        known = [field.alias or field_name for field_name, field in model.model_fields.items()]
+        raise ApiError(status, _unknown(name, known), field=name[:MAX_NAME])
+    raise first_problem(problems, status)
+
+
+def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:
+    """The parameters of the query.
+
+    Raises:
+        ApiError: one is given twice, or is unknown: ignoring it could return too many rows.
+    """
+    status, found = dialect_of(request).invalid_status, dict[str, str]()
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            raise ApiError(status, _unknown(name, known, " in the query"), field=name[:MAX_NAME])
+        if name in found:
+            raise ApiError(status, f"{name}: is given twice; give it once.", field=name)
+        found[name] = value
+    return found
+
+
+def _unknown(name: str, known: Iterable[str], where: str = "") -> str:
+    short = name[:MAX_NAME]
+    close = difflib.get_close_matches(short, known, n=1)
+    advice = f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}."
+    return f"{short}: is not known{where}; {advice}"
+
+
+def described(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """The body for the OpenAPI document of an endpoint that reads it with ``parsed``."""
+    schema = _inlined(model.model_json_schema(by_alias=True))
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without ``$defs``, whose references would be relative to the whole document."""
+    definitions = schema.pop("$defs", {})
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return walk(definitions[node["$ref"].rsplit("/", 1)[-1]])
+            return {key: walk(value) for key, value in node.items()}
+        return [walk(item) for item in node] if isinstance(node, list) else node
+
+    inlined: dict[str, Any] = walk(schema)
+    return inlined
+
+
+def submit(
+    services: Services, caller: ApiKey, columns: Mapping[str, Any], key: str | None, response: Response
+) -> ExportRequest:
     """Insert a request as an application does, if it passes every rule.
 
     Args:
         services: the installation.
-        caller: whose organization it is for, and who asks.
-        asked: columns of ``export_requests``; always the same ones of a dialect, so that two requests can be compared.
+        caller: the key, with its organization and member.
+        columns: of ``export_requests``; always the same ones in a dialect, so that two requests can be compared.
         key: ``Idempotency-Key``.
+        response: gets a header if an earlier request with the same key is returned.
 
     Raises:
-        ExportFailure: the first rule that it breaks, and nothing is inserted.
+        ExportFailure: the first rule that the request breaks; nothing is inserted.
     """
-    _check_key(key)
-    row = {**asked, "organization_id": caller.organization_id, "requested_by": caller.member_id}
+    # A key of a fire time, used beforehand, would take the place of its request.
+    if key is not None and key.startswith(KEY_PREFIX):
+        message = f"Idempotency-Key: may not begin with {KEY_PREFIX}, as recurring exports use it; use another one."
+        raise ExportFailure(FailureCode.INVALID_REQUEST, message)
+    row = {**columns, "organization_id": caller.organization_id, "requested_by": caller.member_id}
     try:
-        return _submit(services, row, key)
+        request, is_replay = _submit(services, row, key)
     except sa.exc.IntegrityError:
         if key is None:
             raise
-    # Another process inserted it in this very moment.
-    return _submit(services, row, key)
+        # Another process inserted the key at the same moment.
+        request, is_replay = _submit(services, row, key)
+    if is_replay:
+        response.headers["Idempotent-Replayed"] = "true"
+    return request
 
 
-def _check_key(key: str | None) -> None:
-    # The key of a fire time, used beforehand, would take the place of its request.
-    if key is not None and key.startswith(KEY_PREFIX):
-        message = (
-            f"Idempotency-Key: may not begin with {KEY_PREFIX}, as those of recurring exports do; use another one."
-        )
-        raise ExportFailure(FailureCode.INVALID_REQUEST, message)
-
-
-def _submit(services: Services, row: Mapping[str, Any], key: str | None) -> Submitted:
+def _submit(services: Services, row: Mapping[str, Any], key: str | None) -> tuple[ExportRequest, bool]:
     if row.get("list_ids") or row.get("segment_ids"):
         _check_names(services, row, key)
     with services.database.begin() as connection:
         earlier = _with_key(connection, row["organization_id"], key)
         if earlier is not None:
-            return Submitted(_same(earlier, row), replayed=True)
+            if any(getattr(earlier, name) != value for name, value in row.items()):
+                message = "Idempotency-Key: was used for another request; use a new one for a new request."
+                raise ExportFailure(FailureCode.INVALID_REQUEST, message)
+            return earlier, True
         request = _insert(connection, row, key)
         _admit(connection, services, request)
-        return Submitted(request, replayed=False)
+        return request, False
 
 
 def _check_names(services: Services, row: Mapping[str, Any], key: str | None) -> None:
-    """Make sure that the organization has the lists and segments, unless the answer is an earlier request's.
+    """Check that the organization has the lists and segments, unless an earlier request is returned.
 
-    The source may be slow: it is asked before the request is inserted, while no transaction is open.
+    The source may be slow: it is read before the request is inserted, while no transaction is open.
     """
     with services.database.connect() as connection, connection.begin() as transaction:
         if _with_key(connection, row["organization_id"], key) is not None:
             return
-        # Inserted and taken back: every rule on the row comes before the look at the source.
+        # Insert and roll back: every rule on the row comes before the look at the source.
         organization, checked = _admit(connection, services, _insert(connection, row, None))
         transaction.rollback()
     check_lists(services.source, checked.dataset, organization.id, checked.list_ids)
@@ -121,10 +250,3 @@ def _with_key(connection: sa.Connection, organization_id: str, key: str | None) 
         sa.select(columns.id).where(columns.organization_id == organization_id, columns.idempotency_key == key)
     ).scalar()
     return None if found is None else load_request(connection, found)
-
-
-def _same(earlier: ExportRequest, row: Mapping[str, Any]) -> ExportRequest:
-    if any(getattr(earlier, name) != value for name, value in row.items()):
-        message = "Idempotency-Key: was used for another request; use a new one for a new request."
-        raise ExportFailure(FailureCode.INVALID_REQUEST, message)
-    return earlier

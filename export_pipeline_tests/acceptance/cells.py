@@ -10,10 +10,10 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from export_pipeline.demo.data import nasty
+from export_pipeline_tests import adversarial
 
 GUARDED = frozenset(
-    nasty.TEXTS[name]
+    adversarial.TEXTS[name]
     for name in (
         "only_line_feed",
         "formula",

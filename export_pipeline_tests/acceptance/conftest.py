@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from export_pipeline.demo.data import load_demo_data
 from export_pipeline_tests.acceptance.pipeline import Database, LocalShelf, Pipeline, open_pipeline
+from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.servers.postgres import PostgresServer
 
 CONTACTS = 3_000

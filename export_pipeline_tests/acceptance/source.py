@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import sqlalchemy as sa
 
-from export_pipeline.demo.data import DEFAULT_SEED, ORGANIZATIONS, generate_contacts, schema
-from export_pipeline.demo.data.load import load_batches
+from export_pipeline.demo.data import DEFAULT_SEED, ORGANIZATIONS, load_batches, schema
+from export_pipeline_tests.adversarial import generate_contacts
 
 ORGANIZATION = ORGANIZATIONS[0].id
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from export_pipeline.demo.data import ORGANIZATIONS, nasty
+from export_pipeline.demo.data import ORGANIZATIONS
+from export_pipeline_tests import adversarial
 from export_pipeline_tests.acceptance import cells
 from export_pipeline_tests.acceptance.application import CONTACTS, DATASETS, ENTITIES, stored_rows
 from export_pipeline_tests.acceptance.pipeline import RECIPIENT, Database, Pipeline, S3Shelf, open_pipeline
@@ -102,39 +103,39 @@ def counters(file_format: str, columns: Mapping[str, str], stored: list[tuple[An
 
 def instants(database: Database) -> set[datetime]:
     del database
-    return {datetime.fromisoformat(text).replace(tzinfo=UTC) for text in nasty.TIMESTAMPS}
+    return {datetime.fromisoformat(text).replace(tzinfo=UTC) for text in adversarial.TIMESTAMPS}
 
 
 def days(_database: Database) -> set[date | None]:
-    return {None if text is None else date.fromisoformat(text) for text in nasty.DATES}
+    return {None if text is None else date.fromisoformat(text) for text in adversarial.DATES}
 
 
 def floats(database: Database) -> set[str]:
-    texts = {repr(number) for number in nasty.FLOATS}
+    texts = {repr(number) for number in adversarial.FLOATS}
     return texts - {"-0.0"} if database.kind == "sqlite" else texts  # SQLite keeps -0.0 as 0.0
 
 
 NASTY: Mapping[str, Mapping[str, Callable[[Database], set[Any]]]] = {
     "contacts": {
-        "name": lambda _: set(nasty.TEXTS.values()),
-        "first_name": lambda _: set(nasty.TEXTS.values()),
-        "external_id": lambda _: set(nasty.TEXTS.values()),
-        "location": lambda _: {nasty.LONG_TEXT},
-        "phone_number": lambda _: set(nasty.PHONES),
-        "email": lambda _: set(nasty.EMAILS),
-        "custom_fields": lambda _: {*nasty.OBJECTS, nasty.LONG_OBJECT},
+        "name": lambda _: set(adversarial.TEXTS.values()),
+        "first_name": lambda _: set(adversarial.TEXTS.values()),
+        "external_id": lambda _: set(adversarial.TEXTS.values()),
+        "location": lambda _: {adversarial.LONG_TEXT},
+        "phone_number": lambda _: set(adversarial.PHONES),
+        "email": lambda _: set(adversarial.EMAILS),
+        "custom_fields": lambda _: {*adversarial.OBJECTS, adversarial.LONG_OBJECT},
         "score": floats,
-        "lifetime_value": lambda _: set(nasty.DECIMALS),
+        "lifetime_value": lambda _: set(adversarial.DECIMALS),
         "birth_date": days,
         "created_at": instants,
         "is_subscribed": lambda _: {True, False, None},
     },
     "entities": {
-        "name": lambda _: set(nasty.TEXTS.values()),
-        "phone": lambda _: set(nasty.PHONES),
-        "email": lambda _: set(nasty.EMAILS),
-        "entity_data": lambda _: set(nasty.OBJECTS),
-        "attributes": lambda _: {nasty.LONG_OBJECT},
+        "name": lambda _: set(adversarial.TEXTS.values()),
+        "phone": lambda _: set(adversarial.PHONES),
+        "email": lambda _: set(adversarial.EMAILS),
+        "entity_data": lambda _: set(adversarial.OBJECTS),
+        "attributes": lambda _: {adversarial.LONG_OBJECT},
         "registration_date": days,
         "created_at": instants,
         "deleted_at": lambda _: {None},

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from export_pipeline.demo.data import ORGANIZATIONS, nasty
+from export_pipeline.demo.data import ORGANIZATIONS
+from export_pipeline_tests import adversarial
 from export_pipeline_tests.acceptance.application import DATASETS, stored_rows
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 
@@ -162,7 +163,7 @@ def test_no_value_of_organization_id_opens_a_tenant(pipeline: Pipeline) -> None:
 
 def test_no_value_of_a_filter_is_more_than_a_value(pipeline: Pipeline) -> None:
     stored = rows_of(pipeline, "contacts")
-    texts = [*INJECTIONS, *(text for text in nasty.TEXTS.values() if text)]
+    texts = [*INJECTIONS, *(text for text in adversarial.TEXTS.values() if text)]
     cases = [anywhere(text) for text in INJECTIONS]
     cases += [({"name": texts}, lambda row: row["name"] in texts)]
     cases += [({"or": [{"name": {"starts_with": text}} for text in texts]}, lambda row: starts(row["name"], texts))]

@@ -16,8 +16,9 @@ import yaml
 
 from export_pipeline.database.engine import create_engine
 from export_pipeline.database.migrate import upgrade
-from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.demo.home import Home, Processes, free_port
+from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.benchmarks.compare import Comparison, Goal, Median, Pair, compare, median_of
 from export_pipeline_tests.benchmarks.measure import BenchFailure, Sample
 from export_pipeline_tests.benchmarks.tables import ORGANIZATION

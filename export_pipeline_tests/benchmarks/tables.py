@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 
-from export_pipeline.demo.data import DEFAULT_SEED, ORGANIZATIONS, generate_contacts, schema
+from export_pipeline.demo.data import DEFAULT_SEED, ORGANIZATIONS, schema
+from export_pipeline_tests.adversarial import generate_contacts
 
 ORGANIZATION = ORGANIZATIONS[0].id
 """Whose all rows are: a peer that reads the whole table reads the same rows as we do."""

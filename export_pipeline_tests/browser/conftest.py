@@ -14,9 +14,9 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from export_pipeline.database.engine import create_engine
 from export_pipeline.database.migrate import upgrade
-from export_pipeline.demo.data import load_demo_data
 from export_pipeline.demo.home import Home, Processes, free_port
 from export_pipeline.settings import Settings
+from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server, fresh_bucket
 from export_pipeline_tests.servers.smtp import serve_smtp

@@ -11,9 +11,8 @@ import pytest
 
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.catalog.types import ColumnType
-from export_pipeline.check.datasets import judge
-from export_pipeline.check.findings import State, Wanted
-from export_pipeline.check.source_tables import Found, open_tables
+from export_pipeline.check import State
+from export_pipeline.check.source import Found, Wanted, judge, open_tables
 from export_pipeline.filters.tree import AllOf
 from export_pipeline.settings import Settings
 from export_pipeline.source.query import Selection, build_query

@@ -21,9 +21,8 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from export_pipeline.catalog.loader import parse_dataset
-from export_pipeline.check import request_database
+from export_pipeline.check import Finding, State, ok, services
 from export_pipeline.check.environment import Environment
-from export_pipeline.check.findings import Finding, State, ok
 from export_pipeline.check.installation import PARTS, Part, check_installation
 from export_pipeline.cli import cli
 from export_pipeline.database.engine import create_engine
@@ -125,7 +124,9 @@ MISTAKES = {
         sql="UPDATE export_pipeline_version SET version_num = '0001'",
     ),
     "no request tables": Mistake(
-        "requests", r"revision: The database has no tables of ours yet", sql="DROP TABLE export_pipeline_version"
+        "requests",
+        r"revision: The database has no tables of export-pipeline yet",
+        sql="DROP TABLE export_pipeline_version",
     ),
     "a request database that is read-only": Mistake(
         "requests",
@@ -142,7 +143,9 @@ MISTAKES = {
         "store", r"write: .*SignatureDoesNotMatch", environment={"AWS_SECRET_ACCESS_KEY": "s3cret-and-wrong"}
     ),
     "links that only this network can open": Mistake(
-        "store", r"link host: Links lead to http://127\.0\.0\.1:\d+, which only this network knows", state=State.WARNING
+        "store",
+        r"link host: Links point to http://127\.0\.0\.1:\d+, which only this network can reach",
+        state=State.WARNING,
     ),
     "credentials that die before the link": Mistake(
         "store",
@@ -182,11 +185,14 @@ MISTAKES = {
     ),
     "a webhook of alerts without its path": Mistake(
         "alerts",
-        r"webhook: .*names a host alone",
+        r"webhook: .*names only a host",
         environment={"EXPORT_ALERT_WEBHOOK_URL": "https://hooks.example.com"},
     ),
     "nobody who is alerted": Mistake(
-        "alerts", r"Nobody is told", environment={"EXPORT_ALERT_WEBHOOK_URL": ""}, state=State.WARNING
+        "alerts",
+        r"No alerts of failed exports are sent",
+        environment={"EXPORT_ALERT_WEBHOOK_URL": ""},
+        state=State.WARNING,
     ),
     "a gateway that does not answer": Mistake(
         "gateway",
@@ -410,7 +416,7 @@ def test_a_sound_installation_is_sound(installation: Installation, s3_bucket: S3
         "store: link: a signed link",
         "store: delete: ",
         "staging: ",
-        "mail: provider: smtp takes mails",
+        "mail: provider: smtp accepts mails",
     ):
         assert f"ok       {line}" in shown.output
     assert not SECRET.search(shown.output)
@@ -537,7 +543,7 @@ def test_a_clock_that_is_wrong_is_named(
 ) -> None:
     """This machine's clock is a mock: it cannot be put back and forth in a test."""
     now = timedelta(seconds=seconds)
-    monkeypatch.setattr(request_database, "utc_now", lambda: datetime.now(UTC) + now)
+    monkeypatch.setattr(services, "utc_now", lambda: datetime.now(UTC) + now)
     (clock,) = [(found, text) for found, text in findings("requests") if text.startswith("clock: ")]
     assert clock[0] is state
     assert not seconds or f"{abs(seconds)} s apart" in clock[1]

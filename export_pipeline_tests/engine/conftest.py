@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from export_pipeline.demo.data import load_demo_data
 from export_pipeline.source.readers import Source
+from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.engine import people
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer, serve_postgres_with_icu

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from export_pipeline.catalog.types import FORMATS, ColumnType, OutputColumn
-from export_pipeline.demo.data import generate_contacts
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import FormatOptions
 from export_pipeline.formats.splitter import write_files
 from export_pipeline.storage.staging import Staging
 from export_pipeline.timing import StageSeconds, Timer
+from export_pipeline_tests.adversarial import generate_contacts
 
 
 def test_the_slowest_part_is_what_bounds_an_export() -> None:

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from export_pipeline.demo.data import load_demo_data
 from export_pipeline.demo.data.contacts import list_id, segment_id
 from export_pipeline.recurring import unsubscribe
 from export_pipeline.requests import api_keys
 from export_pipeline.requests.api_keys import new_token
 from export_pipeline.requests.webhooks import secret_of
 from export_pipeline_tests.acceptance.pipeline import Database, LocalShelf, open_pipeline
+from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, open_gateway
 from export_pipeline_tests.servers.postgres import PostgresServer

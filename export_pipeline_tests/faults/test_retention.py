@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from export_pipeline.cli import cli
 from export_pipeline.database.engine import utc_now
-from export_pipeline.demo.data import load_demo_data
 from export_pipeline_tests.acceptance.pipeline import Database, S3Shelf, open_pipeline
+from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.gateway.clients import OURS, Gateway, open_gateway
 from export_pipeline_tests.servers.s3 import S3Bucket

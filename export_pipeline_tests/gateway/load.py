@@ -20,10 +20,11 @@ from pathlib import Path
 
 from export_pipeline.database.engine import create_engine
 from export_pipeline.database.migrate import upgrade
-from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
+from export_pipeline.demo.data import ORGANIZATIONS
 from export_pipeline.demo.home import free_port
 from export_pipeline.requests.api_keys import create_key
 from export_pipeline.settings import Settings
+from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.servers.postgres import serve_postgres
 
 ASKED = json.dumps({"dataset": "contacts", "format": "csv", "filters": {"country": "Brasil"}})

@@ -14,7 +14,7 @@ from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.database.types import RepeatedKeyError, read_json, read_stored
 from export_pipeline.failures import ExportFailure
 from export_pipeline.filters.segments import StoredSegment, segment_condition
-from export_pipeline.gateway import bodies
+from export_pipeline.gateway import submit
 from export_pipeline.recurring.models import parse_template
 from export_pipeline_tests.gateway.clients import OURS, Caller, Gateway
 
@@ -68,7 +68,7 @@ def test_no_body_is_parsed_on_the_event_loop(
             loops.append(True)
         return read_json(data)
 
-    monkeypatch.setattr(bodies, "read_json", parse)
+    monkeypatch.setattr(submit, "read_json", parse)
     assert caller.post(path, VALID[path]).status_code == 202
     assert loops == [False]
 

@@ -182,13 +182,13 @@ def wait_for_a_young_minute() -> None:
 COUNTING = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from export_pipeline.gateway.rate_limits import Limiter, per_minute
+from export_pipeline.gateway.services import MINUTE, Limiter
 from export_pipeline.database.engine import create_engine
 from export_pipeline.settings import Settings
 settings = Settings.from_environment()
 limiter = Limiter.open(settings, create_engine(settings.database_url, connections=4))
 with ThreadPoolExecutor(4) as threads:
-    counts = list(threads.map(lambda _: limiter.count(per_minute(150), "test", sys.argv[1]).allowed, range(100)))
+    counts = list(threads.map(lambda _: limiter.count(150, MINUTE, "test", sys.argv[1]).allowed, range(100)))
 print(sum(counts))
 """
 

@@ -20,7 +20,6 @@ from export_pipeline.database.migrate import VERSION_TABLE, upgrade
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.gateway import pages
 from export_pipeline.gateway.app import build
-from export_pipeline.gateway.dialects import native
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, Caller, Gateway, open_gateway, served
 from export_pipeline_tests.gateway.test_permissions import DOCUMENTS, RANGE
@@ -147,7 +146,7 @@ def test_whoever_clicks_a_link_reads_a_page_whatever_fails(
     def broken(*_arguments: Any, **_facts: Any) -> None:
         raise RuntimeError("ana@example.com")
 
-    monkeypatch.setattr(native, "open_link", broken)
+    monkeypatch.setattr(pages, "open_link", broken)
     monkeypatch.setattr(pages, "verify_token", broken)
     monkeypatch.setattr(pages, "leave", broken)
     unreachable = create_engine("postgresql+psycopg://app@127.0.0.1:1/app?connect_timeout=2", connections=1)

@@ -23,9 +23,8 @@ from export_pipeline.database.engine import create_engine
 from export_pipeline.database.tables import export_requests
 from export_pipeline.demo.data.contacts import list_id, segment_id
 from export_pipeline.gateway import submit
-from export_pipeline.gateway.app import build
+from export_pipeline.gateway.app import JsonLines, build
 from export_pipeline.gateway.dialects import native
-from export_pipeline.gateway.logs import JsonLines
 from export_pipeline.recurring.models import RequestTemplate
 from export_pipeline.requests.api_keys import digest_of, revoke_key
 from export_pipeline.requests.models import has_uid, insert_request, load_request
@@ -410,7 +409,7 @@ def test_a_bug_is_told_by_its_type_and_its_places_alone(
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     (crash,) = [record.__dict__["facts"] for record in caplog.records if record.message == "crashed"]
     assert crash["exception"] == "RuntimeError"
-    assert any("exports.py" in place for place in crash["raised_at"])
+    assert any("native.py" in place for place in crash["raised_at"])
     line = JsonLines().format(next(record for record in caplog.records if record.message == "crashed"))
     assert crash["request_id"] == json.loads(line)["request_id"] == answer.headers["X-Request-ID"]
     assert "ana@" not in line + answer.text

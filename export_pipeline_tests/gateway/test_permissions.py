@@ -119,7 +119,8 @@ def test_nothing_is_minted_for_another_organizations_request_whoever_found_it(
     gateway.work()
     found = downloads.read_state
     monkeypatch.setattr(
-        "export_pipeline.gateway.dialects.native.visible", lambda services, _key, one: _state(services, found, one)
+        "export_pipeline.gateway.dialects.native.visible",
+        lambda services, _key, _dialect, one: _state(services, found, one),
     )
     answer = gateway.caller().get(f"/v1/exports/{uid}").json()
     assert (answer["status"], answer["files"]) == ("completed", [])

@@ -19,14 +19,14 @@ import openpyxl
 import pytest
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.demo.data import nasty
 from export_pipeline.formats.xlsx import workbook as xlsx_format
+from export_pipeline_tests import adversarial
 from export_pipeline_tests.contract import format_samples as samples
 from export_pipeline_tests.contract.format_readers import csv_module
 from export_pipeline_tests.contract.format_samples import COLUMNS, table_of, write_all
 from export_pipeline_tests.office.libreoffice import Cell, as_printed, sheets_as_cells, sheets_as_csv
 
-TEXTS = (*nasty.TEXTS.values(), nasty.LONG_TEXT, *nasty.PHONES, *nasty.EMAILS, *samples.TEXTS)
+TEXTS = (*adversarial.TEXTS.values(), adversarial.LONG_TEXT, *adversarial.PHONES, *adversarial.EMAILS, *samples.TEXTS)
 SHEET_ROWS = 51
 FIRST_DAY = date(1900, 3, 1)
 

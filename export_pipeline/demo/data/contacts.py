@@ -1,36 +1,34 @@
-"""The demo's contacts, and what belongs to them: tokens, addresses, list memberships."""
+"""The demo's contacts with their tokens, addresses, lists, segments and custom fields."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export_pipeline.demo.data import nasty
 from export_pipeline.demo.data.generator import (
+    CHUNK_ROWS,
+    DAY,
+    ORGANIZATIONS,
     Integers,
-    Mask,
+    Organization,
     Rows,
+    canonical_json,
+    created,
     joined,
     microseconds,
     numbers_as_text,
-    text_pool,
-    timestamps,
-)
-from export_pipeline.demo.data.nasty import canonical_json
-from export_pipeline.demo.data.organizations import (
-    ORGANIZATIONS,
-    Organization,
-    created,
     organization_ids,
     organization_numbers,
+    text_pool,
+    timestamps,
     updated,
 )
 
-CHUNK_ROWS = 65_536
 TOKENS_AT_MOST = 8
 EMAILS_AT_MOST = 4
 _FIRST_NAMES = {
@@ -60,19 +58,17 @@ _PLACES = (
 _STREETS = ("Av. Paulista", "Calle de Alcalá", "Main St", "Rua das Laranjeiras", "Paseo de la Reforma", "MG Road")
 _DOMAINS = ("example.com", "example.org", "example.net", "mail.example.com")
 _PLANS = ("free", "básico", "pro", "enterprise")
-_DAY_US = 86_400_000_000
 _MERGED_FROM = 10**12
-_TEXTS = text_pool(tuple(nasty.TEXTS.values()))
 
 
 def generate_contacts(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
     """The contacts table; the same rows whatever ``chunk_rows``, and ``rows`` only says where it ends."""
-    return (_contacts(part) for part in _parts("contacts", rows, seed, chunk_rows))
+    return (_contacts(part) for part in Rows.chunks("contacts", rows, seed, chunk_rows))
 
 
 def generate_tokens(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
-    """Tokens of ``rows`` contacts: none for most, else up to ``TOKENS_AT_MOST``; the newer, the higher their id."""
-    for part in _parts("contacts", rows, seed, chunk_rows):
+    """Tokens of ``rows`` contacts: none for most, else up to ``TOKENS_AT_MOST``; newer tokens have higher ids."""
+    for part in Rows.chunks("contacts", rows, seed, chunk_rows):
         owner, place = _children(part, "tokens", 0.3, TOKENS_AT_MOST)
         number = owner * TOKENS_AT_MOST + place
         token = joined("ct_", numbers_as_text((part.at("token", number) >> np.uint64(1)).astype(np.int64)))
@@ -80,12 +76,12 @@ def generate_tokens(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> It
 
 
 def generate_emails(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
-    """Every address of a quarter of ``rows`` contacts, up to ``EMAILS_AT_MOST`` each; some came with a merged one."""
-    for part in _parts("contacts", rows, seed, chunk_rows):
+    """Addresses of a quarter of ``rows`` contacts, up to ``EMAILS_AT_MOST`` each; some are of a merged contact."""
+    for part in Rows.chunks("contacts", rows, seed, chunk_rows):
         owner, place = _children(part, "emails", 0.25, EMAILS_AT_MOST)
         number = owner * EMAILS_AT_MOST + place
         email = joined("contact", numbers_as_text(owner + 1), "+", numbers_as_text(place + 1), "@example.com")
-        # Numbers that no contact has: whoever was merged is a contact no more.
+        # Numbers that no contact has: a merged contact no longer exists.
         is_merged = (place > 0) & (part.at("merged", number) % np.uint64(3) == 0)
         merged_from = pa.array(_MERGED_FROM + number, mask=~is_merged)
         theirs = joined("merged", numbers_as_text(number), "@example.net")
@@ -93,15 +89,13 @@ def generate_emails(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> It
         yield _child_batch(part, owner, place, number, {"email": email, "merged_from": merged_from})
 
 
-def generate_list_members(
-    rows: int, seed: int, list_ids: list[list[str]], *, chunk_rows: int = CHUNK_ROWS
-) -> Iterator[pa.RecordBatch]:
-    """Who of ``rows`` contacts is on which list of their organization: a half, a fifth, a twentieth, overlapping."""
-    for part in _parts("contacts", rows, seed, chunk_rows):
+def generate_list_members(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
+    """The list members among ``rows`` contacts: a half, a fifth and a twentieth of each organization, overlapping."""
+    for part in Rows.chunks("contacts", rows, seed, chunk_rows):
         organizations = organization_numbers(part)
         for at, rate in enumerate((0.5, 0.2, 0.05)):
             on_list = part.chance(f"list {at}", rate)
-            ids = text_pool(tuple(lists[at] for lists in list_ids))
+            ids = text_pool(tuple(lists[at] for lists in list_ids()))
             yield pa.record_batch(
                 {
                     "list_id": ids.take(pa.array(organizations[on_list])),
@@ -111,19 +105,13 @@ def generate_list_members(
             )
 
 
-def _parts(table: str, rows: int, seed: int, chunk_rows: int) -> Iterator[Rows]:
-    for start in range(0, rows, chunk_rows):
-        yield Rows(table, seed, start, min(start + chunk_rows, rows))
-
-
 def _contacts(rows: Rows) -> pa.RecordBatch:
-    organizations = organization_numbers(rows)
-    created_at = created(rows, organizations)
+    created_at = created(rows)
     return pa.record_batch(
         {
             "id": pa.array(rows.index + 1),
             "contact_id": rows.uuids("contact_id"),
-            "organization_id": organization_ids(organizations),
+            "organization_id": organization_ids(organization_numbers(rows)),
             **_person(rows),
             **_address(rows),
             **_identities(rows),
@@ -147,10 +135,10 @@ def _person(rows: Rows) -> dict[str, pa.Array]:
         rows.pick("domain", _DOMAINS),
     )
     return {
-        "email": rows.mix("email", rows.sparse("email", email, null=0.02), text_pool(nasty.EMAILS)),
-        "first_name": rows.mix("first_name", rows.sparse("first_name", first_name, null=0.03, empty=0.02), _TEXTS),
-        "last_name": rows.mix("last_name", rows.sparse("last_name", last_name, null=0.04, empty=0.01), _TEXTS),
-        "name": rows.mix("name", joined(first_name, " ", last_name), _TEXTS),
+        "email": rows.sparse("email", email, null=0.02),
+        "first_name": rows.sparse("first_name", first_name, null=0.03, empty=0.02),
+        "last_name": rows.sparse("last_name", last_name, null=0.04, empty=0.01),
+        "name": joined(first_name, " ", last_name),
     }
 
 
@@ -158,17 +146,14 @@ def _address(rows: Rows) -> dict[str, pa.Array]:
     places = pa.array(rows.below("place", len(_PLACES)))
     city, state, country, postal_code, prefix = (text_pool(pool).take(places) for pool in zip(*_PLACES, strict=True))
     number = numbers_as_text(rows.below("number", 10_000_000), width=7)
-    phone = rows.sparse("phone", joined(prefix, number), null=0.2, empty=0.05)
-    location = rows.sparse("location", joined(city, ", ", country), null=0.3)
     street = joined(rows.pick("street", _STREETS), ", ", numbers_as_text(rows.below("house", 3000)))
     second = joined("Apto ", numbers_as_text(rows.below("flat", 200)))
-    location = rows.mix("location", location, _TEXTS)
     return {
-        "phone_number": rows.mix("phone", phone, text_pool(nasty.PHONES)),
-        "location": rows.plant("location", location, nasty.LONG_TEXT),
-        "address_line_1": rows.mix("address_line_1", rows.sparse("street", street, null=0.2), _TEXTS),
+        "phone_number": rows.sparse("phone", joined(prefix, number), null=0.2, empty=0.05),
+        "location": rows.sparse("location", joined(city, ", ", country), null=0.3),
+        "address_line_1": rows.sparse("street", street, null=0.2),
         "address_line_2": rows.sparse("flat", second, null=0.7, empty=0.1),
-        "city": rows.mix("city", city, _TEXTS),
+        "city": city,
         "state_province_region": state,
         "postal_code": postal_code,
         "country": rows.sparse("country", country, null=0.01),
@@ -178,8 +163,7 @@ def _address(rows: Rows) -> dict[str, pa.Array]:
 def _identities(rows: Rows) -> dict[str, pa.Array]:
     number = numbers_as_text(rows.index + 1)
     alternates = joined('["alt', number, '@example.org", "old.', number, '@example.net"]')
-    unique_name = joined("user", number)
-    # Where there is no list at all, an empty one is another thing.
+    # An empty list differs from null.
     alternates = pc.if_else(pa.array(rows.chance("no alternates", 0.1)), "[]", alternates)
     return {
         "alternate_emails": rows.sparse("alternates", alternates, null=0.7),
@@ -188,9 +172,9 @@ def _identities(rows: Rows) -> dict[str, pa.Array]:
         ),
         "line": rows.sparse("line", joined("line.", number), null=0.95),
         "facebook": rows.sparse("facebook", joined("https://facebook.example/", number), null=0.9, empty=0.02),
-        "unique_name": rows.mix("unique_name", rows.sparse("unique_name", unique_name, null=0.3), _TEXTS),
+        "unique_name": rows.sparse("unique_name", joined("user", number), null=0.3),
         "phone_number_id": rows.sparse("phone_number_id", joined("pn_", number), null=0.6),
-        "external_id": rows.mix("external_id", numbers_as_text(rows.index + 1, width=10), _TEXTS),
+        "external_id": numbers_as_text(rows.index + 1, width=10),
         "anonymous_id": rows.sparse("anonymous_id", rows.uuids("anonymous_id"), null=0.5),
     }
 
@@ -200,29 +184,25 @@ def _facts(rows: Rows) -> dict[str, pa.Array]:
     cents = rows.below("cents", 100)
     value = joined(numbers_as_text(rows.below("value", 50_000)), ".", numbers_as_text(cents, width=2))
     score = np.round(rows.unit("score") * 100, 2)
-    renewed = timestamps(microseconds(["2024-01-01"])[0] + rows.below("renewed", 700) * _DAY_US)
-    # What lists.CUSTOM_FIELDS defines, in the order of canonical_json.
+    renewed = timestamps(microseconds(["2024-01-01"])[0] + rows.below("renewed", 700) * DAY)
+    # The names are those of CUSTOM_FIELDS, in the order of canonical_json.
     custom = joined(
         '{"vip": "', rows.pick("vip", ("yes", "no")), '", "plan": "', rows.pick("plan", _PLANS),
         '", "orders": ', numbers_as_text(rows.below("orders", 400)),
         ', "renewed_at": "', pc.strftime(renewed, "%Y-%m-%dT00:00:00Z"), '"}',
     )  # fmt: skip
-    custom = rows.mix("custom", rows.sparse("custom", custom, null=0.3), text_pool(nasty.OBJECTS))
-    birth = rows.sparse("birth", pa.array(days.astype(np.int32)).cast(pa.date32()), null=0.3)
-    nasty_dates = text_pool(nasty.DATES).cast(pa.date32())
-    nasty_scores = pa.array(nasty.FLOATS, pa.float64())
     return {
-        "custom_fields": rows.plant("custom", custom, nasty.LONG_OBJECT),
+        "custom_fields": rows.sparse("custom", custom, null=0.3),
         "is_subscribed": rows.sparse("subscribed", pa.array(rows.chance("subscribed", 0.8)), null=0.05),
-        "score": rows.mix("score", rows.sparse("score", pa.array(score), null=0.1), nasty_scores),
-        "lifetime_value": rows.mix("value", rows.sparse("value", value, null=0.2), text_pool(nasty.DECIMALS)),
-        "birth_date": rows.mix("birth", birth, nasty_dates),
+        "score": rows.sparse("score", pa.array(score), null=0.1),
+        "lifetime_value": rows.sparse("value", value, null=0.2),
+        "birth_date": rows.sparse("birth", pa.array(days.astype(np.int32)).cast(pa.date32()), null=0.3),
     }
 
 
 def _children(rows: Rows, name: str, share: float, at_most: int) -> tuple[Integers, Integers]:
-    """The rows' numbers that own a child, once per child, and the children's places among their own."""
-    owns: Mask = rows.chance(f"{name}?", share)
+    """The number of the owning row of each child, and the child's place among its siblings."""
+    owns = rows.chance(f"{name}?", share)
     counts = np.where(owns, 1 + rows.below(f"{name}#", at_most), 0)
     owner = np.repeat(rows.index, counts)
     ends = np.cumsum(counts)
@@ -234,7 +214,7 @@ def _child_batch(
     rows: Rows, owner: Integers, place: Integers, number: Integers, values: dict[str, pa.Array]
 ) -> pa.RecordBatch:
     organizations = organization_numbers(rows)[owner - rows.start]
-    instants = np.int64(1_700_000_000_000_000) + place * np.int64(86_400_000_000)
+    instants = np.int64(1_700_000_000_000_000) + place * np.int64(DAY)
     return pa.record_batch(
         {
             "id": pa.array(number + 1),
@@ -244,9 +224,6 @@ def _child_batch(
             "created_at": timestamps(instants),
         }
     )
-
-
-# The demo's lists, segments and custom fields: a few named ones for each organization.
 
 
 LIST_NAMES = ("Newsletter", 'Clientes "VIP", São Paulo', "Ñandú 👩‍👩‍👧‍👦 =1+1")
@@ -275,18 +252,11 @@ CUSTOM_FIELDS = (
     ("plan", "Text"),
     ("orders", "Number"),
     ("renewed_at", "Date"),
-    # Of nasty.OBJECTS: text that breaks files, an object, and a number of more digits than a double has.
-    ("texto", "Text"),
-    ("formula", "Text"),
-    ("quote", "Text"),
-    ("emptyText", "Text"),
-    ("nested", "Text"),
-    ("number", "Number"),
-    ("profile_field_01", "Text"),
     # No contact has a value.
     ("last_visit", "Date"),
 )
 """The names and types that every organization defines; SendGrid's names are ``[A-Za-z_][A-Za-z0-9_]*``."""
+_MADE_AT = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
 
 def list_id(organization: Organization, number: int) -> str:
@@ -306,55 +276,49 @@ def list_ids() -> list[list[str]]:
 
 def lists() -> pa.RecordBatch:
     """The table of lists."""
-    rows = [(list_id(owner, at), owner.id, name) for owner in ORGANIZATIONS for at, name in enumerate(LIST_NAMES)]
-    ids, owners, names = zip(*rows, strict=True)
-    return pa.record_batch(
-        {"id": ids, "organization_id": owners, "name": names, "created_at": timestamps(_instants(len(rows)))}
+    return pa.RecordBatch.from_pylist(
+        [
+            {"id": list_id(owner, at), "organization_id": owner.id, "name": name, "created_at": _MADE_AT}
+            for owner in ORGANIZATIONS
+            for at, name in enumerate(LIST_NAMES)
+        ]
     )
 
 
 def segments() -> pa.RecordBatch:
     """The table of segments."""
-    rows = [
-        (segment_id(owner, at), owner.id, name, canonical_json(stored), dsl)
-        for owner in ORGANIZATIONS
-        for at, (name, stored, dsl) in enumerate(SEGMENTS)
-    ]
-    ids, owners, names, filters, dsls = zip(*rows, strict=True)
-    return pa.record_batch(
-        {
-            "id": ids,
-            "organization_id": owners,
-            "name": names,
-            "filter": filters,
-            "query_dsl": pa.array(dsls, pa.string()),
-            "created_at": timestamps(_instants(len(rows))),
-        }
+    return pa.RecordBatch.from_pylist(
+        [
+            {
+                "id": segment_id(owner, at),
+                "organization_id": owner.id,
+                "name": name,
+                "filter": canonical_json(stored),
+                "query_dsl": query,
+                "created_at": _MADE_AT,
+            }
+            for owner in ORGANIZATIONS
+            for at, (name, stored, query) in enumerate(SEGMENTS)
+        ]
     )
 
 
-def field_definitions() -> pa.RecordBatch:
-    """The table of custom field definitions."""
-    rows = [
-        (_id(owner, f"field {name}"), owner.id, name, field_type)
-        for owner in ORGANIZATIONS
-        for name, field_type in CUSTOM_FIELDS
-    ]
-    ids, owners, names, types = zip(*rows, strict=True)
-    return pa.record_batch(
-        {
-            "id": ids,
-            "organization_id": owners,
-            "name": names,
-            "field_type": types,
-            "created_at": timestamps(_instants(len(rows))),
-        }
+def field_definitions(fields: Sequence[tuple[str, str]] = CUSTOM_FIELDS) -> pa.RecordBatch:
+    """The table of custom field definitions, or as much of it as these names and types are."""
+    return pa.RecordBatch.from_pylist(
+        [
+            {
+                "id": _id(owner, f"field {name}"),
+                "organization_id": owner.id,
+                "name": name,
+                "field_type": field_type,
+                "created_at": _MADE_AT,
+            }
+            for owner in ORGANIZATIONS
+            for name, field_type in fields
+        ]
     )
 
 
 def _id(organization: Organization, name: str) -> str:
     return str(uuid.uuid5(uuid.UUID(organization.id), name))
-
-
-def _instants(count: int) -> Integers:
-    return microseconds(["2024-01-01T12:00:00"] * count)

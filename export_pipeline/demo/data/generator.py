@@ -1,16 +1,17 @@
-"""Whole columns of made-up values, each a function of the seed and the row's number alone.
+"""The demo's organizations, and whole columns of made-up values.
 
-A value never depends on the rows before it, so any cut into chunks gives the same rows: there is no
-generator state, only a hash (splitmix64) of the row's number and the column's name.
+Each value is a hash (splitmix64) of the seed, the column's name and the row's number. There is no generator state, so
+any split into chunks gives the same rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,24 +21,26 @@ import pyarrow.compute as pc
 Bits: TypeAlias = npt.NDArray[np.uint64]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-PINNED_ROWS = 60
-"""The first rows hold every nasty value in order, whatever the seed."""
-NASTY_RATE = 0.01
-"""The share of the other rows of a column that hold a nasty value."""
-LARGE_RATE = 1 / 50_000
-"""The share of rows that hold a very large value, which weighs as much as a hundred others."""
+CHUNK_ROWS = 65_536
+FIRST_ROWS = 60
+"""The first rows belong to the first organization, so that a small data set has rows of it."""
 _HYPHENS = (8, 13, 18, 23)
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows ``start`` to ``stop`` (from 0) of a table made with a seed."""
+    """Rows ``start`` to ``stop`` (from 0, ``stop`` excluded) of a table made with a seed."""
 
     table: str
     seed: int
     start: int
     stop: int
+
+    @classmethod
+    def chunks(cls, table: str, rows: int, seed: int, chunk_rows: int) -> Iterator[Rows]:
+        """The first ``rows`` rows of a table, ``chunk_rows`` at a time."""
+        return (cls(table, seed, start, min(start + chunk_rows, rows)) for start in range(0, rows, chunk_rows))
 
     @property
     def index(self) -> Integers:
@@ -45,11 +48,11 @@ class Rows:
         return np.arange(self.start, self.stop, dtype=np.int64)
 
     def bits(self, name: str) -> Bits:
-        """64 random bits a row; every name gives others."""
+        """64 random bits a row, different for each name."""
         return self.at(name, self.index)
 
     def at(self, name: str, index: Integers) -> Bits:
-        """The same for rows given by number, which may repeat."""
+        """As ``bits``, for rows given by number; numbers may repeat."""
         key = np.uint64(_key(self.seed, self.table, name))
         mixed = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -68,10 +71,9 @@ class Rows:
         """True for a share of the rows."""
         return self.unit(name) < rate
 
-    def pick(self, name: str, pool: Sequence[Any] | pa.Array) -> pa.Array:
-        """One of the pool's values a row."""
-        values = pool if isinstance(pool, pa.Array) else text_pool(tuple(pool))
-        return values.take(pa.array(self.below(name, len(values))))
+    def pick(self, name: str, pool: Sequence[str]) -> pa.Array:
+        """One of the pool's texts a row."""
+        return text_pool(tuple(pool)).take(pa.array(self.below(name, len(pool))))
 
     def sparse(self, name: str, values: pa.Array, *, null: float, empty: float = 0.0) -> pa.Array:
         """The values with a share of nulls and, for texts, a share of empty ones."""
@@ -84,24 +86,9 @@ class Rows:
         """Random UUIDs (version 4) as text."""
         return uuid_texts(self.bits(f"{name}/high"), self.bits(f"{name}/low"))
 
-    def mix(self, name: str, values: pa.Array, nasty: pa.Array) -> pa.Array:
-        """The values with nasty ones among them: the first rows by turns, later ones at ``NASTY_RATE``."""
-        index = self.index
-        pinned = index < PINNED_ROWS
-        chosen = np.where(pinned, index % len(nasty), self.below(f"{name}/nasty", len(nasty)))
-        mask = pinned | self.chance(f"{name}/nasty?", NASTY_RATE)
-        return pc.if_else(pa.array(mask), nasty.take(pa.array(chosen)), values)
-
-    def plant(self, name: str, values: pa.Array, value: str) -> pa.Array:
-        """The values with a large one among them: in the last of the first rows, later at ``LARGE_RATE``."""
-        index = self.index
-        mask = (index == PINNED_ROWS - 1) | ((index >= PINNED_ROWS) & self.chance(f"{name}/large?", LARGE_RATE))
-        # Not if_else: it would reserve room for the large value in every row.
-        return pc.replace_with_mask(values, pa.array(mask), pa.array([value] * int(mask.sum()), pa.string()))
-
 
 def uuid_texts(high: Bits, low: Bits) -> pa.Array:
-    """UUIDs (version 4, lower case) of 128 bits each."""
+    """Format pairs of 64 random bits as UUIDs (version 4, lower case)."""
     raw = np.empty((len(high), 2), dtype=">u8")
     raw[:, 0], raw[:, 1] = high, low
     octets = raw.view(np.uint8).reshape(-1, 16)
@@ -117,7 +104,7 @@ def uuid_texts(high: Bits, low: Bits) -> pa.Array:
 
 @cache
 def text_pool(values: tuple[str | None, ...]) -> pa.Array:
-    """A pool of texts to pick from."""
+    """The texts as an array to take from."""
     return pa.array(values, pa.string())
 
 
@@ -144,3 +131,95 @@ def timestamps(values: Integers, *, null: Mask | None = None) -> pa.Array:
 
 def _key(seed: int, table: str, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{table}/{name}".encode(), digest_size=8).digest(), "big")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON as PostgreSQL prints ``jsonb``, so that a row is the same on every database."""
+    return json.dumps(_ordered(value), ensure_ascii=False, separators=(", ", ": "))
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        keys = sorted(value, key=lambda key: (len(key.encode()), key.encode()))
+        return {key: _ordered(value[key]) for key in keys}
+    return [_ordered(item) for item in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Organization:
+    """A tenant: id (UUID text), time zone (IANA), language, and its share of all rows (0 to 1)."""
+
+    id: str
+    name: str
+    time_zone: str
+    locale: Literal["en", "es", "pt"]
+    share: float
+
+
+ORGANIZATIONS: tuple[Organization, ...] = (
+    Organization(
+        "6f0c1a52-3a7e-4c0b-9d51-0b6a2f4e7a01",
+        "Café São Jorge",
+        "America/Sao_Paulo",
+        "pt",
+        0.60,
+    ),
+    Organization(
+        "1d9e8b34-52c6-4f7d-8a10-7c3b9e5d2f02",
+        "Taquería «El Ñandú»",
+        "America/Mexico_City",
+        "es",
+        0.20,
+    ),
+    Organization(
+        "c84f2e6b-0d95-4a3e-b7c2-5e1f8a6d4c03",
+        'O\'Brien & Sons, "Hardware"',
+        "America/New_York",
+        "en",
+        0.10,
+    ),
+    Organization(
+        "9a3b7d1c-e4f8-4265-a6d9-2b8c5f0e1d04",
+        "Librería Quijote",
+        "Europe/Madrid",
+        "es",
+        0.07,
+    ),
+    Organization(
+        "52e7c9f0-8b1d-4e6a-93f4-d0a7b2c6e805",
+        "चाय घर Tea House",
+        "Asia/Kolkata",
+        "en",
+        0.03,
+    ),
+)
+_SHARES = np.cumsum([organization.share for organization in ORGANIZATIONS])
+_IDS = tuple(organization.id for organization in ORGANIZATIONS)
+DAY = 86_400_000_000
+"""Microseconds."""
+_FIRST, _LAST = (int(instant) for instant in microseconds(["2018-01-01", "2025-10-01"]))
+
+
+def organization_numbers(rows: Rows) -> Integers:
+    """The number of each row's organization in ``ORGANIZATIONS``, by their shares."""
+    drawn = np.minimum(np.searchsorted(_SHARES, rows.unit("organization"), side="right"), len(_IDS) - 1)
+    return np.where(rows.index < FIRST_ROWS, 0, drawn).astype(np.int64)
+
+
+def organization_ids(numbers: Integers) -> pa.Array:
+    """The ids of organizations given by number."""
+    return text_pool(_IDS).take(pa.array(numbers))
+
+
+def created(rows: Rows) -> Integers:
+    """When rows were made, in microseconds since 1970: 2018 to 2025, half of them at whole seconds.
+
+    Many applications store whole seconds; an ISO time then has no fraction.
+    """
+    values = _FIRST + (rows.bits("created_at") % np.uint64(_LAST - _FIRST)).astype(np.int64)
+    return np.where(rows.chance("created_at/whole", 0.5), values - values % 1_000_000, values)
+
+
+def updated(rows: Rows, created_at: Integers) -> Integers:
+    """When rows were last changed: up to 400 days after they were made."""
+    return created_at + (rows.bits("updated_at") % np.uint64(400 * DAY)).astype(np.int64)

@@ -1,7 +1,7 @@
 """The tables of the demo host application, on PostgreSQL and on SQLite.
 
-SQLite has no types for instants, decimals, UUIDs and JSON, and would turn such text into numbers by
-a column's affinity: there all of them are TEXT. Instants are ``YYYY-MM-DD HH:MM:SS.ffffff`` in UTC.
+SQLite has no types for instants, decimals, UUIDs and JSON, and the affinity of such columns would turn text into
+numbers: there all of them are TEXT. Instants are ``YYYY-MM-DD HH:MM:SS.ffffff`` in UTC.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ JSON = _text_on_sqlite(postgresql.JSONB())
 INSTANT = _text_on_sqlite(DateTime(timezone=True))
 DAY = _text_on_sqlite(Date())
 DECIMAL = _text_on_sqlite(Numeric())
-# SQLite makes a key of its own rowid only for INTEGER.
+# In SQLite only INTEGER makes the rowid the key.
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -115,7 +115,7 @@ contact_emails = Table(
     Column("contact_id", NUMBER, nullable=False),
     _organization(),
     Column("email", Text, nullable=False),
-    # The contact whose address it was until it was merged into this one; its row is gone.
+    # The contact that had the address before it was merged into this one; its row is deleted.
     Column("merged_from", NUMBER),
     _instant("created_at"),
     Index("contact_emails_contact_id_id", "contact_id", "id"),

@@ -1,1 +1,1 @@
-"""The HTTP APIs, one module a dialect."""
+"""The HTTP APIs, one module each."""

@@ -1,11 +1,11 @@
-"""Cometly's dialect: contact exports, in Laravel's shapes."""
+"""Cometly's dialect: the list of contacts and contact exports, in Laravel's shapes."""
 
 from __future__ import annotations
 
 import base64
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -16,24 +16,29 @@ from pydantic_core import PydanticCustomError
 from export_pipeline.database.engine import reading
 from export_pipeline.database.enums import UNFINISHED, RequestStatus
 from export_pipeline.database.tables import export_requests
-from export_pipeline.gateway.auth import caller, organization_of
-from export_pipeline.gateway.bodies import Body, described, parsed
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, strip_default_errors
-from export_pipeline.gateway.downloads import base_url, downloads, has_files, visible_to
-from export_pipeline.gateway.row_pages import listed, read_page
+from export_pipeline.gateway.auth import caller
+from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, instant_text
+from export_pipeline.gateway.downloads import EXPIRABLE, base_url, downloads, has_files, visible_to
+from export_pipeline.gateway.row_pages import read_page, selection_of
 from export_pipeline.gateway.services import Serves, Services
-from export_pipeline.gateway.submit import IdempotencyKey, submit
+from export_pipeline.gateway.submit import Body, IdempotencyKey, described, parsed, submit
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.models import RequestState, draft_request, find_state
-from export_pipeline.requests.validation.request import Preflight, preflight
+from export_pipeline.requests.models import RequestState, find_state
 from export_pipeline.scheduling.wall_clock import given_as_time
 
-# What Cometly's endpoints share: the dialect, the range of dates, the flags.
-
-
 BASE = "/public-api/v1"
+CONTACTS_PATH = f"{BASE}/contacts"
+PATH = f"{BASE}/contacts/exports"
 DATASET = "contacts"
 LAYOUT = "cometly"
+CREATES, READS = 5, 30
+"""Requests a minute and space (Create Contact Export, Get Contact Export)."""
+LISTS = 30
+"""A minute and space; the documents name no number for this endpoint [?]: as many as for single contacts."""
+BEING_PROCESSED = "Export is being processed. Please check back in a few minutes."
+LARGEST_FILE_MB = 5_000_000
+"""One `download_url` is one file: the largest that S3 accepts."""
+_INT64 = 2**63 - 1
 _FORMAT = "%Y-%m-%d %H:%M:%S"
 _LENGTH = len("2025-01-31 23:59:59")
 
@@ -45,10 +50,10 @@ class CometlyError(BaseModel):
     errors: dict[str, list[str]] | None = None
 
 
-def _shape(refusal: ApiError) -> dict[str, Any]:
-    body: dict[str, Any] = {"message": refusal.message}
-    if refusal.status == 422 and refusal.field:
-        body["errors"] = {refusal.field: [refusal.message]}
+def _shape(error: ApiError) -> dict[str, Any]:
+    body: dict[str, Any] = {"message": error.message}
+    if error.status == 422 and error.field:
+        body["errors"] = {error.field: [error.message]}
     return body
 
 
@@ -59,7 +64,7 @@ DIALECT = Dialect(
     shape=_shape,
     error=CometlyError,
     invalid_status=422,
-    # Laravel's own words, as Cometly's documents show only the shape [?].
+    # Laravel's own sentences: Cometly's documents show only the shape [?].
     unauthenticated="Unauthenticated.",
     forbidden="This action is unauthorized.",
     too_many="Too Many Attempts.",
@@ -78,7 +83,7 @@ def _wall_clock(value: Any) -> datetime:
 def _flag(value: Any) -> bool:
     if isinstance(value, str):
         value = value.lower()
-    # Beside the 0 and 1 of Laravel's `boolean` rule, the words that a query string has.
+    # The 0 and 1 of Laravel's `boolean` rule, and the words of query strings.
     known = {True: True, False: False, "1": True, "0": False, "true": True, "false": False}
     if isinstance(value, bool | int | str) and value in known:
         return known[value]
@@ -96,12 +101,12 @@ Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"enum": [0, 1, "0
 
 
 class Range(BaseModel):
-    """Which contacts, and what of each beside its own fields."""
+    """Which contacts, and which lists besides their own fields."""
 
     model_config = ConfigDict(extra="forbid")
 
     start_date: WallClock = Field(description="Created from, in the space's time zone.")
-    # Always a time here: midnight is its second, not the day.
+    # Always a time here: midnight means that second, not the whole day.
     end_date: Annotated[WallClock, AfterValidator(given_as_time)] = Field(
         description="Created until, both ends included; after `start_date`."
     )
@@ -110,28 +115,25 @@ class Range(BaseModel):
 
     @property
     def include(self) -> list[str]:
-        """The child lists that are asked for."""
+        """The requested child lists."""
         flags = {"comet_tokens": self.include_comet_tokens, "all_emails": self.include_all_emails}
         return [name for name, wanted in flags.items() if wanted]
 
 
-def instant(value: datetime) -> str:
-    """As Cometly writes it: 2024-01-15T10:30:00Z."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-# Cometly's list of contacts: the newest first, page by page by a cursor.
-
-
-CONTACTS_PATH = f"{BASE}/contacts"
-LISTS = 30
-"""A minute and space; the documents name no number for this endpoint [?]: as many as for single contacts."""
-_INT64_RANGE = range(-(2**63), 2**63)
 Lister = Annotated[ApiKey, Depends(caller(DATASET, endpoint="list contacts", limit=LISTS))]
+Creator = Annotated[ApiKey, Depends(caller(DATASET, endpoint="create export", limit=CREATES))]
+Reader = Annotated[ApiKey, Depends(caller(DATASET, endpoint="read export", limit=READS))]
+_contacts = APIRouter(tags=["contacts"])
+_exports = APIRouter(tags=["exports"])
+
+
+def build(services: Services) -> FastAPI:
+    """The app."""
+    return build_app(DIALECT, services, _exports, _contacts)
 
 
 class Contact(BaseModel):
-    """A contact; the lists only where they are asked for."""
+    """A contact; the lists only if requested."""
 
     id: int
     email: str | None
@@ -163,7 +165,7 @@ class Listed(Range):
 
 @dataclass(frozen=True)
 class _Cursor:
-    """A place between two contacts, and which way the page lies (as Laravel writes it)."""
+    """A place between two contacts, and the direction of the page (as Laravel writes it)."""
 
     id: int
     forward: bool
@@ -179,24 +181,11 @@ class _Cursor:
         try:
             data = json.loads(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
             found = cls(data["id"], data["_pointsToNextItems"])
-            if type(found.id) is int and found.id in _INT64_RANGE and isinstance(found.forward, bool):
+            if type(found.id) is int and -_INT64 - 1 <= found.id <= _INT64 and isinstance(found.forward, bool):
                 return found
         except (ValueError, TypeError, KeyError, RecursionError):
             pass
-        raise ApiError(422, "cursor: is none of ours; begin without one.", field="cursor")
-
-
-def contact_routes() -> APIRouter:
-    """The router."""
-    router = APIRouter(tags=["contacts"])
-    router.get(
-        CONTACTS_PATH,
-        response_model=Contacts,
-        response_model_exclude_unset=True,
-        responses=DIALECT.documented(403, 422),
-        summary="List contacts",
-    )(contacts)
-    return router
+        raise ApiError(422, "cursor: not issued by this API; start without one.", field="cursor")
 
 
 class Parameters(BaseModel):
@@ -210,71 +199,29 @@ class Parameters(BaseModel):
     include_all_emails: str | None = Field(default=None, description="0 or 1.")
 
 
-def contacts(request: Request, key: Lister, services: Serves, _given: Annotated[Parameters, Query()]) -> Contacts:
+@_contacts.get(
+    CONTACTS_PATH,
+    response_model=Contacts,
+    response_model_exclude_unset=True,
+    responses=DIALECT.documented(403, 422),
+    summary="List contacts",
+)
+def contacts(request: Request, key: Lister, services: Serves, _documented: Annotated[Parameters, Query()]) -> Contacts:
     """The newest first."""
-    asked = parsed(request, Listed, {}, in_query=tuple(Listed.model_fields))
-    place = _Cursor.read(asked.cursor)
-    rows, before, after = _page(services, key, asked, place)
-    return _envelope(services, request, asked, rows, before=before, after=after)
-
-
-def _page(
-    services: Services, key: ApiKey, asked: Listed, place: _Cursor | None
-) -> tuple[list[dict[str, Any]], bool, bool]:
-    """A page, newest first, and whether there are newer and older ones."""
-    checked = _checked(services, key, asked)
-    backward = place is not None and not place.forward
-    found = read_page(
-        services.source,
-        listed(checked, key.organization_id),
-        limit=asked.per_page + 1,
-        after=place.id if place is not None and backward else None,
-        before=place.id if place is not None and not backward else None,
-        newest_first=not backward,
-        headers=[column.header for column in checked.columns],
-        timestamps="seconds",
-    )
-    rows, more = found[: asked.per_page], len(found) > asked.per_page
-    if backward:
-        return rows[::-1], more, True
-    return rows, place is not None, more
-
-
-def _checked(services: Services, key: ApiKey, asked: Listed) -> Preflight:
-    organization = organization_of(services, key)
-    draft = draft_request(
-        organization_id=key.organization_id,
-        dataset=DATASET,
-        format="ndjson",
-        layout=LAYOUT,
-        start_date=asked.start_date,
-        end_date=asked.end_date,
-        include=asked.include,
-    )
-    return preflight(draft, services.catalog, organization)
-
-
-def _envelope(
-    services: Services,
-    request: Request,
-    asked: Listed,
-    rows: list[dict[str, Any]],
-    *,
-    before: bool,
-    after: bool,
-) -> Contacts:
+    query = parsed(request, Listed, {}, in_query=tuple(Listed.model_fields))
+    place = _Cursor.read(query.cursor)
+    rows, is_newer, is_older = _page(services, key, query, place)
+    newer = str(_Cursor(rows[0]["id"], forward=False)) if rows and is_newer else None
+    older = str(_Cursor(rows[-1]["id"], forward=True)) if rows and is_older else None
     path = f"{base_url(services, request)}{CONTACTS_PATH}"
-    newer = str(_Cursor(rows[0]["id"], forward=False)) if rows and before else None
-    older = str(_Cursor(rows[-1]["id"], forward=True)) if rows and after else None
 
     def url(cursor: str | None) -> str | None:
-        parameters = {**request.query_params, "cursor": cursor}
-        return f"{path}?{urlencode(parameters)}" if cursor else None
+        return f"{path}?{urlencode({**request.query_params, 'cursor': cursor})}" if cursor else None
 
     return Contacts(
         data=[Contact(**row) for row in rows],
         path=path,
-        per_page=asked.per_page,
+        per_page=query.per_page,
         next_cursor=older,
         next_page_url=url(older),
         prev_cursor=newer,
@@ -282,19 +229,38 @@ def _envelope(
     )
 
 
-PATH = f"{BASE}/contacts/exports"
-CREATES, READS = 5, 30
-"""Requests a minute and space (Create Contact Export, Get Contact Export)."""
-BEING_PROCESSED = "Export is being processed. Please check back in a few minutes."
-LARGEST_FILE_MB = 5_000_000
-"""One `download_url` is one file: the largest that S3 takes."""
-_INT64 = 2**63 - 1
-Creator = Annotated[ApiKey, Depends(caller(DATASET, endpoint="create export", limit=CREATES))]
-Reader = Annotated[ApiKey, Depends(caller(DATASET, endpoint="read export", limit=READS))]
+def _page(
+    services: Services, key: ApiKey, query: Listed, place: _Cursor | None
+) -> tuple[list[dict[str, Any]], bool, bool]:
+    """A page, newest first, and whether there are newer and older ones."""
+    selection, checked = selection_of(
+        services,
+        key,
+        dataset=DATASET,
+        layout=LAYOUT,
+        start_date=query.start_date,
+        end_date=query.end_date,
+        include=query.include,
+    )
+    backward = place is not None and not place.forward
+    found = read_page(
+        services.source,
+        selection,
+        limit=query.per_page + 1,
+        after=place.id if place is not None and backward else None,
+        before=place.id if place is not None and not backward else None,
+        newest_first=not backward,
+        headers=[column.header for column in checked.columns],
+        timestamps="seconds",
+    )
+    rows, more = found[: query.per_page], len(found) > query.per_page
+    if backward:
+        return rows[::-1], more, True
+    return rows, place is not None, more
 
 
 class ExportQueued(BaseModel):
-    """The export."""
+    """The new export."""
 
     export_id: int
     status: Literal["queued"]
@@ -312,18 +278,6 @@ class ContactExport(BaseModel):
     expires_at: str | None = None
 
 
-_exports = APIRouter(tags=["exports"])
-
-
-def build(services: Services) -> FastAPI:
-    """The app."""
-    app = build_app(DIALECT, services)
-    app.include_router(_exports)
-    app.include_router(contact_routes())
-    strip_default_errors(app)
-    return app
-
-
 @_exports.post(
     PATH,
     status_code=202,
@@ -337,25 +291,20 @@ def create(
     idempotency_key: IdempotencyKey = None,
 ) -> ExportQueued:  # fmt: skip
     """The contacts created from one wall-clock time to another, both included, in the space's time zone."""
-    asked = parsed(request, Range, body, in_query=tuple(Range.model_fields))
-    submitted = submit(services, key, _columns(asked), idempotency_key)
-    response.headers.update(submitted.headers)
-    return ExportQueued(export_id=submitted.request.id, status="queued")
-
-
-def _columns(asked: Range) -> dict[str, Any]:
-    return {
+    dates = parsed(request, Range, body, in_query=tuple(Range.model_fields))
+    columns = {
         "dataset": DATASET,
         "format": "ndjson",
         "compression": "gzip",
         "layout": LAYOUT,
-        "start_date": asked.start_date,
-        "end_date": asked.end_date,
-        "include": asked.include,
+        "start_date": dates.start_date,
+        "end_date": dates.end_date,
+        "include": dates.include,
         "max_file_size_mb": LARGEST_FILE_MB,
         "notify_email": False,
         "recipient_emails": [],
     }
+    return ExportQueued(export_id=submit(services, key, columns, idempotency_key, response).id, status="queued")
 
 
 @_exports.get(
@@ -368,16 +317,16 @@ def _columns(asked: Range) -> dict[str, Any]:
 def read(
     request: Request, export_id: Annotated[int, Path(ge=1, le=_INT64)], key: Reader, services: Serves
 ) -> ContactExport:
-    """`download_url` lives 15 minutes from this request; ask again for another."""
+    """`download_url` is valid for 15 minutes; each request returns a fresh one."""
     with reading(services.database) as connection:
-        state = visible_to(key, find_state(connection, export_requests.c.id == export_id))
-    if state is None or state.dataset != DATASET:
+        state = visible_to(key, find_state(connection, export_requests.c.id == export_id), DATASET)
+    if state is None:
         raise ApiError(404, "Export not found.")
     return _view(services, request, state)
 
 
 def _view(services: Services, request: Request, state: RequestState) -> ContactExport:
-    created_at = instant(state.created_at)
+    created_at = instant_text(state.created_at)
     if state.status in UNFINISHED:
         status: Literal["queued", "processing"] = "queued" if state.status is RequestStatus.QUEUED else "processing"
         return ContactExport(export_id=state.id, status=status, created_at=created_at, message=BEING_PROCESSED)
@@ -388,13 +337,13 @@ def _view(services: Services, request: Request, state: RequestState) -> ContactE
         export_id=state.id,
         status="completed",
         created_at=created_at,
-        completed_at=instant(state.completed_at) if state.completed_at else None,
+        completed_at=instant_text(state.completed_at) if state.completed_at else None,
         download_url=download.url,
-        expires_at=instant(download.expires_at),
+        expires_at=instant_text(download.expires_at),
     )
 
 
 def _message(state: RequestState) -> str:
-    if state.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED):
+    if state.status in EXPIRABLE:
         return "The file of this export has expired. Create a new export."
     return state.message or "The export failed."

@@ -1,4 +1,4 @@
-"""gu1's dialect: the bulk entity export by e-mail."""
+"""gu1's dialect: the list of entities, and their bulk export by e-mail."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from export_pipeline.database.enums import RequestStatus
-from export_pipeline.gateway.auth import caller, organization_of
-from export_pipeline.gateway.bodies import Body, described, parsed, query_of
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, strip_default_errors
-from export_pipeline.gateway.downloads import downloads, visible
-from export_pipeline.gateway.row_pages import listed, read_page
+from export_pipeline.gateway.auth import caller
+from export_pipeline.gateway.dialect import ApiError, Dialect, build_app
+from export_pipeline.gateway.downloads import EXPIRABLE, downloads, visible
+from export_pipeline.gateway.row_pages import read_page, selection_of
 from export_pipeline.gateway.services import Serves, Services
-from export_pipeline.gateway.submit import IdempotencyKey, submit
+from export_pipeline.gateway.submit import Body, IdempotencyKey, described, parsed, query_of, submit
 from export_pipeline.recurring.models import RequestTemplate
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.models import RequestState, draft_request, overall_progress
-from export_pipeline.requests.validation.request import preflight
-
-# What gu1's endpoints share: the dialect, camelCase, who may call for which organization.
-
+from export_pipeline.requests.models import RequestState, overall_progress
 
 BASE = "/entities"
+PATH = f"{BASE}/export/jobs"
 DATASET = "entities"
+LIMIT = 100
+"""Up to 100 a request, no pages (list entities)."""
+FILTERS = ("type", "country", "taxId", "externalId")
+MESSAGE = "The export was queued. Every recipient is mailed when it is ready."
+_NOT_YET = "The files of this export are not available yet."
+_GONE = "The files of this export have expired. Create a new export."
 
 
 class Model(BaseModel):
-    """camelCase in JSON; snake_case is for column keys alone."""
+    """camelCase in JSON; only column keys are snake_case."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
@@ -47,7 +49,7 @@ DIALECT = Dialect(
     name="gu1",
     title="Bulk entity export, as gu1 speaks",
     description="Each key belongs to the organization that `X-Organization-ID` names.",
-    shape=lambda refusal: {"success": False, "error": refusal.message, "code": refusal.code},
+    shape=lambda error: {"success": False, "error": error.message, "code": error.code},
     error=Gu1Error,
     invalid_status=400,
     unauthenticated="Not authenticated",
@@ -63,7 +65,7 @@ def gu1_caller(
     key: Annotated[ApiKey, Depends(_let_in)],
     x_organization_id: Annotated[str | None, Header(description="Required: the key's organization.")] = None,
 ) -> ApiKey:
-    """A caller who names the organization that the key is of; it is the key's in any case."""
+    """A caller who names the key's own organization."""
     if not x_organization_id:
         raise ApiError(400, "X-Organization-ID header is required")
     if x_organization_id.strip().lower() != key.organization_id.lower():
@@ -72,12 +74,13 @@ def gu1_caller(
 
 
 Gu1Caller = Annotated[ApiKey, Depends(gu1_caller)]
-# gu1's list of entities, with its documented filters.
+_entities = APIRouter(tags=["entities"])
+_jobs = APIRouter(tags=["export jobs"])
 
 
-LIMIT = 100
-"""Up to 100 a request, no pages (list entities)."""
-FILTERS = ("type", "country", "taxId", "externalId")
+def build(services: Services) -> FastAPI:
+    """The app."""
+    return build_app(DIALECT, services, _jobs, _entities)
 
 
 class Entities(BaseModel):
@@ -86,37 +89,23 @@ class Entities(BaseModel):
     entities: list[dict[str, Any]]
 
 
-def entity_routes() -> APIRouter:
-    """The router."""
-    router = APIRouter(tags=["entities"])
-    described = [
-        {"name": name, "in": "query", "required": False, "schema": {"type": "string"}, "description": "Exact."}
-        for name in FILTERS
-    ]
-    router.get(
-        BASE,
-        response_model=Entities,
-        responses=DIALECT.documented(400, 403),
-        openapi_extra={"parameters": described},
-        summary="List entities",
-    )(entities)
-    return router
-
-
+@_entities.get(
+    BASE,
+    response_model=Entities,
+    responses=DIALECT.documented(400, 403),
+    openapi_extra={
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": {"type": "string"}, "description": "Exact."}
+            for name in FILTERS
+        ]
+    },
+    summary="List entities",
+)
 def entities(request: Request, key: Gu1Caller, services: Serves) -> Entities:
-    """The first hundred that the filters select; another parameter is refused, as it would be ignored."""
-    filters = query_of(request, FILTERS)
-    organization = organization_of(services, key)
-    draft = draft_request(organization_id=key.organization_id, dataset=DATASET, format="ndjson", filters=filters)
-    selection = listed(preflight(draft, services.catalog, organization), key.organization_id)
+    """The first hundred that the filters select; an unknown parameter is an error."""
+    selection, _ = selection_of(services, key, dataset=DATASET, filters=query_of(request, FILTERS))
     headers = [to_camel(column.name) for column in selection.columns]
     return Entities(entities=read_page(services.source, selection, limit=LIMIT, headers=headers))
-
-
-PATH = f"{BASE}/export/jobs"
-MESSAGE = "The export was queued. Every recipient is mailed when it is ready."
-_NOT_YET = "The files of this export are not available yet."
-_GONE = "The files of this export have expired. Ask for a new export."
 
 
 class JobInput(Model):
@@ -126,9 +115,9 @@ class JobInput(Model):
 
     recipient_emails: list[str] = Field(min_length=1, description="At most 26 different addresses.")
     format: Literal["csv", "xlsx", "json"]
-    filters: dict[str, Any] = Field(default={}, description="As the list of entities has them; {} is everything.")
-    email_locale: str | None = Field(default=None, description="en, es, pt; anything else is en.")
-    columns: list[str] | None = Field(default=None, description="snake_case keys in order; none: all.")
+    filters: dict[str, Any] = Field(default={}, description="As in the list of entities; {} selects everything.")
+    email_locale: str | None = Field(default=None, description="en, es or pt; any other value means en.")
+    columns: list[str] | None = Field(default=None, description="snake_case keys in order; all by default.")
     from_sender_id: str | None = None
     from_email: str | None = None
 
@@ -141,7 +130,7 @@ class JobQueued(Model):
 
 
 class Job(Model):
-    """A job as it stands."""
+    """A job."""
 
     job_id: str
     status: Literal["queued", "running", "completed", "failed"]
@@ -190,18 +179,6 @@ class DownloadAnswer(Model):
     download: Download
 
 
-def build(services: Services) -> FastAPI:
-    """The app."""
-    app = build_app(DIALECT, services)
-    app.include_router(_jobs)
-    app.include_router(entity_routes())
-    strip_default_errors(app)
-    return app
-
-
-_jobs = APIRouter(tags=["export jobs"])
-
-
 @_jobs.post(
     PATH,
     status_code=202,
@@ -214,17 +191,15 @@ def create(
     request: Request, response: Response, key: Gu1Caller, body: Body, services: Serves,
     idempotency_key: IdempotencyKey = None,
 ) -> JobQueued:  # fmt: skip
-    """What cannot be served or mailed is refused at once."""
-    asked = parsed(request, JobInput, body)
-    submitted = submit(services, key, {**asked.model_dump(), "dataset": DATASET, "notify_email": True}, idempotency_key)
-    response.headers.update(submitted.headers)
-    return JobQueued(job_id=submitted.request.uid, message=MESSAGE)
+    """An export that cannot be made or mailed is an error at once."""
+    columns = {**parsed(request, JobInput, body).model_dump(), "dataset": DATASET, "notify_email": True}
+    return JobQueued(job_id=submit(services, key, columns, idempotency_key, response).uid, message=MESSAGE)
 
 
 @_jobs.get(PATH + "/{jobId}", response_model=JobAnswer, responses=DIALECT.documented(400, 403, 404), summary="A job")
 def read(jobId: str, key: Gu1Caller, services: Serves) -> JobAnswer:  # noqa: N803 - its documented name
     """Poll every few seconds until it is completed or failed."""
-    return JobAnswer(job=_view(_found(services, key, jobId)))
+    return JobAnswer(job=_view(visible(services, key, DIALECT, jobId, DATASET)))
 
 
 @_jobs.get(
@@ -234,8 +209,8 @@ def read(jobId: str, key: Gu1Caller, services: Serves) -> JobAnswer:  # noqa: N8
     summary="Where the files are",
 )
 def download(request: Request, jobId: str, key: Gu1Caller, services: Serves) -> DownloadAnswer:  # noqa: N803
-    """Metadata, once they are available; each URL is fresh."""
-    state = _found(services, key, jobId)
+    """Available once the job is completed; each URL is fresh."""
+    state = visible(services, key, DIALECT, jobId, DATASET)
     files = [
         File(
             url=one.url,
@@ -247,19 +222,12 @@ def download(request: Request, jobId: str, key: Gu1Caller, services: Serves) -> 
         for one in downloads(services, request, state)
     ]
     if not files:
-        raise ApiError(404, _GONE if state.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED) else _NOT_YET)
+        raise ApiError(404, _GONE if state.status in EXPIRABLE else _NOT_YET)
     return DownloadAnswer(download=Download(**files[0].model_dump(), job_id=state.uid, files=files))
 
 
-def _found(services: Services, key: ApiKey, uid: str) -> RequestState:
-    state = visible(services, key, uid)
-    if state is None or state.dataset != DATASET:
-        raise ApiError(404, DIALECT.not_found)
-    return state
-
-
 def _status(status: RequestStatus) -> Literal["queued", "running", "completed", "failed"]:
-    """Four statuses: what was canceled has failed, what has expired was completed [?]."""
+    """Four statuses: a canceled job has failed, an expired one was completed [?]."""
     match status:
         case RequestStatus.QUEUED:
             return "queued"
@@ -283,7 +251,7 @@ def _view(state: RequestState) -> Job:
         progress=round(100 * done / total, 1) if total else None,
         file_count=state.file_count,
         size_bytes=state.byte_count,
-        error=DIALECT.worded(state.message) if ended_badly and state.message else None,
+        error=DIALECT.translate(state.message) if ended_badly and state.message else None,
         error_code=state.error_code if ended_badly else None,
         created_at=state.created_at,
         started_at=state.started_at,

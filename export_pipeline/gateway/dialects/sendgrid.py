@@ -1,8 +1,7 @@
-"""SendGrid's dialect: Export Contacts."""
+"""SendGrid's dialect: Export Contacts, and the lists and segments that an export may name."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -10,26 +9,35 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Respons
 from pydantic import BaseModel, ConfigDict, Field
 
 from export_pipeline.database.engine import reading
-from export_pipeline.database.enums import UNFINISHED, RequestStatus
+from export_pipeline.database.enums import UNFINISHED
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB
 from export_pipeline.gateway.auth import caller, organization_of
-from export_pipeline.gateway.bodies import MAX_INTEGER, Body, described, parsed, query_of
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, strip_default_errors
-from export_pipeline.gateway.downloads import base_url, downloads, has_files, visible
+from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, instant_text
+from export_pipeline.gateway.downloads import EXPIRABLE, base_url, downloads, has_files, visible
 from export_pipeline.gateway.services import Serves, Services
-from export_pipeline.gateway.submit import IdempotencyKey, submit
+from export_pipeline.gateway.submit import MAX_INTEGER, Body, IdempotencyKey, described, parsed, query_of, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.models import RecentRequest, RequestState, recent_requests
-from export_pipeline.source.lookups import ListEntry, SegmentEntry, lists_page, names_of, segments_of
+from export_pipeline.source.lookups import SegmentEntry, lists_page, names_of, segments_of
 
-# What SendGrid's endpoints share: the dialect, metadata, who may call.
-
-
+PATH = "/v3/marketing/contacts/exports"
+LISTS = "/v3/marketing/lists"
+SEGMENTS = "/v3/marketing/segments/2.0"
 DATASET = "contacts"
+LAYOUT = "sendgrid"
+LISTED = 100
+"""The most exports that the list shows."""
+Status = Literal["pending", "ready", "failure"]
+
+
+class _Model(BaseModel):
+    """Some names differ in JSON: `_metadata`."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
 
 class SendGridError(BaseModel):
-    """One thing that is wrong."""
+    """One error."""
 
     message: str
     field: str | None = None
@@ -42,10 +50,8 @@ class SendGridErrors(BaseModel):
     errors: list[SendGridError]
 
 
-class Metadata(BaseModel):
-    """`_metadata`: where this is, and what comes next."""
-
-    model_config = ConfigDict(populate_by_name=True)
+class Metadata(_Model):
+    """`_metadata`: the URL of this, and of the next page."""
 
     self_: str = Field(alias="self")
     next: str | None = None
@@ -56,7 +62,7 @@ DIALECT = Dialect(
     name="sendgrid",
     title="Contacts exports, as SendGrid speaks",
     description="Point a SendGrid client's `host` here.",
-    shape=lambda refusal: {"errors": [{"field": refusal.field, "message": refusal.message}]},
+    shape=lambda error: {"errors": [{"field": error.field, "message": error.message}]},
     error=SendGridErrors,
     invalid_status=400,
     # Clients look for these words (source-sendgrid).
@@ -66,14 +72,14 @@ DIALECT = Dialect(
     not_found="resource not found",
     names={"max_file_size_mb": "max_file_size", "recipient_emails": "notifications"},
 )
-_let_in = caller(DATASET)
+_authenticate = caller(DATASET)
 
 
 def sendgrid_caller(
-    key: Annotated[ApiKey, Depends(_let_in)],
+    key: Annotated[ApiKey, Depends(_authenticate)],
     on_behalf_of: Annotated[str | None, Header(description="Not supported: each key has one organization.")] = None,
 ) -> ApiKey:
-    """A caller for their own organization: to ignore a subuser would export somebody else's contacts."""
+    """A caller for the key's own organization: ignoring a subuser would export the wrong contacts."""
     if on_behalf_of:
         raise ApiError(403, DIALECT.forbidden, field="On-Behalf-Of")
     return key
@@ -82,22 +88,17 @@ def sendgrid_caller(
 SendGridCaller = Annotated[ApiKey, Depends(sendgrid_caller)]
 
 
-def instant(value: datetime) -> str:
-    """As SendGrid writes it: 2021-02-01T12:35:22Z."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+_exports = APIRouter(tags=["exports"])
+_directory = APIRouter(tags=["lists and segments"])
 
 
-# SendGrid's lists and segments: what `list_ids` and `segment_ids` may name.
+def build(services: Services) -> FastAPI:
+    """The app."""
+    return build_app(DIALECT, services, _exports, _directory)
 
 
-LISTS = "/v3/marketing/lists"
-SEGMENTS = "/v3/marketing/segments/2.0"
-
-
-class ContactList(BaseModel):
+class ContactList(_Model):
     """A list."""
-
-    model_config = ConfigDict(populate_by_name=True)
 
     id: str
     name: str
@@ -105,28 +106,26 @@ class ContactList(BaseModel):
     metadata: Metadata = Field(alias="_metadata")
 
 
-class Lists(BaseModel):
+class Lists(_Model):
     """A page of lists; `_metadata.next` is the next one's URL."""
-
-    model_config = ConfigDict(populate_by_name=True)
 
     result: list[ContactList]
     metadata: Metadata = Field(alias="_metadata")
 
 
 class SegmentStatus(BaseModel):
-    """Whether the segment's query can be used."""
+    """Whether the segment's query is valid."""
 
     query_validation: Literal["VALID", "INVALID"]
     error_message: str
 
 
 class Segment(BaseModel):
-    """A segment; its instants are null, as the application does not tell them."""
+    """A segment; its instants are null, because the application does not store them."""
 
     id: str
     name: str
-    contacts_count: int | None = Field(description="Null if the query cannot be used, or counting took too long.")
+    contacts_count: int | None = Field(description="Null if the query is invalid, or counting took too long.")
     query_dsl: str | None
     created_at: str | None = None
     updated_at: str | None = None
@@ -143,26 +142,19 @@ class Segments(BaseModel):
     results: list[Segment]
 
 
-def directory_routes() -> APIRouter:
-    """The router."""
-    router = APIRouter(tags=["lists and segments"])
-    router.get(
-        LISTS,
-        response_model=Lists,
-        response_model_exclude_none=True,
-        responses=DIALECT.documented(400, 403),
-        summary="Lists",
-    )(lists)
-    router.get(SEGMENTS, response_model=Segments, responses=DIALECT.documented(400, 403), summary="Segments")(segments)
-    return router
-
-
+@_directory.get(
+    LISTS,
+    response_model=Lists,
+    response_model_exclude_none=True,
+    responses=DIALECT.documented(400, 403),
+    summary="Lists",
+)
 def lists(
     request: Request, key: SendGridCaller, services: Serves,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
     page_token: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Lists:  # fmt: skip
-    """In the order of their ids."""
+    """Sorted by id."""
     query_of(request, ("page_size", "page_token"))
     organization = organization_of(services, key)
     page = lists_page(
@@ -173,23 +165,22 @@ def lists(
         limit=page_size + 1,
     )
     base = f"{base_url(services, request)}{LISTS}"
-    shown, more = page[:page_size], len(page) > page_size
+    entries, more = page[:page_size], len(page) > page_size
     metadata = Metadata(
         self_=f"{base}?page_size={page_size}" + (f"&page_token={quote(page_token)}" if page_token else ""),
-        next=f"{base}?page_size={page_size}&page_token={quote(shown[-1].id)}" if more else None,
-        count=len(shown),
+        next=f"{base}?page_size={page_size}&page_token={quote(entries[-1].id)}" if more else None,
+        count=len(entries),
     )
-    return Lists(result=[_list(one, base) for one in shown], metadata=metadata)
+    result = [
+        ContactList(id=one.id, name=one.name or "", contact_count=one.rows, metadata=Metadata(self_=f"{base}/{one.id}"))
+        for one in entries
+    ]
+    return Lists(result=result, metadata=metadata)
 
 
-def _list(entry: ListEntry, base: str) -> ContactList:
-    return ContactList(
-        id=entry.id, name=entry.name or "", contact_count=entry.rows, metadata=Metadata(self_=f"{base}/{entry.id}")
-    )
-
-
+@_directory.get(SEGMENTS, response_model=Segments, responses=DIALECT.documented(400, 403), summary="Segments")
 def segments(request: Request, key: SendGridCaller, services: Serves) -> Segments:
-    """Each counted now, as far as the time is enough for it."""
+    """Each counted now, as long as the time limit allows."""
     query_of(request, ())
     organization = organization_of(services, key)
     found = segments_of(services.source, services.dataset(DATASET), organization.id, organization.time_zone)
@@ -208,14 +199,8 @@ def _segment(entry: SegmentEntry) -> Segment:
     )
 
 
-PATH = "/v3/marketing/contacts/exports"
-LISTED = 100
-"""Exports that the list shows at most."""
-LAYOUT = "sendgrid"
-
-
 class Notifications(BaseModel):
-    """Whether the key's member is mailed a link."""
+    """Whether a link is mailed to the key's member."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -223,7 +208,7 @@ class Notifications(BaseModel):
 
 
 class ExportInput(BaseModel):
-    """All of it optional; another key is refused, as it may be meant to narrow the export."""
+    """All fields are optional; an unknown one is an error, because it may be meant to narrow the export."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -235,26 +220,22 @@ class ExportInput(BaseModel):
         default=None, ge=1, le=MAX_INTEGER, description=f"MB; {DEFAULT_MAX_FILE_SIZE_MB} by default."
     )
     field_selections: list[Literal["*"]] | None = Field(
-        default=None, description="Not SendGrid's; clients send it, and all fields are what they get."
+        default=None, description="Not SendGrid's, but clients send it; an export always has all fields."
     )
 
 
-class ExportCreated(BaseModel):
-    """The job."""
-
-    model_config = ConfigDict(populate_by_name=True)
+class ExportCreated(_Model):
+    """The new job."""
 
     metadata: Metadata = Field(alias="_metadata")
     id: str
 
 
-class ContactExport(BaseModel):
-    """A job's status; `urls` once it is ready, `message` if it failed."""
-
-    model_config = ConfigDict(populate_by_name=True)
+class ContactExport(_Model):
+    """A job; `urls` once it is ready, `message` if it failed."""
 
     id: str
-    status: Literal["pending", "ready", "failure"]
+    status: Status
     created_at: str
     updated_at: str
     completed_at: str | None = None
@@ -266,19 +247,17 @@ class ContactExport(BaseModel):
 
 
 class Named(BaseModel):
-    """A list or segment; SendGrid writes these keys so."""
+    """A list or segment; these keys are SendGrid's."""
 
     ID: str
     Name: str
 
 
-class ListedExport(BaseModel):
+class ListedExport(_Model):
     """A job in the list."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     id: str
-    status: Literal["pending", "ready", "failure"]
+    status: Status
     created_at: str
     completed_at: str | None = None
     expires_at: str
@@ -290,25 +269,11 @@ class ListedExport(BaseModel):
     metadata: Metadata = Field(alias="_metadata")
 
 
-class ExportList(BaseModel):
-    """In flight or recently completed; the newest is the last."""
-
-    model_config = ConfigDict(populate_by_name=True)
+class ExportList(_Model):
+    """Exports in progress or recently completed; the newest is the last."""
 
     result: list[ListedExport]
     metadata: Metadata = Field(alias="_metadata")
-
-
-def build(services: Services) -> FastAPI:
-    """The app."""
-    app = build_app(DIALECT, services)
-    app.include_router(_exports)
-    app.include_router(directory_routes())
-    strip_default_errors(app)
-    return app
-
-
-_exports = APIRouter(tags=["exports"])
 
 
 @_exports.post(
@@ -325,39 +290,37 @@ def create(
     _in_query: Annotated[str | None, Query(alias="file_type", description="For clients that send no body.")] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> ExportCreated:  # fmt: skip
-    """Neither lists nor segments: all contacts."""
-    asked = parsed(request, ExportInput, body, in_query=["file_type"])
-    submitted = submit(services, key, _columns(services, key, asked), idempotency_key)
-    response.headers.update(submitted.headers)
-    uid = submitted.request.uid
+    """Without lists and segments: all contacts."""
+    export = parsed(request, ExportInput, body, in_query=["file_type"])
+    uid = submit(services, key, _columns(services, key, export), idempotency_key, response).uid
     return ExportCreated(id=uid, metadata=_metadata(services, request, uid))
 
 
-def _columns(services: Services, key: ApiKey, asked: ExportInput) -> dict[str, Any]:
-    mails = asked.notifications is not None and bool(asked.notifications.email)
+def _columns(services: Services, key: ApiKey, export: ExportInput) -> dict[str, Any]:
+    mails = export.notifications is not None and bool(export.notifications.email)
     return {
         "dataset": DATASET,
-        "format": "ndjson" if asked.file_type == "json" else "csv",
+        "format": "ndjson" if export.file_type == "json" else "csv",
         "compression": "gzip",
         "layout": LAYOUT,
-        "list_ids": asked.list_ids or None,
-        "segment_ids": asked.segment_ids or None,
-        "max_file_size_mb": asked.max_file_size or DEFAULT_MAX_FILE_SIZE_MB,
+        "list_ids": export.list_ids or None,
+        "segment_ids": export.segment_ids or None,
+        "max_file_size_mb": export.max_file_size or DEFAULT_MAX_FILE_SIZE_MB,
         "notify_email": mails,
         "recipient_emails": [_address(services, key)] if mails else [],
-        # Programs read these files, and a value is to be what was stored.
+        # Programs read these files: values must be exactly as stored.
         "options": {"guard_formulas": False},
     }
 
 
 def _address(services: Services, key: ApiKey) -> str:
-    """Where `notifications.email` goes: to whom the key acts for."""
+    """The address for `notifications.email`: that of the member for whom the key acts."""
     member = None
     if key.member_id is not None:
         with reading(services.database) as connection:
             member = services.organizations.member(connection, key.organization_id, key.member_id)
     if member is None or member.email is None:
-        message = "notifications.email: this key acts for no member with an address; leave it false."
+        message = "notifications.email: this key has no member with an address; set it to false."
         raise ApiError(400, message, field="notifications")
     return member.email
 
@@ -371,14 +334,12 @@ def _address(services: Services, key: ApiKey) -> str:
 )
 def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> ContactExport:  # noqa: A002 - its name
     """Its URLs are fresh at each read and need no credentials."""
-    state = visible(services, key, id)
-    if state is None or state.dataset != DATASET:
-        raise ApiError(404, DIALECT.not_found)
-    told = _told(services, request, state)
+    state = visible(services, key, DIALECT, id, DATASET)
+    facts = _facts(services, request, state)
     return ContactExport(
-        **told,
-        updated_at=instant(state.updated_at),
-        message=_message(state) if told["status"] == "failure" else None,
+        **facts,
+        updated_at=instant_text(state.updated_at),
+        message=_message(state) if facts["status"] == "failure" else None,
         contact_count=state.row_count,
     )
 
@@ -391,7 +352,7 @@ def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> Co
     summary="List exports",
 )
 def list_exports(request: Request, key: SendGridCaller, services: Serves) -> ExportList:
-    """Those in flight or recently completed."""
+    """Exports in progress or recently completed."""
     query_of(request, ())
     with reading(services.database) as connection:
         found = recent_requests(connection, key.organization_id, DATASET, limit=LISTED)
@@ -404,7 +365,7 @@ def list_exports(request: Request, key: SendGridCaller, services: Serves) -> Exp
     )
     result = [
         ListedExport(
-            **_told(services, request, state),
+            **_facts(services, request, state),
             user_id=state.requested_by,
             export_type=_export_type(state),
             lists=[Named(ID=one, Name=names.get(one, "")) for one in state.list_ids],
@@ -415,33 +376,33 @@ def list_exports(request: Request, key: SendGridCaller, services: Serves) -> Exp
     return ExportList(result=result, metadata=Metadata(self_=f"{base_url(services, request)}{PATH}"))
 
 
-def _told(services: Services, request: Request, state: RequestState) -> dict[str, Any]:
-    """What both answers say."""
+def _facts(services: Services, request: Request, state: RequestState) -> dict[str, Any]:
+    """The fields of a job in both answers."""
     status = _status(state)
-    # The document demands it of pending jobs too: the files will live at least so long.
+    # The document requires it for pending jobs too: the files will be kept at least until then.
     expires_at = state.expires_at or state.created_at + services.retention
     return {
         "id": state.uid,
         "status": status,
-        "created_at": instant(state.created_at),
-        "completed_at": instant(state.completed_at) if state.completed_at else None,
-        "expires_at": instant(expires_at),
+        "created_at": instant_text(state.created_at),
+        "completed_at": instant_text(state.completed_at) if state.completed_at else None,
+        "expires_at": instant_text(expires_at),
         "urls": [one.url for one in downloads(services, request, state)] if status == "ready" else None,
         "metadata": _metadata(services, request, state.uid),
     }
 
 
-def _status(state: RequestState) -> Literal["pending", "ready", "failure"]:
+def _status(state: RequestState) -> Status:
     if state.status in UNFINISHED:
         return "pending"
-    # `ready` has at least one URL: what has expired is not ready any more [?].
+    # `ready` has at least one URL: an expired export is not ready any more [?].
     return "ready" if has_files(state) else "failure"
 
 
 def _message(state: RequestState) -> str:
-    if state.status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED):
-        return "The files of this export have expired; ask for a new export."
-    return DIALECT.worded(state.message or "The export failed.")
+    if state.status in EXPIRABLE:
+        return "The files of this export have expired; create a new export."
+    return DIALECT.translate(state.message or "The export failed.")
 
 
 def _export_type(state: RecentRequest) -> Literal["contacts_export", "list_export", "segment_export"]:
