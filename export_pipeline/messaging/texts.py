@@ -1,7 +1,7 @@
-"""The words of the mails, in every language they are sent in: phrases with ``{placeholders}``.
+"""The phrases of the mails in every language, with ``{placeholders}``.
 
-Numbers stand behind a colon, so that no phrase needs a plural. Where there is a ``..._one``, it is about a single file
-and the phrase without it about several.
+Numbers follow a colon, so that no phrase needs a plural. A phrase ``..._one`` is for a single file; the phrase without
+``_one`` is for several.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.source.query import Selection, build_query
 from export_pipeline.source.readers import Snapshot, Source, open_snapshot
 from export_pipeline.source.readers.arrow_types import staged_schema
-from export_pipeline.storage.staging import BatchWriter, Staging, one_try
+from export_pipeline.storage.batches import BatchWriter
+from export_pipeline.storage.staging import Staging, one_try
 from export_pipeline.timing import StageSeconds, Timer
 
 

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from export_pipeline.catalog.types import NameStyle
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.storage.objects import ObjectDescription
+from export_pipeline.storage.store import ObjectDescription
 
 if TYPE_CHECKING:
     from export_pipeline.storage.store import Store

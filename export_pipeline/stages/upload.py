@@ -11,9 +11,8 @@ from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.stages.manifest import ManifestFile, export_prefix, file_name
 from export_pipeline.stages.plan import ExportPlan
 from export_pipeline.stages.serialize import SerializedFiles, StagedFile
-from export_pipeline.storage.objects import ObjectDescription
 from export_pipeline.storage.staging import Staging
-from export_pipeline.storage.store import Store
+from export_pipeline.storage.store import ObjectDescription, Store
 
 
 def upload_files(

@@ -38,7 +38,7 @@ from export_pipeline.requests.download_links import (
 from export_pipeline.requests.models import RequestState, eta_seconds, overall_progress
 from export_pipeline.scheduling.wall_clock import read_end
 from export_pipeline.stages.upload import describe
-from export_pipeline.storage.objects import content_disposition
+from export_pipeline.storage.store import content_disposition
 
 # The endpoints of ``/v1/exports``: a request's columns, progress with ETA, cancel.
 

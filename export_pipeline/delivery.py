@@ -1,1 +1,0 @@
-"""From finished files to people: stores, manifest, links, mail."""
