@@ -65,10 +65,10 @@ def mail_failure(
         )
         for notification_id, address in waiting
     ]
-    handed = send_all(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
-    if handed.pending:
-        raise handed.postponed("The mail about the failure could not be sent to the requester")
-    return handed.counts
+    result = send_all(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
+    if result.pending:
+        raise result.postponed("The mail about the failure could not be sent to the requester")
+    return result.counts
 
 
 def _failed_row(connection: sa.Connection, request_id: int) -> sa.Row[Any] | None:

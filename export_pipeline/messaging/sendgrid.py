@@ -7,8 +7,7 @@ import json
 import logging
 import re
 import time
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
 from urllib.error import URLError
@@ -16,6 +15,8 @@ from urllib.error import URLError
 import sendgrid
 from python_http_client.exceptions import HTTPError
 from sendgrid.helpers import mail as helpers
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown, Message
 from export_pipeline.messaging.mime import one_line, recipient_address
@@ -155,24 +156,14 @@ def _retry_after(status: int, headers: Any) -> float | None:
     """Seconds to wait: ``Retry-After`` (seconds or a date), else SendGrid's ``X-RateLimit-Reset`` (Unix time)."""
     if status not in (429, 503):
         return None
-    wait = _parse_retry_after(headers.get("Retry-After"))
+    wait: float | None = None
+    with suppress(TypeError, ValueError, OverflowError, InvalidHeader):  # missing, or neither seconds nor a date
+        wait = Retry().parse_retry_after(headers.get("Retry-After"))
     # Every answer has X-RateLimit-Reset; it means something only with 429.
-    if wait is None and status == 429:
-        reset = headers.get("X-RateLimit-Reset")
-        wait = float(reset) - time.time() if reset is not None and reset.strip().isdigit() else None
+    reset = headers.get("X-RateLimit-Reset") or ""
+    if wait is None and status == 429 and reset.strip().isdigit():
+        wait = float(reset) - time.time()
     return None if wait is None else min(max(wait, 0.0), _LONGEST_WAIT)
-
-
-def _parse_retry_after(value: str | None) -> float | None:
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return (date - datetime.now(UTC)).total_seconds() if date.tzinfo else None
 
 
 def _cause(error: URLError) -> str:

@@ -43,7 +43,7 @@ class MailPostponed(ExportFailure):
 
 
 @dataclass
-class Handover:
+class SendResult:
     """The outcome of sending some mails of a request."""
 
     counts: Mapping[NotificationStatus, int] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def send_all(
     *,
     kind: NotificationKind = NotificationKind.READY,
     check: Callable[[], None],
-) -> Handover:
+) -> SendResult:
     """Send a request's pending mails one by one.
 
     A permanent refusal for one recipient ends that recipient's mail and does not stop the others. A refusal of the
@@ -97,7 +97,7 @@ def send_all(
         kind: of the notifications.
         check: called before each mail; may raise to stop.
     """
-    done = Handover()
+    done = SendResult()
     unclear: dict[int, str] = {}
     for notification_id, message in messages:
         check()

@@ -146,7 +146,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_insecure: b
         address = _resolved(parts.hostname or "", port, allow_insecure=allow_insecure)
         if address is None:
             return Call(taken=False, answer="refused: the host's address is not public")
-        connection = _connection(parts.scheme, parts.hostname or "", port, address)
+        connection = _PinnedConnection(parts.scheme, parts.hostname or "", port, address)
         return _exchange(connection, f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}", body, headers)
     except ssl.SSLCertVerificationError:
         return Call(taken=False, answer="no valid TLS certificate")
@@ -165,31 +165,21 @@ def _resolved(host: str, port: int, *, allow_insecure: bool) -> str | None:
     return addresses[0]
 
 
-def _connection(scheme: str, host: str, port: int, address: str) -> http.client.HTTPConnection:
-    if scheme == "https":
-        return _PinnedTls(host, port, address)
-    return _Pinned(host, port, address)
-
-
-class _Pinned(http.client.HTTPConnection):
+class _PinnedConnection(http.client.HTTPConnection):
     """Connects to the address that was checked: the name may resolve to another one a moment later."""
 
-    def __init__(self, host: str, port: int, address: str) -> None:
+    def __init__(self, scheme: str, host: str, port: int, address: str) -> None:
         super().__init__(host, port, timeout=TIMEOUT_SECONDS)
         self._address = address
+        self._tls = scheme == "https"
+        if self._tls:
+            self.default_port = http.client.HTTPS_PORT  # the Host header names any other port
 
     def connect(self) -> None:
-        """Connect."""
+        """Connect; with TLS the certificate must be the host's."""
         self.sock = socket.create_connection((self._address, self.port), self.timeout)
-
-
-class _PinnedTls(_Pinned):
-    default_port = http.client.HTTPS_PORT
-    """The Host header names any other port."""
-
-    def connect(self) -> None:
-        """Connect; the certificate has to be the host's."""
-        super().connect()
+        if not self._tls:
+            return
         context = ssl.create_default_context()
         # Wrapped before the handshake, so that the watchdog finds the socket meanwhile.
         self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)

@@ -18,7 +18,7 @@ from export_pipeline.messaging.content import MAX_LISTED, ReadyFile, ReadyMail, 
 from export_pipeline.messaging.message import Attachment, MailProvider, Message, message_id, parse_address
 from export_pipeline.messaging.mime import one_line
 from export_pipeline.messaging.providers import default_sender
-from export_pipeline.messaging.sending import Handover, send_all
+from export_pipeline.messaging.sending import SendResult, send_all
 from export_pipeline.recurring.unsubscribe import make_token
 from export_pipeline.requests import notifications, transitions
 from export_pipeline.requests.download_links import create, download_url
@@ -128,17 +128,17 @@ def notify(
         notifications.close_interrupted(connection, request_id)
         waiting = notifications.pending(connection, request_id)
     messages = _messages(database, store, settings, announcement, waiting, warn) if waiting else ()
-    handed = send_all(database, provider, request_id, messages, check=check)
-    _raise_for(handed)
-    return handed.counts
+    result = send_all(database, provider, request_id, messages, check=check)
+    _raise_for(result)
+    return result.counts
 
 
-def _raise_for(handed: Handover) -> None:
+def _raise_for(result: SendResult) -> None:
     """An export that no recipient learns of has failed, whatever the reason."""
-    total, refused = sum(handed.counts.values()), handed.counts.get(NotificationStatus.REFUSED, 0)
-    if handed.pending:
-        problem = f"The files are ready, but {handed.pending} of {total} recipients could not be mailed"
-        raise handed.postponed(problem, f"{problem} yet; it is tried again. Nothing is wrong with the request.")
+    total, refused = sum(result.counts.values()), result.counts.get(NotificationStatus.REFUSED, 0)
+    if result.pending:
+        problem = f"The files are ready, but {result.pending} of {total} recipients could not be mailed"
+        raise result.postponed(problem, f"{problem} yet; it is tried again. Nothing is wrong with the request.")
     if total and refused == total:
         raise ExportFailure(
             FailureCode.MAIL_REFUSED,
