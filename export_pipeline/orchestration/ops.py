@@ -21,7 +21,7 @@ from export_pipeline.orchestration.references import (
     UploadedShard,
 )
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.stages.filter_entities import Sharding, stage_rows
+from export_pipeline.stages.filter_entities import stage_rows
 from export_pipeline.stages.notify_recipients import mail_recipients
 from export_pipeline.stages.plan import load_plan, plan_request, selection
 from export_pipeline.stages.publish import complete_request, make_manifest
@@ -73,7 +73,8 @@ def filter_entities(
             selection(made, exports.catalog),
             exports.staging,
             made.prefix,
-            sharding=Sharding(made.max_bytes, exports.settings.shard_rows),
+            max_bytes=made.max_bytes,
+            shard_rows=exports.settings.shard_rows,
             snapshot_taken=lambda rows, instant: _counted(context, exports, work, rows, instant),
             progress=work.pulse.report,
         )

@@ -12,7 +12,7 @@ import pyarrow as pa
 from export_pipeline.concurrency import map_ahead
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Snapshot, Source, open_snapshot
+from export_pipeline.source.readers import Source, open_snapshot
 from export_pipeline.source.readers.arrow_types import staged_schema
 from export_pipeline.storage.batches import BatchWriter
 from export_pipeline.storage.staging import Staging, one_try
@@ -39,32 +39,22 @@ class StagedRows:
     seconds: StageSeconds
 
 
-@dataclass(frozen=True)
-class Sharding:
-    """How to cut shards: every ``shard_rows`` rows, but only if all rows fill more than twice ``max_bytes``."""
-
-    max_bytes: int
-    shard_rows: int
-
-
-SnapshotTaken = Callable[[int, datetime], None]
-"""Called once with the exact number of rows, and the snapshot's instant."""
-
-
 def stage_rows(
     source: Source,
     selected: Selection,
     staging: Staging,
     prefix: str,
     *,
-    sharding: Sharding,
-    snapshot_taken: SnapshotTaken,
+    max_bytes: int,
+    shard_rows: int,
+    snapshot_taken: Callable[[int, datetime], None],
     progress: Callable[[int], None],
 ) -> StagedRows:
     """Read a selection in one snapshot and stage it under ``prefix``.
 
-    The connection to the source is open only while reading. ``progress`` gets the rows done so far, and may raise to
-    stop.
+    Shards are cut every ``shard_rows`` rows, but only if all rows fill more than twice ``max_bytes``. The connection to
+    the source is open only while reading. ``snapshot_taken`` gets the exact number of rows and the snapshot's instant,
+    ``progress`` the rows done so far; both may raise to stop.
 
     Raises:
         ExportFailure: what a reader or the staging store raises; ``count_mismatch`` if the number of rows read is not
@@ -78,7 +68,7 @@ def stage_rows(
         with reading:
             snapshot = held.enter_context(open_snapshot(source, query))
         snapshot_taken(snapshot.row_count, snapshot.taken_at)
-        stager = _Stager(staging, place, schema, snapshot, sharding)
+        stager = _Stager(staging, place, schema, snapshot.row_count, max_bytes, shard_rows)
         # Each batch is staged while the next is read.
         with stager, closing(map_ahead(stager.write, reading.each(snapshot.batches), threads=1)) as staged:
             for done in staged:
@@ -98,14 +88,15 @@ class _Stager(ExitStack):
     """Writes batches to shards; leaving the context closes the open shard."""
 
     def __init__(
-        self, staging: Staging, prefix: str, schema: pa.Schema, snapshot: Snapshot, sharding: Sharding
+        self, staging: Staging, prefix: str, schema: pa.Schema, row_count: int, max_bytes: int, shard_rows: int
     ) -> None:
         super().__init__()
         self._staging = staging
         self._prefix = prefix
         self._schema = schema
-        self._snapshot = snapshot
-        self._sharding = sharding
+        self._row_count = row_count
+        self._max_bytes = max_bytes
+        self._rows_per_shard = shard_rows
         self._shard_rows: int | None = None
         self._writer: BatchWriter | None = None
         self._rows_in_shard = 0
@@ -117,8 +108,8 @@ class _Stager(ExitStack):
     def write(self, batch: pa.RecordBatch) -> int:
         """Write a batch, cut where shards end; returns the rows written so far."""
         if self.rows == 0 and batch.num_rows:
-            estimate = batch.nbytes / batch.num_rows * self._snapshot.row_count
-            self._shard_rows = self._sharding.shard_rows if estimate > 2 * self._sharding.max_bytes else None
+            estimate = batch.nbytes / batch.num_rows * self._row_count
+            self._shard_rows = self._rows_per_shard if estimate > 2 * self._max_bytes else None
         start = 0
         while start < batch.num_rows:
             room = batch.num_rows if self._shard_rows is None else self._shard_rows - self._rows_in_shard

@@ -102,7 +102,9 @@ def serialize_shard(
         ),
     )
     if result.rows != rows:
-        raise ExportFailure(FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry.")
+        raise ExportFailure(
+            FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry the export."
+        )
     return result
 
 

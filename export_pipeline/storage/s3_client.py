@@ -264,7 +264,7 @@ def _from_library(error: Exception, place: Place) -> ExportFailure:
     name = type(error).__name__
     if isinstance(error, _CREDENTIAL_ERRORS):
         return ExportFailure(
-            place.refused, f"No usable AWS credentials ({name}). Set AWS_ACCESS_KEY_ID or give a role."
+            place.refused, f"No usable AWS credentials ({name}). Set AWS_ACCESS_KEY_ID or attach a role."
         )
     if isinstance(error, _TRANSIENT_ERRORS):
         return _unavailable(name, place)
