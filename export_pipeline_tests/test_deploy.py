@@ -25,9 +25,8 @@ from moto import mock_aws
 
 from export_pipeline.launcher import WarmRunLauncher
 from export_pipeline.settings import Settings
-from export_pipeline.storage.objects import ObjectDescription
 from export_pipeline.storage.staging import Staging
-from export_pipeline.storage.store import open_store
+from export_pipeline.storage.store import ObjectDescription, open_store
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -26,7 +26,7 @@ from export_pipeline.requests.download_links import (
     open_link,
 )
 from export_pipeline.stages.upload import describe
-from export_pipeline.storage.objects import content_disposition
+from export_pipeline.storage.store import content_disposition
 
 Language = Annotated[str | None, Header()]
 UNSUBSCRIBE_PATH = "/unsubscribe/"

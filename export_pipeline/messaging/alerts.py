@@ -1,8 +1,4 @@
-"""The ways an alert reaches operators: a Slack-compatible webhook, a mail.
-
-The two failures are kept apart, as a mail provider's are: ``AlertNotAccepted`` = certainly not delivered, a later try
-is safe; ``AlertOutcomeUnknown`` = perhaps delivered, a second one would be one too many.
-"""
+"""The ways an alert reaches operators: a Slack-compatible webhook, a mail."""
 
 from __future__ import annotations
 
@@ -22,18 +18,18 @@ CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 10.0
 
 @dataclass(frozen=True)
 class Notice:
-    """What operators are told: plain text, ids only."""
+    """An alert for operators: plain text, with ids only."""
 
     subject: str
     text: str
 
 
 class AlertNotAccepted(Exception):
-    """Certainly not delivered. Its text is a reason such as ``http 404``, without URL or address."""
+    """Certainly not delivered: it may be sent again. Its text is a reason such as ``http 404``: no URL or address."""
 
 
 class AlertOutcomeUnknown(Exception):
-    """Perhaps delivered: the answer was lost."""
+    """Perhaps delivered, because the answer was lost: it must not be sent again."""
 
 
 class Channel(Protocol):
@@ -50,7 +46,7 @@ class Channel(Protocol):
 
 
 def open_channels(settings: Settings) -> dict[str, Channel]:
-    """The channels that the settings name, by the name that their alerts are tagged with; none if alerts are off.
+    """The channels that the settings name, by the name that tags their alerts; empty if alerts are off.
 
     Raises:
         SettingsError: the mail provider or the sender cannot be used.
@@ -65,7 +61,7 @@ def open_channels(settings: Settings) -> dict[str, Channel]:
 
 
 class SlackWebhook:
-    """POSTs ``{"text": …}`` as Slack's incoming webhooks take it, and those of Mattermost, Rocket.Chat and Zulip."""
+    """POSTs ``{"text": …}``, as the incoming webhooks of Slack, Mattermost, Rocket.Chat and Zulip expect it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -74,17 +70,13 @@ class SlackWebhook:
         """POST a notice; see ``Channel.send``. Redirects are not followed: the URL is a credential."""
         import requests
 
-        text = f"{notice.subject}\n{notice.text}"
-        # Slack, "Formatting text for app surfaces": these three are escaped, and no others.
-        for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-            text = text.replace(character, entity)
+        # Slack, "Formatting text for app surfaces": these three characters are escaped, and no others.
+        text = escape(f"{notice.subject}\n{notice.text}", quote=False)
+        timeout = CONNECT_SECONDS, ANSWER_SECONDS
         try:
+            # stream: only the status matters, and a body without an end is not read.
             with requests.post(
-                self._url,
-                json={"text": text},
-                timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
-                allow_redirects=False,
-                stream=True,  # the status says all: a body without an end is not read
+                self._url, json={"text": text}, timeout=timeout, allow_redirects=False, stream=True
             ) as answer:
                 status = answer.status_code
         except requests.RequestException as error:
@@ -97,7 +89,7 @@ class SlackWebhook:
 
 
 def _outcome(error: Exception) -> Exception:
-    """What a request that got no answer means; the error's own text holds the URL."""
+    """Whether a request without an answer may have arrived; the error's own text holds the URL."""
     import requests
     from urllib3.exceptions import NewConnectionError
 
@@ -110,7 +102,7 @@ def _outcome(error: Exception) -> Exception:
 
 
 class AlertMail:
-    """Mails a notice through the provider of the exports' own mails."""
+    """Mails a notice through the provider of the export mails."""
 
     def __init__(self, provider: MailProvider, sender: Address, recipient: str) -> None:
         self._provider = provider
@@ -120,16 +112,11 @@ class AlertMail:
     def send(self, notice: Notice) -> None:
         """Mail a notice; see ``Channel.send``."""
         digest = hashlib.sha256(f"{self._recipient} {notice.text}".encode()).hexdigest()[:32]
-        message = Message(
-            sender=self._sender,
-            recipient=self._recipient,
-            subject=notice.subject,
-            text=notice.text,
-            html=f"<!DOCTYPE html><html><body><pre>{escape(notice.text)}</pre></body></html>",
-            message_id=f"alert.{digest}",
-        )
+        html = f"<!DOCTYPE html><html><body><pre>{escape(notice.text)}</pre></body></html>"
         try:
-            self._provider.send(message)
+            self._provider.send(
+                Message(self._sender, self._recipient, notice.subject, notice.text, html, f"alert.{digest}")
+            )
         except MailNotAccepted as refusal:
             outcome: Exception = AlertNotAccepted(refusal.reason)
         except MailOutcomeUnknown as unknown:

@@ -1,4 +1,4 @@
-"""The mails "your export is ready" and "your export failed": subject, text and HTML from plain facts."""
+"""Subject, text and HTML of the mails "your export is ready" and "your export failed"."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from export_pipeline.messaging.texts import CATALOG, DEFAULT_LANGUAGE, Texts, la
 _BABEL_LOCALES = {"en": "en_US", "es": "es", "pt": "pt_BR"}
 _LONGEST_DETAILS = 2000
 MAX_LISTED = 10
-"""Files that the mail itself lists: Gmail cuts a message off after 102 kB, and a signed link may have 2 kB."""
-# The formats' counters that a reader should know of; each is also its phrase's name.
+"""Most files that the mail itself lists: Gmail cuts a message after 102 kB, and a signed link may have 2 kB."""
+# Counters of the formats that matter to a reader; each is also the name of its phrase.
 _NOTED_COUNTERS = ("cut_cells", "replaced_characters", "guarded_cells", "non_finite_numbers")
 
 
@@ -40,50 +40,50 @@ class ReadyFile:
 
 @dataclass(frozen=True)
 class ReadyMail:
-    """What the mail of a finished export says."""
+    """The facts of the mail of a finished export."""
 
     dataset_titles: Mapping[str, str]
     """The dataset's title by language."""
     rows: int
     files: tuple[ReadyFile, ...]
     snapshot_at: datetime
-    """Aware: the instant whose state of the data the files show."""
+    """Aware: the files show the data as of this instant."""
     expires_at: datetime | None
-    """Aware: when the first of the links ends; None if none does, or there are none."""
+    """Aware: when the first of the links expires; None if no link expires, or without links."""
     time_zone: str
-    """The organization's IANA zone, in which instants are told; an unknown one is UTC."""
+    """The organization's IANA zone, in which instants are shown; an unknown one is UTC."""
     organization_name: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     unsubscribe_url: str | None = None
-    """Where the recipient leaves a recurring export."""
+    """Where the recipient unsubscribes from a recurring export."""
     link_list: str | None = None
     """Name of the attached file with the links of all files, if there are more than the mail lists."""
 
 
 @dataclass(frozen=True)
 class FailureMail:
-    """What the mail of a failed export says: no link, no recipient."""
+    """The facts of the mail of a failed export, without links and recipients."""
 
     fault: Fault
     error_code: str
     details: str | None
-    """The row's ``message``, in English: what is wrong, and what to do. None if it is not for the requester to do."""
+    """The row's ``message``, in English: what is wrong and what to do. None if the requester cannot do it."""
     reference: str
     """The request's ``uid``."""
     asked_at: datetime | None
-    """Aware; None if the row does not tell."""
+    """Aware; None if the row does not say."""
     time_zone: str
-    """The organization's IANA zone, in which instants are told; an unknown one is UTC."""
+    """The organization's IANA zone, in which instants are shown; an unknown one is UTC."""
     dataset_titles: Mapping[str, str] = field(default_factory=dict)
-    """The dataset's title by language; empty if the request names no dataset that is known."""
+    """The dataset's title by language; empty for an unknown dataset."""
     organization_name: str | None = None
     paused_recurring: int | None = None
-    """The recurring export that was paused over this failure."""
+    """The recurring export that was paused because of this failure."""
 
 
 @dataclass(frozen=True)
 class _Writing:
-    """How one language and zone write numbers and instants."""
+    """How to write numbers and instants in one language and zone."""
 
     language: str
     texts: Texts
@@ -112,11 +112,11 @@ class _Writing:
         return self.texts["part"].format(number=self.number(number), count=self.number(count))
 
     def instant(self, value: datetime) -> str:
-        """Date, time to the minute (rounded down: an expiry is never told late), zone and offset."""
+        """Date, time to the minute (rounded down: an expiry is never shown too late), zone and offset."""
         local = value.astimezone(self.zone)
         day = format_date(local, format="long", locale=self.locale)
         time = format_time(local, format="short", tzinfo=self.zone, locale=self.locale)
-        # CLDR's narrow no-break space is a box in some mail clients.
+        # Some mail clients show CLDR's narrow no-break space as a box.
         return f"{day}, {time} ({self._zone_name(local)})".replace("\u202f", " ")
 
     def _zone_name(self, local: datetime) -> str:
@@ -125,14 +125,14 @@ class _Writing:
             return offset
         name = get_timezone_name(self.zone, locale=self.locale)
         if name == get_timezone_location(self.zone, locale=self.locale):
-            # The language has no name for the zone, and Babel makes one up: "summer time of Argentina" all year in the
-            # Spanish of America, "Argentina (Argentina/Buenos Aires) Time" in English.
+            # CLDR has no name for the zone in this language, and Babel invents one: "summer time of Argentina" all year
+            # in American Spanish, "Argentina (Argentina/Buenos Aires) Time" in English.
             name = get_timezone_location(self.zone, locale=self.locale, return_city=True).rpartition("/")[2]
         return f"{name}, {offset}"
 
 
 def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
-    """Write the mail.
+    """Write the mail of a finished export.
 
     Args:
         mail: the facts.
@@ -176,7 +176,7 @@ def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
 
 
 def _more(mail: ReadyMail, writing: _Writing, *, linked: bool) -> str | None:
-    """What the mail says of the files that it does not list."""
+    """The sentence about files that the mail does not list."""
     more = len(mail.files) - MAX_LISTED
     if more <= 0:
         return None
@@ -185,7 +185,7 @@ def _more(mail: ReadyMail, writing: _Writing, *, linked: bool) -> str | None:
 
 
 def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, str]:
-    """Write the mail that tells a requester why there is no export, and what to do.
+    """Write the mail of a failed export: why there is no file, and what to do.
 
     Args:
         mail: the facts.
@@ -218,7 +218,7 @@ def titles_of(dataset: Dataset) -> dict[str, str]:
 
 
 def _render(template: str, writing: _Writing, context: Mapping[str, Any]) -> tuple[str, str]:
-    """A template's text and HTML."""
+    """Render a template's text and HTML."""
     language = "pt-BR" if writing.language == "pt" else writing.language
     text, html = (
         _environment().get_template(f"{template}.{kind}.j2").render(t=writing.texts, language=language, **context)
@@ -229,15 +229,15 @@ def _render(template: str, writing: _Writing, context: Mapping[str, Any]) -> tup
 
 def _ready_facts(mail: ReadyMail, writing: _Writing, title: str) -> list[tuple[str, str]]:
     texts = writing.texts
-    facts = [(texts["title"], title)]
-    if mail.organization_name:
-        facts.append((texts["organization"], one_line(mail.organization_name)))
-    facts.append((texts["rows"], writing.number(mail.rows)))
-    if len(mail.files) > 1:
-        facts.append((texts["files"], writing.number(len(mail.files))))
-    facts.append((texts["size"], writing.size(sum(file.bytes for file in mail.files))))
-    facts.append((texts["snapshot"], writing.instant(mail.snapshot_at)))
-    return facts
+    facts = [
+        (texts["title"], title),
+        (texts["organization"], one_line(mail.organization_name or "")),
+        (texts["rows"], writing.number(mail.rows)),
+        (texts["files"], writing.number(len(mail.files)) if len(mail.files) > 1 else ""),
+        (texts["size"], writing.size(sum(file.bytes for file in mail.files))),
+        (texts["snapshot"], writing.instant(mail.snapshot_at)),
+    ]
+    return [(name, value) for name, value in facts if value]
 
 
 def _failure_facts(mail: FailureMail, writing: _Writing, title: str) -> list[tuple[str, str]]:
@@ -258,13 +258,13 @@ def _title(titles: Mapping[str, str], language: str) -> str:
 
 
 def _babel_locale(locale: str | None, language: str) -> Locale:
-    """The region's own way of writing numbers and dates where one is named: ``es-MX`` is 1,234 and ``es`` 1.234."""
+    """The region's way of writing numbers and dates if the locale names one: ``es-MX`` is 1,234 and ``es`` 1.234."""
     try:
-        asked = Locale.parse((locale or "").strip().replace("-", "_"))
+        regional = Locale.parse((locale or "").strip().replace("-", "_"))
     except (ValueError, UnknownLocaleError):
-        asked = None
-    if asked is not None and asked.language == language and asked.territory:
-        return asked
+        regional = None
+    if regional is not None and regional.language == language and regional.territory:
+        return regional
     return Locale.parse(_BABEL_LOCALES[language])
 
 
@@ -283,7 +283,7 @@ def _offset(offset: timedelta) -> str:
 
 
 def _unbroken(value: str) -> Markup:
-    """Text for HTML in which no line ends inside an offset from UTC."""
+    """Text for HTML in which no line breaks inside an offset from UTC."""
     return Markup(re.sub(r"UTC[+-]\d\d:\d\d", r'<span style="white-space:nowrap">\g<0></span>', str(escape(value))))  # noqa: S704
 
 

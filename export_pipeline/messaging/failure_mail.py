@@ -1,10 +1,10 @@
-"""The mail of a failed export: to its requester alone, from the platform's sender, at most once."""
+"""The mail of a failed export: only to its requester, from the platform's sender, at most once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -24,30 +24,6 @@ from export_pipeline.settings import Settings
 _rows = export_requests.c
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """A failed request, as far as its row can be read: it may have failed for not being readable."""
-
-    uid: str
-    organization_id: str
-    requested_by: str | None
-    dataset: str
-    error_code: str
-    message: str
-    locale: str | None
-    asked_at: datetime | None
-    paused_recurring: int | None
-    """The recurring export that is paused over it."""
-
-    @property
-    def fault(self) -> Fault:
-        """Whose fault it is; a code that is not known is ours."""
-        try:
-            return FailureCode(self.error_code).fault
-        except ValueError:
-            return Fault.OURS
-
-
 def has_failed(database: sa.Engine, request_id: int) -> bool:
     """Whether the request says ``failed`` now."""
     with reading(database) as connection:
@@ -63,94 +39,74 @@ def mail_failure(
     datasets: Mapping[str, Dataset],
     request_id: int,
 ) -> Mapping[NotificationStatus, int]:
-    """Tell the requester of a failed request why there is no export and what to do, unless they were told already.
+    """Mail the requester of a failed request why there is no export and what to do, unless that mail was sent already.
 
-    Who is to be told is in the ledger. The row itself is not touched.
+    ``export_notifications`` says who gets it. The request's row does not change.
 
     Returns:
-        How many of the request's failure mails are in each state; none if nobody is to be told, or if the request is
-        no longer ``failed`` (it was re-executed).
+        How many of the request's failure mails are in each state; empty if there are none, or if the request is no
+        longer ``failed`` (it was re-executed).
 
     Raises:
         MailPostponed: it was not accepted; a later call tries again.
     """
     with database.begin() as connection:
-        failed = _read_failed(connection, request_id)
-        if failed is None:
+        row = _failed_row(connection, request_id)
+        if row is None:
             return {}
         notifications.close_interrupted(connection, request_id, kind=NotificationKind.FAILED)
         waiting = notifications.pending(connection, request_id, kind=NotificationKind.FAILED)
-        mail, locale = _mail(connection, organizations, datasets, failed)
-    subject, text, html = failure_message(mail, locale)
+        mail, locale = _mail(connection, organizations, datasets, row)
+    sender, (subject, text, html) = default_sender(settings), failure_message(mail, locale)
     messages = [
         (
             notification_id,
-            Message(
-                default_sender(settings), address, subject, text, html, message_id(f"{failed.uid}.failed", address)
-            ),
+            Message(sender, address, subject, text, html, message_id(f"{mail.reference}.failed", address)),
         )
         for notification_id, address in waiting
     ]
-    handed = send_all(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
-    if handed.pending:
-        raise handed.postponed("The requester could not be told of the failure")
-    return handed.counts
+    result = send_all(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
+    if result.pending:
+        raise result.postponed("The mail about the failure could not be sent to the requester")
+    return result.counts
 
 
-def _read_failed(connection: sa.Connection, request_id: int) -> _Failed | None:
-    by_id = sa.and_(_rows.id == request_id, _rows.status == RequestStatus.FAILED)
-    row = connection.execute(
-        sa.select(
-            _rows.uid,
-            _rows.organization_id,
-            _rows.requested_by,
-            _rows.dataset,
-            _rows.error_code,
-            _rows.message,
-            _rows.email_locale,
-        ).where(by_id)
-    ).first()
-    if row is None:
-        return None
-    try:
-        asked_at = connection.execute(sa.select(_rows.created_at).where(by_id)).scalar()
-    except (ValueError, TypeError):
-        asked_at = None  # SQLite may hold any text there
-    return _Failed(
-        uid=str(row.uid),
-        organization_id=str(row.organization_id),
-        requested_by=None if row.requested_by is None else str(row.requested_by),
-        dataset=str(row.dataset),
-        error_code=str(row.error_code),
-        message=str(row.message),
-        locale=None if row.email_locale is None else str(row.email_locale),
-        asked_at=asked_at,
-        paused_recurring=connection.execute(_paused_over(request_id)).scalar(),
-    )
-
-
-def _paused_over(request_id: int) -> sa.Select[int]:
-    columns = recurring_exports.c
-    return sa.select(columns.id).where(columns.paused_over == request_id, columns.paused_at.is_not(None))
+def _failed_row(connection: sa.Connection, request_id: int) -> sa.Row[Any] | None:
+    """What the mail needs of a failed request. The row may have failed because the rest of it cannot be read."""
+    columns = ("id", "uid", "organization_id", "requested_by", "dataset", "error_code", "message", "email_locale")
+    failed = sa.and_(_rows.id == request_id, _rows.status == RequestStatus.FAILED)
+    return connection.execute(sa.select(*(_rows[name] for name in columns)).where(failed)).first()
 
 
 def _mail(
-    connection: sa.Connection, organizations: Organizations, datasets: Mapping[str, Dataset], failed: _Failed
+    connection: sa.Connection, organizations: Organizations, datasets: Mapping[str, Dataset], row: sa.Row[Any]
 ) -> tuple[FailureMail, str | None]:
-    """What the mail says, and the locale that it says it in: the requester's own before the request's."""
-    organization = organizations.get(connection, failed.organization_id)
-    member = organizations.member(connection, failed.organization_id, failed.requested_by or "")
-    dataset = datasets.get(failed.dataset)
+    """The mail's facts and its locale: the requester's own if it is known, else the request's."""
+    organization = organizations.get(connection, str(row.organization_id))
+    member = organizations.member(connection, str(row.organization_id), str(row.requested_by or ""))
+    dataset = datasets.get(str(row.dataset))
+    fault = next((code.fault for code in FailureCode if code == row.error_code), Fault.OURS)
+    paused = recurring_exports.c
     mail = FailureMail(
-        fault=failed.fault,
-        error_code=failed.error_code,
-        # Of any other fault the message is the operators' (rows of older versions), or says what the mail says anyway.
-        details=failed.message if failed.fault is Fault.REQUESTER else None,
-        reference=failed.uid,
-        asked_at=failed.asked_at,
+        fault=fault,
+        error_code=str(row.error_code),
+        # For other faults the message is for operators (rows of older versions), or repeats what the mail says anyway.
+        details=str(row.message) if fault is Fault.REQUESTER else None,
+        reference=str(row.uid),
+        asked_at=_created_at(connection, row.id),
         time_zone=organization.time_zone,
         dataset_titles=titles_of(dataset) if dataset is not None else {},
         organization_name=organization.name,
-        paused_recurring=failed.paused_recurring,
+        paused_recurring=connection.execute(
+            sa.select(paused.id).where(paused.paused_over == row.id, paused.paused_at.is_not(None))
+        ).scalar(),
     )
-    return mail, (member.locale if member is not None else None) or failed.locale
+    locale = None if row.email_locale is None else str(row.email_locale)
+    return mail, (member.locale if member is not None else None) or locale
+
+
+def _created_at(connection: sa.Connection, request_id: int) -> datetime | None:
+    try:
+        return connection.execute(sa.select(_rows.created_at).where(_rows.id == request_id)).scalar()
+    except (ValueError, TypeError):
+        return None  # SQLite may hold any text there

@@ -1,8 +1,8 @@
-"""What a mail provider must do, whichever it is, and the message it is handed.
+"""What every mail provider does, and the message that it sends.
 
-The three outcomes are kept apart because they decide whether a second try may mail twice:
-returned = accepted, ``MailNotAccepted`` = certainly not sent, ``MailOutcomeUnknown`` = perhaps sent.
-Who has to act after a refusal is ``Blame``: what is wrong with the installation must not be booked on a recipient.
+A provider has three outcomes, because they decide whether a second try may mail twice: it returned = accepted,
+``MailNotAccepted`` = certainly not sent, ``MailOutcomeUnknown`` = perhaps sent. ``Blame`` says who has to act after a
+refusal: a fault of the installation must not be recorded against a recipient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Message:
-    """One message to one recipient. ``message_id`` is the same however often it is tried."""
+    """One message to one recipient. ``message_id`` is the same at every try."""
 
     sender: Address
     recipient: str
@@ -39,11 +39,11 @@ class Message:
     message_id: str
     attachments: tuple[Attachment, ...] = ()
     unsubscribe_url: str | None = None
-    """Where the recipient leaves with one POST (RFC 8058); None for a mail that was asked for by itself."""
+    """Where the recipient unsubscribes with one POST (RFC 8058); None for a mail of a single export."""
 
     @property
     def list_headers(self) -> dict[str, str]:
-        """The headers that let a mail client show a way out (RFC 2369, RFC 8058)."""
+        """The headers by which a mail client offers to unsubscribe (RFC 2369, RFC 8058)."""
         if self.unsubscribe_url is None:
             return {}
         return {
@@ -53,29 +53,29 @@ class Message:
 
 
 def message_id(about: str, recipient: str) -> str:
-    """The same for every try at one recipient's message about something; it holds no address."""
+    """An id that is the same at every try to send one recipient's message about something; it holds no address."""
     return f"{about}.{hashlib.sha256(recipient.encode()).hexdigest()[:16]}"
 
 
 class Blame(Enum):
-    """Who has to change something before a refused message is taken, as far as the reply says."""
+    """Who has to change something before a refused message is accepted, as far as the reply says."""
 
     RECIPIENT = "recipient"
-    """Nobody here: this address takes no mail."""
+    """The address accepts no mail; the operators cannot change that."""
     INSTALLATION = "installation"
     """The operators: the login, the sender, relaying, a policy, the message's size or form."""
     UNCLEAR = "unclear"
 
 
 class MailNotAccepted(Exception):
-    """The provider certainly did not take the message.
+    """The provider certainly did not accept the message.
 
-    ``permanent``: this message to this recipient is refused for good, trying again is useless.
-    ``blame``: whose fault the refusal is. One of the installation is never permanent: once the operators have corrected
-    what is wrong, the message is sent.
-    ``reason`` is a code such as ``smtp 550 5.1.1``, with no address in it.
-    ``retry_after``: seconds the provider asked to wait, if it did.
-    ``reached``: False if there was no conversation at all, so that no other message would fare better now.
+    ``permanent``: this message to this recipient is refused permanently; another try is useless.
+    ``blame``: whose fault the refusal is. A fault of the installation is never permanent: the message is sent once the
+    operators have corrected it.
+    ``reason``: a code such as ``smtp 550 5.1.1``, without an address.
+    ``retry_after``: seconds that the provider wants us to wait, if it says so.
+    ``reached``: False if there was no conversation at all, so that no other message would succeed now.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class MailNotAccepted(Exception):
 
 
 class MailOutcomeUnknown(Exception):
-    """The message was handed over but the answer was lost: it may have been sent. Never tried again by itself."""
+    """The message was handed over but the answer was lost: it may have been sent. Never retried automatically."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -104,7 +104,7 @@ class MailOutcomeUnknown(Exception):
 
 
 class MailProvider(Protocol):
-    """Hands messages over, one at a time."""
+    """Sends messages, one at a time."""
 
     def send(self, message: Message) -> None:
         """Send one message.
@@ -116,19 +116,19 @@ class MailProvider(Protocol):
         ...
 
     def check(self) -> None:
-        """Do all that comes before a message, and send none.
+        """Do everything that precedes a message, and send none.
 
         Raises:
-            MailNotAccepted: a message could not be handed over now.
+            MailNotAccepted: a message could not be sent now.
         """
         ...
 
 
 def parse_sender(text: str) -> Address:
-    """A sender of a setting or a request: ``name@domain`` or ``Name <name@domain>``, any script in the name.
+    """The sender in a setting or a request: ``name@domain`` or ``Name <name@domain>``, any script in the name.
 
     Raises:
-        ValueError: it is neither; the text is not repeated.
+        ValueError: it is neither; the message does not repeat the text.
     """
     problem = "expected name@domain or Name <name@domain>"
     if re.search(r"[\x00-\x1f\x7f]", text):
@@ -138,18 +138,18 @@ def parse_sender(text: str) -> Address:
 
 
 def parse_address(spec: str, *, display_name: str = "") -> Address:
-    """``name@domain`` with the domain in the form that DNS knows (``xn--...``); the name may be of any script.
+    """``name@domain`` with the domain in DNS form (``xn--...``); the name may be in any script.
 
     Raises:
-        ValueError: it is no address; it is not repeated.
+        ValueError: it is not an address; the message does not repeat it.
     """
     name, _, domain = spec.rpartition("@")
     try:
-        # Python's own codec is of 2003 and makes strasse.de of straße.de, which is somebody else's.
+        # Python's own codec follows IDNA 2003 and turns straße.de into strasse.de, which belongs to somebody else.
         ascii_domain = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
         if name.isascii() or not re.fullmatch(r"[^\x00-\x20\x7f-\xa0@<>(),:;\"\\\[\]]+", name):
             return Address(display_name, addr_spec=f"{name}@{ascii_domain}")
-        # The email package refuses such a name in ``addr_spec`` only.
+        # Only in ``addr_spec`` does the email package refuse such a name.
         return Address(display_name, username=name, domain=ascii_domain)
     except Exception:  # noqa: BLE001 - the email package leaks IndexError and its own parse errors
         raise ValueError("expected name@domain or Name <name@domain>") from None

@@ -1,4 +1,4 @@
-"""A message in its Internet form, for providers that take one (SMTP, the outbox)."""
+"""A message as MIME, for the providers that need it (SMTP, the outbox)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from email.policy import EmailPolicy
 from email.utils import format_datetime
 
 from export_pipeline.messaging.message import Blame, MailNotAccepted, Message, parse_address
-from export_pipeline.storage.objects import UNFIT
+from export_pipeline.storage.store import UNSAFE_CHARACTERS
 
 
 class _Policy(EmailPolicy):
-    """How messages are written: the headers of ``_ON_ONE_LINE`` and the names of people by ourselves.
+    """Writes the headers of ``_OURS`` itself, because the email package damages them.
 
-    The email package writes what does not fit its line as encoded words, and nobody decodes those in a URL or an id. It
-    drops the quotes of a name that it folds (``Acme, Inc. <a@b>`` are two mailboxes), and loses blanks of a subject.
+    The package writes text that does not fit its line as encoded words, which no client decodes in a URL or an id. It
+    drops the quotes of a name that it folds (``Acme, Inc. <a@b>`` are two mailboxes), and loses spaces of a subject.
     """
 
     def fold(self, name: str, value: str) -> str:
@@ -27,7 +27,7 @@ class _Policy(EmailPolicy):
         if name == "From":
             value = _mailbox(value.addresses[0])  # type: ignore[attr-defined]
         elif name == "Subject":
-            value = _subject(one_line(value))  # decoded: it may hold anything again
+            value = _subject(one_line(value))  # the value is decoded text, which may hold any character again
         elif name not in _ON_ONE_LINE:
             return str(super().fold(name, value))
         return f"{name}: {value}{self.linesep}"
@@ -38,12 +38,12 @@ class _Policy(EmailPolicy):
 
 
 _ON_ONE_LINE = frozenset({"To", "Message-ID", "List-Unsubscribe", "List-Unsubscribe-Post"})
-"""As names and subjects of ASCII: RFC 5322 wants 78 characters a line and demands at most 998."""
+"""Never folded, as are ASCII names and subjects: RFC 5322 recommends 78 characters a line and allows at most 998."""
 _OURS = _ON_ONE_LINE | {"From", "Subject"}
 
 
 def _mailbox(address: Address) -> str:
-    """A mailbox for a header, whatever its name holds: one of ASCII in quotes, any other in encoded words."""
+    """A mailbox for a header: an ASCII name in quotes if necessary, any other name in encoded words."""
     spec, name = f"<{address.addr_spec}>", address.display_name
     if not name:
         return address.addr_spec
@@ -58,14 +58,14 @@ def _subject(text: str) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether text can stand in a header as it is: ASCII, and nothing that a reader would decode."""
+    """Whether text needs no encoding in a header: ASCII, and nothing that a reader would decode."""
     return text.isascii() and "=?" not in text
 
 
 def _encoded(text: str) -> list[str]:
-    """Text in encoded words (RFC 2047), whose readers drop the blanks between them.
+    """Text in encoded words (RFC 2047), whose readers drop the spaces between them.
 
-    They end behind a blank of the text if they can: some readers, Python's among them, show a blank there.
+    A word ends after a space of the text if possible: some readers, Python's among them, show a space there.
     """
     chunks = [""]
     for piece in re.findall(r"\S+ ?| ", text):
@@ -76,7 +76,7 @@ def _encoded(text: str) -> list[str]:
 
 
 def _on_lines(parts: list[str]) -> str:
-    """Encoded words, on a line each if one line would have more than the 76 characters of RFC 2047."""
+    """Encoded words, each on its own line if one line would exceed the 76 characters of RFC 2047."""
     line = " ".join(parts)
     return line if len(line) <= _LONGEST_WORD else "\r\n ".join(parts)
 
@@ -90,10 +90,10 @@ _LONGEST_SUBJECT = 200
 
 
 def to_mime(message: Message) -> EmailMessage:
-    """The message with both alternatives, a Message-ID that is the same at every try, and a Date of now.
+    """The message with text and HTML, a Message-ID that is the same at every try, and the current date.
 
     Raises:
-        MailNotAccepted: permanent, the recipient's address cannot stand in a header.
+        MailNotAccepted: permanent, the recipient's address does not fit into a header.
     """
     recipient = recipient_address(message.recipient)
     international = not (recipient.addr_spec.isascii() and message.sender.addr_spec.isascii())
@@ -104,7 +104,7 @@ def to_mime(message: Message) -> EmailMessage:
     mime["Subject"] = _subject(one_line(message.subject)).replace("\r\n", "")
     mime["Date"] = format_datetime(datetime.now(UTC))
     mime["Message-ID"] = message_id_header(message)
-    # RFC 3834: keeps vacation replies away.
+    # RFC 3834: prevents vacation replies.
     mime["Auto-Submitted"] = "auto-generated"
     for name, value in message.list_headers.items():
         mime[name] = value
@@ -122,10 +122,10 @@ def to_mime(message: Message) -> EmailMessage:
 
 
 def recipient_address(recipient: str) -> Address:
-    """The recipient as an address, its domain in the form that DNS knows.
+    """The recipient as an address, its domain in DNS form.
 
     Raises:
-        MailNotAccepted: permanent, it is no address.
+        MailNotAccepted: permanent, it is not an address.
     """
     try:
         return parse_address(recipient)
@@ -134,18 +134,18 @@ def recipient_address(recipient: str) -> Address:
 
 
 def one_line(text: str, *, longest: int = _LONGEST_SUBJECT) -> str:
-    """Text fit for a header: line breaks and control characters become single spaces; cut to ``longest`` characters."""
-    return " ".join(re.sub(f"[{UNFIT}]", " ", text).split())[:longest]
+    """Text for a header: line breaks and control characters become single spaces; cut to ``longest`` characters."""
+    return " ".join(re.sub(f"[{UNSAFE_CHARACTERS}]", " ", text).split())[:longest]
 
 
 def safe_message_id(message: Message) -> str:
-    """The message's id in letters, digits and ``._-`` only."""
+    """The message's id, reduced to letters, digits and ``._-``."""
     local = message.message_id.strip("<>").partition("@")[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", local).strip(".-")[:150] or "message"
 
 
 def message_id_header(message: Message) -> str:
-    """The Message-ID: ``<id@domain>``, the domain being the id's own or else the sender's."""
+    """The Message-ID ``<id@domain>``; the domain is the id's own, else the sender's."""
     domain = message.message_id.strip("<>").partition("@")[2] or message.sender.domain
     safe_domain = re.sub(r"[^A-Za-z0-9.-]+", "-", domain) or "localhost"
     return f"<{safe_message_id(message)}@{safe_domain}>"

@@ -1,15 +1,15 @@
-"""What a mail provider must do, whichever it is, and the message it is handed.
-
-The three outcomes are kept apart because they decide whether a second try may mail twice:
-returned = accepted, ``MailNotAccepted`` = certainly not sent, ``MailOutcomeUnknown`` = perhaps sent.
-Who has to act after a refusal is ``Blame``: what is wrong with the installation must not be booked on a recipient.
-"""
+"""The mail provider that the settings name, and the one that is built in: a directory."""
 
 from __future__ import annotations
 
+import os
+import secrets
+from contextlib import suppress
 from email.headerregistry import Address
+from pathlib import Path
 
-from export_pipeline.messaging.message import MailProvider, parse_sender
+from export_pipeline.messaging.message import MailNotAccepted, MailProvider, Message, parse_sender
+from export_pipeline.messaging.mime import safe_message_id, to_mime
 from export_pipeline.settings import NO_MAIL, Settings, SettingsError, local_path
 
 
@@ -17,16 +17,14 @@ def open_mail_provider(settings: Settings) -> MailProvider:
     """The provider that ``EXPORT_MAIL_URL`` names.
 
     Raises:
-        SettingsError: the URL cannot be used, or says that no mail is sent (``Settings.sends_mail``: ask that first).
+        SettingsError: the URL cannot be used, or says that no mail is sent; check ``Settings.sends_mail`` first.
     """
     if not settings.sends_mail:
-        raise SettingsError(f"EXPORT_MAIL_URL: is {NO_MAIL}, no mail can be sent; name a provider to send some")
+        raise SettingsError(f"EXPORT_MAIL_URL: {NO_MAIL} sends no mail; set it to a provider to send mails")
     directory = local_path(settings.mail_url)
-    # Imported when chosen: the sendgrid package alone takes a quarter of a second.
     if directory is not None:
-        from export_pipeline.messaging.outbox import Outbox
-
         return Outbox(directory)
+    # Imported when chosen: the sendgrid package takes a quarter of a second.
     if settings.mail_url == "sendgrid:":
         from export_pipeline.messaging.sendgrid import SendGridMail
 
@@ -41,13 +39,51 @@ def open_mail_provider(settings: Settings) -> MailProvider:
 
 
 def default_sender(settings: Settings) -> Address:
-    """The sender of mails for which the request names none.
+    """The sender of mails whose request names none.
 
     Raises:
-        SettingsError: ``EXPORT_MAIL_FROM`` is no address.
+        SettingsError: ``EXPORT_MAIL_FROM`` is not an address.
     """
     try:
         return parse_sender(settings.mail_from)
     except ValueError as error:
         problem = str(error)
     raise SettingsError(f"EXPORT_MAIL_FROM: {problem}")
+
+
+class Outbox:
+    """A directory instead of a mail provider, with one ``.eml`` file per message; implements ``MailProvider``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def send(self, message: Message) -> None:
+        """Write ``{message id}.eml``, whole or not at all; sending a message again overwrites its file.
+
+        Raises:
+            MailNotAccepted: the directory cannot be written (not permanent), or the recipient is not an address.
+        """
+        self._write(f"{safe_message_id(message)}.eml", to_mime(message).as_bytes())
+
+    def check(self) -> None:
+        """Write a file and delete it.
+
+        Raises:
+            MailNotAccepted: the directory cannot be written.
+        """
+        self._write(f".check.{secrets.token_hex(4)}", b"").unlink()
+
+    def _write(self, name: str, content: bytes) -> Path:
+        path = self._directory / name
+        temporary = path.with_name(f".{name}.{secrets.token_hex(4)}")
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            return temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise MailNotAccepted(f"outbox {type(error).__name__}", permanent=False) from None

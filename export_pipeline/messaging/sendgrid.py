@@ -1,4 +1,4 @@
-"""Mail through SendGrid's v3 API, by its official package: one call a message, and what each way it can end means."""
+"""Mail through SendGrid's v3 API with its official package: one call per message, and what each outcome means."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import logging
 import re
 import time
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
 from urllib.error import URLError
@@ -16,6 +15,8 @@ from urllib.error import URLError
 import sendgrid
 from python_http_client.exceptions import HTTPError
 from sendgrid.helpers import mail as helpers
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown, Message
 from export_pipeline.messaging.mime import one_line, recipient_address
@@ -30,11 +31,11 @@ _LONGEST_FIELD, _MOST_FIELDS = 60, 3
 
 
 class SendGridMail:
-    """Implements ``delivery.mail.MailProvider``."""
+    """Implements ``MailProvider``."""
 
     def __init__(self, api_key: str, host: str, *, timeout: float = _TIMEOUT_SECONDS) -> None:
         self._client = sendgrid.SendGridAPIClient(api_key, host=host)
-        # The package sets none and would wait for ever.
+        # The package sets no timeout and would wait for ever.
         self._client.client.timeout = timeout
         # At DEBUG it logs the key, the address and the body.
         logging.getLogger("python_http_client").setLevel(logging.INFO)
@@ -43,8 +44,8 @@ class SendGridMail:
         """Send one message.
 
         Raises:
-            MailNotAccepted: answered with an error, or never reached SendGrid.
-            MailOutcomeUnknown: the request was sent and the answer lost, or a gateway answered for SendGrid.
+            MailNotAccepted: SendGrid answered with an error, or was not reached.
+            MailOutcomeUnknown: the request was sent and the answer was lost, or a gateway answered for SendGrid.
         """
         body = _request(message)
         try:
@@ -52,20 +53,20 @@ class SendGridMail:
         except HTTPError as error:
             failure: Exception = _from_reply(int(error.status_code), error.headers, error.body)
         except URLError as error:
-            # urllib wraps what fails until the whole request is written and nothing later: until then
-            # SendGrid cannot have taken it.
+            # urllib wraps only errors that happen before the whole request is written: until then SendGrid cannot
+            # have accepted it.
             failure = MailNotAccepted(f"sendgrid connection {_cause(error)}", permanent=False, reached=False)
         except (OSError, HTTPException) as error:
             failure = MailOutcomeUnknown(f"sendgrid reply lost: {type(error).__name__}")
         else:
             if reply.status_code == 202:
                 return
-            # A redirect was followed, or something that is not SendGrid answered.
+            # A redirect was followed, or another server than SendGrid answered.
             failure = MailOutcomeUnknown(f"sendgrid {reply.status_code}")
         raise failure from None
 
     def check(self) -> None:
-        """Ask what the key may do.
+        """Check that the key may send mail.
 
         Raises:
             MailNotAccepted: SendGrid cannot be reached, or the key may not send mail.
@@ -97,7 +98,7 @@ def _request(message: Message) -> helpers.Mail:
         html_content=message.html,
     )
     mail.add_custom_arg(helpers.CustomArg("message_id", message.message_id))
-    # RFC 3834: keeps vacation replies away.
+    # RFC 3834: prevents vacation replies.
     mail.add_header(helpers.Header("Auto-Submitted", "auto-generated"))
     for name, value in message.list_headers.items():
         mail.add_header(helpers.Header(name, value))
@@ -123,7 +124,7 @@ def _from_reply(status: int, headers: Any, body: Any) -> MailNotAccepted | MailO
     fields = _fields(body)
     reason = " ".join([f"sendgrid {status}", *fields])
     if status in (502, 504):
-        # Said by a gateway that got no good answer from behind: the mail may be on its way.
+        # From a gateway that got no valid answer from SendGrid: the mail may be on its way.
         return MailOutcomeUnknown(reason)
     permanent = 400 <= status < 500 and status not in (408, 429)
     blame = _blame(status, fields) if permanent else Blame.UNCLEAR
@@ -131,9 +132,9 @@ def _from_reply(status: int, headers: Any, body: Any) -> MailNotAccepted | MailO
 
 
 def _blame(status: int, fields: list[str]) -> Blame:
-    """Whose fault a refusal is: only the address is the recipient's; the key, the sender and the rest are ours."""
+    """Whose fault a refusal is: only the address is the recipient's; the rest is the installation's."""
     if status != 400:
-        return Blame.INSTALLATION  # 401 and 403: the key or the sender; 413: too long; 404, 415: no SendGrid
+        return Blame.INSTALLATION  # 401 and 403: the key or the sender; 413: too long; 404, 415: not SendGrid
     if not fields:
         return Blame.UNCLEAR
     # personalizations.0.to.0.email
@@ -142,7 +143,7 @@ def _blame(status: int, fields: list[str]) -> Blame:
 
 
 def _fields(body: Any) -> list[str]:
-    """What SendGrid names in ``errors[].field``, such as ``from.email``; nothing that could be a value."""
+    """The fields that SendGrid names in ``errors[].field``, such as ``from.email``; nothing that could be a value."""
     try:
         named = [error["field"] for error in json.loads(body)["errors"]]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -155,24 +156,14 @@ def _retry_after(status: int, headers: Any) -> float | None:
     """Seconds to wait: ``Retry-After`` (seconds or a date), else SendGrid's ``X-RateLimit-Reset`` (Unix time)."""
     if status not in (429, 503):
         return None
-    wait = _parse_retry_after(headers.get("Retry-After"))
-    # Every answer has X-RateLimit-Reset: it asks for nothing but with 429.
-    if wait is None and status == 429:
-        reset = headers.get("X-RateLimit-Reset")
-        wait = float(reset) - time.time() if reset is not None and reset.strip().isdigit() else None
+    wait: float | None = None
+    with suppress(TypeError, ValueError, OverflowError, InvalidHeader):  # missing, or neither seconds nor a date
+        wait = Retry().parse_retry_after(headers.get("Retry-After"))
+    # Every answer has X-RateLimit-Reset; it means something only with 429.
+    reset = headers.get("X-RateLimit-Reset") or ""
+    if wait is None and status == 429 and reset.strip().isdigit():
+        wait = float(reset) - time.time()
     return None if wait is None else min(max(wait, 0.0), _LONGEST_WAIT)
-
-
-def _parse_retry_after(value: str | None) -> float | None:
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return (date - datetime.now(UTC)).total_seconds() if date.tzinfo else None
 
 
 def _cause(error: URLError) -> str:

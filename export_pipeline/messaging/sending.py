@@ -1,7 +1,7 @@
-"""Handing mails over: each at most once, whatever happens in between.
+"""Send the pending mails of a request, each at most once, whatever happens in between.
 
-The ledger notes ``sending`` before a mail leaves and its result after; who gets a mail and what it says is decided by
-``notify`` and ``failure_mail``.
+``export_notifications`` says ``sending`` before a mail leaves, and its result afterwards. ``notify_recipients`` and
+``failure_mail`` decide who gets a mail and what it says.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcom
 from export_pipeline.requests import notifications
 
 _ADVICE = {
-    FailureCode.MAIL_UNAVAILABLE: "Check EXPORT_MAIL_URL and the provider. It is tried again; to do it now",
+    FailureCode.MAIL_UNAVAILABLE: "Check EXPORT_MAIL_URL and the provider. The mails are tried again; to do it now",
     FailureCode.MAIL_REFUSED: "The provider refuses this installation's mail, not a recipient: correct what it refuses "
-    "(login, EXPORT_MAIL_FROM, relaying, SPF, DKIM, DMARC, size). It is tried again; to do it now",
+    "(login, EXPORT_MAIL_FROM, relaying, SPF, DKIM, DMARC, size). The mails are tried again; to do it now",
 }
 
 
 class MailPostponed(ExportFailure):
-    """Some mails certainly did not go out and are still to be sent.
+    """Some mails were certainly not sent, and stay pending.
 
-    ``mail_unavailable``: for now. ``mail_refused``: until the operators change something.
-    ``retry_after``: seconds that the provider asked to wait, None if it did not ask.
+    ``mail_unavailable``: the provider fails for now. ``mail_refused``: until the operators change something.
+    ``retry_after``: seconds that the provider wants us to wait, None if it does not say.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class MailPostponed(ExportFailure):
 
 
 @dataclass
-class Handover:
-    """What came of handing over some mails of a request."""
+class SendResult:
+    """The outcome of sending some mails of a request."""
 
     counts: Mapping[NotificationStatus, int] = field(default_factory=dict)
-    """How many mails of the request are in each state now."""
+    """How many mails of the request are in each state afterwards."""
     refusals: list[MailNotAccepted] = field(default_factory=list)
     wait: float | None = None
-    """Seconds that the provider asked to wait."""
+    """Seconds that the provider wants us to wait."""
 
     @property
     def pending(self) -> int:
@@ -58,7 +58,7 @@ class Handover:
         return self.counts.get(NotificationStatus.PENDING, 0)
 
     def postponed(self, problem: str, requester_message: str | None = None) -> MailPostponed:
-        """Why some mails are still to be sent; ``problem`` says whose."""
+        """Why some mails are still to be sent; ``problem`` is the beginning of the message."""
         blamed = any(refusal.blame is Blame.INSTALLATION for refusal in self.refusals)
         later = any(not refusal.permanent and refusal.blame is Blame.UNCLEAR for refusal in self.refusals)
         unclear = any(refusal.permanent and refusal.blame is Blame.UNCLEAR for refusal in self.refusals)
@@ -81,24 +81,23 @@ def send_all(
     *,
     kind: NotificationKind = NotificationKind.READY,
     check: Callable[[], None],
-) -> Handover:
-    """Hand a request's pending mails over one by one; ``check`` is called before each and may raise to stop.
+) -> SendResult:
+    """Send a request's pending mails one by one.
 
-    A refusal that is about one recipient does not stop the others, and ends that recipient's mail. One that is about
-    the installation leaves the mail pending. If a reply does not say which, it is about the recipient as soon as
-    another mail of the request was accepted, and about the installation if none was.
-    After a provider that asks to wait (HTTP 429 with ``Retry-After``), cannot be reached or lets nobody log in, nothing
-    more is tried.
+    A permanent refusal for one recipient ends that recipient's mail and does not stop the others. A refusal of the
+    installation leaves the mail pending. A refusal that does not say which is the recipient's if another mail of the
+    request was accepted, and the installation's if none was. Sending stops if the provider demands a wait (HTTP 429
+    with ``Retry-After``), cannot be reached or refuses the login.
 
     Args:
         database: the request database.
         provider: how mail leaves.
-        request_id: whose mails they are.
-        messages: notifications (their id in the ledger) and what they say.
+        request_id: the request.
+        messages: notification ids and their messages.
         kind: of the notifications.
-        check: raises if nothing more is to be sent.
+        check: called before each mail; may raise to stop.
     """
-    done = Handover()
+    done = SendResult()
     unclear: dict[int, str] = {}
     for notification_id, message in messages:
         check()

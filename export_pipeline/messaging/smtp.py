@@ -1,7 +1,7 @@
-"""Mail through an SMTP server: one conversation a message, and what each way it can end means.
+"""Mail through an SMTP server: one conversation per message, and what each outcome and each reply means.
 
-The commands are given one by one, not by ``sendmail``: only so can a connection lost before the
-message was handed over (certainly not sent) be told from one lost while waiting for the verdict.
+The commands are sent one by one, not by ``sendmail``. Only so can a connection that was lost before the message was
+handed over (certainly not sent) be distinguished from one that was lost while waiting for the reply to it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import smtplib
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from ipaddress import ip_address
@@ -18,18 +19,24 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown, Message
 from export_pipeline.messaging.mime import recipient_address, to_mime
 
-# Whose fault an SMTP refusal is, by its enhanced status code (RFC 3463), else by its text.
-
-
-# RFC 3463 and its registry at IANA. The longest prefix counts; what is not listed is decided by the text.
+_CONNECT_SECONDS = 30.0
+_COMMAND_SECONDS = 300.0
+"""RFC 5321, 4.5.3.2: for the answer to MAIL and RCPT; 3 minutes would do for a block of the message."""
+_VERDICT_SECONDS = 600.0
+"""RFC 5321, 4.5.3.2.6: for the answer to the final dot. A client that hangs up earlier never knows whether the mail was
+accepted."""
+_GOODBYE_SECONDS = 5.0
+_BLOCK = 65_536
+_FORM = "expected smtp://user:password@host:port or smtps://..., with starttls=1 or starttls=0 or neither"
+# RFC 3463 and its registry at IANA. The longest prefix counts; for a code that is not listed the text decides.
 _BY_CODE: dict[str, Blame] = {
     "1.1": Blame.RECIPIENT,  # no such mailbox
     "1.2": Blame.RECIPIENT,  # no such domain
-    "1.3": Blame.RECIPIENT,  # no address
+    "1.3": Blame.RECIPIENT,  # not an address
     "1.6": Blame.RECIPIENT,  # the mailbox has moved
-    "1.7": Blame.INSTALLATION,  # the sender's address is none
+    "1.7": Blame.INSTALLATION,  # the sender is not an address
     "1.8": Blame.INSTALLATION,  # the sender's domain does not exist
-    "1.10": Blame.RECIPIENT,  # the domain takes no mail (null MX)
+    "1.10": Blame.RECIPIENT,  # the domain accepts no mail (null MX)
     "2": Blame.RECIPIENT,  # the mailbox: disabled, full
     "2.3": Blame.UNCLEAR,  # too long for this mailbox
     "3.4": Blame.INSTALLATION,  # too long for the server
@@ -39,67 +46,28 @@ _BY_CODE: dict[str, Blame] = {
     "5.0": Blame.UNCLEAR,  # Outlook.com says it of unknown mailboxes
     "5.3": Blame.UNCLEAR,  # too many recipients
     "6": Blame.INSTALLATION,  # the message's form
-    "6.7": Blame.RECIPIENT,  # a local part that the way there does not carry
+    "6.7": Blame.RECIPIENT,  # a local part that a server on the way does not support
     "7": Blame.INSTALLATION,  # policy: relaying, SPF, DKIM, DMARC, reputation, login
     "7.17": Blame.RECIPIENT,  # the mailbox has another owner
     "7.18": Blame.RECIPIENT,  # the domain has another owner
 }
-_RECIPIENTS_WORDS = re.compile(
+_RECIPIENT_WORDS = re.compile(
     r"(unknown|invalid|no such|non-?existent|nonexisting|no) (local )?(user|mailbox|recipient|account|address|person)"
     r"|(?<!sender )(?<!from )(user|mailbox|recipient|account|address|addressee)( \S+){0,3} "
     r"(unknown|not found|disabled|inactive|suspended|unavailable|full|over quota|not exist|invalid|rejected)"
     r"|does(n't| not) (exist|have an? .{0,20}account)|not a (valid|known) (user|mailbox|recipient)|quota exceeded"
     r"|exceeded storage"
 )
-_INSTALLATIONS_WORDS = re.compile(
+_INSTALLATION_WORDS = re.compile(
     r"relay|denied|\bspf\b|dkim|dmarc|polic(y|ies)|sender|block|black ?list|black-list|listed|spam|unsolicited"
     r"|reputation|authenticat|authoriz|authoris|credential|login|client host|helo|ehlo|reverse dns|\bptr\b|rdns"
     r"|too (large|big)|maximum.{0,20}size|size limit|banned|prohibited|not (permitted|allowed)|\btls\b|encrypt"
 )
 
 
-def refused(code: int, text: bytes, *, blame: Blame | None = None) -> MailNotAccepted:
-    """What a reply other than the wanted one means.
-
-    Args:
-        code: the reply's three digits.
-        text: what stands behind them, lines joined by a line break.
-        blame: whose fault a permanent refusal is where the command leaves no doubt (nobody was named yet).
-    """
-    words = text.decode("ascii", "replace").lower()
-    enhanced = re.match(r"\s*([245]\.\d{1,3}\.\d{1,3})\b", words)
-    # The text may repeat addresses: of a reply nothing but numbers is kept.
-    reason = f"smtp {code} {enhanced[1]}" if enhanced else f"smtp {code}"
-    if not 500 <= code < 600:
-        return MailNotAccepted(reason, permanent=False)
-    found = blame or _blame(enhanced[1].partition(".")[2] if enhanced else "", words)
-    return MailNotAccepted(reason, permanent=True, blame=found)
-
-
-def _blame(detail: str, words: str) -> Blame:
-    by_code = _BY_CODE.get(detail) or _BY_CODE.get(detail.partition(".")[0])
-    if by_code in (Blame.RECIPIENT, Blame.INSTALLATION):
-        return by_code
-    said = re.sub(r"\S*@\S*", " ", words)  # an address proves nothing: relay@example.com
-    recipients, installations = _RECIPIENTS_WORDS.search(said), _INSTALLATIONS_WORDS.search(said)
-    if bool(recipients) == bool(installations):
-        return Blame.UNCLEAR
-    return Blame.RECIPIENT if recipients else Blame.INSTALLATION
-
-
-_CONNECT_SECONDS = 30.0
-_COMMAND_SECONDS = 300.0
-"""RFC 5321, 4.5.3.2: for the answer to MAIL and RCPT; 3 minutes would do for a block of the message."""
-_VERDICT_SECONDS = 600.0
-"""RFC 5321, 4.5.3.2.6: for the answer to the final dot. Who hangs up earlier never knows whether the mail was taken."""
-_GOODBYE_SECONDS = 5.0
-_BLOCK = 65_536
-_FORM = "expected smtp://user:password@host:port or smtps://..., with starttls=1 or starttls=0 or neither"
-
-
 @dataclass(frozen=True)
 class SmtpServer:
-    """Where the server is and how it is spoken to."""
+    """Where the server is, and how to log in and encrypt."""
 
     host: str
     port: int
@@ -114,12 +82,14 @@ class SmtpServer:
         """Read ``smtp://user:password@host:port?starttls=1`` or ``smtps://...``; default ports 25, 587, 465.
 
         Raises:
-            ValueError: it is no such URL; the URL (it holds the password) is not repeated.
+            ValueError: it is not such a URL; the message does not repeat it, because it holds the password.
         """
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
         try:
             parts = urlsplit(url)
             port = parts.port
-            starttls = _starttls(parts.query)
+            values = parse_qs(parts.query).get("starttls")
+            starttls = None if values is None else words[values[-1].lower()]
         except (ValueError, KeyError):
             raise ValueError(_FORM) from None
         if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
@@ -135,21 +105,15 @@ class SmtpServer:
         )
 
 
-def _starttls(query: str) -> bool | None:
-    values = parse_qs(query).get("starttls")
-    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    return None if values is None else words[values[-1].lower()]
-
-
 class SmtpMail:
-    """Implements ``delivery.mail.MailProvider``.
+    """Implements ``MailProvider``.
 
     Args:
-        server: where, as whom, and with which encryption.
+        server: where, as which user, and with which encryption.
         timeout: seconds for connecting, greeting, TLS and login, each.
         command_timeout: seconds for the answer to a command, and without any progress while the message is written.
         verdict_timeout: seconds for the answer to the whole message.
-        tls: how certificates are checked; the system's way if None.
+        tls: how certificates are verified; the system's way if None.
     """
 
     def __init__(
@@ -168,7 +132,7 @@ class SmtpMail:
         self._tls = tls
 
     def send(self, message: Message) -> None:
-        """Send one message in a conversation of its own.
+        """Send one message in its own conversation.
 
         Raises:
             MailNotAccepted: refused, or the connection was lost before the message was handed over.
@@ -210,30 +174,27 @@ class SmtpMail:
                 self._encrypt(client)
             if server.user:
                 _log_in(client, server)
-        except (smtplib.SMTPException, OSError) as error:
+        except (smtplib.SMTPException, OSError, MailNotAccepted) as error:
             _hang_up(client)
-            failure = _not_connected(error)
-        except MailNotAccepted:
-            _hang_up(client)
-            raise
+            failure = error if isinstance(error, MailNotAccepted) else _not_connected(error)
         else:
             return client
         raise failure
 
     def _encrypt(self, client: smtplib.SMTP) -> None:
-        """TLS where it is asked for or offered. A password leaves this machine encrypted, or by ``starttls=0``."""
+        """Start TLS if it is required or offered. A password is sent in clear only with ``starttls=0`` or locally."""
         server = self._server
         if server.starttls is False:
             return
-        secret_leaves = bool(server.user) and not _is_here(client)
+        sends_password = bool(server.user) and not _is_here(client)
         offered = client.has_extn("starttls")
-        if not offered and secret_leaves and server.starttls is None:
+        if not offered and sends_password and server.starttls is None:
             raise _misconfigured("no STARTTLS for the password; starttls=0 sends it in clear")
         if not (offered or server.starttls):
             return
-        # Encryption that was merely offered protects against listeners only (RFC 7435), and must not cost mails that
-        # would else go in clear: many servers of an own network have a certificate of their own making.
-        client.starttls(context=self._verifying() if server.starttls or secret_leaves else _unverifying())
+        # Encryption that is only offered protects against eavesdroppers only (RFC 7435), and must not fail mails that
+        # would otherwise go in clear: many servers of private networks have a self-signed certificate.
+        client.starttls(context=self._verifying() if server.starttls or sends_password else _unverifying())
         # The server forgets the first greeting (RFC 3207, 4.2), and smtplib what the server offers.
         client.ehlo()
 
@@ -243,7 +204,7 @@ class SmtpMail:
     def _converse(self, client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> None:
         try:
             _socket(client).settimeout(self._command_timeout)
-            # A failing send leaves the closing dot unsent: the server cannot have taken the message.
+            # If sending fails, the final dot was not sent: the server cannot have accepted the message.
             _write(_socket(client), _offer(client, sender, recipient, mime))
         except (smtplib.SMTPException, OSError, UnicodeError) as error:
             raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
@@ -297,14 +258,14 @@ def _unverifying() -> ssl.SSLContext:
 
 
 def _write(sock: socket.socket, content: bytes) -> None:
-    """Write all of it; the time-out counts anew whenever the server took some. ``sendall`` counts it for the whole."""
+    """Write everything. The timeout starts anew whenever the server took some; ``sendall`` counts it for the whole."""
     rest = memoryview(content)
     while rest:
         rest = rest[sock.send(rest[:_BLOCK]) :]
 
 
 def _offer(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> bytes:
-    """The envelope, up to the server's wish to get the message; returns what to send it."""
+    """Send the envelope until the server is ready for the message; returns the bytes to send it."""
     options = []
     if not (sender.isascii() and recipient.isascii()):
         if not client.has_extn("smtputf8"):
@@ -314,7 +275,7 @@ def _offer(client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage
     content = mime.as_bytes()
     if client.has_extn("size"):
         options.append(f"SIZE={len(content)}")
-    # No recipient is named yet, or it was accepted: what is refused here is refused to everybody.
+    # At MAIL no recipient is named yet, and at DATA it was accepted: these refusals are the same for every recipient.
     _expect(client.mail(sender, options), 250, blame=Blame.INSTALLATION)
     _expect(client.rcpt(recipient), 250, 251)
     _expect(client.docmd("DATA"), 354, blame=Blame.INSTALLATION)
@@ -330,14 +291,40 @@ def _expect(reply: tuple[int, bytes], *wanted: int, blame: Blame | None = None) 
 
 
 def _hang_up(client: smtplib.SMTP | None) -> None:
-    """Say goodbye; the verdict is in already, so nothing that goes wrong here matters."""
+    """Say goodbye. The outcome is known already, so errors here do not matter."""
     if client is None:
         return
-    try:
+    with suppress(smtplib.SMTPException, OSError):
         if client.sock is not None:
             client.sock.settimeout(_GOODBYE_SECONDS)
             client.quit()
-    except (smtplib.SMTPException, OSError):
-        pass
-    finally:
-        client.close()
+    client.close()
+
+
+def refused(code: int, text: bytes, *, blame: Blame | None = None) -> MailNotAccepted:
+    """What an unwanted reply means. Whose fault it is follows from its enhanced code (RFC 3463), else from its text.
+
+    Args:
+        code: the reply's three digits.
+        text: the rest of it, with lines joined by a line break.
+        blame: whose fault a permanent refusal is, if the command leaves no doubt.
+    """
+    words = text.decode("ascii", "replace").lower()
+    enhanced = re.match(r"\s*([245]\.\d{1,3}\.\d{1,3})\b", words)
+    # The text may repeat addresses: only numbers of a reply are kept.
+    reason = f"smtp {code} {enhanced[1]}" if enhanced else f"smtp {code}"
+    if not 500 <= code < 600:
+        return MailNotAccepted(reason, permanent=False)
+    found = blame or _blame(enhanced[1].partition(".")[2] if enhanced else "", words)
+    return MailNotAccepted(reason, permanent=True, blame=found)
+
+
+def _blame(detail: str, words: str) -> Blame:
+    by_code = _BY_CODE.get(detail) or _BY_CODE.get(detail.partition(".")[0])
+    if by_code in (Blame.RECIPIENT, Blame.INSTALLATION):
+        return by_code
+    words = re.sub(r"\S*@\S*", " ", words)  # an address proves nothing: relay@example.com
+    recipient, installation = _RECIPIENT_WORDS.search(words), _INSTALLATION_WORDS.search(words)
+    if bool(recipient) == bool(installation):
+        return Blame.UNCLEAR
+    return Blame.RECIPIENT if recipient else Blame.INSTALLATION

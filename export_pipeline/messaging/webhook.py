@@ -1,4 +1,4 @@
-"""Calling a webhook: what it says, how it is signed, and where it never goes."""
+"""Call the webhooks of organizations: what a call says, how it is signed, and which addresses it never reaches."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from export_pipeline.settings import Settings
 
 SIGNATURE_HEADER = "X-Export-Signature"
 TIMEOUT_SECONDS = 10.0
-"""Of each wait for the receiver."""
+"""For each wait for the receiver."""
 LONGEST_CALL_SECONDS = 30.0
-"""Of a call as a whole (gu1, webhooks: an answer within 30 seconds)."""
+"""For the whole call (gu1, webhooks: an answer within 30 seconds)."""
 _THREADS = 32
 _AT_ONCE = 4
-"""Calls of one organization at the same time: its slow receiver must not take all threads."""
+"""Simultaneous calls of one organization: its slow receiver must not occupy all threads."""
 _LOOK_SECONDS = 1.0
-"""How long a call that becomes due waits at most while others are under way."""
+"""The longest wait of a call that becomes due while others are under way."""
 _LEASE = timedelta(seconds=LONGEST_CALL_SECONDS * 10)
-"""Much longer than any call takes, so that nobody else makes it meanwhile."""
+"""Much longer than any call takes, so that no other process makes the same call meanwhile."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What came of a call."""
+    """The outcome of a call."""
 
     taken: bool
     answer: str
-    """The status code, or what went wrong; never what the receiver said."""
+    """The status code, or what went wrong; never the receiver's text."""
     final: bool = False
-    """It will never be taken."""
+    """Whether another try is useless."""
 
 
 def deliver_due(database: sa.Engine, settings: Settings, *, seconds: float = math.inf) -> dict[str, int]:
-    """Make every call that is owed now, several at once; how many were taken, and how many not.
+    """Make every call that is due now, several at once; returns how many were delivered, and how many were not.
 
-    After so many ``seconds`` no more are taken; what is left stays owed.
+    No call begins after so many ``seconds``; the rest stays due.
     """
     counts = {"delivered": 0, "not_taken": 0}
     ends = time.monotonic() + seconds
@@ -81,7 +81,7 @@ def _taken(database: sa.Engine, *, limit: int, busy: set[str]) -> list[Webhook]:
 def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
     try:
         call = _call(database, settings, webhook)
-    except Exception as error:  # noqa: BLE001 - one that breaks something must not keep the others from their calls
+    except Exception as error:  # noqa: BLE001 - one broken call must not stop the others
         call = Call(taken=False, answer=f"failed: {type(error).__name__}")
     retry_seconds = None if call.final else settings.webhook_retry_seconds
     with database.begin() as connection:
@@ -106,7 +106,7 @@ def _call(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
 
 
 def payload(connection: sa.Connection, webhook: Webhook) -> bytes | None:
-    """What a webhook says: the export's state with the row's own ``message``, no link and no recipient.
+    """The body of a call: the export's state with the row's ``message``, without links and recipients.
 
     None if the request is gone or cannot be read.
     """
@@ -116,26 +116,26 @@ def payload(connection: sa.Connection, webhook: Webhook) -> bytes | None:
         return None
     if state is None:
         return None
-    told = ("uid", "id", "organization_id", "dataset", "format", "status", "row_count", "byte_count", "file_count",
+    names = ("uid", "id", "organization_id", "dataset", "format", "status", "row_count", "byte_count", "file_count",
             "error_code", "message", "created_at", "completed_at", "expires_at")  # fmt: skip
-    shown = state.model_dump(mode="json", include=set(told))
+    values = state.model_dump(mode="json", include=set(names))
     document = {
         "id": webhook.uid,
         "event": webhook.event.value,
         "timestamp": webhook.created_at.isoformat(),
-        "export": {name: shown[name] for name in told},
+        "export": {name: values[name] for name in names},
     }
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def signature(secret: str, body: bytes, timestamp: int) -> str:
-    """``t=…,v1=…``: HMAC-SHA256 of ``{t}.{body}``, hex. The time is signed too, so that an old call can be refused."""
+    """``t=…,v1=…``: HMAC-SHA256 (hex) of ``{t}.{body}``. The time is signed, so that receivers can refuse old calls."""
     digest = hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
     return f"t={timestamp},v1={digest}"
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_insecure: bool) -> Call:
-    """Send one request and look at its status alone."""
+    """Send one request; only the status of the answer matters."""
     try:
         check_webhook_url(url, allow_insecure=allow_insecure)
     except ExportFailure:
@@ -146,7 +146,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, allow_insecure: b
         address = _resolved(parts.hostname or "", port, allow_insecure=allow_insecure)
         if address is None:
             return Call(taken=False, answer="refused: the host's address is not public")
-        connection = _connection(parts.scheme, parts.hostname or "", port, address)
+        connection = _PinnedConnection(parts.scheme, parts.hostname or "", port, address)
         return _exchange(connection, f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}", body, headers)
     except ssl.SSLCertVerificationError:
         return Call(taken=False, answer="no valid TLS certificate")
@@ -165,39 +165,29 @@ def _resolved(host: str, port: int, *, allow_insecure: bool) -> str | None:
     return addresses[0]
 
 
-def _connection(scheme: str, host: str, port: int, address: str) -> http.client.HTTPConnection:
-    if scheme == "https":
-        return _PinnedTls(host, port, address)
-    return _Pinned(host, port, address)
+class _PinnedConnection(http.client.HTTPConnection):
+    """Connects to the address that was checked: the name may resolve to another one a moment later."""
 
-
-class _Pinned(http.client.HTTPConnection):
-    """Connects to the address that was checked: a name may lead elsewhere a moment later."""
-
-    def __init__(self, host: str, port: int, address: str) -> None:
+    def __init__(self, scheme: str, host: str, port: int, address: str) -> None:
         super().__init__(host, port, timeout=TIMEOUT_SECONDS)
         self._address = address
+        self._tls = scheme == "https"
+        if self._tls:
+            self.default_port = http.client.HTTPS_PORT  # the Host header names any other port
 
     def connect(self) -> None:
-        """Connect."""
+        """Connect; with TLS the certificate must be the host's."""
         self.sock = socket.create_connection((self._address, self.port), self.timeout)
-
-
-class _PinnedTls(_Pinned):
-    default_port = http.client.HTTPS_PORT
-    """Any other stands in the Host header."""
-
-    def connect(self) -> None:
-        """Connect; the certificate has to be the host's."""
-        super().connect()
+        if not self._tls:
+            return
         context = ssl.create_default_context()
-        # Wrapped first: the watchdog has to find the socket while the handshake is under way.
+        # Wrapped before the handshake, so that the watchdog finds the socket meanwhile.
         self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
         self.sock.do_handshake()
 
 
 def _exchange(connection: http.client.HTTPConnection, target: str, body: bytes, headers: Mapping[str, str]) -> Call:
-    # A receiver that sends a byte now and then would be waited for without an end.
+    # Without it, a receiver that sends a byte now and then would never time out.
     watchdog = threading.Timer(LONGEST_CALL_SECONDS, _cut, [connection])
     watchdog.daemon = True
     watchdog.start()
@@ -213,5 +203,5 @@ def _exchange(connection: http.client.HTTPConnection, target: str, body: bytes, 
 def _cut(connection: http.client.HTTPConnection) -> None:
     with contextlib.suppress(OSError):
         if connection.sock is not None:
-            # Of the plain socket: that of TLS would take its state from under the reader.
+            # The plain socket's method: that of TLS would drop the state that the reader uses.
             socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)

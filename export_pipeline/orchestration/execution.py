@@ -21,13 +21,12 @@ from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode,
 from export_pipeline.messaging.failure_mail import mail_failure
 from export_pipeline.messaging.sending import MailPostponed
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
 from export_pipeline.orchestration.heartbeat import Heartbeat
 from export_pipeline.orchestration.metadata import Metadata, failure_metadata
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, transitions
 from export_pipeline.requests.models import is_canonical_uuid, load_request
-from export_pipeline.stages.cleanup import discard_abandoned, discard_attempt
+from export_pipeline.stages.cleanup import BY_REQUESTER, cancel_and_discard, discard_abandoned, discard_attempt
 from export_pipeline.stages.plan import staging_prefix
 
 # What a step that failed says: a failure in words of our own, and its metadata.

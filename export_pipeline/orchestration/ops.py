@@ -1,12 +1,11 @@
-"""The ops of the export job: each opens its stage, calls plain functions, hands on a reference."""
+"""The ops of the export job: each opens its stage, calls plain functions of ``stages``, and returns a reference."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import dagster as dg
 
-from export_pipeline.database.engine import reading
 from export_pipeline.database.enums import NotificationStatus, Stage
 from export_pipeline.failures import ExportFailure
 from export_pipeline.messaging.failure_mail import has_failed
@@ -22,62 +21,39 @@ from export_pipeline.orchestration.references import (
     UploadedShard,
 )
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.requests import billing, notifications, ownership, transitions
-from export_pipeline.requests.models import ExportRequest, load_request
-from export_pipeline.requests.validation.mail import is_silent, recipients_of_files
-from export_pipeline.requests.validation.request import admit
-from export_pipeline.stages.filter_entities import Sharding, stage_rows
-from export_pipeline.stages.manifest import Manifest, read_manifest
-from export_pipeline.stages.notify_recipients import Announcement, notify, sender_for, undelivered
-from export_pipeline.stages.plan import ExportPlan, load_plan, make_plan, save_plan, selection
-from export_pipeline.stages.publish import delivered_files, make_manifest
+from export_pipeline.stages.filter_entities import stage_rows
+from export_pipeline.stages.notify_recipients import mail_recipients
+from export_pipeline.stages.plan import load_plan, plan_request, selection
+from export_pipeline.stages.publish import complete_request, make_manifest
 from export_pipeline.stages.publish import publish as publish_export
 from export_pipeline.stages.serialize import serialize_shard
 from export_pipeline.stages.upload import upload_files
 from export_pipeline.timing import StageSeconds, Stopwatch
 
-NOTHING_TO_SAY = "Nothing matched, and the request asks for no mail then (empty_result)."
-
 
 class PlanConfig(dg.Config):
-    """The run's whole config: which row."""
+    """The run's only configuration: the request."""
 
     request_id: int
 
 
 @dg.op(description=descriptions.PLAN)
 def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> PlanReference:
-    """Preflight and plan."""
+    """Validate the request and resolve it into a plan."""
     with stage(context, exports, config.request_id, Stage.PLAN) as work:
-        with reading(exports.database) as connection:
-            request = load_request(connection, config.request_id)
-            organization, checked = admit(connection, exports.organizations, exports.catalog, exports.settings, request)
-        _pay_mails(context, exports, request, checked.recipients)
-        made = make_plan(request, checked, organization, exports.source, work.attempt)
-        key = save_plan(exports.staging, made)
+        made, key, recipients = plan_request(exports, config.request_id, run_id=context.run_id, attempt=work.attempt)
         context.add_output_metadata(
             {
                 "dataset": made.dataset,
                 "format": made.format,
                 "compression": made.compression,
                 "columns": len(made.columns),
-                "recipients": len(checked.recipients),
+                "recipients": recipients,
                 "max_file_bytes": made.max_bytes,
                 "row": row_metadata(made.uid),
             }
         )
         return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt, key=key)
-
-
-def _pay_mails(
-    context: dg.OpExecutionContext, exports: ExportResource, request: ExportRequest, recipients: Sequence[str]
-) -> None:
-    """The mails are paid for before anything is read."""
-    if not recipients:
-        return
-    with exports.database.begin() as connection:
-        ownership.lock(connection, request.id, run_id=context.run_id)
-        billing.reserve(connection, request.organization_id, request.uid, recipients)
 
 
 @dg.op(
@@ -87,9 +63,9 @@ def _pay_mails(
 def filter_entities(
     context: dg.OpExecutionContext, planned: PlanReference, exports: ExportResource
 ) -> Iterator[dg.DynamicOutput[ShardReference] | dg.Output[SnapshotReference]]:
-    """Read everything that will be exported."""
+    """Read every row of the export in one snapshot."""
     with stage(context, exports, planned.request_id, Stage.FILTER_ENTITIES) as work:
-        made = _plan(exports, planned)
+        made = load_plan(exports.staging, planned.key)
         watch = Stopwatch()
         context.log.info("Counting the rows ...")
         staged = stage_rows(
@@ -97,7 +73,8 @@ def filter_entities(
             selection(made, exports.catalog),
             exports.staging,
             made.prefix,
-            sharding=Sharding(made.max_bytes, exports.settings.shard_rows),
+            max_bytes=made.max_bytes,
+            shard_rows=exports.settings.shard_rows,
             snapshot_taken=lambda rows, instant: _counted(context, exports, work, rows, instant),
             progress=work.pulse.report,
         )
@@ -123,19 +100,19 @@ def filter_entities(
 def _counted(
     context: dg.OpExecutionContext, exports: ExportResource, work: Work, rows: int, snapshot_at: datetime
 ) -> None:
-    """The snapshot is open: the row hears how many rows there are, Dagster's queue whether that is a large export."""
+    """Store the snapshot's row count on the request and tag the run's size class for the concurrency limits."""
     work.pulse.snapshot_taken(rows, snapshot_at)
     size = tags.size_class(rows, exports.settings.large_rows)
     if context.run.tags.get(tags.SIZE_CLASS) != size:
-        with suppress(Exception):  # the export goes on; the queue counts it as what it was expected to be
+        with suppress(Exception):  # the export continues; the queue counts it by its expected size
             context.instance.add_run_tags(context.run_id, {tags.SIZE_CLASS: size})
 
 
 @dg.op(description=descriptions.SERIALIZE)
 def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: ExportResource) -> SerializedShard:
-    """Rows to files."""
+    """Write a shard's rows to files."""
     with stage(context, exports, shard.plan.request_id, Stage.SERIALIZE) as work:
-        made = _plan(exports, shard.plan)
+        made = load_plan(exports.staging, shard.plan.key)
         watch = Stopwatch()
         output = serialize_shard(
             made,
@@ -153,14 +130,14 @@ def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: Ex
 
 @dg.op(description=descriptions.UPLOAD)
 def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports: ExportResource) -> UploadedShard:
-    """Files to the store."""
+    """Upload a shard's files to the store."""
     shard = serialized.shard
     with stage(context, exports, shard.plan.request_id, Stage.UPLOAD) as work:
         watch = Stopwatch()
         files = upload_files(
             exports.store,
             exports.staging,
-            _plan(exports, shard.plan),
+            load_plan(exports.staging, shard.plan.key),
             serialized.output,
             shard=shard.ordinal,
             shards=shard.shards,
@@ -180,14 +157,14 @@ def publish(
     uploaded: list[UploadedShard],
     exports: ExportResource,
 ) -> PublishedExport:
-    """The commit point."""
+    """Write the manifest and complete the request."""
     planned = snapshot.plan
     with stage(context, exports, planned.request_id, Stage.PUBLISH) as work:
         if work.completed is not None:
-            # An earlier try completed the row and died before Dagster knew: there is nothing left to publish.
+            # An earlier try completed the row and died before Dagster recorded it: nothing is left to publish.
             return PublishedExport(plan=planned, manifest_key=work.completed)
         watch = Stopwatch()
-        made = _plan(exports, planned)
+        made = load_plan(exports.staging, planned.key)
         in_order = sorted(uploaded, key=lambda shard: shard.ordinal)
         manifest = make_manifest(
             made,
@@ -198,9 +175,12 @@ def publish(
         )
         work.pulse.check()
         key = publish_export(exports.store, made, manifest)
-        _complete(context, exports, planned, manifest, key)
-        with suppress(ExportFailure):
-            exports.staging.delete_tree(made.prefix)  # else the janitor does: the export is complete
+        days = exports.settings.retention_days
+        complete_request(
+            exports.database, planned.request_id, manifest, key, run_id=context.run_id, retention_days=days
+        )
+        with suppress(ExportFailure):  # else the janitor deletes it: the export is complete
+            exports.staging.delete_tree(made.prefix)
         parts = sum((shard.seconds for shard in uploaded), snapshot.seconds)
         metadata = stage_metadata(watch, parts, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
         context.add_output_metadata(metadata | {"manifest": dg.MetadataValue.url(exports.store.object_url(key))})
@@ -208,38 +188,16 @@ def publish(
         return PublishedExport(plan=planned, manifest_key=key)
 
 
-def _complete(
-    context: dg.OpExecutionContext, exports: ExportResource, planned: PlanReference, manifest: Manifest, key: str
-) -> None:
-    """The row says ``completed``, the ledger names everybody who is to be mailed and it is paid, in one transaction."""
-    with exports.database.begin() as connection:
-        transitions.complete(
-            connection,
-            planned.request_id,
-            run_id=context.run_id,
-            files=delivered_files(manifest),
-            manifest_key=key,
-            expires_at=datetime.now(UTC) + timedelta(days=exports.settings.retention_days),
-        )
-        request = load_request(connection, planned.request_id)
-        recipients = recipients_of_files(request)
-        notifications.enqueue(connection, request.id, recipients)
-        if is_silent(request):
-            billing.release(connection, request.uid)
-        # Re-executed from a failure: what the plan op reserved was given back when the request failed.
-        billing.reserve(connection, request.organization_id, request.uid, recipients)
-
-
 @dg.op(description=descriptions.NOTIFY_RECIPIENTS)
 def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport, exports: ExportResource) -> None:
-    """The mails."""
+    """Mail the recipients."""
     with stage(context, exports, published.plan.request_id, Stage.NOTIFY_RECIPIENTS) as work:
         _notify(context, exports, work)
 
 
 @dg.op(description=descriptions.RESUME_NOTIFICATION)
 def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportResource) -> None:
-    """The mails that a dead run left."""
+    """Send the mails that a dead run did not send."""
     with without_ownership(context, exports, config.request_id):
         if has_failed(exports.database, config.request_id):
             _add_mail_metadata(context, Stopwatch(), send_failure_mail(exports, config.request_id))
@@ -249,39 +207,8 @@ def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, expo
 
 
 def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work) -> None:
-    watch = Stopwatch()
-    with reading(exports.database) as connection:
-        request = load_request(connection, work.request_id)
-        organization = exports.organizations.get(connection, request.organization_id)
-        sender, sender_lost = sender_for(connection, exports.organizations, request)
-    announcement = Announcement(
-        request_id=request.id,
-        manifest=read_manifest(exports.store, request.manifest_key or ""),
-        dataset=exports.catalog[request.dataset],
-        recipients=recipients_of_files(request),
-        locale=request.email_locale,
-        time_zone=organization.time_zone,
-        files_expire_at=request.expires_at or datetime.now(UTC),
-        organization_name=organization.name,
-        sender=sender,
-        recurring_export_id=request.recurring_export_id,
-    )
-    counts: Mapping[NotificationStatus, int] = {}
-    if announcement.recipients:  # else there may be no provider to open
-        counts = notify(
-            exports.database,
-            exports.store,
-            exports.mail,
-            exports.settings,
-            announcement,
-            check=work.pulse.check,
-            warn=context.log.warning,
-        )
-    silent = NOTHING_TO_SAY if is_silent(request) else None
-    notes = [note for note in (undelivered(counts), sender_lost, silent) if note]
-    with exports.database.begin() as connection:
-        transitions.notified(connection, request.id, counts)
-        transitions.note(connection, request.id, " ".join(notes) or None, run_id=context.run_id)
+    watch, check, warn = Stopwatch(), work.pulse.check, context.log.warning
+    counts = mail_recipients(exports, work.request_id, run_id=context.run_id, check=check, warn=warn)
     _add_mail_metadata(context, watch, counts)
 
 
@@ -291,7 +218,3 @@ def _add_mail_metadata(
     context.add_output_metadata(
         {"seconds": round(watch.seconds, 3)} | {f"mails_{status}": number for status, number in counts.items()}
     )
-
-
-def _plan(exports: ExportResource, planned: PlanReference) -> ExportPlan:
-    return load_plan(exports.staging, planned.key)

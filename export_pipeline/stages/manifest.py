@@ -1,4 +1,4 @@
-"""The manifest of an export: written last, it is the commit point. No manifest, no export."""
+"""The manifest of an export, written last: without a manifest there is no export. Also names and keys of its files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from export_pipeline.catalog.types import NameStyle
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.storage.objects import ObjectDescription
+from export_pipeline.storage.store import ObjectDescription
 
 if TYPE_CHECKING:
     from export_pipeline.storage.store import Store
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+MANIFEST_NAME = "manifest.json"
 _MODEL = ConfigDict(extra="forbid", frozen=True)
 
 
 class ManifestFile(BaseModel):
-    """One delivered file: bytes and SHA-256 (hex) are those of the object as stored."""
+    """One delivered file; bytes and SHA-256 (hex) are those of the stored object."""
 
     model_config = _MODEL
 
@@ -38,7 +39,7 @@ class ManifestFile(BaseModel):
     media_type: str
     content_encoding: str | None = None
     fingerprint: str | None = Field(default=None, exclude=True, repr=False)
-    """The store's, when the file had arrived: what is published is held to it. Not written."""
+    """The store's fingerprint after the upload; ``publish`` checks it. Not part of the written manifest."""
 
 
 class Manifest(BaseModel):
@@ -57,23 +58,23 @@ class Manifest(BaseModel):
     compression: str
     layout: str | None = None
     columns: tuple[str, ...]
-    """The headers, in the files' order."""
+    """The headers, in the order of the files."""
     filters_sha256: Sha256 | None = None
-    """SHA-256 of filters, lists and segments: tells whether two exports asked the same, not what they asked."""
+    """SHA-256 of filters, lists and segments: shows whether two exports selected the same, not what they selected."""
     rows: int = Field(ge=0)
     bytes: int = Field(ge=0)
     files: tuple[ManifestFile, ...]
     snapshot_at: AwareDatetime
-    """The instant whose state of the data the files show."""
+    """The files show the data as of this instant."""
     created_at: AwareDatetime
     time_zone: str
     guard_formulas: bool
     csv_delimiter: str = ","
     counters: Mapping[str, int] = Field(default_factory=dict)
-    """What had to be altered: cells cut, characters replaced and so on."""
+    """What was altered: cells cut, characters replaced and so on."""
 
     def to_json(self) -> builtins.bytes:
-        """The manifest as JSON, indented for people."""
+        """The manifest as indented JSON."""
         return self.model_dump_json(indent=2).encode()
 
     @classmethod
@@ -81,7 +82,7 @@ class Manifest(BaseModel):
         """Read a manifest.
 
         Raises:
-            ExportFailure: ``internal_error`` if it is none, or of a version that is not known.
+            ExportFailure: ``internal_error`` if it is not a manifest, or of an unknown version.
         """
         try:
             return cls.model_validate_json(text)
@@ -91,7 +92,7 @@ class Manifest(BaseModel):
 
 
 def write_manifest(store: Store, key: str, manifest: Manifest) -> None:
-    """Put the manifest into the store; from then on the export exists.
+    """Write the manifest to the store; from then on the export exists.
 
     Raises:
         ExportFailure: the store's.
@@ -110,29 +111,23 @@ def read_manifest(store: Store, key: str) -> Manifest:
     """Read a manifest from the store.
 
     Raises:
-        ExportFailure: ``store_refused`` if there is none, ``internal_error`` if it cannot be read.
+        ExportFailure: ``store_refused`` if it does not exist, ``internal_error`` if it cannot be read.
     """
     with store.open(key) as stream:
         return Manifest.from_json(stream.read())
 
 
-# What delivered files are called, and under which keys they lie.
-
-
-MANIFEST_NAME = "manifest.json"
-
-
 def file_name(
     dataset: str, day: date, uid: UUID | str, part: str | None, extension: str, *, style: NameStyle = "descriptive"
 ) -> str:
-    """A name for people: ``contacts-2025-11-21-{uid}[-part-00001].csv.gz``, safe on every file system.
+    """A readable file name, safe on every file system: ``contacts-2025-11-21-{uid}[-part-00001].csv.gz``.
 
     Args:
-        dataset: the dataset's name; whatever is not ``A-Z a-z 0-9 _`` becomes ``-``.
+        dataset: the dataset's name; all characters but ``A-Z a-z 0-9 _`` become ``-``.
         day: the day of the snapshot, in the organization's time zone.
         uid: the request's uid.
-        part: what tells this part from the others (``00001``), None for an only file.
-        extension: without its leading dot, compression included.
+        part: the number of this part (``00001``), None for an only file.
+        extension: without a leading dot, with the compression's.
         style: ``uuid`` leaves dataset and day out (Cometly, get contact export: names of UUIDs).
     """
     stem = _safe(str(uid))
@@ -144,12 +139,12 @@ def file_name(
 
 
 def export_prefix(uid: UUID | str, attempt: int, secret: str) -> str:
-    """The prefix of one attempt's objects: ``{uid}/{attempt}/{secret}``.
+    """The prefix of an attempt's objects: ``{uid}/{attempt}/{secret}``.
 
     Args:
         uid: the request's uid.
         attempt: from 1.
-        secret: 32 hex digits of ``secrets.token_hex(16)``, so that no key can be guessed from the uid.
+        secret: 32 hex digits of ``secrets.token_hex(16)``, so that nobody can guess a key from the uid.
 
     Raises:
         ValueError: the secret is not 32 hex digits.
@@ -160,7 +155,7 @@ def export_prefix(uid: UUID | str, attempt: int, secret: str) -> str:
 
 
 def manifest_key(prefix: str) -> str:
-    """Where the manifest of an attempt lies."""
+    """The key of an attempt's manifest."""
     return f"{prefix}/{MANIFEST_NAME}"
 
 

@@ -1,4 +1,4 @@
-"""The mails of a published export: with which links or attachments, and what its row says of them."""
+"""The op ``notify_recipients``: mail the links or files of a published export, and note on its row what went wrong."""
 
 from __future__ import annotations
 
@@ -11,85 +11,36 @@ from email.headerregistry import Address
 import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
+from export_pipeline.database.engine import reading
 from export_pipeline.database.enums import NotificationStatus
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.messaging.content import MAX_LISTED, ReadyFile, ReadyMail, ready_message, titles_of
 from export_pipeline.messaging.message import Attachment, MailProvider, Message, message_id, parse_address
 from export_pipeline.messaging.mime import one_line
 from export_pipeline.messaging.providers import default_sender
-from export_pipeline.messaging.sending import Handover, send_all
+from export_pipeline.messaging.sending import SendResult, send_all
 from export_pipeline.recurring.unsubscribe import make_token
-from export_pipeline.requests import notifications
+from export_pipeline.requests import notifications, transitions
 from export_pipeline.requests.download_links import create, download_url
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.models import ExportRequest, load_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.validation.mail import sender_of
+from export_pipeline.requests.validation.mail import is_silent, recipients_of_files, sender_of
 from export_pipeline.settings import Settings
-from export_pipeline.stages.manifest import Manifest, ManifestFile
+from export_pipeline.stages import Services
+from export_pipeline.stages.manifest import Manifest, ManifestFile, read_manifest
 from export_pipeline.stages.upload import describe
-from export_pipeline.storage.objects import Link
-from export_pipeline.storage.store import Store
+from export_pipeline.storage.store import Link, Store
 
-# What is in the message itself: the files of exports that are small enough, the links of files that are too many.
-
-
+EMPTY_AND_SILENT = "No rows matched, so no mail was sent, as the request's empty_result says."
 _LONGEST_LIST = 5_000_000
 """Bytes of a list of links: a third more in the mail, which most servers take (Postfix by default: 10,240,000)."""
-
-
-def link_list(files: Sequence[ReadyFile]) -> Attachment | None:
-    """All links, for a mail that cannot list them; None if it can, or if they are too many to attach.
-
-    A line a file, in the order of the rows: its name, a tab, its link.
-    """
-    if len(files) <= MAX_LISTED or not all(file.url for file in files):
-        return None
-    content = "".join(f"{one_line(file.name)}\t{file.url}\r\n" for file in files).encode()
-    return Attachment("links.txt", "text/plain; charset=utf-8", content) if len(content) <= _LONGEST_LIST else None
-
-
-def attachments_of(store: Store, manifest: Manifest, longest: int) -> tuple[Attachment, ...]:
-    """The export's files, read from the store and held against the manifest; none if they are to be linked.
-
-    Args:
-        store: where the files are.
-        manifest: which files, and what they must be.
-        longest: bytes that all files together may have at most; 0 = nothing is ever attached.
-
-    Raises:
-        ExportFailure: ``checksum_mismatch`` if a file is not what the manifest says; the store's.
-    """
-    if not _fits(manifest, longest):
-        return ()
-    return tuple(Attachment(file.name, file.media_type, _content(store, file)) for file in manifest.files)
-
-
-def _fits(manifest: Manifest, longest: int) -> bool:
-    if not longest or sum(file.bytes for file in manifest.files) > longest:
-        return False
-    # SendGrid refuses an attachment without content. An encoding is undone by a browser, by no mail client.
-    return all(file.bytes and file.content_encoding is None for file in manifest.files)
-
-
-def _content(store: Store, file: ManifestFile) -> bytes:
-    with store.open(file.key) as stream:
-        content = stream.read(file.bytes + 1)
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise ExportFailure(
-            FailureCode.CHECKSUM_MISMATCH,
-            f"{file.name} in the store is not what the manifest says; nobody was mailed. Find out who changed it, "
-            "then have the export asked for again.",
-        )
-    return content
-
-
 _UNNOTICED = timedelta(minutes=5)
-"""A link that ends so much earlier than promised is not worth a warning."""
+"""A link may end this much earlier than promised without a warning."""
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """A published export, and how its recipients are to be told."""
+    """A published export, and the facts of its mails."""
 
     request_id: int
     manifest: Manifest
@@ -101,9 +52,55 @@ class Announcement:
     files_expire_at: datetime
     organization_name: str | None = None
     sender: Address | None = None
-    """Who the mails are from; None = the platform."""
+    """The sender of the mails; None for the platform's address."""
     recurring_export_id: int | None = None
-    """The recurring export that it is of: its recipients are told how to leave."""
+    """The recurring export that it belongs to: its mails get a link to unsubscribe."""
+
+
+def mail_recipients(
+    services: Services, request_id: int, *, run_id: str, check: Callable[[], None], warn: Callable[[str], None]
+) -> Mapping[NotificationStatus, int]:
+    """Mail the recipients of a completed request, and note on the row what went wrong.
+
+    Args:
+        services: what the stage works with.
+        request_id: the request.
+        run_id: the run that owns it.
+        check: called before each mail; may raise to stop.
+        warn: called with a text for operators.
+
+    Returns:
+        How many notifications are in each state.
+
+    Raises:
+        ExportFailure: as ``notify``.
+    """
+    with reading(services.database) as connection:
+        request = load_request(connection, request_id)
+        organization = services.organizations.get(connection, request.organization_id)
+        sender, sender_note = sender_for(connection, services.organizations, request)
+    announcement = Announcement(
+        request_id=request_id,
+        manifest=read_manifest(services.store, request.manifest_key or ""),
+        dataset=services.catalog[request.dataset],
+        recipients=recipients_of_files(request),
+        locale=request.email_locale,
+        time_zone=organization.time_zone,
+        files_expire_at=request.expires_at or datetime.now(UTC),
+        organization_name=organization.name,
+        sender=sender,
+        recurring_export_id=request.recurring_export_id,
+    )
+    counts: Mapping[NotificationStatus, int] = {}
+    if announcement.recipients:  # else there may be no provider to open
+        counts = notify(
+            services.database, services.store, services.mail, services.settings, announcement, check=check, warn=warn
+        )
+    notes = [undelivered(counts), sender_note, EMPTY_AND_SILENT if is_silent(request) else None]
+    with services.database.begin() as connection:
+        transitions.notified(connection, request_id, counts)
+        transitions.note(connection, request_id, " ".join(filter(None, notes)) or None, run_id=run_id)
+    return counts
 
 
 def notify(
@@ -122,8 +119,8 @@ def notify(
         How many notifications are in each state.
 
     Raises:
-        MailPostponed: some were not accepted; a later call sends to them alone.
-        ExportFailure: an attachment cannot be read; ``mail_refused`` if every recipient was refused for good.
+        MailPostponed: some were not accepted; a later call sends only these.
+        ExportFailure: an attachment cannot be read; ``mail_refused`` if every recipient was refused permanently.
     """
     request_id = announcement.request_id
     with database.begin() as connection:
@@ -131,23 +128,23 @@ def notify(
         notifications.close_interrupted(connection, request_id)
         waiting = notifications.pending(connection, request_id)
     messages = _messages(database, store, settings, announcement, waiting, warn) if waiting else ()
-    handed = send_all(database, provider, request_id, messages, check=check)
-    _raise_for(handed)
-    return handed.counts
+    result = send_all(database, provider, request_id, messages, check=check)
+    _raise_for(result)
+    return result.counts
 
 
-def _raise_for(handed: Handover) -> None:
-    """An export of which nobody hears is no success, whoever is to blame."""
-    total, refused = sum(handed.counts.values()), handed.counts.get(NotificationStatus.REFUSED, 0)
-    if handed.pending:
-        problem = f"The files are ready, but {handed.pending} of {total} recipients could not be mailed"
-        raise handed.postponed(problem, f"{problem} yet; it is tried again. Nothing is wrong with the request.")
+def _raise_for(result: SendResult) -> None:
+    """An export that no recipient learns of has failed, whatever the reason."""
+    total, refused = sum(result.counts.values()), result.counts.get(NotificationStatus.REFUSED, 0)
+    if result.pending:
+        problem = f"The files are ready, but {result.pending} of {total} recipients could not be mailed"
+        raise result.postponed(problem, f"{problem} yet; it is tried again. Nothing is wrong with the request.")
     if total and refused == total:
         raise ExportFailure(
             FailureCode.MAIL_REFUSED,
-            f"The files are ready, but the mail was refused for good for each of {total} recipients. Whether the "
-            "addresses are wrong or the installation's mail is, the reasons in export_notifications say; to send "
-            "again after a correction: export-pipeline resend.",
+            f"The files are ready, but the mail was refused permanently for each of {total} recipients. The reasons in "
+            "export_notifications say whether the addresses or this installation's mail are wrong. To send again after "
+            "a correction: export-pipeline resend.",
             requester_message=f"The files are ready, but the mail was refused for each of {total} recipients: check "
             "the addresses.",
         )
@@ -156,10 +153,10 @@ def _raise_for(handed: Handover) -> None:
 def sender_for(
     connection: sa.Connection, organizations: Organizations, request: ExportRequest
 ) -> tuple[Address | None, str | None]:
-    """Who the mails of a published export are from (None = the platform), and what the row should say of that.
+    """The sender of a published export's mails (None for the platform's address), and a note for its row.
 
-    ``plan`` refused a sender that could not be used then. One that was lost since keeps nobody from their files:
-    the platform sends what is still to be sent, and the row says so.
+    ``plan`` has already refused senders that could not be used then. A sender that was lost since then does not stop
+    the mails: the platform sends what is still to be sent, and the row says so.
     """
     try:
         sender = sender_of(connection, organizations, request)
@@ -170,11 +167,11 @@ def sender_for(
         lost = FailureCode.INVALID_SENDER
     if not notifications.pending(connection, request.id):
         return None, None
-    return None, f"Mails are from the platform's address: the sender that was asked for can no longer be used ({lost})."
+    return None, f"Mails come from the platform's address: the requested sender can no longer be used ({lost})."
 
 
 def undelivered(counts: Mapping[NotificationStatus, int]) -> str | None:
-    """What the row should say of recipients who have no mail, None if all have theirs."""
+    """What the row says of recipients without a mail, None if every recipient has one."""
     refused, unknown = counts.get(NotificationStatus.REFUSED, 0), counts.get(NotificationStatus.UNKNOWN, 0)
     if not refused and not unknown:
         return None
@@ -196,10 +193,10 @@ def _messages(
     manifest = announcement.manifest
     attachments = attachments_of(store, manifest, settings.mail_attachment_max_bytes)
     sender = announcement.sender or default_sender(settings)
-    sealed = bool(settings.public_url) and not attachments
-    shared = None if sealed or attachments else _presigned(store, settings, announcement, warn)
+    own_links = bool(settings.public_url) and not attachments
+    shared = None if own_links or attachments else _presigned(store, settings, announcement, warn)
     for notification_id, recipient in waiting:
-        links = _sealed(database, settings, announcement, notification_id) if sealed else shared
+        links = _download_links(database, settings, announcement, notification_id) if own_links else shared
         leave = unsubscribe_url(settings, announcement.recurring_export_id, recipient)
         mail = replace(_mail(announcement, links), unsubscribe_url=leave)
         listed = link_list(mail.files)
@@ -211,35 +208,78 @@ def _messages(
         yield notification_id, Message(sender, recipient, subject, text, html, same_id, attached, leave)
 
 
+def _mail(announcement: Announcement, links: Sequence[Link] | None) -> ReadyMail:
+    """The mail's facts; ``links`` is None if the files are attached."""
+    manifest = announcement.manifest
+    given: Sequence[Link | None] = [None] * len(manifest.files) if links is None else links
+    linked = list(zip(manifest.files, given, strict=True))
+    ends = [link.expires_at for link in given if link is not None and link.expires_at is not None]
+    return ReadyMail(
+        dataset_titles=titles_of(announcement.dataset),
+        rows=manifest.rows,
+        files=tuple(ReadyFile(file.name, file.bytes, link.url if link else None) for file, link in linked),
+        snapshot_at=manifest.snapshot_at,
+        expires_at=min(ends, default=None),
+        time_zone=announcement.time_zone,
+        organization_name=announcement.organization_name,
+        counters=manifest.counters,
+    )
+
+
+def attachments_of(store: Store, manifest: Manifest, longest: int) -> tuple[Attachment, ...]:
+    """The export's files, read from the store and checked against the manifest; empty if they are to be linked.
+
+    Args:
+        store: where the files are.
+        manifest: names, sizes and checksums of the files.
+        longest: bytes that all files together may have; 0 means that nothing is ever attached.
+
+    Raises:
+        ExportFailure: ``checksum_mismatch`` if a file is not what the manifest says; the store's.
+    """
+    if not longest or sum(file.bytes for file in manifest.files) > longest:
+        return ()
+    # SendGrid refuses an attachment without content. Browsers undo a content encoding, mail clients do not.
+    if not all(file.bytes and file.content_encoding is None for file in manifest.files):
+        return ()
+    return tuple(Attachment(file.name, file.media_type, _content(store, file)) for file in manifest.files)
+
+
+def _content(store: Store, file: ManifestFile) -> bytes:
+    with store.open(file.key) as stream:
+        content = stream.read(file.bytes + 1)
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise ExportFailure(
+            FailureCode.CHECKSUM_MISMATCH,
+            f"{file.name} in the store is not what the manifest says; no mail was sent. Find out who changed it, "
+            "then have the export requested again.",
+        )
+    return content
+
+
+def link_list(files: Sequence[ReadyFile]) -> Attachment | None:
+    """All links as a text file, for a mail that cannot list them; None if it can, or if they are too many to attach.
+
+    One line per file, in the order of the rows: its name, a tab, its link.
+    """
+    if len(files) <= MAX_LISTED or not all(file.url for file in files):
+        return None
+    content = "".join(f"{one_line(file.name)}\t{file.url}\r\n" for file in files).encode()
+    return Attachment("links.txt", "text/plain; charset=utf-8", content) if len(content) <= _LONGEST_LIST else None
+
+
 def unsubscribe_url(settings: Settings, recurring_export_id: int | None, recipient: str) -> str | None:
-    """Where a recipient leaves a recurring export; None for other mails, and where no gateway serves the link."""
+    """Where a recipient leaves a recurring export; None for other mails, and without a gateway to serve the link."""
     key = settings.signing_key.get_secret_value()
     if recurring_export_id is None or not key or not settings.public_url:
         return None
     return f"{settings.public_url}/unsubscribe/{make_token(key, recurring_export_id, recipient)}"
 
 
-def _presigned(store: Store, settings: Settings, announcement: Announcement, warn: Callable[[str], None]) -> list[Link]:
-    promised = _link_lifetime(settings, announcement.files_expire_at)
-    links = [link_to(store, settings, file, announcement.files_expire_at) for file in announcement.manifest.files]
-    ends = [link.expires_at for link in links if link.expires_at is not None]
-    lives = min(ends) - datetime.now(UTC) if ends else promised
-    if lives < promised - _UNNOTICED:
-        warn(
-            f"The mailed links work for {_hours(lives)}, not for {_hours(promised)}: the credentials that sign them "
-            "end then. Set EXPORT_PUBLIC_URL and run the gateway, whose links live as long as the files, or sign with "
-            "credentials that last."
-        )
-    return links
-
-
-def _hours(lifetime: timedelta) -> str:
-    minutes = max(0, round(lifetime.total_seconds() / 60))
-    return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours"
-
-
-def _sealed(database: sa.Engine, settings: Settings, announcement: Announcement, notification_id: int) -> list[Link]:
-    """Links of this one mail, so that the audit trail can tell them apart; they live as long as the files."""
+def _download_links(
+    database: sa.Engine, settings: Settings, announcement: Announcement, notification_id: int
+) -> list[Link]:
+    """Links for one mail only, so that the audit trail can distinguish the mails; they live as long as the files."""
     ends_at, ordinals = announcement.files_expire_at, [file.ordinal for file in announcement.manifest.files]
     with database.begin() as connection:
         tokens = create(
@@ -248,22 +288,18 @@ def _sealed(database: sa.Engine, settings: Settings, announcement: Announcement,
     return [Link(download_url(settings.public_url, token), ends_at) for token in tokens]
 
 
-def _mail(announcement: Announcement, links: Sequence[Link] | None) -> ReadyMail:
-    """The mail's facts; ``links`` is None if the files are attached."""
-    manifest = announcement.manifest
-    given: Sequence[Link | None] = [None] * len(manifest.files) if links is None else links
-    linked = list(zip(manifest.files, given, strict=True))
-    ends = [link.expires_at for _, link in linked if link is not None and link.expires_at is not None]
-    return ReadyMail(
-        dataset_titles=titles_of(announcement.dataset),
-        rows=manifest.rows,
-        files=tuple(ReadyFile(file.name, file.bytes, link.url if link else None) for file, link in linked),
-        snapshot_at=manifest.snapshot_at,
-        expires_at=min(ends) if ends else None,
-        time_zone=announcement.time_zone,
-        organization_name=announcement.organization_name,
-        counters=manifest.counters,
-    )
+def _presigned(store: Store, settings: Settings, announcement: Announcement, warn: Callable[[str], None]) -> list[Link]:
+    promised = _link_lifetime(settings, announcement.files_expire_at)
+    links = [link_to(store, settings, file, announcement.files_expire_at) for file in announcement.manifest.files]
+    ends = [link.expires_at for link in links if link.expires_at is not None]
+    lifetime = min(ends) - datetime.now(UTC) if ends else promised
+    if lifetime < promised - _UNNOTICED:
+        warn(
+            f"The mailed links work for {_hours(lifetime)}, not for {_hours(promised)}: the credentials that sign them "
+            "expire then. Set EXPORT_PUBLIC_URL and run the gateway, whose links live as long as the files, or sign "
+            "with credentials that last."
+        )
+    return links
 
 
 def link_to(store: Store, settings: Settings, file: ManifestFile, files_expire_at: datetime) -> Link:
@@ -273,3 +309,8 @@ def link_to(store: Store, settings: Settings, file: ManifestFile, files_expire_a
 
 def _link_lifetime(settings: Settings, files_expire_at: datetime) -> timedelta:
     return min(timedelta(hours=settings.link_lifetime_hours), files_expire_at - datetime.now(UTC))
+
+
+def _hours(lifetime: timedelta) -> str:
+    minutes = max(0, round(lifetime.total_seconds() / 60))
+    return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours"

@@ -1,7 +1,7 @@
-"""The plan of an export: everything the later steps need, resolved once from the request.
+"""The op ``plan``: resolve a request once into everything the later steps need, and estimate exports.
 
-The plan waits in the staging store, beside the rows: it holds filter values, which
-must not travel in op outputs, run config or tags.
+The plan waits in the staging store, beside the rows: it holds filter values, which must not travel in op outputs, run
+config or tags.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
 from export_pipeline.catalog.types import TABLES, ColumnType, Compression, Format, NameStyle, OutputColumn
+from export_pipeline.database.engine import reading
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.segments import StoredSegment, segment_condition
@@ -27,20 +29,24 @@ from export_pipeline.filters.tree import AnyOf, Condition, OnList, size_of
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import NO_CEILING, FormatOptions
 from export_pipeline.formats.splitter import write_files
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests import billing, ownership
+from export_pipeline.requests.models import ExportRequest, load_request
 from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.validation.files import Options
-from export_pipeline.requests.validation.request import Preflight
+from export_pipeline.requests.validation.request import Preflight, admit
 from export_pipeline.requests.validation.rows import Identity, layout_of
 from export_pipeline.source.lookups import check_lists, find_custom_fields, find_segments
 from export_pipeline.source.query import Selection, build_query
 from export_pipeline.source.readers import Source, open_snapshot
 from export_pipeline.source.readers.arrow_types import staged_schema
+from export_pipeline.stages import Services
 from export_pipeline.storage.staging import Staging, unique
 
 MOST_CONDITIONS = 2_000
 MOST_VALUES = 30_000
-"""Of filters and segments together. SQLite binds 32,766 values to a statement."""
+"""Of filters and segments together. SQLite binds at most 32,766 values to a statement."""
+SAMPLE_ROWS = 2_000
+"""Half from each end of the key: old rows and new ones seldom look alike."""
 
 
 class FieldDefinition(BaseModel):
@@ -79,28 +85,54 @@ class ExportPlan(BaseModel):
     name_style: NameStyle
     gzip_suffix: str = "gz"
     content_encoded: bool = False
-    """The gzip of the files is that of the transfer."""
+    """The files are gzip as a content encoding: a client decompresses them on arrival."""
     max_bytes: int
     key_secret: str
     """128 random bits in the keys of the delivered files."""
 
     @property
     def prefix(self) -> str:
-        """Where this attempt's staged objects stand."""
+        """The staging prefix of this attempt."""
         return staging_prefix(self.uid, self.attempt)
 
 
 def staging_prefix(uid: str, attempt: int) -> str:
-    """Where an attempt's staged objects stand."""
+    """The staging prefix of an attempt."""
     return f"{uid}/{attempt}"
+
+
+def plan_request(services: Services, request_id: int, *, run_id: str, attempt: int) -> tuple[ExportPlan, str, int]:
+    """Validate a request, reserve the price of its mails before anything is read, and save its plan.
+
+    Returns:
+        The plan, its staging key, and the number of recipients.
+
+    Raises:
+        ExportFailure: what the validation and ``make_plan`` raise.
+        ExportCanceled, OwnershipLost: the request is no longer this run's.
+    """
+    with reading(services.database) as connection:
+        request = load_request(connection, request_id)
+        organization, checked = admit(connection, services.organizations, services.catalog, services.settings, request)
+    if checked.recipients:
+        reserve_mails(services.database, request, checked.recipients, run_id=run_id)
+    plan = make_plan(request, checked, organization, services.source, attempt)
+    return plan, save_plan(services.staging, plan), len(checked.recipients)
+
+
+def reserve_mails(database: sa.Engine, request: ExportRequest, recipients: Sequence[str], *, run_id: str) -> None:
+    """Reserve the price of a request's mails, if the request is still the run's."""
+    with database.begin() as connection:
+        ownership.lock(connection, request.id, run_id=run_id)
+        billing.reserve(connection, request.organization_id, request.uid, recipients)
 
 
 def make_plan(
     request: ExportRequest, checked: Preflight, organization: Organization, source: Source, attempt: int
 ) -> ExportPlan:
-    """The plan of one attempt at a request that passed its preflight.
+    """The plan of one attempt at a request that passed its validation.
 
-    What the request names in the source is looked up now, so that every later step sees the same.
+    Lists, segments and custom fields are looked up now, so that every later step sees the same.
 
     Raises:
         ExportFailure: ``unknown_list``, ``unknown_segment``, ``invalid_segment``; whatever reading raises.
@@ -163,7 +195,7 @@ def _expands(checked: Preflight, layout_name: str) -> bool:
 
 
 def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], *, upper: bool) -> tuple[OutputColumn, ...]:
-    """The custom fields where their JSON column stood (SendGrid, export file: under upper-case names)."""
+    """The custom fields in place of their JSON column (SendGrid, export file: under upper-case names)."""
     columns, declared = checked.columns, checked.dataset.custom_fields
     if not fields and len(columns) == 1:
         return columns  # a file needs a column
@@ -172,7 +204,7 @@ def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], *, up
     expanded: list[OutputColumn] = []
     for field in fields:
         header = field.key.upper() if upper else field.key
-        # Names differ by case in a JSON object, and may be those of other columns: a header appears once.
+        # Two keys of a JSON object may differ in case only, or equal another column's name: a header appears once.
         header = header if header not in taken else field.name
         taken.add(header)
         expanded.append(OutputColumn(field.name, header, field.type, "custom_field"))
@@ -180,7 +212,7 @@ def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], *, up
 
 
 def save_plan(staging: Staging, plan: ExportPlan) -> str:
-    """Put the plan where the later steps find it; returns its key."""
+    """Save the plan for the later steps; returns its staging key."""
     key = f"{unique(plan.prefix)}/plan.json"
     with staging.create(key) as sink:
         sink.write(plan.model_dump_json().encode())
@@ -251,16 +283,9 @@ def format_options(plan: ExportPlan, dataset: Dataset) -> FormatOptions:
     )
 
 
-# Estimating an export before it runs: its rows exactly; bytes, files and seconds from a sample.
-
-
-SAMPLE_ROWS = 2_000
-"""Half from each end of the key: old rows and new ones seldom look alike."""
-
-
 @dataclass(frozen=True)
 class Estimate:
-    """What an export will come to. ``rows`` is exact at the moment it was counted; the rest is from a sample.
+    """What an export will amount to. ``rows`` is exact when it is counted; the rest is projected from a sample.
 
     ``seconds`` is the time to read and write on this machine, without waiting, upload and mail.
     """
@@ -272,7 +297,7 @@ class Estimate:
 
 
 def estimate(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) -> Estimate:
-    """Count the rows of a plan and weigh a sample of them.
+    """Count the rows of a plan, and project bytes and seconds from a sample of them.
 
     Raises:
         ExportFailure: whatever reading and writing raise.
@@ -282,7 +307,7 @@ def estimate(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) -
     empty = _written(plan, dataset, sample.schema.empty_table())
     if not sample.num_rows:
         return Estimate(rows, empty, 1, reading_seconds)
-    _written(plan, dataset, sample)  # so that the imports of the first time are not taken for work
+    _written(plan, dataset, sample)  # so that the imports of the first call are not timed
     started = time.perf_counter()
     size = _written(plan, dataset, sample)
     writing_seconds = time.perf_counter() - started
@@ -293,7 +318,7 @@ def estimate(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) -
 
 
 def _sample(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) -> tuple[int, float, pa.Table]:
-    """All rows' number, the seconds that the sample took to read, and the sample; every row, if they are few."""
+    """The number of all rows, the seconds that reading the sample took, and the sample: all rows, if they are few."""
     chosen = selection(plan, catalog)
     first = build_query(chosen, source.backend, limit=SAMPLE_ROWS // 2)
     last = build_query(chosen, source.backend, limit=SAMPLE_ROWS // 2, last=True)
@@ -313,7 +338,7 @@ def _sample(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) ->
 
 
 def _written(plan: ExportPlan, dataset: Dataset, sample: pa.Table) -> int:
-    """The bytes of one file with these rows."""
+    """The bytes of one file that holds these rows."""
     options = replace(format_options(plan, dataset), max_bytes=NO_CEILING)
     written = write_files(
         sample.to_batches(),

@@ -1,4 +1,4 @@
-"""Publishing: the proof that everything arrived, and the manifest, which makes it an export."""
+"""The op ``publish``: check that every file arrived, write the manifest, and complete the request."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests import billing, notifications, transitions
+from export_pipeline.requests.models import load_request
 from export_pipeline.requests.transitions import DeliveredFile
+from export_pipeline.requests.validation.mail import is_silent, recipients_of_files
 from export_pipeline.stages.manifest import Manifest, ManifestFile, export_prefix, manifest_key, write_manifest
 from export_pipeline.stages.plan import ExportPlan
 from export_pipeline.storage.store import Store
@@ -63,8 +68,8 @@ def make_manifest(
 
 
 def _digest(plan: ExportPlan) -> str:
-    asked = plan.model_dump(mode="json", include={"filters", "list_ids", "segments"})
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    selected = plan.model_dump(mode="json", include={"filters", "list_ids", "segments"})
+    return hashlib.sha256(json.dumps(selected, sort_keys=True).encode()).hexdigest()
 
 
 def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
@@ -74,7 +79,7 @@ def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
         The manifest's key.
 
     Raises:
-        ExportFailure: ``checksum_mismatch`` if a file is not there in full, or was replaced since.
+        ExportFailure: ``checksum_mismatch`` if a file is not there in full, or was replaced after its upload.
     """
     for file in manifest.files:
         if store.size(file.key) != file.bytes or store.fingerprint(file.key) != file.fingerprint:
@@ -89,13 +94,39 @@ def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
 
 
 def _discard_earlier_attempts(store: Store, plan: ExportPlan) -> None:
-    """A completed export has one manifest: an attempt that died in ``publish`` may have left another."""
-    with suppress(ExportFailure):  # what stays is deleted when the export expires
+    """A completed export has only one manifest: an attempt that died in ``publish`` may have left another."""
+    with suppress(ExportFailure):  # the rest is deleted when the export expires
         for attempt in range(1, plan.attempt):
             for key in list(store.keys(f"{plan.uid}/{attempt}/")):
                 store.delete(key)
 
 
-def delivered_files(manifest: Manifest) -> list[DeliveredFile]:
-    """The manifest's files as rows of ``export_files``."""
-    return [DeliveredFile(**file.model_dump()) for file in manifest.files]
+def complete_request(
+    database: sa.Engine, request_id: int, manifest: Manifest, key: str, *, run_id: str, retention_days: float
+) -> None:
+    """In one transaction: mark the request ``completed``, enqueue its mails and reserve their price.
+
+    Args:
+        database: the request database.
+        request_id: the request.
+        manifest: what was published.
+        key: the manifest's key in the store.
+        run_id: the run that owns the request.
+        retention_days: how long the files are kept.
+    """
+    with database.begin() as connection:
+        transitions.complete(
+            connection,
+            request_id,
+            run_id=run_id,
+            files=[DeliveredFile(**file.model_dump()) for file in manifest.files],
+            manifest_key=key,
+            expires_at=datetime.now(UTC) + timedelta(days=retention_days),
+        )
+        request = load_request(connection, request_id)
+        recipients = recipients_of_files(request)
+        notifications.enqueue(connection, request.id, recipients)
+        if is_silent(request):
+            billing.release(connection, request.uid)
+        # A re-execution from a failure has nothing reserved: it was released when the request failed.
+        billing.reserve(connection, request.organization_id, request.uid, recipients)

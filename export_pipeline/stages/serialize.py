@@ -1,4 +1,4 @@
-"""Writing: a staged shard into finished files, in the staging store still."""
+"""The op ``serialize``: write a staged shard into finished files, still in the staging store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from export_pipeline.timing import StageSeconds, Timer
 
 
 class StagedFile(BaseModel):
-    """A finished file that waits for its upload: its place in the shard from 1, and what must arrive."""
+    """A finished file that waits for its upload: its number in the shard (from 1), and what must arrive."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,11 +29,11 @@ class StagedFile(BaseModel):
     bytes: int
     sha256: str
     fingerprint: str | None = None
-    """The staging store's, when the file was finished."""
+    """The staging store's fingerprint when the file was finished."""
 
 
 class SerializedFiles(BaseModel):
-    """The files of one shard, and what had to be altered in them (cells cut, formulas guarded, ...)."""
+    """The files of one shard; ``counters`` counts what was altered (cells cut, formulas guarded and so on)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -102,7 +102,9 @@ def serialize_shard(
         ),
     )
     if result.rows != rows:
-        raise ExportFailure(FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry.")
+        raise ExportFailure(
+            FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry the export."
+        )
     return result
 
 

@@ -1,4 +1,4 @@
-"""From the staging store to the delivered files' store: names, keys, uploads, and taking them back."""
+"""The op ``upload``: copy finished files from staging to the store, under their final names and keys."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.stages.manifest import ManifestFile, export_prefix, file_name
 from export_pipeline.stages.plan import ExportPlan
 from export_pipeline.stages.serialize import SerializedFiles, StagedFile
-from export_pipeline.storage.objects import ObjectDescription
 from export_pipeline.storage.staging import Staging
-from export_pipeline.storage.store import Store
+from export_pipeline.storage.store import ObjectDescription, Store
 
 
 def upload_files(
@@ -29,7 +28,7 @@ def upload_files(
 ) -> tuple[ManifestFile, ...]:
     """Upload one shard's files; ``progress`` gets the rows done so far, and may raise to stop.
 
-    A file that is there already in full (an earlier try got so far) is sent again: its key is the same.
+    A file that an earlier try uploaded is sent again, under the same key.
     """
     prefix = export_prefix(plan.uid, plan.attempt, plan.key_secret)
     day = snapshot_at.astimezone(ZoneInfo(plan.organization_time_zone)).date()
@@ -57,7 +56,7 @@ def upload_files(
 
 
 def _served_as(plan: ExportPlan, output: SerializedFiles) -> tuple[str, str, str | None]:
-    """Extension, media type and content encoding, as the request's layout has them."""
+    """Extension, media type and content encoding that the request's layout demands."""
     if plan.compression != "gzip":
         return output.extension, output.media_type, None
     plain = output.extension.removesuffix(".gz")
@@ -67,7 +66,7 @@ def _served_as(plan: ExportPlan, output: SerializedFiles) -> tuple[str, str, str
 
 
 def _part(file: StagedFile, output: SerializedFiles, shard: int, shards: int) -> str | None:
-    """Sorts in the order of the rows: ``00001``, or ``00001-00001`` where shards were written side by side."""
+    """The part in the file name, sorted like the rows: ``00001``, or ``00001-00001`` with several shards."""
     if shards > 1:
         return f"{shard:05d}-{file.ordinal:05d}"
     return f"{file.ordinal:05d}" if len(output.files) > 1 else None
@@ -84,7 +83,7 @@ def _upload(
     store: Store, staging: Staging, file: StagedFile, placed: ManifestFile, progress: Callable[[int], None]
 ) -> None:
     path = staging.path(file.key)
-    # What is not copied is not hashed again: it must be the very file that was hashed as it was written.
+    # A linked file is not hashed again, so it must be the very file that was hashed as it was written.
     is_untouched = path is not None and staging.fingerprint(file.key) == file.fingerprint
     if path is not None and is_untouched and store.link_file(path, describe(placed), size=file.bytes):
         progress(file.bytes)
@@ -94,7 +93,7 @@ def _upload(
 
 
 def describe(file: ManifestFile | StoredFile) -> ObjectDescription:
-    """How a delivered file is called and served."""
+    """The name of a delivered file and how it is served."""
     return ObjectDescription(
         key=file.key, download_name=file.name, media_type=file.media_type, content_encoding=file.content_encoding
     )

@@ -1,4 +1,4 @@
-"""Holding delivered files against their manifest, by other code than what wrote them."""
+"""Check delivered files against their manifest, with other code than wrote them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class Report:
-    """What was found: ``problems`` is empty if every promise of the manifest holds.
+    """The findings; ``problems`` is empty if the files are what the manifest says.
 
     ``rows`` and ``bytes`` are counted in the files, not read from the manifest.
     """
@@ -34,20 +34,13 @@ class Report:
         return not self.problems
 
 
-@dataclass(frozen=True)
-class _FileReport:
-    rows: int
-    bytes: int
-    problems: tuple[str, ...]
-
-
 def verify(store: Store, manifest_key: str, *, rows: bool = True) -> Report:
-    """Read every file of an export back, in constant memory, and compare it with the manifest.
+    """Read every file of an export in constant memory and compare it with the manifest.
 
     Args:
         store: where the files are.
         manifest_key: the manifest's key.
-        rows: also count the rows with an independent reader; without it only bytes and SHA-256.
+        rows: whether to count the rows with an independent reader, not only the bytes and SHA-256.
 
     Raises:
         ExportFailure: ``store_unavailable`` if the store fails, or the manifest cannot be read.
@@ -65,7 +58,7 @@ def verify(store: Store, manifest_key: str, *, rows: bool = True) -> Report:
 
 
 def _contradictions(manifest: Manifest) -> list[str]:
-    """Where the manifest's sums are not those of its own files."""
+    """Where the manifest contradicts itself: ordinals, and sums over its files."""
     found = []
     if [file.ordinal for file in manifest.files] != list(range(1, len(manifest.files) + 1)):
         found.append("manifest: the files are not numbered from 1 without a gap")
@@ -76,18 +69,18 @@ def _contradictions(manifest: Manifest) -> list[str]:
     return found
 
 
-def _verify_file(store: Store, manifest: Manifest, file: ManifestFile, *, rows: bool) -> _FileReport:
+def _verify_file(store: Store, manifest: Manifest, file: ManifestFile, *, rows: bool) -> Report:
     try:
         stream = store.open(file.key)
     except ExportFailure as failure:
         if failure.code is not FailureCode.STORE_REFUSED:
             raise
-        return _FileReport(0, 0, (f"{file.name}: cannot be opened: {failure.message}",))
+        return Report(1, 0, 0, (f"{file.name}: cannot be opened: {failure.message}",))
     with stream:
         return _verify_stream(stream, manifest, file, rows=rows)
 
 
-def _verify_stream(stream: BinaryIO, manifest: Manifest, file: ManifestFile, *, rows: bool) -> _FileReport:
+def _verify_stream(stream: BinaryIO, manifest: Manifest, file: ManifestFile, *, rows: bool) -> Report:
     problems: list[str] = []
     digesting = DigestingReader(stream)
     counted = 0
@@ -105,24 +98,24 @@ def _verify_stream(stream: BinaryIO, manifest: Manifest, file: ManifestFile, *, 
         else:
             if counted != file.rows:
                 problems.append(f"{file.name}: holds {counted} rows, the manifest says {file.rows}")
-    # A reader may stop before the end (a workbook, a broken file): the checksum is over all bytes.
+    # A reader may stop before the end (a workbook, a broken file), but the checksum covers all bytes.
     while digesting.read(_CHUNK):
         pass
     if digesting.bytes != file.bytes:
         problems.append(f"{file.name}: has {digesting.bytes} bytes, the manifest says {file.bytes}")
     if digesting.sha256 != file.sha256:
         problems.append(f"{file.name}: its SHA-256 is not the manifest's")
-    return _FileReport(counted, digesting.bytes, tuple(problems))
+    return Report(1, counted, digesting.bytes, tuple(problems))
 
 
 def _headers(manifest: Manifest) -> list[str]:
-    """The columns as the files write them: in CSV a header is guarded as a cell is."""
+    """The columns as the files have them: CSV guards headers like cells."""
     guards = manifest.format == "csv" and manifest.guard_formulas
     return [guarded_header(column) if guards else column for column in manifest.columns]
 
 
 class DigestingReader(io.RawIOBase):
-    """Passes a stream on, counting and digesting what goes by, so that one read serves both checks."""
+    """Reads a stream, counting and hashing the bytes, so that one read serves both checks."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
@@ -132,15 +125,15 @@ class DigestingReader(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 (hex) of what was read so far."""
+        """SHA-256 (hex) of the bytes read so far."""
         return self._digest.hexdigest()
 
     def readable(self) -> bool:
-        """It is."""
+        """Always."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read on."""
+        """Read, count and hash."""
         view = memoryview(buffer)
         chunk = self._stream.read(len(view))
         view[: len(chunk)] = chunk

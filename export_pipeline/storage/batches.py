@@ -1,10 +1,10 @@
-"""Staged batches on their way to bytes and back, each with a checksum that is proved before it is decoded.
+"""Staged batches as bytes, each with a checksum that is verified before the batch is decoded.
 
-Arrow IPC has no checksum of its own (format/Message.fbs names none), and its readers trust offsets: one byte that a
-disk or a network changed gave other values than were read from the source, or ended the process with SIGSEGV.
+Arrow IPC has no checksum of its own (format/Message.fbs has no field for one), and its readers trust offsets: when a
+disk or a network changed one byte, a reader returned wrong values or died with SIGSEGV.
 
-A file is a sequence of frames and a last, empty one; a frame is its length and CRC-32, then one batch as an Arrow IPC
-stream (lz4). A reader takes a frame together with the header of the next: on S3 each read is a request.
+A file is a sequence of frames that ends with an empty one. A frame is its length, its CRC-32 and one batch as an Arrow
+IPC stream (lz4). A reader fetches a frame together with the header of the next: on S3 each read is a request.
 """
 
 from __future__ import annotations
@@ -21,9 +21,22 @@ from export_pipeline.failures import ExportFailure, FailureCode
 
 _HEADER = struct.Struct("<QI")
 
+ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
+    ColumnType.TEXT: pa.string(),
+    ColumnType.UUID: pa.string(),
+    ColumnType.JSON: pa.string(),
+    ColumnType.DECIMAL: pa.string(),
+    ColumnType.INTEGER: pa.int64(),
+    ColumnType.FLOAT: pa.float64(),
+    ColumnType.BOOLEAN: pa.bool_(),
+    ColumnType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
+    ColumnType.DATE: pa.date32(),
+}
+"""The Arrow type of each catalog type in a staged batch. Decimals stay text, so that no digit is lost."""
 
-class FrameWriter:
-    """Writes batches of one schema to a stream that others open and close."""
+
+class BatchWriter:
+    """Writes batches of one schema to a stream that the caller opens and closes."""
 
     def __init__(self, sink: pa.NativeFile, schema: pa.Schema) -> None:
         self._sink = sink
@@ -38,7 +51,7 @@ class FrameWriter:
         self._append(encoded.getvalue())
 
     def end(self) -> None:
-        """Write that nothing follows."""
+        """Write the empty frame that ends the file."""
         self._append(pa.py_buffer(b""))
 
     def _append(self, body: pa.Buffer) -> None:
@@ -46,8 +59,8 @@ class FrameWriter:
         self._sink.write(body)
 
 
-def read_frames(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-    """The batches of a file, one in memory at a time.
+def read_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a file, one in memory at a time.
 
     Raises:
         ExportFailure: ``checksum_mismatch`` if the file is not what was written.
@@ -76,22 +89,5 @@ def _unpack(header: pa.Buffer) -> tuple[int, int]:
 def _damaged() -> ExportFailure:
     return ExportFailure(
         FailureCode.CHECKSUM_MISMATCH,
-        "The staged rows are not what was read from the source. Re-execute the run from its start.",
+        "The staged rows are not the rows that were read from the source. Re-execute the run from its start.",
     )
-
-
-# What every file format speaks: columns in, whole rows out, never past the size ceiling.
-
-
-ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
-    ColumnType.TEXT: pa.string(),
-    ColumnType.UUID: pa.string(),
-    ColumnType.JSON: pa.string(),
-    ColumnType.DECIMAL: pa.string(),
-    ColumnType.INTEGER: pa.int64(),
-    ColumnType.FLOAT: pa.float64(),
-    ColumnType.BOOLEAN: pa.bool_(),
-    ColumnType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
-    ColumnType.DATE: pa.date32(),
-}
-"""How each catalog type stands in a staged batch. Decimals stay text, so that no digit is lost."""

@@ -1,4 +1,4 @@
-"""A directory as the store of delivered files: the embedded default."""
+"""A directory as the store of delivered files: the default, which needs no other service."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.storage.objects import Link, ObjectDescription, Progress
 from export_pipeline.storage.staging import fingerprint_of
+from export_pipeline.storage.store import Link, ObjectDescription, Progress
 
 _CHUNK = 8 * 2**20
 _TEMPORARY = ".partial"
 _GONE = (FileNotFoundError, NotADirectoryError)
-_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE})
+_TRANSIENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE})
 
 
 class LocalStore:
-    """Objects as files under one directory; implements ``delivery.store.Store``."""
+    """Objects as files under one directory; implements ``storage.store.Store``."""
 
     def __init__(self, directory: Path) -> None:
         with _translated():
@@ -36,15 +36,18 @@ class LocalStore:
         self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
     ) -> None:
         """Write beside the target, then rename: a reader sees the whole object or none."""
-        with _appearing(self._path(description.key)) as temporary:
-            _write(temporary, source, size=size, sha256=sha256, progress=progress)
+        with _atomic(self._path(description.key)) as temporary:
+            with _translated():
+                sink = temporary.open("xb")
+            with sink:
+                _copy(source, sink, size=size, sha256=sha256, progress=progress)
 
     def link_file(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
-        """A hard link, where the file system has one: the bytes were hashed as they were written, and are the same."""
-        with suppress(OSError), _appearing(self._path(description.key)) as temporary:
+        """Make a hard link, if the file system can: the same bytes, which were hashed as they were written."""
+        with suppress(OSError), _atomic(self._path(description.key)) as temporary:
             os.link(path, temporary)
             if (found := temporary.stat().st_size) != size:
-                raise _mismatch(f"{found} of {size} bytes are there")
+                raise _mismatch(f"it has {found} of {size} bytes")
             _sync(temporary)
             return True
         return False
@@ -56,7 +59,7 @@ class LocalStore:
             return io.BufferedReader(_File(path), buffer_size=2**20)
 
     def size(self, key: str) -> int | None:
-        """The object's size in bytes, None if there is none."""
+        """The object's size in bytes, None if there is no such object."""
         with _translated():
             try:
                 return self._path(key).stat().st_size
@@ -64,7 +67,7 @@ class LocalStore:
                 return None
 
     def fingerprint(self, key: str) -> str | None:
-        """Inode and times of the file's content, None if there is none."""
+        """The file's inode, time of change and size, None if there is no such object."""
         with _translated():
             try:
                 return fingerprint_of(self._path(key))
@@ -72,7 +75,7 @@ class LocalStore:
                 return None
 
     def delete(self, key: str) -> None:
-        """Delete an object, and the directories that it leaves empty."""
+        """Delete an object, and the directories that are empty afterwards."""
         path = self._path(key)
         with _translated():
             path.unlink(missing_ok=True)
@@ -83,7 +86,7 @@ class LocalStore:
                 parent.rmdir()
 
     def link(self, description: ObjectDescription, lifetime: timedelta) -> Link:  # noqa: ARG002 - a file has no lifetime
-        """A ``file:`` URI; it does not end with ``lifetime`` and says so (``expires_at`` None)."""
+        """A ``file:`` URI, which never expires (``expires_at`` is None)."""
         return Link(self.object_url(description.key), None)
 
     def object_url(self, key: str) -> str:
@@ -94,7 +97,7 @@ class LocalStore:
         """The keys of all objects that begin with ``prefix``."""
         directory, _, _ = prefix.rpartition("/")
         with _translated():
-            paths = sorted(_files(self._path(directory) if directory else self._directory, passed_over=_GONE))
+            paths = sorted(_files(self._path(directory) if directory else self._directory, ignored=_GONE))
         for path in paths:
             key = path.relative_to(self._directory).as_posix()
             if key.startswith(prefix) and not _is_temporary(path):
@@ -107,18 +110,21 @@ class LocalStore:
         yield from found
 
     def written_at(self, prefix: str) -> datetime | None:
-        """When an object whose key begins with ``prefix`` was last written."""
+        """When an object whose key begins with ``prefix`` was last written (UTC)."""
+        times: list[float] = []
         with _translated():
-            times = [written for key in self.keys(prefix) if (written := _written_at(self._path(key))) is not None]
-        return max(times, default=None)
+            for key in self.keys(prefix):
+                with suppress(*_GONE):
+                    times.append(self._path(key).stat().st_mtime)
+        return datetime.fromtimestamp(max(times), UTC) if times else None
 
     def abort_uploads(self, older_than: timedelta) -> int:
-        """Delete what killed processes left half-written; how many files."""
+        """Delete the unfinished files of killed processes. Returns how many."""
         newest = time.time() - older_than.total_seconds()
         count = 0
         with _translated():
-            # The root of a file system has a directory that nobody may look into (lost+found).
-            for path in _files(self._directory, passed_over=(*_GONE, PermissionError)):
+            # The root of a file system has a directory that nobody may read (lost+found).
+            for path in _files(self._directory, ignored=(*_GONE, PermissionError)):
                 with suppress(FileNotFoundError):
                     if _is_temporary(path) and path.stat().st_mtime <= newest:
                         path.unlink()
@@ -126,7 +132,7 @@ class LocalStore:
         return count
 
     def _path(self, key: str) -> Path:
-        """The file of a key; a key that would lead out of the directory is refused, links included."""
+        """The file of a key; refuses a key that would lead out of the directory, also through links."""
         pieces = key.split("/")
         path = self._directory.joinpath(*pieces)
         if any(
@@ -137,7 +143,7 @@ class LocalStore:
 
 
 class _File(io.FileIO):
-    """A file whose reads fail as the store does."""
+    """A file whose read errors are failures of the store."""
 
     def readinto(self, buffer: Any, /) -> int | None:
         with _translated():
@@ -149,9 +155,9 @@ class _File(io.FileIO):
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """Where to write what is to be at this path once it is whole."""
-    # Hidden and with a name of its own, so that two attempts at one key never write into one file.
+def _atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path, and rename it to ``path`` once it is written whole."""
+    # Hidden and with a random name, so that two attempts at one key never write into one file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         with _translated():
@@ -161,16 +167,9 @@ def _appearing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             _sync(path.parent)
     finally:
-        # Not on failure alone: a rename between two links to one file does nothing, and leaves both (POSIX).
+        # Not only on failure: a rename between two links to one file does nothing, and leaves both (POSIX).
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _write(path: Path, source: BinaryIO, *, size: int, sha256: str, progress: Progress) -> None:
-    with _translated():
-        sink = path.open("xb")
-    with sink:
-        _copy(source, sink, size=size, sha256=sha256, progress=progress)
 
 
 def _copy(source: BinaryIO, sink: BinaryIO, *, size: int, sha256: str, progress: Progress) -> None:
@@ -195,7 +194,7 @@ def _mismatch(what: str) -> ExportFailure:
 
 
 def _sync(path: Path) -> None:
-    """Make a file's bytes, or a directory's names, outlive a power cut."""
+    """Make a file's bytes, or a directory's names, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -203,22 +202,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _files(top: Path, *, passed_over: tuple[type[OSError], ...]) -> Iterator[Path]:
-    """What is below a directory and is none itself; a directory whose listing fails so is passed over."""
+def _files(top: Path, *, ignored: tuple[type[OSError], ...]) -> Iterator[Path]:
+    """All files below a directory; skips a directory whose listing fails with an ``ignored`` error."""
 
     def fail(error: OSError) -> None:
-        if not isinstance(error, passed_over):
+        if not isinstance(error, ignored):
             raise error
 
     for directory, _, names in os.walk(top, onerror=fail):
         yield from (Path(directory, name) for name in names)
-
-
-def _written_at(path: Path) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    except _GONE:
-        return None
 
 
 def _is_temporary(path: Path) -> bool:
@@ -227,15 +219,15 @@ def _is_temporary(path: Path) -> bool:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Turn an ``OSError`` into a failure that names the error, never the path (it holds the key)."""
+    """Raise an ``OSError`` as a failure that names the error, never the path (it holds the key)."""
     try:
         yield
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        if error.errno in _PASSING:
+        if error.errno in _TRANSIENT:
             code, advice = FailureCode.STORE_UNAVAILABLE, "Check free space and the disk"
         elif error.errno == errno.ENOENT:
-            code, advice = FailureCode.STORE_REFUSED, "There is no such object. Check retention, and who else deletes"
+            code, advice = FailureCode.STORE_REFUSED, "The object does not exist. Check retention, and who else deletes"
         else:
             code, advice = FailureCode.STORE_REFUSED, "Check that the process may write there"
         message = f"The store directory failed ({name}). {advice} (EXPORT_STORE_URL)."

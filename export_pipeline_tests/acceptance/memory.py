@@ -49,7 +49,7 @@ def measure(source_url: str, staging: Path, file_format: str, rows: int, *, max_
 def _export(source_url: str, directory: str, file_format: str, rows: int, max_file_size_mb: int) -> Measured:
     from export_pipeline.catalog.loader import load_catalog
     from export_pipeline.source.readers import postgresql, sqlite
-    from export_pipeline.stages.filter_entities import Sharding, Source, stage_rows
+    from export_pipeline.stages.filter_entities import Source, stage_rows
     from export_pipeline.stages.plan import selection
     from export_pipeline.stages.serialize import serialize_shard
     from export_pipeline.storage.staging import Staging
@@ -63,7 +63,8 @@ def _export(source_url: str, directory: str, file_format: str, rows: int, max_fi
         selection(plan, catalog),
         staging,
         plan.prefix,
-        sharding=Sharding(plan.max_bytes, 2_000_000),
+        max_bytes=plan.max_bytes,
+        shard_rows=2_000_000,
         snapshot_taken=lambda _rows, _at: None,
         progress=lambda _rows: None,
     )

@@ -15,7 +15,7 @@ from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.validation.request import preflight
 from export_pipeline.settings import Settings
 from export_pipeline.source.readers import Source, source_of
-from export_pipeline.stages.filter_entities import Sharding, stage_rows
+from export_pipeline.stages.filter_entities import stage_rows
 from export_pipeline.stages.manifest import ManifestFile
 from export_pipeline.stages.plan import load_plan, make_plan, save_plan, selection
 from export_pipeline.stages.publish import make_manifest, publish
@@ -76,7 +76,8 @@ class Pipeline:
             selection(plan, self._catalog),
             self._staging,
             plan.prefix,
-            sharding=Sharding(plan.max_bytes, self._settings.shard_rows),
+            max_bytes=plan.max_bytes,
+            shard_rows=self._settings.shard_rows,
             snapshot_taken=_ignore,
             progress=_ignore,
         )

@@ -35,10 +35,9 @@ from export_pipeline.orchestration.resources import S3
 from export_pipeline.settings import Settings
 from export_pipeline.storage import s3_client
 from export_pipeline.storage.local import LocalStore
-from export_pipeline.storage.objects import content_disposition
 from export_pipeline.storage.s3_client import client_config
 from export_pipeline.storage.s3_store import LONGEST_LINK, MAXIMUM_PARTS, S3Store, part_size
-from export_pipeline.storage.store import ObjectDescription, Store, open_store
+from export_pipeline.storage.store import ObjectDescription, Store, content_disposition, open_store
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 HOUR = timedelta(hours=1)
@@ -343,7 +342,7 @@ class TestS3Faults:
         def truncated(**_: Any) -> dict[str, Any]:
             return {"Body": StreamingBody(io.BytesIO(b"01234"), None), "ContentLength": 10}
 
-        monkeypatch.setattr(s3_store._client, "get_object", truncated)
+        monkeypatch.setattr(s3_store.client, "get_object", truncated)
         with s3_store.open(describe().key) as stream, fails(FailureCode.STORE_UNAVAILABLE):
             stream.read()
 
@@ -353,7 +352,7 @@ class TestS3Faults:
         def truncated(**_: Any) -> dict[str, Any]:
             return {"Body": StreamingBody(io.BytesIO(b"01234"), 10), "ContentLength": 10}
 
-        monkeypatch.setattr(s3_store._client, "get_object", truncated)
+        monkeypatch.setattr(s3_store.client, "get_object", truncated)
         with s3_store.open("x") as stream, fails(FailureCode.STORE_UNAVAILABLE):
             stream.read()
 
@@ -361,7 +360,7 @@ class TestS3Faults:
     def test_lost_reply_to_complete_is_no_failure(
         self, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, lost: str
     ) -> None:
-        complete = s3_store._client.complete_multipart_upload
+        complete = s3_store.client.complete_multipart_upload
         content = secrets.token_bytes(20 * 2**20)
 
         def complete_and_lose(**arguments: Any) -> None:
@@ -370,7 +369,7 @@ class TestS3Faults:
                 raise botocore.exceptions.ConnectionClosedError(endpoint_url="http://x")
             complete(**arguments)  # what boto3's own retry does: NoSuchUpload
 
-        monkeypatch.setattr(s3_store._client, "complete_multipart_upload", complete_and_lose)
+        monkeypatch.setattr(s3_store.client, "complete_multipart_upload", complete_and_lose)
         put(s3_store, content)
         with s3_store.open(describe().key) as stream:
             assert stream.read() == content
@@ -381,7 +380,7 @@ class TestS3Faults:
         def lose(**_: Any) -> None:
             raise botocore.exceptions.ReadTimeoutError(endpoint_url="http://x")
 
-        monkeypatch.setattr(s3_store._client, "complete_multipart_upload", lose)
+        monkeypatch.setattr(s3_store.client, "complete_multipart_upload", lose)
         with fails(FailureCode.STORE_UNAVAILABLE):
             put(s3_store, bytes(20 * 2**20))
         assert s3_bucket.files() == []
@@ -449,7 +448,7 @@ class TestS3Faults:
         def refuse(**_: Any) -> None:
             raise botocore.exceptions.ClientError(reply, "PutObject")
 
-        monkeypatch.setattr(s3_store._client, "put_object", refuse)
+        monkeypatch.setattr(s3_store.client, "put_object", refuse)
         with pytest.raises(ExportFailure) as caught:
             put(s3_store, b"x")
         assert caught.value.code == expected
@@ -549,7 +548,7 @@ class TestHostOfLinks:
         package = Path(export_pipeline.__file__).parent
         found = {path.name for path in package.rglob("*.py") if makers.search(path.read_text())}
         # The second makes one that is never used, to read botocore's descriptions once for all processes.
-        assert found == {"s3_client.py", "service_models.py"}
+        assert found == {"s3_client.py", "preload.py"}
 
     def test_the_client_of_the_step_outputs_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_REGION", "mx-central-1")

@@ -33,8 +33,7 @@ from export_pipeline.messaging.message import (
     parse_sender,
 )
 from export_pipeline.messaging.mime import one_line, to_mime
-from export_pipeline.messaging.outbox import Outbox
-from export_pipeline.messaging.providers import default_sender, open_mail_provider
+from export_pipeline.messaging.providers import Outbox, default_sender, open_mail_provider
 from export_pipeline.messaging.sendgrid import SendGridMail
 from export_pipeline.messaging.smtp import SmtpMail, SmtpServer
 from export_pipeline.settings import Settings, SettingsError

@@ -31,8 +31,8 @@ from export_pipeline.stages.manifest import Manifest, ManifestFile, read_manifes
 from export_pipeline.stages.row_counts import UnreadableFileError, count_rows, end_of_deep_object
 from export_pipeline.stages.verify import verify
 from export_pipeline.storage.local import LocalStore
-from export_pipeline.storage.objects import ObjectDescription
 from export_pipeline.storage.s3_store import S3Store
+from export_pipeline.storage.store import ObjectDescription
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 COLUMNS = ("id", "note")

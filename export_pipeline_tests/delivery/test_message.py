@@ -313,8 +313,8 @@ FAILURE = FailureMail(
     organization_name="Acme",
 )
 TOLD = {
-    ("en", Fault.REQUESTER): ("Your export needs a correction: Contacts", "Correct what the details below name"),
-    ("en", Fault.TRANSIENT): ("Your export could not be made this time: Contacts", "ask for the export again later"),
+    ("en", Fault.REQUESTER): ("Your export needs a correction: Contacts", "Correct what the details below describe"),
+    ("en", Fault.TRANSIENT): ("Your export could not be made this time: Contacts", "request the export again later"),
     ("en", Fault.OURS): ("Your export failed on our side: Contacts", "Our operators have to look at this first"),
     ("es", Fault.REQUESTER): ("Tu exportación necesita una corrección: Contactos", "Corrige lo que indican"),
     ("es", Fault.TRANSIENT): ("Tu exportación no se pudo hacer esta vez: Contactos", "vuelve a pedir la exportación"),
@@ -324,7 +324,7 @@ TOLD = {
     ("pt", Fault.OURS): ("Sua exportação falhou por um problema nosso: Contatos", "Nossos operadores precisam"),
 }
 ASKED_ON = {
-    "en": ("Asked for on", "November 21, 2025, 10:30 PM (Brasilia Time, UTC-03:00)"),
+    "en": ("Requested on", "November 21, 2025, 10:30 PM (Brasilia Time, UTC-03:00)"),
     "es": ("Pedida el", "21 de noviembre de 2025, 22:30 (hora de Brasilia, UTC-03:00)"),
     "pt": ("Pedida em", "21 de novembro de 2025, 22:30 (Horário de Brasília, UTC-03:00)"),
 }
@@ -353,7 +353,7 @@ def test_a_failure_is_told_by_whose_fault_it_is_in_text_and_html(language: str, 
 def test_a_failure_of_an_unknown_dataset_at_an_unknown_instant_is_told_without_them() -> None:
     subject, text, html = failure_message(replace(FAILURE, dataset_titles={}, asked_at=None), "en")
     assert subject == "Your export needs a correction"
-    for left_out in ("Export:", "Asked for on"):
+    for left_out in ("Export:", "Requested on"):
         assert left_out not in text
         assert left_out not in Page(html).text
 

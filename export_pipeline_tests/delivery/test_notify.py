@@ -34,7 +34,7 @@ from export_pipeline.stages.manifest import Manifest, ManifestFile
 from export_pipeline.stages.notify_recipients import Announcement, notify, sender_for
 from export_pipeline.stages.upload import describe
 from export_pipeline.storage.local import LocalStore
-from export_pipeline.storage.objects import Link
+from export_pipeline.storage.store import Link
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.requests.test_states import ask
 from export_pipeline_tests.servers.sendgrid import API_KEY, Answer, SendGridSink

@@ -333,7 +333,7 @@ def test_a_receiver_that_trickles_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_host_header_has_the_port_where_it_is_not_the_schemes(scheme: str, port: int, expected: str) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        connection = webhook._connection(scheme, "hooks.example.com", port, "192.0.2.1")
+        connection = webhook._PinnedConnection(scheme, "hooks.example.com", port, "192.0.2.1")
         connection.sock = ours
         connection.request("POST", "/", b"{}")
         assert f"\r\nHost: {expected}\r\n".encode() in theirs.recv(4096)

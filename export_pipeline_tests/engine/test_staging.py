@@ -143,7 +143,8 @@ def test_rows_that_are_not_as_many_as_the_snapshot_counted_are_no_export(
             Selection(people.DATASET, "acme", people.DATASET.columns, AllOf(())),
             staging,
             "a/1",
-            sharding=filter_entities.Sharding(max_bytes=10**9, shard_rows=10**6),
+            max_bytes=10**9,
+            shard_rows=10**6,
             snapshot_taken=lambda _rows, _instant: None,
             progress=lambda _rows: None,
         )

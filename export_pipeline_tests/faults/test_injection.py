@@ -30,7 +30,7 @@ from export_pipeline.messaging.texts import CATALOG
 from export_pipeline.requests.validation.mail import _one_line
 from export_pipeline.source.lookups import _UNUSABLE_KEY
 from export_pipeline.stages.manifest import file_name
-from export_pipeline.storage.objects import content_disposition
+from export_pipeline.storage.store import content_disposition
 from export_pipeline_tests.contract.format_samples import table_of, write_all
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.servers.sendgrid import API_KEY, SendGridSink

@@ -14,7 +14,7 @@ from export_pipeline.database.engine import utc_now
 from export_pipeline.database.tables import export_notifications, organization_email_senders, organization_members
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.messaging.message import MailNotAccepted
-from export_pipeline.messaging.outbox import Outbox
+from export_pipeline.messaging.providers import Outbox
 from export_pipeline.orchestration import execution, ops, tags
 from export_pipeline.orchestration.sensors.cancellations import export_cancellations
 from export_pipeline.orchestration.sensors.reconciler import export_reconciler

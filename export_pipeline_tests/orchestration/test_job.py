@@ -14,10 +14,11 @@ import sqlalchemy as sa
 from export_pipeline.database.tables import export_events, export_notifications
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.messaging.message import MailNotAccepted, MailOutcomeUnknown
-from export_pipeline.messaging.outbox import Outbox
+from export_pipeline.messaging.providers import Outbox
 from export_pipeline.orchestration import execution, ops, tags
 from export_pipeline.requests import ownership, transitions
 from export_pipeline.requests.audit import operators_message
+from export_pipeline.stages import notify_recipients
 from export_pipeline.stages import upload as upload_module
 from export_pipeline.storage.staging import Staging
 from export_pipeline_tests.engine.people import ACME
@@ -167,7 +168,7 @@ SECRET = "ana@example.com s3cret"
 
 
 @pytest.mark.parametrize(
-    "step", ["make_plan", "stage_rows", "serialize_shard", "upload_files", "publish_export", "notify"]
+    "step", ["plan_request", "stage_rows", "serialize_shard", "upload_files", "publish_export", "mail_recipients"]
 )
 def test_a_bug_is_told_by_its_place_and_leaks_nothing(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, step: str
@@ -178,7 +179,7 @@ def test_a_bug_is_told_by_its_place_and_leaks_nothing(
     monkeypatch.setattr(ops, step, bug)
     result, state = pipeline.export()
     assert not result.success
-    if step == "notify":
+    if step == "mail_recipients":
         assert (state.status, state.error_code) == ("completed", None)
     else:
         assert (state.status, state.error_code) == ("failed", "internal_error")
@@ -326,17 +327,12 @@ def test_a_row_too_large_in_one_shard_is_what_the_requester_is_told(
 
 
 def test_a_fault_found_after_completion_deletes_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ops.recipients_of_files
-    calls = iter([False, True])
-
     def broken_at_the_mail(request: Any) -> Any:
-        if next(calls, True):
-            raise ExportFailure(
-                FailureCode.INVALID_RECIPIENT, "recipient_emails[0]: is no address.", field="recipient_emails"
-            )
-        return original(request)
+        raise ExportFailure(
+            FailureCode.INVALID_RECIPIENT, "recipient_emails[0]: not an address.", field="recipient_emails"
+        )
 
-    monkeypatch.setattr(ops, "recipients_of_files", broken_at_the_mail)
+    monkeypatch.setattr(notify_recipients, "recipients_of_files", broken_at_the_mail)
     result, state = pipeline.export()
     assert not result.success
     assert state.status == "completed"

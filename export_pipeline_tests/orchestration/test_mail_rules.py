@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from export_pipeline.database.tables import organization_members, organizations
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.messaging.message import MailNotAccepted
-from export_pipeline.messaging.outbox import Outbox
+from export_pipeline.messaging.providers import Outbox
 from export_pipeline.orchestration import ops, tags
 from export_pipeline.requests import billing, transitions
 from export_pipeline.requests.validation import request as admission
+from export_pipeline.stages import plan
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 TWO = ["ana@example.com", "bob@example.com"]
@@ -64,7 +65,7 @@ def test_what_may_not_be_mailed_is_refused_before_anything_is_read(
     organization(pipeline, **row)
     with pipeline.database.begin() as connection:
         connection.execute(organization_members.insert().values(organization_id="acme", member_id="somebody"))
-    monkeypatch.setattr(ops, "make_plan", None)  # would fail as a bug, if it were reached
+    monkeypatch.setattr(plan, "make_plan", None)  # would fail as a bug, if it were reached
     result, state = pipeline.export(recipient_emails=TWO, **asked)
     assert not result.success
     assert (state.status, state.error_code) == ("failed", code)
@@ -100,7 +101,7 @@ def re_execute(
     monkeypatch.setattr(tags, "lineage_of", lambda *arguments: [parent.run_id])
     if from_failure:  # the plan op is not run again
         monkeypatch.setattr(admission, "check_mail", lambda *arguments, **options: None)
-        monkeypatch.setattr(ops, "_pay_mails", lambda *arguments: None)
+        monkeypatch.setattr(plan, "reserve_mails", lambda *arguments, **options: None)
     return pipeline.job.execute_in_process(
         run_config=parent.run_config, tags=parent.tags, instance=pipeline.instance, raise_on_error=False
     )
@@ -136,7 +137,7 @@ def test_a_cancel_while_the_request_is_planned_leaves_nothing_reserved(
 ) -> None:
     """Carried out by the sensor between the op's start and its payment: whoever comes second sees the first."""
     organization(pipeline, email_balance=5)
-    original = ops.admit
+    original = plan.admit
 
     def canceled_meanwhile(*arguments: Any) -> Any:
         request = arguments[-1]
@@ -145,7 +146,7 @@ def test_a_cancel_while_the_request_is_planned_leaves_nothing_reserved(
             assert transitions.cancel(connection, request.id, by_requester="asked", by_operator="operator")
         return original(*arguments)
 
-    monkeypatch.setattr(ops, "admit", canceled_meanwhile)
+    monkeypatch.setattr(plan, "admit", canceled_meanwhile)
     result, state = pipeline.export(recipient_emails=TWO)
     assert (result.success, state.status) == (False, "canceled")
     assert account(pipeline) == (5, {})

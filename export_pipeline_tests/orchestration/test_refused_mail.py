@@ -19,7 +19,7 @@ from export_pipeline.database.engine import utc_now
 from export_pipeline.database.tables import export_notifications, export_requests
 from export_pipeline.failures import FailureCode
 from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown
-from export_pipeline.messaging.outbox import Outbox
+from export_pipeline.messaging.providers import Outbox
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.sensors.alerts import FailedRun, judge
 from export_pipeline.orchestration.sensors.reconciler import MAX_NOTIFY_RUNS, export_reconciler

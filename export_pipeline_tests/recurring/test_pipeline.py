@@ -18,6 +18,7 @@ from export_pipeline.orchestration.sensors import recurring
 from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS
 from export_pipeline.orchestration.sensors.recurring import recurring_exports as sensor
 from export_pipeline.requests.models import RequestState
+from export_pipeline.stages.notify_recipients import EMPTY_AND_SILENT
 from export_pipeline_tests.orchestration.conftest import Pipeline, pipeline
 from export_pipeline_tests.orchestration.test_sensors import evaluate
 from export_pipeline_tests.recurring.rows import TEMPLATE, add, made, row, update
@@ -117,7 +118,7 @@ def test_nothing_new_and_skip_means_no_mail_nothing_paid_and_the_row_says_so(pip
     )
     state = due(pipeline, silent, now)
     assert (state.status, state.row_count, pipeline.outbox) == ("completed", 0, [])
-    assert state.message == ops.NOTHING_TO_SAY
+    assert state.message == EMPTY_AND_SILENT
     with pipeline.database.connect() as connection:
         assert connection.execute(sa.select(organizations.c.email_balance)).scalar_one() == 3
     pipeline.execute("DELETE FROM export_requests")

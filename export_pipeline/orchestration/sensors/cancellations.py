@@ -12,12 +12,12 @@ from dagster import DagsterInstance
 
 from export_pipeline.database.engine import reading
 from export_pipeline.orchestration import descriptions
-from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.jobs import JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runs import runs_of, terminated_before_they_began, terminated_of
 from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, RECONCILE_SECONDS, done, skipped, summary
 from export_pipeline.requests import queue, transitions
+from export_pipeline.stages.cleanup import cancel_and_discard
 
 
 @dg.sensor(

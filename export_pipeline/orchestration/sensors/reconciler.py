@@ -18,7 +18,6 @@ from export_pipeline.database.engine import database_now, impatient, reading
 from export_pipeline.database.enums import RequestStatus
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration import descriptions, tags
-from export_pipeline.orchestration.cancel import cancel_and_discard
 from export_pipeline.orchestration.jobs import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runbook import RUNBOOK
@@ -35,6 +34,7 @@ from export_pipeline.requests import queue, transitions
 from export_pipeline.requests.models import is_canonical_uuid
 from export_pipeline.requests.queue import StaleRequest
 from export_pipeline.settings import BEYOND_ONE_MACHINE
+from export_pipeline.stages.cleanup import cancel_and_discard
 
 # Which rows lost their run, and what is to become of each.
 
@@ -75,7 +75,7 @@ def write(connection: sa.Connection, orphan: StaleRequest, decided: Action) -> N
             failure = exhausted(orphan.counted_attempts)
             transitions.give_up(connection, orphan.id, failure, attempt=orphan.attempt, run_id=orphan.run_id)
         case Action.CANCEL:
-            raise ValueError("a cancel is carried out by cancel.cancel_and_discard")
+            raise ValueError("a cancel is carried out by cleanup.cancel_and_discard")
 
 
 def action_for(orphan: StaleRequest, runs: Sequence[RunView], *, max_attempts: int) -> Action:
