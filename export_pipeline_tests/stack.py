@@ -27,7 +27,7 @@ from export_pipeline.database.engine import create_engine
 from export_pipeline.database.migrate import upgrade
 from export_pipeline.demo.data import load_demo_data
 from export_pipeline.demo.home import Home, Processes, free_port
-from export_pipeline.launcher.identity import WORKER_TAG, Worker
+from export_pipeline.launcher.worker import WORKER_TAG, Worker
 from export_pipeline.settings import Settings
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Bucket, S3Server, fresh_bucket

@@ -1,4 +1,4 @@
-"""The pulse of a running op: it writes progress and heartbeat, and hears of cancel and lost ownership."""
+"""The heartbeat of a running op: writes progress to the row, and learns of a cancel or of lost ownership."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from export_pipeline.failures import ExportCanceled, OwnershipLost
 from export_pipeline.requests import ownership
 
 LOG_SECONDS = 15.0
-"""The event log is for people: it hears of progress so often at most; the row hears of it with every heartbeat."""
-Log = Callable[[str], None]
+"""Progress goes into the event log, which people read, no more often; the row gets it with every heartbeat."""
 
 
 class Heartbeat:
     """While this context is open, the row gets a heartbeat every ``seconds``.
 
-    ``check`` raises ``ExportCanceled`` or ``OwnershipLost`` once the row says so; ``report`` does too,
-    and every loop of an op calls one of them at each batch and part.
+    Once the row was canceled or taken from the run, ``check`` and ``report`` raise ``ExportCanceled`` or
+    ``OwnershipLost``. Every loop of an op calls one of them at each batch and part.
     """
 
     def __init__(
@@ -33,7 +32,7 @@ class Heartbeat:
         run_id: str,
         seconds: float,
         *,
-        log: Log = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
         rows_total: int | None = None,
     ) -> None:
         self._database = database
@@ -47,7 +46,7 @@ class Heartbeat:
         self._stop: Exception | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._beat, name="export-pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="export-heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
@@ -63,7 +62,7 @@ class Heartbeat:
             self.check()
 
     def report(self, rows_done: int) -> None:
-        """Rows done so far in this stage."""
+        """Set the number of rows done so far in this stage."""
         with self._lock:
             self._values["rows_done"] = rows_done
         self.check()
@@ -73,7 +72,7 @@ class Heartbeat:
             self._log(f"{rows_done:,}{total} rows done.")
 
     def snapshot_taken(self, rows_total: int, snapshot_at: datetime) -> None:
-        """The snapshot is open: its rows are counted."""
+        """Write the snapshot's number of rows and its instant (UTC)."""
         with self._lock:
             self._values |= {"rows_total": rows_total, "snapshot_at": snapshot_at}
         self._rows_total = rows_total
@@ -82,11 +81,11 @@ class Heartbeat:
         self.check()
 
     def check(self) -> None:
-        """Raise what the row said, if it says to stop."""
+        """Raise if the row says to stop."""
         if self._stop is not None:
             raise self._stop
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while not self._ended.wait(self._seconds):
             self._write()
 
@@ -98,6 +97,5 @@ class Heartbeat:
                 ownership.heartbeat(connection, self._request_id, run_id=self._run_id, values=values)
         except (ExportCanceled, OwnershipLost) as signal:
             self._stop = signal
-        except Exception:  # noqa: BLE001 - whatever it is, the thread must live on
-            # One heartbeat that does not get through is no reason to give up hours of work: the next may.
+        except Exception:  # noqa: BLE001 - a lost heartbeat must not end hours of work: the next may succeed
             return

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from export_pipeline.cli import cli
 from export_pipeline.definitions import build_definitions
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import execution, maintenance
+from export_pipeline.orchestration import execution, jobs
 from export_pipeline.storage import s3_client
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.installation import Installation, judged, open_installation
@@ -151,7 +151,7 @@ def test_uploads_that_nobody_can_end_or_abort_are_the_janitors(
         left = installation.bucket.uploads()
         assert {uid for upload in left for uid in (served, failed) if uid in upload["Key"]} == {served, failed}
         installation.s3.calm()
-        monkeypatch.setattr(maintenance, "KEEP_UPLOADS", timedelta(seconds=-5))
+        monkeypatch.setattr(jobs, "KEEP_UPLOADS", timedelta(seconds=-5))
         assert build_definitions().resolve_job_def("janitor").execute_in_process().success
         installation.assert_delivered(served)
         assert installation.row(failed)["error_code"] == "store_unavailable"

@@ -355,7 +355,7 @@ def test_the_runs_of_many_rows_are_read_in_few_calls_and_each_row_is_judged_by_i
     pipeline.update(uids[3], status="running", run_id=begun, heartbeat_at=utc_now() - STALE)
     calls: list[Any] = []
     read = pipeline.instance.get_run_records
-    monkeypatch.setattr(reconciler, "RUNS_A_CALL", 4)
+    monkeypatch.setattr(reconciler, "RUNS_PER_CALL", 4)
     monkeypatch.setattr(pipeline.instance, "get_run_records", lambda *a, **o: calls.append(a) or read(*a, **o))
     evaluate(pipeline, export_reconciler)
     assert len(calls) == 2
@@ -378,7 +378,7 @@ def owes_mail(pipeline: Pipeline) -> str:
 def test_the_runs_of_many_mails_are_read_in_few_calls(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     uids = [owes_mail(pipeline) for _ in range(7)]
     calls: list[str] = []
-    monkeypatch.setattr(reconciler, "RUNS_A_CALL", 4)
+    monkeypatch.setattr(reconciler, "RUNS_PER_CALL", 4)
     for name in ("get_run_records", "get_run_by_id"):
         read = getattr(pipeline.instance, name)
         monkeypatch.setattr(
