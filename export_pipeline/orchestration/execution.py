@@ -5,9 +5,7 @@ A clean end is a retry, a postponement (the request goes back to the queue) or a
 
 from __future__ import annotations
 
-import re
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from typing import Any, ParamSpec
 import dagster as dg
 import sqlalchemy as sa
 
-from export_pipeline.database.engine import why_unavailable
 from export_pipeline.database.enums import NotificationStatus, RequestStatus, Stage
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.messaging.failure_mail import mail_failure
@@ -24,7 +21,7 @@ from export_pipeline.messaging.sending import MailPostponed
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.cancel import BY_REQUESTER, cancel_and_discard
 from export_pipeline.orchestration.heartbeat import Heartbeat
-from export_pipeline.orchestration.metadata import Metadata, failure_metadata
+from export_pipeline.orchestration.metadata import describe, failure_of, metadata_of
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, transitions
 from export_pipeline.requests.models import is_canonical_uuid, load_request
@@ -54,48 +51,6 @@ def error_of(step: Callable[P, object], *arguments: P.args, **options: P.kwargs)
     except Exception as error:  # noqa: BLE001 - the caller reports it; a later run or tick tries again
         return error
     return None
-
-
-def failure_of(error: Exception) -> ExportFailure:
-    """The failure that an exception means; ``transitions.INTERNAL`` if it is unexpected."""
-    if isinstance(error, ExportFailure):
-        return error
-    why = why_unavailable(error) if isinstance(error, sa.exc.DBAPIError) else None
-    return transitions.INTERNAL if why is None else ExportFailure(FailureCode.DATABASE_UNAVAILABLE, why)
-
-
-def describe(failure: ExportFailure) -> str:
-    """The text for the event log. A requester's message may repeat typed text or a row's key: it stays on the row."""
-    if failure.fault is not Fault.REQUESTER:
-        return f"{failure.code}: {failure.message}"
-    column = re.split(r"[.\[]", failure.field or "the request")[0]
-    return f"{failure.code}: {column} has to be corrected by the requester; export_requests.message says how."
-
-
-def metadata_of(error: Exception, uid: str | None = None) -> Metadata:
-    """Metadata of a failed step: its code, who has to act, what to press; for a bug, also where it was raised.
-
-    Args:
-        error: why it failed.
-        uid: of the request, if the step worked on one.
-    """
-    failure = failure_of(error)
-    metadata = failure_metadata(failure.code, uid)
-    if failure is transitions.INTERNAL:
-        metadata["exception"] = dg.MetadataValue.text(type(error).__qualname__)
-        metadata["raised_at"] = dg.MetadataValue.md(f"```\n{_places(error)}\n```")
-    return metadata
-
-
-def _places(error: BaseException) -> str:
-    """A traceback of types, files, lines and functions, without any message or value."""
-    lines: list[str] = []
-    current: BaseException | None = error
-    while current is not None:
-        frames = traceback.extract_tb(current.__traceback__)
-        lines += [f"{type(current).__qualname__}", *(f"  {f.filename}:{f.lineno} {f.name}" for f in frames)]
-        current = current.__cause__ or current.__context__
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

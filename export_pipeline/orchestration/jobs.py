@@ -10,7 +10,8 @@ import dagster as dg
 from export_pipeline.failures import Fault
 from export_pipeline.messaging.webhook import deliver_due
 from export_pipeline.orchestration import descriptions, tags
-from export_pipeline.orchestration.execution import describe, error_of, failure_of, metadata_of
+from export_pipeline.orchestration.execution import error_of
+from export_pipeline.orchestration.metadata import describe, failure_of, metadata_of
 from export_pipeline.orchestration.ops import (
     filter_entities,
     notify_recipients,

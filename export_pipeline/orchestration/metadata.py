@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
+import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
-from export_pipeline.failures import FailureCode
+from export_pipeline.database.engine import why_unavailable
+from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.orchestration.tags import tag_value
+from export_pipeline.requests import transitions
 from export_pipeline.stages.manifest import Manifest, ManifestFile
 from export_pipeline.storage.store import Store
 from export_pipeline.timing import StageSeconds, Stopwatch
@@ -88,6 +93,48 @@ def failure_metadata(code: FailureCode, uid: str | None) -> Metadata:
 def row_metadata(uid: str) -> dg.MetadataValue:
     """The command that shows the request's row."""
     return dg.MetadataValue.text(f"export-pipeline status {tag_value(uid)}")
+
+
+def failure_of(error: Exception) -> ExportFailure:
+    """The failure that an exception means; ``transitions.INTERNAL`` if it is unexpected."""
+    if isinstance(error, ExportFailure):
+        return error
+    why = why_unavailable(error) if isinstance(error, sa.exc.DBAPIError) else None
+    return transitions.INTERNAL if why is None else ExportFailure(FailureCode.DATABASE_UNAVAILABLE, why)
+
+
+def describe(failure: ExportFailure) -> str:
+    """The text for the event log. A requester's message may repeat typed text or a row's key: it stays on the row."""
+    if failure.fault is not Fault.REQUESTER:
+        return f"{failure.code}: {failure.message}"
+    column = re.split(r"[.\[]", failure.field or "the request")[0]
+    return f"{failure.code}: {column} has to be corrected by the requester; export_requests.message says how."
+
+
+def metadata_of(error: Exception, uid: str | None = None) -> Metadata:
+    """Metadata of a failed step: its code, who has to act, what to press; for a bug, also where it was raised.
+
+    Args:
+        error: why it failed.
+        uid: of the request, if the step worked on one.
+    """
+    failure = failure_of(error)
+    metadata = failure_metadata(failure.code, uid)
+    if failure is transitions.INTERNAL:
+        metadata["exception"] = dg.MetadataValue.text(type(error).__qualname__)
+        metadata["raised_at"] = dg.MetadataValue.md(f"```\n{_places(error)}\n```")
+    return metadata
+
+
+def _places(error: BaseException) -> str:
+    """A traceback of types, files, lines and functions, without any message or value."""
+    lines: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        frames = traceback.extract_tb(current.__traceback__)
+        lines += [f"{type(current).__qualname__}", *(f"  {f.filename}:{f.lineno} {f.name}" for f in frames)]
+        current = current.__cause__ or current.__context__
+    return "\n".join(lines)
 
 
 def materialization(manifest: Manifest, parts: StageSeconds) -> dg.AssetMaterialization:

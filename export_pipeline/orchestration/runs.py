@@ -1,4 +1,7 @@
-"""Dagster's runs: those of a request, their status, whether one waits for a worker, and deleting old ones."""
+"""Dagster's runs: those of a request, their status, whether one waits for a worker, and deleting old ones.
+
+The one module of this package with private names of Dagster. A test checks each, so an upgrade fails there first.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,18 @@ from typing import Any, cast
 
 import dagster as dg
 from dagster import DagsterInstance, RunsFilter
+
+# Its markers say when a Celery step is queued and when a worker takes it. Public events do not.
+from dagster._core.events import EngineEventData
+
+# Names a code location as the tag below does: other locations may have jobs of the same name.
+from dagster._core.remote_origin import RemoteRepositoryOrigin
+
+# The tag by which Dagster marks the runs of a code location.
+from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
 from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.dagster_internals import REPOSITORY_LABEL_TAG, EngineEventData
 from export_pipeline.orchestration.execution import error_of
 from export_pipeline.orchestration.resources import OUTPUTS
 from export_pipeline.requests.models import is_canonical_uuid
@@ -35,6 +46,13 @@ or a queue that loses it, leaves no sign."""
 RUNS_PER_JANITOR = 1000
 """The janitor runs every hour; deleting runs must not take one."""
 _TERMINATED = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED]
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _STEP_EVENTS = {
     dg.DagsterEventType.ENGINE_EVENT,  # Celery's marker starts when a step is queued and ends when a worker takes it
@@ -154,6 +172,14 @@ def _change(event: dg.DagsterEvent) -> int:
         data = cast("EngineEventData", event.event_specific_data)
         return (data.marker_start == _QUEUE_WAIT) - (data.marker_end == _QUEUE_WAIT)
     return -1 if event.event_type is dg.DagsterEventType.STEP_WORKER_STARTED else 1
+
+
+def unfinished_runs(context: dg.SensorEvaluationContext, job_name: str) -> Sequence[dg.RunRecord]:
+    """The runs of a job of the sensor's code location that have not ended."""
+    origin, tag = context.code_location_origin, {}
+    if origin is not None and context.repository_name is not None:
+        tag = {REPOSITORY_LABEL_TAG: RemoteRepositoryOrigin(origin, context.repository_name).get_label()}
+    return context.instance.get_run_records(RunsFilter(job_name=job_name, statuses=_UNFINISHED, tags=tag))
 
 
 def repository_label(run: dg.DagsterRun) -> str | None:

@@ -1,27 +1,17 @@
 """The sensor of webhooks: it starts a run of the job ``webhooks`` when calls are due."""
 
 import time
-from collections.abc import Sequence
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster import DagsterRunStatus, RunsFilter
 
 from export_pipeline.database.engine import reading
 from export_pipeline.orchestration import descriptions
-from export_pipeline.orchestration.dagster_internals import REPOSITORY_LABEL_TAG, RemoteRepositoryOrigin
 from export_pipeline.orchestration.jobs import LONGEST_WEBHOOKS, WEBHOOKS_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.runs import unfinished_runs
 from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, skipped
 from export_pipeline.requests.webhooks import any_due
-
-_UNDER_WAY = [
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 
 
 @dg.sensor(
@@ -39,20 +29,12 @@ def export_webhooks(context: dg.SensorEvaluationContext, exports: ExportResource
         return skipped(error)
     if not is_due:
         return dg.SkipReason("No webhook is due.")
-    if any(_is_under_way(context.instance, record) for record in _under_way(context)):
+    if any(_is_alive(context.instance, record) for record in unfinished_runs(context, WEBHOOKS_JOB_NAME)):
         return dg.SkipReason("A run makes the calls already.")
     return dg.RunRequest()
 
 
-def _under_way(context: dg.SensorEvaluationContext) -> Sequence[dg.RunRecord]:
-    """Only our runs: another code location may have a job of this name."""
-    origin, label = context.code_location_origin, {}
-    if origin is not None and context.repository_name is not None:
-        label = {REPOSITORY_LABEL_TAG: RemoteRepositoryOrigin(origin, context.repository_name).get_label()}
-    return context.instance.get_run_records(RunsFilter(job_name=WEBHOOKS_JOB_NAME, statuses=_UNDER_WAY, tags=label))
-
-
-def _is_under_way(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+def _is_alive(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
     """Whether a run can still be alive; if not, it is failed here. Run monitoring would too, if it is switched on."""
     if record.start_time is None or time.time() - record.start_time < LONGEST_WEBHOOKS.total_seconds():
         return True
