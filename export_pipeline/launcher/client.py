@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import select
 import socket
@@ -21,6 +20,7 @@ from export_pipeline.launcher.protocol import (
     Specification,
     StartReport,
     check_peer,
+    digest,
     private_directory,
     receive,
     send,
@@ -45,27 +45,6 @@ class LaunchLost(Exception):
 def supported() -> bool:
     """Whether this machine has what the launcher needs: fork, ``/proc``, ``SO_PEERCRED``."""
     return sys.platform == "linux"
-
-
-def specify(
-    *,
-    home: str,
-    executable: str,
-    pointer: str,
-    working_directory: str | None,
-    idle_seconds: float,
-    environment: Mapping[str, str],
-) -> Specification:
-    """The server for this code. Its name covers the environment: a server keeps the settings it was started with."""
-    rest = "\0".join([executable, pointer, *(f"{name}={value}" for name, value in sorted(environment.items()))])
-    return Specification(
-        home=home,
-        executable=executable,
-        pointer=pointer,
-        working_directory=working_directory,
-        idle_seconds=idle_seconds,
-        name=f"{_digest(home)}-{_digest(rest)}",
-    )
 
 
 def launch(specification: Specification, request: Request, environment: Mapping[str, str]) -> None:
@@ -122,7 +101,7 @@ def stop_servers(home: Path) -> None:
     """End every server of an instance, and kill the runs that they serve."""
     if not supported():
         return
-    for path in private_directory().glob(f"{_digest(str(home))}-*.sock"):
+    for path in private_directory().glob(f"{digest(str(home))}-*.sock"):
         connection = _connect(path)
         if connection is None:
             continue
@@ -206,7 +185,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

@@ -26,7 +26,7 @@ from export_pipeline.launcher.dagster_internals import (
     WorkerStatus,
     get_run_crash_explanation,
 )
-from export_pipeline.launcher.protocol import ProtocolError, Request, Specification
+from export_pipeline.launcher.protocol import ProtocolError, Request, Specification, digest
 from export_pipeline.launcher.worker import WORKER_TAG, Life, Worker
 
 IDLE_SECONDS = 3600
@@ -144,13 +144,13 @@ class WarmRunLauncher(DefaultRunLauncher):
             raise ServerUnavailable("its code is in another image")
         if Path(origin.executable_path).parent != Path(sys.executable).parent:
             raise ServerUnavailable("its code location has another Python")
-        return client.specify(
+        return Specification(
             home=self._instance.root_directory,
             executable=origin.executable_path,
             pointer=serialize_value(pointer),
             working_directory=pointer.working_directory,
             idle_seconds=self._idle_seconds,
-            environment=environment,
+            environment=digest(*(f"{name}={value}" for name, value in sorted(environment.items()))),
         )
 
     def terminate(self, run_id: str) -> bool:

@@ -5,6 +5,7 @@ A request carries a run's id and the instance's reference, never what the run is
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import stat
@@ -24,7 +25,7 @@ class ProtocolError(OSError):
 
 
 class Specification(BaseModel):
-    """What a server is started with. Two that differ in anything need two servers."""
+    """What a server is started with."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,8 +35,13 @@ class Specification(BaseModel):
     """Where the code is; serialized by Dagster."""
     working_directory: str | None
     idle_seconds: float
-    name: str
-    """Digests of all the above and of the environment."""
+    environment: str
+    """Digest of the environment variables: a server keeps the settings that it was started with."""
+
+    @property
+    def name(self) -> str:
+        """Names the server: runs with another code or environment need another server."""
+        return f"{digest(self.home)}-{digest(self.executable, self.pointer, self.environment)}"
 
 
 class StartReport(BaseModel):
@@ -66,6 +72,11 @@ class Reply(BaseModel):
     the run. ``stale``: the code changed; ask a new server. ``refused``: no child was forked, and none will be."""
     reason: str = ""
     exit_code: int | None = None
+
+
+def digest(*texts: str) -> str:
+    """A short digest of some texts."""
+    return hashlib.sha256("\0".join(texts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def socket_of(name: str) -> Path:

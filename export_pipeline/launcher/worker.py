@@ -6,7 +6,6 @@ one boot and one pid namespace. Host, boot and namespace are kept as digests: a 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import random
@@ -28,7 +27,7 @@ from export_pipeline.launcher.dagster_internals import (
     execute_run,
     get_run_crash_explanation,
 )
-from export_pipeline.launcher.protocol import Reply, Request, send
+from export_pipeline.launcher.protocol import Reply, Request, digest, send
 
 WORKER_TAG = ".dagster/warm_worker"
 """Tag of a run; its prefix hides it in the UI."""
@@ -120,14 +119,10 @@ def start_ticks(pid: int) -> int | None:
 @cache
 def _place() -> dict[str, str]:
     return {
-        "host": _digest(platform.node()),
-        "boot": _digest(Path("/proc/sys/kernel/random/boot_id").read_text()),
-        "namespace": _digest(str(Path("/proc/self/ns/pid").readlink())),
+        "host": digest(platform.node()),
+        "boot": digest(Path("/proc/sys/kernel/random/boot_id").read_text()),
+        "namespace": digest(str(Path("/proc/self/ns/pid").readlink())),
     }
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 Job = Callable[[], int]

@@ -170,6 +170,10 @@ class _Frame:
         self._writes = writes
         self._owned: ownership.Ownership | None = None
 
+    @property
+    def _uid(self) -> str | None:
+        return None if self._owned is None else self._owned.uid
+
     def enter(self, which: Stage) -> ownership.Ownership:
         """Take the row for this run."""
         run = self._context.run
@@ -219,11 +223,10 @@ class _Frame:
         A cancel ends the request. After anything else the reconciler gives the request a new attempt.
         """
         run = self._context.instance.get_run_by_id(self._context.run_id)
-        if run is None or run.status is not dg.DagsterRunStatus.CANCELING or self._owned is None:
-            return
-        # If the database is away, the sensors carry out the cancel later.
-        with suppress(sa.exc.SQLAlchemyError):
-            cancel_and_discard(self._exports, self._request_id, self._owned.uid, run_id=run.run_id)
+        if run is not None and run.status is dg.DagsterRunStatus.CANCELING and self._uid is not None:
+            # If the database is away, the sensors carry out the cancel later.
+            with suppress(sa.exc.SQLAlchemyError):
+                cancel_and_discard(self._exports, self._request_id, self._uid, run_id=run.run_id)
 
     def outcome(self, error: Exception) -> Exception:
         """The exception that ends the op: never the error itself, whose text may hold anything."""
@@ -236,10 +239,10 @@ class _Frame:
                 if failure_of(second).code is not FailureCode.DATABASE_UNAVAILABLE:
                     break
                 time.sleep(LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
-        self._tag(failure_of(unwritten))
+        self._tag(tags.failure_tags(failure_of(unwritten).code))
         return dg.Failure(
             "The row could not be updated with how this step ended. The request gets a new attempt within minutes.",
-            metadata=metadata_of(unwritten, None if self._owned is None else self._owned.uid),
+            metadata=metadata_of(unwritten, self._uid),
             allow_retries=False,
         )
 
@@ -260,8 +263,8 @@ class _Frame:
             discard_abandoned(exports.database, exports.store, exports.staging, self._owned.uid, self._owned.attempt)
 
     def _canceled(self) -> Exception:
-        if self._owned is not None:
-            cancel_and_discard(self._exports, self._request_id, self._owned.uid)
+        if self._uid is not None:
+            cancel_and_discard(self._exports, self._request_id, self._uid)
         # So that Dagster ends the run as CANCELED, not as FAILURE.
         self._context.instance.report_run_canceling(self._context.run)
         return dg.Failure(BY_REQUESTER, allow_retries=False)
@@ -277,16 +280,22 @@ class _Frame:
         if self._writes and failure.code in POSTPONED and (until := self._postpone(failure)):
             return self._postponed(failure, until)
         written = self._writes and self._write_failure(failure)
-        self._tag(failure)  # before the mail, which may take minutes: an alert reads the tags if this process dies
+        # Before the mail, which may take minutes: if this process dies meanwhile, the alert reads the tags.
+        self._tag(tags.failure_tags(failure.code))
         if written:
             self._after_failure(failure)
-        metadata = metadata_of(error, None if self._owned is None else self._owned.uid)
-        return dg.Failure(describe(failure), metadata=metadata, allow_retries=False)
+        return dg.Failure(describe(failure), metadata=metadata_of(error, self._uid), allow_retries=False)
 
-    def _tag(self, failure: ExportFailure) -> None:
-        """Tag the run with what failed and whose fault it is; the UI's list of runs filters by that."""
+    def _tag(self, new: Mapping[str, str]) -> None:
+        """Tag the run, so that the UI's list of runs can be filtered by what failed."""
         with suppress(Exception):  # the step's metadata says the same
-            self._context.instance.add_run_tags(self._context.run_id, tags.failure_tags(failure.code))
+            self._context.instance.add_run_tags(self._context.run_id, new)
+
+    def _discard(self) -> None:
+        """Delete what the attempt wrote to both stores."""
+        if self._owned is not None:
+            with suppress(ExportFailure):  # then the janitor deletes it
+                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
 
     def _wait(self, failure: ExportFailure) -> float | None:
         """Seconds until the op is retried; None if it is not."""
@@ -322,11 +331,9 @@ class _Frame:
             prefix = staging_prefix(self._owned.uid, self._owned.attempt)
             with suppress(ExportFailure):
                 self._exports.staging.delete_tree(prefix)
-            if failure.code is not FailureCode.STORE_UNAVAILABLE:
-                with suppress(ExportFailure):
-                    discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
-        with suppress(Exception):  # the step's metadata says the same
-            self._context.instance.add_run_tags(self._context.run_id, {tags.POSTPONED: failure.code.value})
+        if failure.code is not FailureCode.STORE_UNAVAILABLE:
+            self._discard()
+        self._tag({tags.POSTPONED: failure.code.value})
         return dg.Failure(
             f"Postponed until {until}: {describe(failure)} Nothing to press: the request waits in the queue and gets "
             "another run then, or as soon as another export gets an answer. No attempt is used up.",
@@ -336,10 +343,8 @@ class _Frame:
 
     def _after_failure(self, failure: ExportFailure) -> None:
         """The row is ``failed``: mail the requester, and delete what cannot be resumed."""
-        if failure.fault is Fault.REQUESTER and self._owned is not None:
-            # A requester's fault needs a new request: this attempt is not re-executed.
-            with suppress(ExportFailure):
-                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        if failure.fault is Fault.REQUESTER:
+            self._discard()  # a requester's fault needs a new request: this attempt is not re-executed
         try:
             send_failure_mail(self._exports, self._request_id)
         except Exception:  # noqa: BLE001 - the mail is queued, and must not change how the run ends

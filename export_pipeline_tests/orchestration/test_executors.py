@@ -122,10 +122,10 @@ def test_a_step_that_nobody_begins_for_hours_is_lost(monkeypatch: pytest.MonkeyP
 
 
 def test_a_silent_run_whose_step_waits_is_left_alone_and_one_whose_step_was_lost_gets_a_new_attempt() -> None:
-    orphan = StaleRequest(id=1, uid="u", attempt=1, running=True, run_id="r", timed_out=True)
+    stale = StaleRequest(id=1, uid="u", attempt=1, running=True, run_id="r", timed_out=True)
     run = RunView(run_id="r", attempt=1, finished=False, canceled=False)
-    assert action_for(orphan, [run], max_attempts=3) is Action.NEW_ATTEMPT
-    assert action_for(orphan, [replace(run, waiting=True)], max_attempts=3) is Action.LEAVE
+    assert action_for(stale, [run], max_attempts=3) is Action.NEW_ATTEMPT
+    assert action_for(stale, [replace(run, waiting=True)], max_attempts=3) is Action.LEAVE
 
 
 def test_step_outputs_on_s3_are_forgotten_with_their_run_and_what_is_younger_stays(
