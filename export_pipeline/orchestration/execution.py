@@ -94,7 +94,7 @@ def without_ownership(context: dg.OpExecutionContext, exports: ExportResource, r
     Raises:
         dagster.RetryRequested, dagster.Failure: as ``stage``.
     """
-    with _clean_end(_Frame(context, exports, request_id, writes=False)):
+    with _clean_end(_Frame(context, exports, request_id, _writes=False)):
         yield
 
 
@@ -155,20 +155,16 @@ def _retries(failure: ExportFailure) -> int:
     return DATABASE_RETRIES if failure.code is FailureCode.DATABASE_UNAVAILABLE else MAX_RETRIES
 
 
+@dataclass
 class _Frame:
-    """One op's view of its request: take the row, and decide how the op ends.
+    """One op's view of its request: takes the row, and decides how the op ends."""
 
-    ``writes``: whether a failure may change the row.
-    """
-
-    def __init__(
-        self, context: dg.OpExecutionContext, exports: ExportResource, request_id: int, *, writes: bool = True
-    ) -> None:
-        self._context = context
-        self._exports = exports
-        self._request_id = request_id
-        self._writes = writes
-        self._owned: ownership.Ownership | None = None
+    _context: dg.OpExecutionContext
+    _exports: ExportResource
+    _request_id: int
+    _writes: bool = True
+    """Whether a failure may change the row."""
+    _owned: ownership.Ownership | None = None
 
     @property
     def _uid(self) -> str | None:

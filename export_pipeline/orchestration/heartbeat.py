@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ LOG_SECONDS = 15.0
 """Progress goes into the event log, which people read, no more often; the row gets it with every heartbeat."""
 
 
+@dataclass
 class Heartbeat:
     """While this context is open, the row gets a heartbeat every ``seconds``.
 
@@ -25,27 +27,19 @@ class Heartbeat:
     ``OwnershipLost``. Every loop of an op calls one of them at each batch and part.
     """
 
-    def __init__(
-        self,
-        database: sa.Engine,
-        request_id: int,
-        run_id: str,
-        seconds: float,
-        *,
-        log: Callable[[str], None] = lambda _: None,
-        rows_total: int | None = None,
-    ) -> None:
-        self._database = database
-        self._request_id = request_id
-        self._run_id = run_id
-        self._seconds = seconds
-        self._log = log
-        self._logged_at = time.monotonic()
-        self._rows_total = rows_total
-        self._values: dict[str, Any] = {}
-        self._stop: Exception | None = None
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
+    database: sa.Engine
+    request_id: int
+    run_id: str
+    seconds: float
+    log: Callable[[str], None] = lambda _: None
+    rows_total: int | None = None
+    _logged_at: float = field(default_factory=time.monotonic)
+    _values: dict[str, Any] = field(default_factory=dict)
+    _stop: Exception | None = None
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
         self._thread = threading.Thread(target=self._run, name="export-heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
@@ -68,15 +62,15 @@ class Heartbeat:
         self.check()
         if time.monotonic() - self._logged_at >= LOG_SECONDS:
             self._logged_at = time.monotonic()
-            total = "" if self._rows_total is None else f" of {self._rows_total:,}"
-            self._log(f"{rows_done:,}{total} rows done.")
+            total = "" if self.rows_total is None else f" of {self.rows_total:,}"
+            self.log(f"{rows_done:,}{total} rows done.")
 
     def snapshot_taken(self, rows_total: int, snapshot_at: datetime) -> None:
         """Write the snapshot's number of rows and its instant (UTC)."""
         with self._lock:
             self._values |= {"rows_total": rows_total, "snapshot_at": snapshot_at}
-        self._rows_total = rows_total
-        self._log(f"The snapshot is open: {rows_total:,} rows to export.")
+        self.rows_total = rows_total
+        self.log(f"The snapshot is open: {rows_total:,} rows to export.")
         self._write()
         self.check()
 
@@ -86,15 +80,15 @@ class Heartbeat:
             raise self._stop
 
     def _run(self) -> None:
-        while not self._ended.wait(self._seconds):
+        while not self._ended.wait(self.seconds):
             self._write()
 
     def _write(self) -> None:
         with self._lock:
             values = dict(self._values)
         try:
-            with self._database.begin() as connection:
-                ownership.heartbeat(connection, self._request_id, run_id=self._run_id, values=values)
+            with self.database.begin() as connection:
+                ownership.heartbeat(connection, self.request_id, run_id=self.run_id, values=values)
         except (ExportCanceled, OwnershipLost) as signal:
             self._stop = signal
         except Exception:  # noqa: BLE001 - a lost heartbeat must not end hours of work: the next may succeed
