@@ -157,7 +157,7 @@ def _spawn(specification: Specification, environment: Mapping[str, str]) -> str 
                 [
                     specification.executable,
                     "-m",
-                    "export_pipeline.launcher.server",
+                    "export_pipeline.launcher",
                     specification.model_dump_json(),
                     str(writing),
                 ],

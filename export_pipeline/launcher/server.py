@@ -308,7 +308,3 @@ def _start(specification: Specification) -> ForkServer | str:
     if any(began <= modified <= time.time_ns() for modified, _ in code.values()):
         return "its code changed while it was loading"
     return unsafe_to_fork(own_sockets=0) or ForkServer(specification, code, log)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -55,7 +55,7 @@ def export_job() -> None:
     name=NOTIFY_JOB_NAME,
     description=descriptions.NOTIFY,
     executor_def=dg.in_process_executor,
-    run_tags=tags.upkeep_job_tags(LONGEST_NOTIFY),
+    run_tags=tags.other_job_tags(LONGEST_NOTIFY),
 )
 def notify_job() -> None:
     """One op."""
@@ -108,7 +108,7 @@ def call_webhooks(context: dg.OpExecutionContext, exports: ExportResource) -> No
     name=WEBHOOKS_JOB_NAME,
     description=descriptions.WEBHOOKS,
     executor_def=dg.in_process_executor,
-    run_tags=tags.upkeep_job_tags(LONGEST_WEBHOOKS),
+    run_tags=tags.other_job_tags(LONGEST_WEBHOOKS),
 )
 def webhook_job() -> None:
     """One op."""
@@ -161,7 +161,7 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     name=JANITOR_JOB_NAME,
     description=descriptions.JANITOR,
     executor_def=dg.in_process_executor,
-    run_tags=tags.upkeep_job_tags(LONGEST_JANITOR),
+    run_tags=tags.other_job_tags(LONGEST_JANITOR),
 )
 def janitor() -> None:
     """One op."""

@@ -41,7 +41,7 @@ def export_job_tags() -> dict[str, str]:
     return {**_FINAL, "dagster/max_runtime": str(int(LONGEST_EXPORT.total_seconds()))}
 
 
-def upkeep_job_tags(longest: timedelta) -> dict[str, str]:
+def other_job_tags(longest: timedelta) -> dict[str, str]:
     """Tags of each run of the other jobs: a priority over exports in the queue, and a maximum duration."""
     return {**_FINAL, "dagster/priority": "10", "dagster/max_runtime": str(int(longest.total_seconds()))}
 

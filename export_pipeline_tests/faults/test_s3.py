@@ -200,7 +200,7 @@ STEP_OUTPUTS: list[tuple[Fault, Callable[[Call], bool], str | None]] = [
     (s3_error(403, "AccessDenied"), lambda call: call.method == "PUT", "AccessDenied on PutObject"),
     (s3_error(403, "AccessDenied"), on("GetObject", "plan/result"), "AccessDenied on GetObject"),
     (s3_error(404, "NoSuchBucket"), lambda call: call.method == "PUT", "NoSuchBucket on PutObject"),
-    (s3_error(404, "NoSuchKey"), on("GetObject", "/result"), "What an earlier step handed on is gone"),
+    (s3_error(404, "NoSuchKey"), on("GetObject", "/result"), "The output of an earlier step is gone"),
     (s3_error(503, "SlowDown"), lambda call: call.method == "PUT", "SlowDown on PutObject"),
 ]
 
