@@ -22,7 +22,7 @@ from export_pipeline.failures import ExportCanceled
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.heartbeat import Heartbeat
 from export_pipeline.orchestration.runs import RunView
-from export_pipeline.orchestration.sensors import reconciler, requests
+from export_pipeline.orchestration.sensors import reconciler
 from export_pipeline.orchestration.sensors.cancellations import export_cancellations
 from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, ROWS_PER_TICK
 from export_pipeline.orchestration.sensors.reconciler import Action, action_for, export_reconciler
@@ -392,7 +392,7 @@ def test_the_runs_of_many_mails_are_read_in_few_calls(pipeline: Pipeline, monkey
 def test_a_tick_asks_for_a_bounded_number_of_mails_and_the_next_goes_on_from_there(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "ROWS_PER_TICK", 2)
+    monkeypatch.setattr(reconciler, "ROWS_PER_TICK", 2)
     uids = [owes_mail(pipeline) for _ in range(5)]
     exports = pipeline.definitions.resources["exports"]  # type: ignore[index]
     asked: list[list[str]] = []
