@@ -1,4 +1,4 @@
-"""The one assembly: what Dagster loads."""
+"""The code location: what Dagster loads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.check.environment import warn_of_unknown_variables
 from export_pipeline.failures import ExportFailure
 from export_pipeline.messaging.providers import default_sender, open_mail_provider
-from export_pipeline.orchestration import last_good
-from export_pipeline.orchestration.installation import always_broken, export_installation
-from export_pipeline.orchestration.jobs import export_job, notify_job
-from export_pipeline.orchestration.maintenance import janitor, janitor_schedule, webhook_job
+from export_pipeline.orchestration.jobs import (
+    executor_of,
+    export_job,
+    janitor,
+    janitor_schedule,
+    notify_job,
+    webhook_job,
+)
 from export_pipeline.orchestration.metadata import dataset_assets
-from export_pipeline.orchestration.resources import S3, ExportResource, executor_of, io_manager_of
-from export_pipeline.orchestration.sensors.alerts import alerts_sensor
+from export_pipeline.orchestration.references import io_manager_of
+from export_pipeline.orchestration.resources import S3, ExportResource, load_catalog_or_last_good
+from export_pipeline.orchestration.sensors.alerts import alerts_sensor, always_broken, export_installation
 from export_pipeline.orchestration.sensors.cancellations import export_cancellations
 from export_pipeline.orchestration.sensors.reconciler import export_reconciler
 from export_pipeline.orchestration.sensors.recurring import recurring_exports
@@ -26,7 +31,7 @@ from export_pipeline.settings import Settings, SettingsError
 
 
 def build_definitions() -> dg.Definitions:
-    """Everything that a code location needs, for the settings in the environment.
+    """The code location for the settings in the environment.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -42,12 +47,12 @@ def build_definitions() -> dg.Definitions:
     resources: dict[str, Any] = {"exports": exports, **io_manager_of(settings, exports)}
     alerts = alerts_sensor(running=settings.alerts)
     try:
-        catalog = last_good.load(settings).catalog
-    except (CatalogError, ExportFailure):  # the sensors say which
+        catalog = load_catalog_or_last_good(settings).catalog
+    except (CatalogError, ExportFailure):  # the sensors report it
         return dg.Definitions(sensors=[export_installation, alerts], resources=resources)
     return dg.Definitions(
         assets=dataset_assets(catalog),
-        # The executor is the job's own: in a project that merges these definitions all other jobs keep theirs.
+        # Only this job gets the executor: in a project that merges these definitions all other jobs keep theirs.
         jobs=[export_job.with_executor_def(executor), notify_job, webhook_job, janitor],
         schedules=[janitor_schedule],
         sensors=[
@@ -64,9 +69,9 @@ def build_definitions() -> dg.Definitions:
 
 
 def load_definitions() -> dg.Definitions:
-    """``build_definitions``; with wrong settings one sensor, whose ticks fail and say what is wrong.
+    """``build_definitions``, or with wrong settings a single sensor whose failed ticks say what is wrong.
 
-    A code location that does not load is red nowhere: the daemon writes a traceback, goes on, and no sensor ticks.
+    Dagster shows no error for a code location that does not load: the daemon logs a traceback, and no sensor ticks.
     """
     try:
         return build_definitions()

@@ -26,7 +26,7 @@ from psycopg.rows import dict_row
 from export_pipeline.database.engine import create_engine
 from export_pipeline.database.migrate import upgrade
 from export_pipeline.demo.home import Home, Processes, free_port
-from export_pipeline.launcher.identity import WORKER_TAG, Worker
+from export_pipeline.launcher.worker import WORKER_TAG, Worker
 from export_pipeline.settings import Settings
 from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.servers.postgres import PostgresServer

@@ -1,16 +1,8 @@
-"""The warm run launcher: a run costs a fork of a process that has already imported everything.
+"""The warm run launcher of ``dagster.yaml``: each run is a fork of a process that has already imported everything.
 
-What belongs here: launching, watching and ending run workers, chosen in ``dagster.yaml``:
-
-    run_launcher:
-      module: export_pipeline.launcher
-      class: WarmRunLauncher
-
-What does not: what a run does.
-
-``launcher`` (in the daemon and the UI) asks through ``client`` and ``protocol`` the ``server``, one process an
-instance and code location, which loaded the definitions by ``preload`` and forks a ``worker`` a run. A worker is known
-by its ``identity``. Linux alone; elsewhere, and whenever a server cannot serve, Dagster's own launcher takes over.
+``launcher`` runs in the daemon and the UI. Through ``client`` it asks a ``server``, one process per instance and code
+location, to fork a ``worker`` per run. Linux only: elsewhere, and whenever no server can serve, Dagster's own launcher
+launches the run. The package launches, watches and ends workers; it knows nothing of what a run does.
 """
 
 from export_pipeline.launcher.launcher import WarmRunLauncher

@@ -1,9 +1,8 @@
-"""The launcher's side of the socket: finding a server, starting one, asking it."""
+"""The launcher's side of the socket: find or start a server, and ask it."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import select
 import socket
@@ -14,18 +13,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from export_pipeline.launcher.identity import start_ticks
 from export_pipeline.launcher.protocol import (
     ProtocolError,
     Reply,
     Request,
+    Specification,
+    StartReport,
     check_peer,
+    digest,
     private_directory,
     receive,
     send,
+    socket_of,
 )
+from export_pipeline.launcher.worker import start_ticks
 
 START_SECONDS = 60.0
 ANSWER_SECONDS = 10.0
@@ -38,74 +39,25 @@ class ServerUnavailable(Exception):
 
 
 class LaunchLost(Exception):
-    """A child may have been forked and has not said that it runs."""
+    """A child may have been forked, but did not report that it runs."""
 
 
-class Specification(BaseModel):
-    """Everything that makes one server another: where it serves, what it loads, with which environment."""
-
-    model_config = ConfigDict(frozen=True)
-
-    home: str
-    executable: str
-    pointer: str
-    """Serialized by Dagster."""
-    working_directory: str | None
-    idle_seconds: float
-    name: str
-    socket: str
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        home: str,
-        executable: str,
-        pointer: str,
-        working_directory: str | None,
-        idle_seconds: float,
-        environment: Mapping[str, str],
-    ) -> Specification:
-        """The environment is part of the name: a server keeps the one that it was started with, settings and all.
-
-        Raises:
-            ProtocolError: the directory of the sockets is somebody else's.
-        """
-        rest = "\0".join([executable, pointer, *(f"{name}={value}" for name, value in sorted(environment.items()))])
-        name = f"{_digest(home)}-{_digest(rest)}"
-        return cls(
-            home=home,
-            executable=executable,
-            pointer=pointer,
-            working_directory=working_directory,
-            idle_seconds=idle_seconds,
-            name=name,
-            socket=str(socket_of(name)),
-        )
-
-
-class StartReport(BaseModel):
-    """What a starting server tells who started it."""
-
-    reason: str | None = None
-    """Why it does not serve."""
-
-
-def socket_of(name: str) -> Path:
-    """Where the server of that name listens."""
-    return private_directory() / f"{name}.sock"
+def supported() -> bool:
+    """Whether this machine has what the launcher needs: fork, ``/proc``, ``SO_PEERCRED``."""
+    return sys.platform == "linux"
 
 
 def launch(specification: Specification, request: Request, environment: Mapping[str, str]) -> None:
-    """Have the run executed by a child of the server, which is started if it is not there.
+    """Execute a run in a child of the server; start the server if it is not running.
 
     Raises:
         ServerUnavailable: nothing was launched.
-        LaunchLost: perhaps something was.
+        LaunchLost: the run may have been launched.
+        ProtocolError: the directory of the sockets belongs to another user.
     """
     reason = "it ended as often as it was started"
     for _ in range(3):
-        with closing(_connect(Path(specification.socket)) or _start(specification, environment)) as connection:
+        with closing(_connect(socket_of(specification.name)) or _start(specification, environment)) as connection:
             try:
                 send(connection, request)
                 reply = receive(connection, Reply)
@@ -125,7 +77,7 @@ def _wait_until_running(connection: socket.socket) -> None:
     try:
         reply = receive(connection, Reply)
     except OSError:
-        raise LaunchLost("the worker did not say that it runs; the log of the warm launcher may say why") from None
+        raise LaunchLost("it did not report that it runs; the warm launcher's log may say why") from None
     if reply.kind == "refused":
         raise ServerUnavailable(reply.reason)
     if reply.kind != "running":
@@ -133,7 +85,7 @@ def _wait_until_running(connection: socket.socket) -> None:
 
 
 def exit_code(server: str, run_id: str) -> int | None:
-    """How a run's process ended; None if the server does not know or is no more."""
+    """The exit code of a run's process; None if the server does not know it or has ended."""
     try:
         connection = _connect(socket_of(server))
     except ProtocolError:
@@ -141,7 +93,7 @@ def exit_code(server: str, run_id: str) -> int | None:
     if connection is None:
         return None
     with closing(connection):
-        reply = _talk(connection, Request(do="exit_code", run_id=run_id))
+        reply = _ask(connection, Request(do="exit_code", run_id=run_id))
     return reply.exit_code if reply is not None else None
 
 
@@ -149,19 +101,19 @@ def stop_servers(home: Path) -> None:
     """End every server of an instance, and kill the runs that they serve."""
     if not supported():
         return
-    for path in private_directory().glob(f"{_digest(str(home))}-*.sock"):
+    for path in private_directory().glob(f"{digest(str(home))}-*.sock"):
         connection = _connect(path)
         if connection is None:
             continue
         with closing(connection):
             server = check_peer(connection)
-            _talk(connection, Request(do="stop"))
+            _ask(connection, Request(do="stop"))
         began, deadline = start_ticks(server), time.monotonic() + ANSWER_SECONDS
         while began is not None and start_ticks(server) == began and time.monotonic() < deadline:
             time.sleep(0.02)
 
 
-def _talk(connection: socket.socket, request: Request) -> Reply | None:
+def _ask(connection: socket.socket, request: Request) -> Reply | None:
     try:
         send(connection, request)
         return receive(connection, Reply)
@@ -182,8 +134,8 @@ def _connect(path: Path) -> socket.socket | None:
 
 
 def _start(specification: Specification, environment: Mapping[str, str]) -> socket.socket:
-    """Start the server, unless another process does so right now, and connect to it."""
-    path = Path(specification.socket)
+    """Start the server, unless another process is starting it right now, and connect to it."""
+    path = socket_of(specification.name)
     with _locked(path.parent / "start.lock"):
         connection = _connect(path)
         if connection is not None:
@@ -197,7 +149,7 @@ def _start(specification: Specification, environment: Mapping[str, str]) -> sock
 
 
 def _spawn(specification: Specification, environment: Mapping[str, str]) -> str | None:
-    """Start a server and wait until it serves or says why it does not."""
+    """Start a server, wait until it serves, and return why it does not; None if it does."""
     reading, writing = os.pipe()
     with open(reading, "rb") as reports:  # noqa: PTH123 - a descriptor
         try:
@@ -229,16 +181,7 @@ def _spawn(specification: Specification, environment: Mapping[str, str]) -> str 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Held by one process and thread at a time; the kernel releases it when its holder dies."""
+    """One process and thread at a time; the kernel releases the lock when its holder dies."""
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def supported() -> bool:
-    """Whether this machine has what the launcher needs: fork, ``/proc``, ``SO_PEERCRED``."""
-    return sys.platform == "linux"

@@ -11,36 +11,37 @@ from pathlib import Path
 from typing import Any, Self
 
 import dagster as dg
-from dagster import DagsterRun
-from dagster._config.config_schema import UserConfigSchema
-from dagster._core.code_pointer import ModuleCodePointer, PackageCodePointer
-from dagster._core.errors import DagsterLaunchFailedError
-from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, WorkerStatus
-from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
-from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
-from dagster._serdes import ConfigurableClassData, serialize_value
-from dagster._utils import get_run_crash_explanation
+from dagster import DagsterRun, DefaultRunLauncher, serialize_value
 
 from export_pipeline.launcher import client
-from export_pipeline.launcher.client import LaunchLost, ServerUnavailable, Specification
-from export_pipeline.launcher.identity import WORKER_TAG, Life, Worker
-from export_pipeline.launcher.protocol import ProtocolError, Request
+from export_pipeline.launcher.client import LaunchLost, ServerUnavailable
+from export_pipeline.launcher.dagster_internals import (
+    CheckRunHealthResult,
+    ConfigurableClassData,
+    DagsterLaunchFailedError,
+    GrpcServerCodeLocationOrigin,
+    LaunchRunContext,
+    ModuleCodePointer,
+    PackageCodePointer,
+    WorkerStatus,
+    get_run_crash_explanation,
+)
+from export_pipeline.launcher.protocol import ProtocolError, Request, Specification, digest
+from export_pipeline.launcher.worker import WORKER_TAG, Life, Worker
 
 IDLE_SECONDS = 3600
 AGAIN_SECONDS = 60.0
-"""For how long a server that could not be started is not tried again."""
+"""How long a server that could not be started is not tried again."""
 UNREACHABLE_SECONDS = 300
-"""A container that is being replaced, and its runs, may live beside the new one for a while."""
+"""A container that is being replaced may live beside the new one for a while, with its runs."""
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class WarmRunLauncher(DefaultRunLauncher):
     """Launches the runs of some code locations by forking, and all others as Dagster does.
 
-    ``modules``: the code locations, by the module that each loads. ``idle_seconds``: how long a server without runs
-    stays. ``unreachable_seconds``: how long a worker in another container or on another host, which only an earlier
-    daemon can have launched, is not yet taken for dead. A run gets the environment of the process that launches it, as
-    with Dagster's container launchers: start daemon and code server with the same.
+    A run gets the environment of the process that launches it, as with Dagster's container launchers: start daemon and
+    code server with the same environment.
     """
 
     def __init__(
@@ -59,17 +60,19 @@ class WarmRunLauncher(DefaultRunLauncher):
         self._lock = threading.Lock()
 
     @classmethod
-    def config_type(cls) -> UserConfigSchema:
+    def config_type(cls) -> dict[str, dg.Field]:
         """What may stand under ``config`` in ``dagster.yaml``."""
         return {
-            "modules": dg.Field([str], is_required=False, description="Code locations, by the module that each loads."),
+            "modules": dg.Field(
+                [str], is_required=False, description="The code locations to fork, each by the module that it loads."
+            ),
             "idle_seconds": dg.Field(
-                int, default_value=IDLE_SECONDS, description="A server without runs stays so long."
+                int, default_value=IDLE_SECONDS, description="How long a server without runs stays."
             ),
             "unreachable_seconds": dg.Field(
                 int,
                 default_value=UNREACHABLE_SECONDS,
-                description="A worker in another container or on another host is taken for dead after so long.",
+                description="How long until a worker in another container or on another host is taken for dead.",
             ),
         }
 
@@ -79,10 +82,10 @@ class WarmRunLauncher(DefaultRunLauncher):
         return cls(inst_data, **config_value)
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        """Fork a worker for the run; if no server can, launch it as Dagster does, and say why.
+        """Fork a worker for the run. If no server can, report why and launch it as Dagster does.
 
         Raises:
-            DagsterLaunchFailedError: a worker was forked and did not begin. Not launched a second time: it may yet.
+            DagsterLaunchFailedError: a worker was forked and did not begin. It may yet, so there is no second launch.
         """
         run = context.dagster_run
         try:
@@ -102,14 +105,13 @@ class WarmRunLauncher(DefaultRunLauncher):
         environment = dict(os.environ)
         if ref.secrets_loader is not None and run.remote_job_origin is not None:
             environment |= ref.secrets_loader.get_secrets_for_environment(run.remote_job_origin.location_name)
-        try:
-            specification = self._specification(run, environment)
-        except ProtocolError as error:
-            raise ServerUnavailable(str(error).rstrip(".")) from None
+        specification = self._specification(run, environment)
         self._check_available(specification.name)
         request = Request(do="launch", run_id=run.run_id, instance_ref=serialize_value(ref))
         try:
             client.launch(specification, request, environment)
+        except ProtocolError as error:
+            raise ServerUnavailable(str(error).rstrip(".")) from None
         except ServerUnavailable as reason:
             with self._lock:
                 self._unavailable[specification.name] = time.monotonic() + AGAIN_SECONDS, str(reason)
@@ -125,12 +127,12 @@ class WarmRunLauncher(DefaultRunLauncher):
         """The server that may fork this run's worker.
 
         Raises:
-            ServerUnavailable: none may; it would not run the code, or not where the code server would run it.
+            ServerUnavailable: no server may: it would run other code, or run it elsewhere than the code server would.
         """
         if not client.supported():
             raise ServerUnavailable("it needs Linux")
         if run.job_code_origin is None or run.remote_job_origin is None:
-            raise ServerUnavailable("the run does not say where its code is")
+            raise ServerUnavailable("the run does not name its code")
         origin = run.job_code_origin.repository_origin
         pointer = origin.code_pointer
         if not isinstance(pointer, ModuleCodePointer | PackageCodePointer) or pointer.module not in self._modules:
@@ -142,17 +144,17 @@ class WarmRunLauncher(DefaultRunLauncher):
             raise ServerUnavailable("its code is in another image")
         if Path(origin.executable_path).parent != Path(sys.executable).parent:
             raise ServerUnavailable("its code location has another Python")
-        return Specification.of(
+        return Specification(
             home=self._instance.root_directory,
             executable=origin.executable_path,
             pointer=serialize_value(pointer),
             working_directory=pointer.working_directory,
             idle_seconds=self._idle_seconds,
-            environment=environment,
+            environment=digest(*(f"{name}={value}" for name, value in sorted(environment.items()))),
         )
 
     def terminate(self, run_id: str) -> bool:
-        """Interrupt the run's worker, so that the run ends canceled; one whose worker is gone is canceled here."""
+        """Interrupt the run's worker, which cancels the run; if the worker has ended, cancel the run here."""
         run = self._instance.get_run_by_id(run_id) if self.has_instance else None
         if run is None or run.is_finished:
             return False
@@ -162,7 +164,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         self._instance.report_run_canceling(run)
         life = worker.interrupt()
         if life is Life.DEAD:
-            self._instance.report_run_canceled(run, "The run's process had ended before; the run is canceled.")
+            self._instance.report_run_canceled(run, "The run's process has ended already; the run is canceled.")
         elif life is Life.UNKNOWN:
             message = "The run's process is on another host or in another container, and could not be interrupted."
             self._instance.report_engine_event(message, run, cls=self.__class__)
@@ -170,19 +172,21 @@ class WarmRunLauncher(DefaultRunLauncher):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """So that run monitoring asks. Resuming is not supported: the reconciler gives the request a new attempt."""
+        """Run monitoring may ask. Resuming is not supported: the reconciler gives the request a new attempt."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Whether the worker lives.
 
-        Run monitoring fails a run for any other answer, so a worker that cannot be judged from here is said to live at
-        first. Workers live where the daemon lives that launched them, and there is one daemon: those of an earlier one
-        are gone with its container or host, or about to be.
+        Run monitoring fails a run for any answer but RUNNING, so that is the first answer for a worker on another host
+        or in another container. Workers live where the daemon that launched them lives, and there is one daemon: those
+        of an earlier daemon end with its container or host.
         """
         worker = _worker(run)
         if worker is None:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, "Dagster's own launcher launched it; it tells no health.")
+            return CheckRunHealthResult(
+                WorkerStatus.RUNNING, "Launched by Dagster's own launcher, which does not report health."
+            )
         life = worker.life()
         if life is Life.DEAD:
             return CheckRunHealthResult(WorkerStatus.FAILED, self._death(worker), run_worker_id=str(worker.pid))
@@ -196,7 +200,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         return time.monotonic() - first >= self._unreachable_seconds
 
     def get_run_worker_debug_info(self, run: DagsterRun, include_container_logs: bool | None = True) -> str | None:  # noqa: ARG002
-        """What can be said of the worker beside the run's own events."""
+        """What is known of the worker besides the run's events."""
         worker = _worker(run)
         if worker is None:
             return None

@@ -1,8 +1,8 @@
-"""What is imported before any run is forked, and proof that nothing but imports happened.
+"""What the server imports before it forks, and the checks that make forking safe.
 
-A forked child has the forking thread alone: a lock that another thread held stays locked for ever, and a pool that had
-threads waits for them for ever. So the server must have one thread and no connection, and a package that cannot be
-imported without a thread is left for the child.
+A forked child has only the forking thread: a lock that another thread held stays locked for ever, and a thread pool
+waits for its threads for ever. So the server must have one thread and no connection, and a package that starts a
+thread when imported is left to the child.
 """
 
 from __future__ import annotations
@@ -22,31 +22,28 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError
 from botocore.loaders import JSONFileLoader, Loader
-from dagster._core.code_pointer import CodePointer
-from dagster._core.definitions.reconstruct import ReconstructableRepository
 
-# What AWS's client library reads from its own files, read once for all children.
-
+from export_pipeline.launcher.dagster_internals import CodePointer, ReconstructableRepository
 
 _parsed: dict[str, Any] = {}
 
 
 class SharedFileLoader(JSONFileLoader):  # type: ignore[misc]  # botocore has no types
-    """Reads each file once. botocore hands one object to all clients of a session as well: nobody changes it."""
+    """Reads each of botocore's data files once. Safe: botocore itself shares one object among a session's clients."""
 
     def load_file(self, file_path: str) -> Any:
-        """The file's content, None if there is no such file."""
+        """The file's content; None if the file does not exist."""
         if file_path not in _parsed:
             _parsed[file_path] = super().load_file(file_path)
         return _parsed[file_path]
 
 
 def share_service_models() -> None:
-    """Read what an S3 client and an S3 resource need, for every session of this process and of its children."""
+    """Read what S3 clients and resources need, for every session of this process and its children."""
     Loader.FILE_LOADER_CLASS = SharedFileLoader
-    # Made up and never used: a client connects when it is first asked for something.
+    # Made up and never used: a client connects at its first call.
     known = {"region_name": "us-east-1", "aws_access_key_id": "none", "aws_secret_access_key": "none"}
-    with suppress(BotoCoreError):  # a profile that is not there: each run says so by itself
+    with suppress(BotoCoreError):  # an AWS profile that does not exist: each run reports it
         boto3.session.Session().resource("s3", **known)
 
 
@@ -58,7 +55,6 @@ WARM_MODULES = (
     "babel.numbers",
     "boto3",
     "boto3.s3.transfer",
-    "dagster._cli.api",
     "dagster_aws.s3",
     "export_pipeline.formats.csv_format",
     "export_pipeline.formats.json_format",
@@ -68,30 +64,28 @@ WARM_MODULES = (
     "jinja2",
     "numpy.random",
     "openpyxl",
-    "pandas",
     "psycopg",
     "pyarrow.dataset",
     "pyarrow.ipc",
-    "pyarrow.pandas_compat",
     "pyarrow.parquet",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite.pysqlite",
     "upath.implementations.local",
 )
-"""What runs import inside their functions. One that is not installed is skipped.
+"""What runs import inside functions. One that is not installed is skipped.
 
-Not ``adbc_driver_manager.dbapi`` nor the xlsx format: they use polars while they are imported.
+Not ``adbc_driver_manager.dbapi`` and the xlsx format: they use polars while they are imported.
 """
 THREADED_MODULES = ("polars",)
-"""Starts a thread when imported (polars 2.1: ``polars-ooc-cleaner``): each child imports it for itself."""
+"""Start a thread when imported (polars 2.1: ``polars-ooc-cleaner``): each child imports them itself."""
 THREADLESS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-"""Set while importing: numpy's OpenBLAS makes its pool, and Arrow's jemalloc its background thread, at import."""
+"""Set while importing: at import, numpy's OpenBLAS makes its pool and Arrow's jemalloc its background thread."""
 
 
 class Deferred(ModuleType):
-    """Stands for a module that is imported at the first use of any of its names.
+    """A module that is imported when one of its names is first used.
 
-    Not ``importlib.util.LazyLoader``: there the ``import`` statement itself is such a use (Python 3.11).
+    ``importlib.util.LazyLoader`` will not do: the ``import`` statement itself is such a use (Python 3.11).
     """
 
     def __init__(self, spec: ModuleSpec) -> None:
@@ -100,12 +94,14 @@ class Deferred(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         """Import the module and become it."""
-        if name.startswith("__") and name != "__path__":  # what imports ask of any module; its path, to go into it
+        if (
+            name.startswith("__") and name != "__path__"
+        ):  # every import reads such names; `__path__` leads to submodules
             raise AttributeError(name)
         return getattr(self.load(), name)
 
     def load(self) -> ModuleType:
-        """Import the module, for everybody who holds this one."""
+        """Import the module, and give its names to those who hold this one."""
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
         module = importlib.import_module(self.__name__)
@@ -114,11 +110,7 @@ class Deferred(ModuleType):
 
 
 def preload(pointer: CodePointer) -> None:
-    """Import the code location and what its runs import later, and build every job.
-
-    Raises:
-        Exception: whatever the code location raises.
-    """
+    """Import the code location and what its runs import later, and build every job."""
     with _environment(THREADLESS):
         for name in THREADED_MODULES:
             _defer(name)
@@ -130,7 +122,7 @@ def preload(pointer: CodePointer) -> None:
                 importlib.import_module(name)
         share_service_models()
     gc.collect()
-    gc.freeze()  # else the first collection of every child writes to, and so copies, every page
+    gc.freeze()  # else each child's first collection writes to every page, and so copies it
 
 
 def _defer(name: str) -> None:
@@ -139,7 +131,7 @@ def _defer(name: str) -> None:
 
 
 def load_deferred() -> None:
-    """In the child, before it has threads: import what could not be imported before the fork."""
+    """Import what could not be imported before the fork; called in the child, before it has threads."""
     for name in THREADED_MODULES:
         module = sys.modules.get(name)
         if isinstance(module, Deferred):
@@ -183,15 +175,15 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def loaded_code() -> dict[str, tuple[int, int]]:
     """Modification time and size of every file that a module was loaded from."""
     files = {module.__dict__.get("__file__") for module in list(sys.modules.values())}
-    return {name: seen for name in files if isinstance(name, str) and (seen := _seen(name)) is not None}
+    return {name: found for name in files if isinstance(name, str) and (found := _fingerprint(name)) is not None}
 
 
 def changed(code: Mapping[str, tuple[int, int]]) -> str | None:
-    """A file that is not what was loaded any more; None if all are."""
-    return next((name for name, seen in code.items() if _seen(name) != seen), None)
+    """A file that has changed since it was loaded; None if none has."""
+    return next((name for name, loaded in code.items() if _fingerprint(name) != loaded), None)
 
 
-def _seen(name: str) -> tuple[int, int] | None:
+def _fingerprint(name: str) -> tuple[int, int] | None:
     try:
         found = os.stat(name)  # noqa: PTH116 - thousands of files before each fork; a Path each costs as much again
     except OSError:

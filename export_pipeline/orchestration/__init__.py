@@ -1,5 +1,4 @@
-"""Dagster, and only here: ops, job, sensors, resources, run metadata.
+"""Dagster: ops, jobs, sensors, resources and run metadata, which call the plain functions of the lower layers.
 
-What belongs here: thin shells that call the plain functions of the floors below.
-What does not: any rule, any SQL, any byte of a file.
+No business rule, no SQL and no file format belongs here.
 """

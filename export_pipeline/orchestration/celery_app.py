@@ -1,7 +1,7 @@
 """The Celery app of a worker: ``celery -A export_pipeline.orchestration.celery_app worker -n NAME``.
 
-A step is acknowledged when it begins, so none is ever done twice at once: two snapshots could mix in one export. What
-a worker had begun when it was killed is lost, and the reconciler gives its request a new attempt.
+A step is acknowledged when it begins, so that no step runs twice at once: two snapshots could mix in one export. What
+a killed worker had begun is lost, and the reconciler gives the request a new attempt.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dagster_celery.executor import CeleryExecutor
 from dagster_celery.make_app import make_app
 from dagster_celery.tasks import create_task
 
-from export_pipeline.orchestration.resources import celery_config
+from export_pipeline.orchestration.jobs import celery_config
 from export_pipeline.settings import Settings
 
 _config = celery_config(Settings.from_environment())
@@ -20,7 +20,7 @@ app = make_app(  # type: ignore[no-untyped-call]
     CeleryExecutor.for_cli(  # type: ignore[no-untyped-call]
         broker=os.environ[_config["broker"]["env"]],
         backend=os.environ[_config["backend"]["env"]],
-        include=["export_pipeline.definitions"],  # before the worker forks: its children find all imported
+        include=["export_pipeline.definitions"],  # imported before the worker forks its children
         config_source=_config["config_source"],
     ).app_args()
 )

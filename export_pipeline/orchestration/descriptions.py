@@ -1,95 +1,105 @@
-"""What the UI says of jobs, ops and sensors: Markdown for operators who do not read code."""
+"""The UI's descriptions of jobs, ops and sensors, for operators who do not read code."""
 
 from __future__ import annotations
 
-EXPORT = """
-One run = one row of `export_requests`: its files go to the store, its recipients are mailed.
+# Of jobs and ops: Markdown.
 
-* **Which export?** The tags: `export/organization`, `export/dataset`, `export/format`, `export/request_uid`. Click one
-  to filter the runs by it. The row itself: `export-pipeline status <request_uid>`.
-* **How far?** The step that is executing, and the `INFO` lines in its events (rows done of all rows).
-* **What failed, whose turn is it?** The tags `export/error_code` and `export/fault`; the red step's `STEP_FAILURE` says
-  what to press.
-* **Go on after mending the cause:** *Re-execute → From failure*. Nothing is read or mailed twice.
-* **Stop it:** *Terminate*. The row says `canceled`, nothing stays in the store, nobody is mailed.
+EXPORT = """
+One run exports one row of `export_requests`: it writes the files to the store and mails the recipients.
+
+* **Which export?** See the tags `export/organization`, `export/dataset`, `export/format` and `export/request_uid`.
+  Click one to filter the runs by it. The row itself: `export-pipeline status <request_uid>`.
+* **How far is it?** See the step that is running and the `INFO` lines in its events (rows done of all rows).
+* **What failed, and who has to act?** See the tags `export/error_code` and `export/fault`. The `STEP_FAILURE` event of
+  the red step says what to press.
+* **To continue after the cause is fixed:** *Re-execute → From failure*. Nothing is read or mailed twice.
+* **To stop it:** *Terminate*. The row becomes `canceled`, no file stays in the store, and no mail is sent.
 """
 NOTIFY = """
-Mails that the request's own run did not send: to its recipients if it completed, to its requester if it failed.
+Sends the mails that the request's own run did not send: to the recipients of a completed request, to the requester of
+a failed one.
 
-`export_reconciler` asks for these runs, 2, 4, 8, … minutes apart, six at most. **Nothing to press** before the sixth
-has failed; then bring the mail provider back and *Re-execute* it. Nobody is mailed twice.
+`export_reconciler` starts these runs 2, 4, 8, … minutes apart, at most six. **Nothing to press** before the sixth has
+failed; then bring the mail provider back and *Re-execute* it. No mail is sent twice.
 """
+WEBHOOKS = "Calls the webhooks of requests that ended (`webhook_url`). Safe to launch at any time."
 JANITOR = """
-Hourly. Deletes files past `EXPORT_RETENTION_DAYS` (the row says `expired`) and what crashed attempts left behind.
+Runs every hour. Deletes files older than `EXPORT_RETENTION_DAYS` (the row becomes `expired`) and what crashed attempts
+left behind.
 
 Safe to launch at any time. `failed` in the step's output counts what could not be deleted; the next run tries again.
-**If it fails**, the red step names the parts that were not done; all others were.
+**If it fails**, the red step names the parts that were not done. All other parts were done.
 """
 PLAN = """
-Checks the request against the catalog and writes the plan; nothing is read yet.
+Checks the request against the catalog and writes the plan. Nothing is read yet.
 
-**If it fails**, the request has to be corrected: its row's `message` says how (it may repeat what was typed, so it is
-not shown here).
+**If it fails**, the requester has to correct the request. The row's `message` says how; it may repeat what was typed,
+so it is not shown here.
 """
 FILTER_ENTITIES = """
-Reads the organization's rows in **one database snapshot** and stages them as Arrow. The number of rows is exact from
-here on.
+Reads the organization's rows in **one database snapshot** and stages them as Arrow. From here on the number of rows is
+exact.
 
-**If it fails**, look at the source database: is it up, may we read, did the statement time-out strike?
+**If it fails**, check the source database: is it up, may the export user read, was the statement time-out reached?
 """
 SERIALIZE = """
-Writes a shard's files in the requested format, none larger than `max_file_size_mb`.
+Writes the files of a shard in the requested format, none larger than `max_file_size_mb`.
 
-Counters in the output (`cut_cells`, `guarded_cells`, …) say what was changed in cells so that the format can hold them.
+Counters in the output (`cut_cells`, `guarded_cells`, …) count the cells that were changed so that the format can hold
+them.
 """
 UPLOAD = """
-Uploads a shard's files to the store with checksums; the output links to the objects (unsigned, for operators).
+Uploads the files of a shard to the store with checksums. The output links to the objects (unsigned, for operators).
 
-**If it fails**, look at the store: does the bucket exist, may we write, is there space? Then
+**If it fails**, check the store: does the bucket exist, may the exporter write, is there space? Then
 *Re-execute → From failure*: the rows are not read again.
 """
 PUBLISH = """
-Proves that everything arrived, writes the **manifest last**, and marks the request `completed`.
+Verifies that all files arrived, writes the **manifest last**, and marks the request `completed`.
 
-From here on the export cannot be made again by this run.
+After that, this run cannot make the export again.
 """
 NOTIFY_RECIPIENTS = """
-Mails every recipient links or the files, **once**. The files are there already: the row says `completed`.
+Mails links or files to every recipient, **once**. The files are already there: the row is `completed`.
 
-**If it fails**, look at the mail provider. `notify` runs try again by themselves; re-execution mails only who has none
-yet.
+**If it fails**, check the mail provider. `notify` runs try again by themselves. A re-execution mails only the
+recipients who have no mail yet.
 """
 RESUME_NOTIFICATION = """
-Goes on with the mails of a request whose own run ended before they were all sent: those of its recipients if it
-completed, that of its requester if it failed.
+Sends the mails that the request's own run did not send before it ended: to the recipients of a completed request, to
+the requester of a failed one.
 """
-CLEAN = "Expires exports past retention, clears leftovers of ended attempts, aborts orphan uploads, forgets old runs."
-# The UI shows those of sensors as plain text.
+CALL_WEBHOOKS = "Calls every webhook that is due, signed. A call that is not accepted is tried again later."
+CLEAN = "Expires old exports, clears what ended attempts left, aborts unfinished uploads and deletes old runs."
+
+# Of sensors: the UI shows them as plain text.
 
 EXPORT_REQUESTS = (
-    "Claims queued rows of export_requests, at most 50 a tick, in fair turns across organizations, and asks for "
-    "their runs; at most 100 of an organization and 300 of all are claimed and not begun. Turn it off to stop new "
-    "exports; rows wait, and 'export-pipeline queue' shows them. If ticks are skipped with 'could not be read', look "
-    "at the request database."
+    "Claims queued rows of export_requests, at most 50 a tick, in turns across organizations, and starts their runs. "
+    "At most 100 requests of an organization, and 300 in total, are claimed and have not begun. Turn it off to stop "
+    "new exports: rows then wait, and 'export-pipeline queue' shows them. If ticks are skipped with 'could not be "
+    "read', check the request database."
 )
 EXPORT_CANCELLATIONS = (
-    "Cancels what cancel_requested_at asks to be canceled: the row, and its run if it has one. Tells the row of a run "
-    "that was terminated here, wherever its steps are at work. Leave it on."
+    "Cancels requests whose cancel_requested_at is set: the row, and its run if it has one. Also marks the row of a "
+    "run that was terminated in this UI as canceled. Leave it on."
 )
 EXPORT_RECONCILER = (
-    "Compares rows with their runs and heartbeats, and mends what lost its run (a killed process costs one "
-    "attempt); asks for the mails that a dead run left. Leave it on: without it a killed export stays 'running' for "
-    "ever. If a tick lists uids, those could not be mended now and are tried again at the next."
+    "Compares rows with their runs and heartbeats. A request whose process died gets a new attempt; mails that a dead "
+    "run did not send get a notify run. Leave it on: without it a killed export stays 'running' for ever. If a tick "
+    "lists uids, those failed now and are tried again at the next tick."
 )
+RECURRING_EXPORTS = "Inserts a row into export_requests for each fire time of recurring_exports that is due, once."
+EXPORT_WEBHOOKS = "Starts a run of the job webhooks when calls are due, one run at a time."
 EXPORT_ALERTS = (
-    "Tells operators of failed runs, and of an installation that is broken, by a Slack-compatible webhook "
-    "(EXPORT_ALERT_WEBHOOK_URL), a mail (EXPORT_ALERT_EMAIL), or both; off unless one of them is set. Faults of "
-    "requesters alert nobody (EXPORT_ALERT_FAULTS). At most one alert a failed run: its tags export/alert_webhook and "
-    "export/alert_mail say what became of it. If ticks are skipped with 'not delivered', look at the webhook or the "
-    "mail provider; it is tried again by itself for a day."
+    "Alerts operators of failed runs and of a broken installation, through a Slack-compatible webhook "
+    "(EXPORT_ALERT_WEBHOOK_URL), by mail (EXPORT_ALERT_EMAIL), or both. Off unless one of them is set. Faults of "
+    "requesters send no alert (EXPORT_ALERT_FAULTS). Each failed run is alerted once per channel; its tags "
+    "export/alert_webhook and export/alert_mail say what became of the alert. If a tick says 'not delivered', check "
+    "the webhook or the mail provider: the alert is tried once more, a minute later."
 )
 EXPORT_INSTALLATION = (
-    "Fails while something keeps the whole installation from its work: settings that are wrong, a catalog that does "
-    "not load (exports go on with the last good one), a request database that does not answer. The error of the failed "
-    "tick says what to correct. export_alerts tells operators once."
+    "Fails while something keeps the whole installation from working: wrong settings, a catalog that does not load "
+    "(exports go on with the last good one), a request database that does not answer. The error of the failed tick "
+    "says what to correct. export_alerts alerts operators of it once."
 )

@@ -1,114 +1,75 @@
-"""The frame of every op: it takes the row, keeps its pulse, and turns whatever happens into a clean end."""
+"""What surrounds every op: it takes the row, keeps its heartbeat, and turns any error into a clean end.
+
+A clean end is a retry, a postponement (the request goes back to the queue) or a failure that the row describes.
+"""
 
 from __future__ import annotations
 
-import re
 import time
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._core.execution.context.system import StepExecutionContext
 
-from export_pipeline.database.engine import why_unavailable
 from export_pipeline.database.enums import NotificationStatus, RequestStatus, Stage
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
 from export_pipeline.messaging.failure_mail import mail_failure
 from export_pipeline.messaging.sending import MailPostponed
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.heartbeat import Heartbeat
-from export_pipeline.orchestration.metadata import Metadata, failure_metadata
+from export_pipeline.orchestration.metadata import describe, failure_of, metadata_of
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.requests import ownership, transitions
 from export_pipeline.requests.models import is_canonical_uuid, load_request
 from export_pipeline.stages.cleanup import BY_REQUESTER, cancel_and_discard, discard_abandoned, discard_attempt
 from export_pipeline.stages.plan import staging_prefix
 
-# What a step that failed says: a failure in words of our own, and its metadata.
-
-
+P = ParamSpec("P")
 POSTPONED_UNTIL = "postponed_until"
-"""Metadata of a failed step whose run put its request back into the queue: nobody has to do anything."""
-
-
-def failure_of(error: Exception) -> ExportFailure:
-    """The failure that an exception means; ``states.INTERNAL`` if it is none that was expected."""
-    if isinstance(error, ExportFailure):
-        return error
-    why = why_unavailable(error) if isinstance(error, sa.exc.DBAPIError) else None
-    return transitions.INTERNAL if why is None else ExportFailure(FailureCode.DATABASE_UNAVAILABLE, why)
-
-
-def describe(failure: ExportFailure) -> str:
-    """What the event log says. A requester's message may repeat what was typed or a row's key: it stays on the row."""
-    if failure.fault is not Fault.REQUESTER:
-        return f"{failure.code}: {failure.message}"
-    column = re.split(r"[.\[]", failure.field or "the request")[0]
-    return f"{failure.code}: {column} has to be corrected by the requester; export_requests.message says how."
-
-
-def metadata_of(error: Exception, uid: str | None = None) -> Metadata:
-    """What the failed step says beside its message; of a bug, also where it was raised.
-
-    Args:
-        error: why it failed.
-        uid: of the request that it worked on, if there is one.
-    """
-    failure = failure_of(error)
-    metadata = failure_metadata(failure.code, uid)
-    if failure is transitions.INTERNAL:
-        metadata["exception"] = dg.MetadataValue.text(type(error).__qualname__)
-        metadata["raised_at"] = dg.MetadataValue.md(f"```\n{_places(error)}\n```")
-    return metadata
-
-
-def _places(error: BaseException) -> str:
-    """Where an exception came from: files, lines and functions, without its message or any value."""
-    lines: list[str] = []
-    current: BaseException | None = error
-    while current is not None:
-        frames = traceback.extract_tb(current.__traceback__)
-        lines += [f"{type(current).__qualname__}", *(f"  {f.filename}:{f.lineno} {f.name}" for f in frames)]
-        current = current.__cause__ or current.__context__
-    return "\n".join(lines)
-
-
+"""Metadata of a failed step whose run put its request back into the queue: nothing has to be done."""
 MAX_RETRIES = 3
 FIRST_RETRY_SECONDS = 2.0
 DATABASE_RETRIES = 60
-"""Eight minutes, with waits that do not grow: while the request database is away nothing else could use the slot, and
-the row must hear of its run soon after."""
-POSTPONED = frozenset({FailureCode.SOURCE_UNAVAILABLE, FailureCode.STORE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE})
-"""What does not answer for longer than the retries of an op: the request waits in the queue, and not in a slot."""
-_LONGEST_DATABASE_WAIT = 4.0
-"""In first waits."""
+"""Eight minutes, with waits that stop growing: while the request database is away nothing else could use the slot, and
+the row must be updated soon after it is back."""
+LONGEST_DATABASE_WAIT = 4
+"""In units of the first wait."""
 LONGEST_RETRY_SECONDS = 60.0
-"""A provider that asks for a longer wait is left to a later run: this one would hold its place for nothing."""
+"""A provider that asks for a longer wait gets a later run: this one would hold its slot for nothing."""
+POSTPONED = frozenset({FailureCode.SOURCE_UNAVAILABLE, FailureCode.STORE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE})
+"""If these outlast the retries of an op, the request waits in the queue instead of in a slot."""
+
+
+def error_of(step: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> Exception | None:
+    """Do one item's work; returns its error, so that one failing item does not stop the others."""
+    try:
+        step(*arguments, **options)
+    except Exception as error:  # noqa: BLE001 - the caller reports it; a later run or tick tries again
+        return error
+    return None
 
 
 @dataclass(frozen=True)
 class Work:
-    """An op at work on a request that its run owns."""
+    """The request that an op works on, owned by its run."""
 
     request_id: int
     attempt: int
     pulse: Heartbeat
     completed: str | None = None
-    """The manifest's key, if ``publish`` is tried again after it had completed the request."""
+    """The manifest's key if an earlier try of ``publish`` has completed the request already."""
 
 
 @contextmanager
 def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: int, which: Stage) -> Iterator[Work]:
-    """Do one stage's work on a request.
+    """Do one stage's work on a request that this run owns.
 
     Raises:
-        dagster.RetryRequested: a transient failure with tries left.
-        dagster.Failure: every other end; the row says why.
+        dagster.RetryRequested: a transient failure with retries left.
+        dagster.Failure: any other failure; the row says why.
     """
     frame = _Frame(context, exports, request_id)
     with _clean_end(frame):
@@ -127,18 +88,18 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
 
 @contextmanager
 def without_ownership(context: dg.OpExecutionContext, exports: ExportResource, request_id: int) -> Iterator[None]:
-    """Do work about a request whose row is not to change, whatever comes of it: telling of its failure.
+    """Do work for a request without changing its row: mailing its failure.
 
     Raises:
         dagster.RetryRequested, dagster.Failure: as ``stage``.
     """
-    with _clean_end(_Frame(context, exports, request_id, writes=False)):
+    with _clean_end(_Frame(context, exports, request_id, _writes=False)):
         yield
 
 
 @contextmanager
-def outside_op(step: StepExecutionContext, exports: ExportResource) -> Iterator[None]:
-    """Do what Dagster does for a step before or after its op, such as storing its output; it ends as a stage does.
+def outside_op(step: dg.StepExecutionContext, exports: ExportResource) -> Iterator[None]:
+    """Do what Dagster does before or after an op, such as storing its output; errors end as in ``stage``.
 
     Raises:
         dagster.RetryRequested, dagster.Failure: as ``stage``.
@@ -151,21 +112,23 @@ def outside_op(step: StepExecutionContext, exports: ExportResource) -> Iterator[
 
 
 def _request_of(run: dg.DagsterRun) -> int:
-    """The request that the first op of every job about a request is configured with."""
+    """The request's id, from the config of the first op: all jobs for one request have it there."""
     ops: Any = run.run_config["ops"]
     (first,) = ops.values()
     return int(first["config"]["request_id"])
 
 
 def _note(failure: ExportFailure) -> str:
-    """What a completed row says of a failure behind its completion: the requester has their files."""
+    """The message for a row that is completed already: the requester has the files."""
     if failure.fault is Fault.REQUESTER or failure.code in (FailureCode.MAIL_UNAVAILABLE, FailureCode.MAIL_REFUSED):
         return failure.requester_message
-    return "The files are ready, but the mails could not be sent yet; it is tried again. The request needs no change."
+    return (
+        "The files are ready, but the mails could not be sent yet. They are tried again; the request needs no change."
+    )
 
 
 def send_failure_mail(exports: ExportResource, request_id: int) -> Mapping[NotificationStatus, int]:
-    """Mail the requester of a failed request what went wrong; see ``mail_failure``."""
+    """Mail the requester of a failed request; see ``mail_failure``."""
     if not exports.settings.sends_mail:
         return {}
     return mail_failure(
@@ -177,29 +140,34 @@ def send_failure_mail(exports: ExportResource, request_id: int) -> Mapping[Notif
 def _clean_end(frame: _Frame) -> Iterator[None]:
     try:
         yield
-    except DagsterExecutionInterruptedError:
+    except dg.DagsterExecutionInterruptedError:
         frame.interrupted()
         raise
     except (dg.Failure, dg.RetryRequested):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever happens, the row has to say so
+    except Exception as error:  # noqa: BLE001 - the row must describe any failure
         raise frame.outcome(error) from None
 
 
 def _retries(failure: ExportFailure) -> int:
-    """How often an op that failed so is tried again by its run."""
+    """How often the run retries an op after this failure."""
     return DATABASE_RETRIES if failure.code is FailureCode.DATABASE_UNAVAILABLE else MAX_RETRIES
 
 
+@dataclass
 class _Frame:
-    def __init__(
-        self, context: dg.OpExecutionContext, exports: ExportResource, request_id: int, *, writes: bool = True
-    ) -> None:
-        self._context = context
-        self._exports = exports
-        self._request_id = request_id
-        self._writes = writes
-        self._owned: ownership.Ownership | None = None
+    """One op's view of its request: takes the row, and decides how the op ends."""
+
+    _context: dg.OpExecutionContext
+    _exports: ExportResource
+    _request_id: int
+    _writes: bool = True
+    """Whether a failure may change the row."""
+    _owned: ownership.Ownership | None = None
+
+    @property
+    def _uid(self) -> str | None:
+        return None if self._owned is None else self._owned.uid
 
     def enter(self, which: Stage) -> ownership.Ownership:
         """Take the row for this run."""
@@ -216,7 +184,7 @@ class _Frame:
                     claim_id=run.tags.get(tags.CLAIM),
                 )
             elif which is Stage.NOTIFY_RECIPIENTS:
-                # The mail comes after `completed`, so that its link is live.
+                # Mails are sent after `completed`, so that their links work.
                 owned = ownership.enter_completed(connection, self._request_id, which, run_id=run.run_id, lineage=None)
             else:
                 owned = ownership.enter(
@@ -226,17 +194,17 @@ class _Frame:
         return owned
 
     def own_by_tags(self) -> None:
-        """Take the run's own tags for what it owns: its ops have taken the row, or are about to."""
+        """Take what the run owns from its tags, without reading the row: its ops have taken the row or will."""
         uid, attempt = self._context.run.tags.get(tags.REQUEST_UID, ""), tags.attempt_of(self._context.run.tags)
         if is_canonical_uuid(uid) and attempt is not None:
             self._owned = ownership.Ownership(uid, attempt)
 
     def complete_tags(self, owned: ownership.Ownership) -> None:
-        """Give the run the tags that it should have begun with, and take what it inherited of a failure."""
+        """Add the tags that a run launched by hand lacks, and reset the failure tags that a re-execution inherits."""
         run, instance = self._context.run, self._context.instance
         missing: dict[str, str] = {}
         if tags.REQUEST_UID not in run.tags:
-            # Launched by hand: without its tags neither a cancel nor the reconciler would find the run.
+            # Without them neither a cancel nor the reconciler would find the run.
             missing = {tags.REQUEST_UID: tags.tag_value(owned.uid), tags.ATTEMPT: str(owned.attempt)}
             missing[tags.CLAIM] = tags.tag_value(owned.claim_id)
         if tags.inherited_failure(instance, run):
@@ -245,32 +213,31 @@ class _Frame:
             instance.add_run_tags(run.run_id, missing)
 
     def interrupted(self) -> None:
-        """The process is told to stop: by a cancel, or because its host goes down.
+        """The process is stopped by a cancel, or because its host goes down.
 
-        Only the first ends the request; after the second the reconciler gives it a new attempt.
+        A cancel ends the request. After anything else the reconciler gives the request a new attempt.
         """
         run = self._context.instance.get_run_by_id(self._context.run_id)
-        if run is None or run.status is not dg.DagsterRunStatus.CANCELING or self._owned is None:
-            return
-        # Should the database be gone as well, the sensors carry the cancel out later.
-        with suppress(sa.exc.SQLAlchemyError):
-            cancel_and_discard(self._exports, self._request_id, self._owned.uid, run_id=run.run_id)
+        if run is not None and run.status is dg.DagsterRunStatus.CANCELING and self._uid is not None:
+            # If the database is away, the sensors carry out the cancel later.
+            with suppress(sa.exc.SQLAlchemyError):
+                cancel_and_discard(self._exports, self._request_id, self._uid, run_id=run.run_id)
 
     def outcome(self, error: Exception) -> Exception:
-        """How the op ends: never with the error itself, whose text may hold anything."""
+        """The exception that ends the op: never the error itself, whose text may hold anything."""
         unwritten = error
         for _ in range(DATABASE_RETRIES):
             try:
                 return self._outcome(error)
-            except Exception as second:  # noqa: BLE001 - writing it failed too: the reconciler writes it
+            except Exception as second:  # noqa: BLE001 - it could not be written to the row
                 unwritten = second
                 if failure_of(second).code is not FailureCode.DATABASE_UNAVAILABLE:
                     break
-                time.sleep(_LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
-        self._tag(failure_of(unwritten))
+                time.sleep(LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
+        self._tag(tags.failure_tags(failure_of(unwritten).code))
         return dg.Failure(
-            "The end of this step could not be written to the row; the request gets a new attempt within minutes.",
-            metadata=metadata_of(unwritten, None if self._owned is None else self._owned.uid),
+            "The row could not be updated with how this step ended. The request gets a new attempt within minutes.",
+            metadata=metadata_of(unwritten, self._uid),
             allow_retries=False,
         )
 
@@ -283,17 +250,17 @@ class _Frame:
         return self._failed(error)
 
     def _discard_abandoned(self) -> None:
-        """Take back what this worker wrote after its attempt had been cleared away."""
+        """Delete what this worker wrote after its attempt had been cleared away."""
         if self._owned is None:
             return
         exports = self._exports
-        with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # else the janitor does
+        with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # then the janitor deletes it
             discard_abandoned(exports.database, exports.store, exports.staging, self._owned.uid, self._owned.attempt)
 
     def _canceled(self) -> Exception:
-        if self._owned is not None:
-            cancel_and_discard(self._exports, self._request_id, self._owned.uid)
-        # So that Dagster ends the run as CANCELED: it is this run's own wish to stop.
+        if self._uid is not None:
+            cancel_and_discard(self._exports, self._request_id, self._uid)
+        # So that Dagster ends the run as CANCELED, not as FAILURE.
         self._context.instance.report_run_canceling(self._context.run)
         return dg.Failure(BY_REQUESTER, allow_retries=False)
 
@@ -307,75 +274,79 @@ class _Frame:
             return dg.RetryRequested(max_retries=_retries(failure), seconds_to_wait=wait)
         if self._writes and failure.code in POSTPONED and (until := self._postpone(failure)):
             return self._postponed(failure, until)
-        if self._writes and self._write_failure(failure):
+        written = self._writes and self._write_failure(failure)
+        # Before the mail, which may take minutes: if this process dies meanwhile, the alert reads the tags.
+        self._tag(tags.failure_tags(failure.code))
+        if written:
             self._after_failure(failure)
-        self._tag(failure)
-        metadata = metadata_of(error, None if self._owned is None else self._owned.uid)
-        return dg.Failure(describe(failure), metadata=metadata, allow_retries=False)
+        return dg.Failure(describe(failure), metadata=metadata_of(error, self._uid), allow_retries=False)
 
-    def _tag(self, failure: ExportFailure) -> None:
-        """The list of runs shows and filters by what failed and whose fault it is."""
-        with suppress(Exception):  # the step's own metadata says the same
-            self._context.instance.add_run_tags(self._context.run_id, tags.failure_tags(failure.code))
+    def _tag(self, new: Mapping[str, str]) -> None:
+        """Tag the run, so that the UI's list of runs can be filtered by what failed."""
+        with suppress(Exception):  # the step's metadata says the same
+            self._context.instance.add_run_tags(self._context.run_id, new)
+
+    def _discard(self) -> None:
+        """Delete what the attempt wrote to both stores."""
+        if self._owned is not None:
+            with suppress(ExportFailure):  # then the janitor deletes it
+                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
 
     def _wait(self, failure: ExportFailure) -> float | None:
-        """Seconds until this op is tried again; None if it is not."""
+        """Seconds until the op is retried; None if it is not."""
         if failure.fault is not Fault.TRANSIENT or self._context.retry_number >= _retries(failure):
             return None
         if self._owned is not None and self._owned.failed:
-            return None  # the requester knows already; a re-execution tries it again, with whatever failed before
+            return None  # the requester has been mailed already; re-executing the run is the retry
         wait = float(FIRST_RETRY_SECONDS * 2**self._context.retry_number)
         if failure.code is FailureCode.DATABASE_UNAVAILABLE:
-            return min(wait, _LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
-        asked = failure.retry_after if isinstance(failure, MailPostponed) else None
-        if asked is None:
+            return min(wait, LONGEST_DATABASE_WAIT * FIRST_RETRY_SECONDS)
+        retry_after = failure.retry_after if isinstance(failure, MailPostponed) else None
+        if retry_after is None:
             return wait
-        # Nothing is heard of a run that waits: it must not be taken for dead meanwhile.
+        # A waiting run sends no heartbeat, and must not be taken for dead.
         longest = min(LONGEST_RETRY_SECONDS, self._exports.settings.heartbeat_timeout_seconds / 2)
-        return max(wait, asked) if asked <= longest else None
+        return max(wait, retry_after) if retry_after <= longest else None
 
     def _postpone(self, failure: ExportFailure) -> str | None:
-        """Put the request back into the queue, uncharged: when it is tried again. None if it may not be."""
+        """Put the request back into the queue without using up an attempt.
+
+        Returns when it is tried again; None if it may not be postponed any more.
+        """
         with self._exports.database.begin() as connection:
             transitions.postpone(connection, self._request_id, failure, run_id=self._context.run_id)
             row = load_request(connection, self._request_id)
-        # Of several shards of one run that fail at once, one postpones it.
+        # If several shards of one run fail at once, one of them postpones it.
         ours = self._owned is not None and row.attempt == self._owned.attempt and row.status is RequestStatus.QUEUED
         return f"{row.not_before:%Y-%m-%d %H:%M:%S} UTC" if ours and row.not_before else None
 
     def _postponed(self, failure: ExportFailure, until: str) -> Exception:
-        """The next run begins anew: nothing of this one stays, so that a full disk has its room back."""
+        """Delete what this run staged: the next run starts anew, and a full disk gets its space back."""
         if self._owned is not None:
             prefix = staging_prefix(self._owned.uid, self._owned.attempt)
             with suppress(ExportFailure):
                 self._exports.staging.delete_tree(prefix)
-            if failure.code is not FailureCode.STORE_UNAVAILABLE:
-                with suppress(ExportFailure):
-                    discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
-        with suppress(Exception):  # the step's own metadata says the same
-            self._context.instance.add_run_tags(self._context.run_id, {tags.POSTPONED: failure.code.value})
+        if failure.code is not FailureCode.STORE_UNAVAILABLE:
+            self._discard()
+        self._tag({tags.POSTPONED: failure.code.value})
         return dg.Failure(
             f"Postponed until {until}: {describe(failure)} Nothing to press: the request waits in the queue and gets "
-            "another run then, or as soon as another export reaches what did not answer. No attempt is used up.",
+            "another run then, or as soon as another export gets an answer. No attempt is used up.",
             metadata={POSTPONED_UNTIL: until, "not_answering": failure.code.value},
             allow_retries=False,
         )
 
     def _after_failure(self, failure: ExportFailure) -> None:
-        """The row says ``failed``: clear away what nobody will go on with, and tell the requester."""
-        if failure.fault is Fault.REQUESTER and self._owned is not None:
-            # Nobody will re-execute this: nothing of the attempt is to stay.
-            with suppress(ExportFailure):
-                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        """The row is ``failed``: mail the requester, and delete what cannot be resumed."""
+        if failure.fault is Fault.REQUESTER:
+            self._discard()  # a requester's fault needs a new request: this attempt is not re-executed
         try:
             send_failure_mail(self._exports, self._request_id)
-        except Exception:  # noqa: BLE001 - the mail is in the ledger, and must not change how the run ends
-            self._context.log.warning(
-                "The requester is not told of the failure yet; the reconciler has it tried again."
-            )
+        except Exception:  # noqa: BLE001 - the mail is queued, and must not change how the run ends
+            self._context.log.warning("The failure could not be mailed to the requester yet; a notify run tries again.")
 
     def _write_failure(self, failure: ExportFailure) -> bool:
-        """Whether this failure is what the row says now."""
+        """Write the failure to the row; whether the row is ``failed`` now, and not completed already."""
         run_id = self._context.run_id
         with self._exports.database.begin() as connection:
             failed = transitions.fail(connection, self._request_id, failure, run_id=run_id)

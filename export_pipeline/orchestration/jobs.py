@@ -1,10 +1,17 @@
-"""The export job: the way of one request, from the row to the mail."""
+"""The four jobs: ``export`` and ``notify`` for one request each, ``webhooks`` and the hourly ``janitor`` for all."""
 
+from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any
 
 import dagster as dg
 
+from export_pipeline.failures import Fault
+from export_pipeline.messaging.webhook import deliver_due
 from export_pipeline.orchestration import descriptions, tags
+from export_pipeline.orchestration.execution import error_of
+from export_pipeline.orchestration.metadata import describe, failure_of, metadata_of
 from export_pipeline.orchestration.ops import (
     filter_entities,
     notify_recipients,
@@ -14,30 +21,191 @@ from export_pipeline.orchestration.ops import (
     serialize,
     upload,
 )
+from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.runs import forget, repository_label
+from export_pipeline.requests import audit, rate_windows, transitions
+from export_pipeline.settings import Settings
+from export_pipeline.stages.cleanup import KEEP_UPLOADS, clear_leftovers, expire_exports
 
 JOB_NAME = "export"
+NOTIFY_JOB_NAME = "notify"
+WEBHOOKS_JOB_NAME = "webhooks"
+JANITOR_JOB_NAME = "janitor"
+OUR_JOBS = (JANITOR_JOB_NAME, JOB_NAME, NOTIFY_JOB_NAME, WEBHOOKS_JOB_NAME)
+LONGEST_NOTIFY = timedelta(minutes=30)
+"""26 mails, each with the provider's time-outs."""
+CALLING_SECONDS = 240.0
+"""A run starts no more webhook calls after that: the next run goes on."""
+LONGEST_WEBHOOKS = timedelta(minutes=10)
+"""The last calls of a run end by then: a run that still lives is dead."""
+LONGEST_JANITOR = timedelta(hours=6)
+"""What is left then is the next run's."""
 
 
-# The executor is the settings': definitions.
+# definitions.py gives this job the executor of the settings.
 @dg.job(name=JOB_NAME, description=descriptions.EXPORT, run_tags=tags.export_job_tags())
 def export_job() -> None:
-    """Request to file to mail, one way."""
+    """From the row to the mail."""
     shards, snapshot = filter_entities(plan())
     uploaded = shards.map(serialize).map(upload)
     notify_recipients(publish(snapshot, uploaded.collect()))
-
-
-NOTIFY_JOB_NAME = "notify"
-LONGEST_NOTIFY = timedelta(minutes=30)
-"""26 mails, each with the provider's time-outs."""
 
 
 @dg.job(
     name=NOTIFY_JOB_NAME,
     description=descriptions.NOTIFY,
     executor_def=dg.in_process_executor,
-    run_tags=tags.upkeep_job_tags(LONGEST_NOTIFY),
+    run_tags=tags.other_job_tags(LONGEST_NOTIFY),
 )
 def notify_job() -> None:
     """One op."""
     resume_notification()
+
+
+def run_parts(context: dg.OpExecutionContext, parts: Mapping[str, Callable[[], Mapping[str, int]]]) -> None:
+    """Do every part, even if others fail. Their counts become the op's metadata; equal names are added up.
+
+    Raises:
+        dagster.Failure: names the parts that failed. Not retried: the next run does what is left.
+    """
+    counted: Counter[str] = Counter()
+    failed: dict[str, Exception] = {}
+
+    def count(part: Callable[[], Mapping[str, int]]) -> None:
+        counted.update(part())
+
+    for name, part in parts.items():
+        if (error := error_of(count, part)) is not None:
+            failed[name] = error
+    if failed:
+        raise _failure(failed, counted)
+    context.add_output_metadata(counted)
+
+
+def _failure(failed: Mapping[str, Exception], counted: Mapping[str, int]) -> dg.Failure:
+    # A failure that passes by itself must not hide one that an operator has to fix.
+    worst = min(failed.values(), key=lambda error: failure_of(error).fault is Fault.TRANSIENT)
+    lines = [f"- {name}: {_summary(error)}" for name, error in failed.items()]
+    return dg.Failure(
+        "\n".join(["Not done, and tried again by the next run:", *lines]),
+        metadata={**metadata_of(worst), **counted},
+        allow_retries=False,
+    )
+
+
+def _summary(error: Exception) -> str:
+    failure = failure_of(error)
+    return failure.code.value if failure is transitions.INTERNAL else describe(failure)
+
+
+@dg.op(description=descriptions.CALL_WEBHOOKS)
+def call_webhooks(context: dg.OpExecutionContext, exports: ExportResource) -> None:
+    """Every webhook that is due."""
+    run_parts(context, {"webhooks": lambda: deliver_due(exports.database, exports.settings, seconds=CALLING_SECONDS)})
+
+
+@dg.job(
+    name=WEBHOOKS_JOB_NAME,
+    description=descriptions.WEBHOOKS,
+    executor_def=dg.in_process_executor,
+    run_tags=tags.other_job_tags(LONGEST_WEBHOOKS),
+)
+def webhook_job() -> None:
+    """One op."""
+    call_webhooks()
+
+
+@dg.op(description=descriptions.CLEAN)
+def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
+    """Everything that is due."""
+    database, store, staging = exports.database, exports.store, exports.staging
+    keep_events, keep_runs = exports.settings.audit_retention_days, exports.settings.run_retention_days
+
+    def expire() -> dict[str, int]:
+        expired, failed = expire_exports(database, store)
+        return {"expired_exports": expired, "failed": failed}
+
+    def clear() -> dict[str, int]:
+        cleared, failed = clear_leftovers(database, store, staging)
+        return {"cleared_leftovers": cleared, "failed": failed}
+
+    def forget_rate_windows() -> dict[str, int]:
+        with database.begin() as connection:
+            return {"ended_rate_windows": rate_windows.forget_ended(connection)}
+
+    def forget_events() -> dict[str, int]:
+        if not keep_events:
+            return {"forgotten_audit_events": 0}
+        with database.begin() as connection:
+            return {"forgotten_audit_events": audit.forget(connection, timedelta(days=keep_events))}
+
+    def forget_runs() -> dict[str, int]:
+        label = repository_label(context.run)
+        return forget(context.instance, staging, keep_runs, OUR_JOBS, label=label, log=context.log.warning)
+
+    run_parts(
+        context,
+        {
+            "files past their time": expire,
+            "leftovers": clear,
+            "rate windows": forget_rate_windows,
+            "audit trail": forget_events,
+            "uploads to the store": lambda: {"aborted_uploads": store.abort_uploads(KEEP_UPLOADS)},
+            "uploads to staging": lambda: {"aborted_uploads": staging.abort_uploads(KEEP_UPLOADS)},
+            "runs": forget_runs,
+        },
+    )
+
+
+@dg.job(
+    name=JANITOR_JOB_NAME,
+    description=descriptions.JANITOR,
+    executor_def=dg.in_process_executor,
+    run_tags=tags.other_job_tags(LONGEST_JANITOR),
+)
+def janitor() -> None:
+    """One op."""
+    clean()
+
+
+janitor_schedule = dg.ScheduleDefinition(
+    job=janitor, cron_schedule="17 * * * *", default_status=dg.DefaultScheduleStatus.RUNNING
+)
+
+THREADLESS_MODULES = ("dagster", "dagster_aws.s3", "boto3", "sqlalchemy", "pydantic_settings")
+"""Imported before a step's process is forked. Not our own definitions: polars and Arrow start threads when imported,
+and a lock that such a thread held would stay locked in the fork."""
+
+
+def executor_of(settings: Settings) -> dg.ExecutorDefinition:
+    """The executor of the export job."""
+    match settings.executor:
+        case "in_process":
+            return dg.in_process_executor
+        case "multiprocess":
+            start = {"forkserver": {"preload_modules": list(THREADLESS_MODULES)}}
+            config = {"max_concurrent": settings.executor_concurrency, "start_method": start}
+            return dg.multiprocess_executor.configured(config, name="multiprocess")
+        case "celery":
+            from dagster_celery import celery_executor
+
+            return celery_executor.configured(celery_config(settings), name="celery")
+        case "k8s":
+            from dagster_k8s import k8s_job_executor
+
+            return k8s_job_executor.configured({"max_concurrent": settings.executor_concurrency}, name="k8s")
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """Config of Dagster's Celery executor. It names the variables of the URLs: the URLs themselves hold passwords."""
+    result = "EXPORT_CELERY_RESULT_URL" if settings.celery_result_url.get_secret_value() else "EXPORT_CELERY_BROKER_URL"
+    return {
+        "broker": {"env": "EXPORT_CELERY_BROKER_URL"},
+        "backend": {"env": result},
+        "config_source": {
+            # A worker that prefetches a step for which it has no free process, and dies, would take the step along.
+            "worker_prefetch_multiplier": 1,
+            "worker_disable_prefetch": True,
+            "broker_connection_retry_on_startup": True,
+        },
+    }

@@ -1,9 +1,10 @@
-"""What ops hand to each other: references, never data, and nothing personal."""
+"""What steps hand to each other: references, never data, and nothing personal; and where the references are kept."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import dagster as dg
 from dagster_aws.s3 import S3PickleIOManager
@@ -11,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration.execution import outside_op
-from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.resources import OUTPUTS, ExportResource
+from export_pipeline.settings import Settings
 from export_pipeline.stages.filter_entities import StagedRows
 from export_pipeline.stages.manifest import ManifestFile
 from export_pipeline.stages.serialize import SerializedFiles
@@ -33,7 +35,7 @@ class PlanReference(_Reference):
 
 
 class SnapshotReference(_Reference):
-    """What the one snapshot held: its exact number of rows, and the instant (UTC)."""
+    """The snapshot: its exact number of rows, and its instant (UTC)."""
 
     plan: PlanReference
     rows: int
@@ -42,12 +44,12 @@ class SnapshotReference(_Reference):
 
     @classmethod
     def of(cls, plan: PlanReference, staged: StagedRows) -> Self:
-        """The snapshot that was staged for a plan."""
+        """The reference to what was staged for a plan."""
         return cls(plan=plan, rows=staged.rows, snapshot_at=staged.snapshot_at, seconds=staged.seconds)
 
 
 class ShardReference(_Reference):
-    """A staged shard: its place from 1 among ``shards``, its staging key, its rows, and those of the shards before."""
+    """A staged shard: its number from 1 to ``shards``, its staging key, its rows, and the rows of the shards before."""
 
     plan: PlanReference
     snapshot_at: datetime
@@ -59,7 +61,7 @@ class ShardReference(_Reference):
 
 
 class SerializedShard(_Reference):
-    """A shard whose files are finished and wait in the staging store."""
+    """A shard whose files are finished and wait in staging."""
 
     shard: ShardReference
     output: SerializedFiles
@@ -93,11 +95,8 @@ class PublishedExport(_Reference):
     manifest_key: str
 
 
-# What the steps of an export hand on, kept on S3; a failure of S3 ends the step as one of its op does.
-
-
 class StepOutputs(S3PickleIOManager):
-    """Dagster's IO manager for S3. The row says why the export failed if S3 refuses or does not answer."""
+    """Dagster's IO manager for S3. A failure of S3 ends the step as a failure of its op does: the row says why."""
 
     exports: dg.ResourceDependency[ExportResource]
 
@@ -120,6 +119,17 @@ def _translated() -> Iterator[None]:
         except FileNotFoundError:
             raise ExportFailure(
                 FailureCode.STAGING_LOST,
-                "What an earlier step handed on is gone. Re-execute the run from its start, and find out who deletes "
-                "under EXPORT_STAGING_URL.",
+                "The output of an earlier step is gone. Re-execute the run from its start, and find out what deletes "
+                "objects under EXPORT_STAGING_URL.",
             ) from None
+
+
+def io_manager_of(settings: Settings, exports: ExportResource) -> dict[str, Any]:
+    """The IO manager as a resource: on S3 if staging is, else Dagster's own on the disk of its instance."""
+    parts = urlsplit(settings.staging_url)
+    if parts.scheme != "s3":
+        return {}
+    prefix = "/".join(part for part in (parts.path.strip("/"), OUTPUTS) if part)
+    return {
+        "io_manager": StepOutputs(exports=exports, s3_resource=exports.s3, s3_bucket=parts.netloc, s3_prefix=prefix)
+    }

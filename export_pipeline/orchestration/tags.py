@@ -23,60 +23,53 @@ SIZE_CLASS = "export/size_class"
 ERROR_CODE = "export/error_code"
 FAULT = "export/fault"
 POSTPONED = "export/postponed"
-"""What did not answer: the request waits in the queue, and gets another run."""
+"""What did not answer. The request waits in the queue and gets another run."""
 NO_FAILURE = "none"
-"""A re-execution gets the tags of the run that failed, and Dagster removes none: its own say that it did not fail."""
+"""A re-execution inherits the failed run's tags, and Dagster cannot remove tags: this value resets them."""
 _FINAL = {"dagster/max_retries": "0"}
-"""Ops retry what may pass and the reconciler what died: Dagster's run retries would repeat what is final."""
+"""Ops retry what is transient and the reconciler what died: Dagster's run retries would repeat final failures."""
 LONGEST_EXPORT = timedelta(days=7)
-"""An export whose process is gone ends long before, by its heartbeat: this is for a run that nothing else judges."""
+"""Last resort: an export whose process is gone ends long before, by its heartbeat."""
 SMALL, LARGE = "small", "large"
-"""What ``tag_concurrency_limits`` of dagster.yaml tells apart, so that those known to be large leave slots."""
+"""Size classes for ``tag_concurrency_limits`` in dagster.yaml: large exports must leave slots for the others."""
 MAX_LINEAGE = 50
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 
 
 def export_job_tags() -> dict[str, str]:
-    """What each run of an export carries."""
+    """Tags of each run of the export job."""
     return {**_FINAL, "dagster/max_runtime": str(int(LONGEST_EXPORT.total_seconds()))}
 
 
-def upkeep_job_tags(longest: timedelta) -> dict[str, str]:
-    """What each run of a job carries that serves all exports: it goes before them in the queue, and has an end."""
+def other_job_tags(longest: timedelta) -> dict[str, str]:
+    """Tags of each run of the other jobs: a priority over exports in the queue, and a maximum duration."""
     return {**_FINAL, "dagster/priority": "10", "dagster/max_runtime": str(int(longest.total_seconds()))}
 
 
 def size_class(rows: object, large_rows: int) -> str:
-    """Of an export of so many rows; small if nobody knows yet."""
-    # SQLite stores any text in a column of integers, and what is no number must not fail the tick of the others.
+    """The size class of an export with so many rows; small if the number is not known yet."""
+    # SQLite stores any text in a column of integers; text there must not fail the tick for the other rows.
     return LARGE if isinstance(rows, int) and rows > large_rows else SMALL
 
 
 def run_tags(claim: Claim, *, rows: int | None, large_rows: int) -> dict[str, str]:
-    """The tags of a request's run; with more ``rows`` than ``large_rows`` it is large."""
+    """The tags of a request's run; large if ``rows`` exceeds ``large_rows``."""
     return {
         SIZE_CLASS: size_class(rows, large_rows),
         REQUEST_ID: str(claim.id),
         REQUEST_UID: tag_value(claim.uid),
         ATTEMPT: str(claim.attempt),
         CLAIM: tag_value(claim.claim_id),
-        **found_by(claim.organization_id, claim.dataset, claim.format),
-    }
-
-
-def found_by(organization_id: object, dataset: object, file_format: object) -> dict[str, str]:
-    """The tags that operators filter runs by."""
-    return {
-        ORGANIZATION: tag_value(organization_id),
-        DATASET: tag_value(dataset),
-        FORMAT: tag_value(file_format),
+        ORGANIZATION: tag_value(claim.organization_id),
+        DATASET: tag_value(claim.dataset),
+        FORMAT: tag_value(claim.format),
     }
 
 
 def tag_value(value: object) -> str:
-    """An id as a tag value; whatever does not look like an id (it was typed by somebody) as its digest.
+    """An id as a tag value; anything that does not look like an id (it was typed by a user) as its digest.
 
-    SQLite stores anything in a text column: what is no text must not spoil the claim of the others.
+    Not only text: SQLite stores any type in a text column, and such a row must not stop the claim of the others.
     """
     text = value if isinstance(value, str) else repr(value)
     if _PLAIN.fullmatch(text):
@@ -91,12 +84,12 @@ def attempt_of(tags: Mapping[str, str]) -> int | None:
 
 
 def failure_tags(code: FailureCode) -> dict[str, str]:
-    """By which the list of runs shows and filters what failed and whose fault it is."""
+    """What failed and whose fault it is, for the UI's list of runs."""
     return {ERROR_CODE: code.value, FAULT: code.fault.value}
 
 
 def inherited_failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether the run's failure tags are those of the run that it re-executes: no step of its own has failed."""
+    """Whether the run inherited its failure tags from the run that it re-executes: none of its own steps failed."""
     if run.parent_run_id is None or run.tags.get(ERROR_CODE, NO_FAILURE) == NO_FAILURE:
         return False
     failed = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=1)
@@ -104,7 +97,7 @@ def inherited_failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 
 
 def lineage_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
-    """The runs that this run re-executes: its parent, that one's parent, and so on."""
+    """The ids of the runs that this run re-executes: its parent, its parent's parent, and so on."""
     lineage: list[str] = []
     parent = run.parent_run_id
     while parent is not None and parent not in lineage and len(lineage) < MAX_LINEAGE:

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from export_pipeline.orchestration import last_good
+from export_pipeline.orchestration.resources import CATALOG_TREE
 from export_pipeline_tests.faults.exports import BALANCE, Asked
 from export_pipeline_tests.faults.supervisor import staged_files
 from export_pipeline_tests.stack import Stack
@@ -28,9 +28,9 @@ SELECT count(*) FROM export_requests r WHERE r.uid::text = ANY(%(uids)s) AND (
 _JANITOR = """
 from datetime import timedelta
 from export_pipeline.definitions import defs
-from export_pipeline.orchestration import maintenance
+from export_pipeline.orchestration import jobs
 from export_pipeline.stages import cleanup
-cleanup.KEEP_LEFTOVERS = maintenance.KEEP_UPLOADS = timedelta(0)  # a day later
+cleanup.KEEP_LEFTOVERS = jobs.KEEP_UPLOADS = timedelta(0)  # a day later
 assert defs.resolve_job_def("janitor").execute_in_process().success
 """
 
@@ -154,7 +154,7 @@ def left_behind(stack: Stack, asked: Sequence[Asked]) -> list[str]:
         [sys.executable, "-c", _JANITOR], env=environment, capture_output=True, text=True, check=False
     )
     assert cleaned.returncode == 0, cleaned.stderr
-    left = [f"staging: {path}" for path in staged_files(stack) if not path.startswith(f"{last_good.TREE}/")]
+    left = [f"staging: {path}" for path in staged_files(stack) if not path.startswith(f"{CATALOG_TREE}/")]
     for one in asked:
         row = stack.row(one.uid)
         delivered = f"exports/{one.uid}/{row['attempt']}/" if row["status"] == "completed" else None

@@ -17,8 +17,8 @@ import psutil
 
 from export_pipeline.demo.home import Processes
 from export_pipeline.launcher import client
-from export_pipeline.launcher.identity import WORKER_TAG, Life, Worker
-from export_pipeline.launcher.protocol import check_peer
+from export_pipeline.launcher.protocol import check_peer, socket_of
+from export_pipeline.launcher.worker import WORKER_TAG, Life, Worker
 from export_pipeline.orchestration.jobs import JOB_NAME
 from export_pipeline_tests.stack import Stack
 
@@ -77,7 +77,7 @@ class Supervisor:
         """The warm run launcher's server for runs like this one, whoever forked its worker; None if there is none."""
         run = self.instance.get_run_by_id(run_id) if run_id else None
         worker = Worker.of_tag(run.run_id, run.tags.get(WORKER_TAG)) if run is not None else None
-        connection = client._connect(client.socket_of(worker.server)) if worker is not None else None
+        connection = client._connect(socket_of(worker.server)) if worker is not None else None
         if connection is None:
             return None
         with closing(connection):

@@ -18,7 +18,7 @@ from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
 from export_pipeline.failures import FailureCode
-from export_pipeline.launcher.identity import WORKER_TAG, Worker
+from export_pipeline.launcher.worker import WORKER_TAG, Worker
 from export_pipeline.orchestration.sensors.common import ROWS_PER_TICK
 from export_pipeline.orchestration.sensors.requests import CLAIMED_PER_ORGANIZATION
 from export_pipeline_tests.acceptance.pipeline import Pipeline, Result

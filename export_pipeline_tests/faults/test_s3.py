@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from export_pipeline.cli import cli
 from export_pipeline.definitions import build_definitions
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import execution, maintenance
+from export_pipeline.orchestration import execution, jobs
 from export_pipeline.storage import s3_client
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.installation import Installation, judged, open_installation
@@ -151,7 +151,7 @@ def test_uploads_that_nobody_can_end_or_abort_are_the_janitors(
         left = installation.bucket.uploads()
         assert {uid for upload in left for uid in (served, failed) if uid in upload["Key"]} == {served, failed}
         installation.s3.calm()
-        monkeypatch.setattr(maintenance, "KEEP_UPLOADS", timedelta(seconds=-5))
+        monkeypatch.setattr(jobs, "KEEP_UPLOADS", timedelta(seconds=-5))
         assert build_definitions().resolve_job_def("janitor").execute_in_process().success
         installation.assert_delivered(served)
         assert installation.row(failed)["error_code"] == "store_unavailable"
@@ -200,7 +200,7 @@ STEP_OUTPUTS: list[tuple[Fault, Callable[[Call], bool], str | None]] = [
     (s3_error(403, "AccessDenied"), lambda call: call.method == "PUT", "AccessDenied on PutObject"),
     (s3_error(403, "AccessDenied"), on("GetObject", "plan/result"), "AccessDenied on GetObject"),
     (s3_error(404, "NoSuchBucket"), lambda call: call.method == "PUT", "NoSuchBucket on PutObject"),
-    (s3_error(404, "NoSuchKey"), on("GetObject", "/result"), "What an earlier step handed on is gone"),
+    (s3_error(404, "NoSuchKey"), on("GetObject", "/result"), "The output of an earlier step is gone"),
     (s3_error(503, "SlowDown"), lambda call: call.method == "PUT", "SlowDown on PutObject"),
 ]
 

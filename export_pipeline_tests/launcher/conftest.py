@@ -27,7 +27,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from export_pipeline.launcher import WarmRunLauncher
 from export_pipeline.launcher.client import stop_servers
-from export_pipeline.launcher.identity import WORKER_TAG, Worker
+from export_pipeline.launcher.worker import WORKER_TAG, Worker
 from export_pipeline_tests.launcher import toy
 
 TOY = "export_pipeline_tests.launcher.toy"

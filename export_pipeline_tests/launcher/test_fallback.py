@@ -23,9 +23,9 @@ from dagster._core.workspace.load_target import ModuleTarget
 
 from export_pipeline.launcher import client
 from export_pipeline.launcher.client import LaunchLost, ServerUnavailable
-from export_pipeline.launcher.identity import Life, Worker
 from export_pipeline.launcher.preload import unsafe_to_fork
-from export_pipeline.launcher.protocol import ProtocolError, Reply, private_directory, send
+from export_pipeline.launcher.protocol import ProtocolError, Reply, check_peer, private_directory, send
+from export_pipeline.launcher.worker import Life, Worker
 from export_pipeline_tests.launcher.conftest import TOY, Installation, install, wait_for
 
 pytestmark = pytest.mark.timeout(120)
@@ -69,7 +69,7 @@ def test_a_server_that_got_a_thread_forks_no_more_and_dagster_launches_the_run(m
         connection = client._connect(path)
         assert connection is not None
         with connection:
-            server = client.check_peer(connection)
+            server = check_peer(connection)
         os.kill(server, signal.SIGUSR1)
         wait_for(lambda: len(list(Path(f"/proc/{server}/task").iterdir())) == 2)
 

@@ -12,8 +12,8 @@ import pytest
 from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
-from export_pipeline.launcher import identity
-from export_pipeline.launcher.identity import start_ticks
+from export_pipeline.launcher import worker
+from export_pipeline.launcher.worker import start_ticks
 from export_pipeline_tests.launcher.conftest import Installation, install, wait_for
 
 pytestmark = pytest.mark.timeout(120)
@@ -199,7 +199,7 @@ def test_a_worker_of_another_container_is_taken_for_dead_after_a_while_not_at_on
     warm: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id, pid = sleeping(warm, tmp_path / "away")
-    monkeypatch.setattr(identity, "_place", lambda: {"host": "other", "boot": "other", "namespace": "other"})
+    monkeypatch.setattr(worker, "_place", lambda: {"host": "other", "boot": "other", "namespace": "other"})
     assert warm.launcher.check_run_worker_health(warm.run(run_id)).status is WorkerStatus.RUNNING
     monkeypatch.setattr(warm.launcher, "_unreachable_seconds", 0)
     (record,) = [one for one in warm.instance.get_run_records() if one.dagster_run.run_id == run_id]

@@ -96,8 +96,8 @@ def test_a_failed_run_is_told_once_with_ids_code_advice_and_link(
     watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = failing_export(watch.pipeline, monkeypatch, organization_id="acme")
-    assert watch.tick() == "webhook: told of 1."
-    assert watch.tick() == watch.later(monkeypatch, 3600) == "webhook: nothing to tell."
+    assert watch.tick() == "webhook: 1 failed: alert sent."
+    assert watch.tick() == watch.later(monkeypatch, 3600) == "Nothing to report."
     (text,) = webhook.texts
     uid = failed.dagster_run.tags[tags.REQUEST_UID]
     for said in (
@@ -117,33 +117,43 @@ def test_a_requesters_fault_alerts_nobody_unless_it_is_asked_for(
     watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch.pipeline.export(columns=["shoe_size"])
-    assert watch.tick() == "webhook: nothing to tell."
+    assert watch.tick() == "Nothing to report."
     monkeypatch.setenv("EXPORT_ALERT_FAULTS", "requester, ours")
     all_faults = Watch(watch.pipeline)
     watch.pipeline.export(columns=["shoe_size"])
-    assert all_faults.tick() == "webhook: told of 1."  # the first is history
+    assert all_faults.tick() == "webhook: 1 failed: alert sent."  # the first is history
     (text,) = webhook.texts
     assert "unknown_column" in text
     assert "shoe_size" not in text
 
 
 @pytest.mark.parametrize("answer", [500, 404, 429, 302])
-def test_what_was_not_accepted_is_tried_again_later_and_told_once(
+def test_what_was_not_accepted_is_tried_once_more_later_and_told_once(
     watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch, answer: int
 ) -> None:
     failed = failing_export(watch.pipeline, monkeypatch)
-    webhook.answers.extend([answer, answer])
+    webhook.answers.append(answer)
     assert f"not delivered (http {answer})" in watch.tick()
     assert state_of(watch.pipeline, failed.run_id).startswith("waiting")
-    assert "tried again in" in watch.tick()
-    assert len(webhook.answers) == 1  # the pause was kept
+    assert watch.tick() == watch.later(monkeypatch, 30) == "Nothing to report."  # the pause is kept
     another = failing_export(watch.pipeline, monkeypatch)
-    assert "not delivered" in watch.later(monkeypatch, 70)
-    assert watch.later(monkeypatch, 1000) == "webhook: told of 2."
-    assert watch.later(monkeypatch, 9000) == "webhook: nothing to tell."
+    assert watch.later(monkeypatch, 70) == "webhook: 2 failed: alert sent."
+    assert watch.later(monkeypatch, 9000) == "Nothing to report."
     (text,) = webhook.texts
     assert failed.run_id in text
     assert another.run_id in text
+
+
+def test_what_was_not_accepted_twice_is_given_up(
+    watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = failing_export(watch.pipeline, monkeypatch)
+    webhook.answers.extend([500, 500])
+    watch.tick()
+    assert "not delivered" in watch.later(monkeypatch, 70)
+    assert state_of(watch.pipeline, failed.run_id) == f"given-up {failed.run_id[:8]}"
+    assert watch.later(monkeypatch, 1000) == "Nothing to report."
+    assert webhook.texts == []
 
 
 def test_a_webhook_that_is_down_neither_raises_nor_shows_its_url(
@@ -182,19 +192,16 @@ def test_a_process_that_dies_while_sending_tells_nobody_twice(
         with pytest.raises(KeyboardInterrupt):
             watch.tick()
     assert watch.cursor == before
-    assert watch.tick() == "webhook: nothing to tell."
+    assert watch.tick() == "Nothing to report."
     assert state_of(watch.pipeline, failed.run_id).startswith("unknown")
     assert webhook.texts == []
 
 
-def test_nobody_is_told_after_a_day_of_trying(
+def test_failures_older_than_a_day_alert_nobody(
     watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = failing_export(watch.pipeline, monkeypatch)
-    webhook.answers.append(500)
-    watch.tick()
-    assert watch.later(monkeypatch, 90_000) == "webhook: nothing to tell."
-    assert state_of(watch.pipeline, failed.run_id).startswith("given-up")
+    failing_export(watch.pipeline, monkeypatch)
+    assert watch.later(monkeypatch, 90_000) == "Nothing to report."
     assert webhook.texts == []
 
 
@@ -204,7 +211,7 @@ def test_a_flood_is_told_in_bounded_notices_each_run_once(
     monkeypatch.setattr(alerts, "RUNS_PER_NOTICE", 2)
     runs = [failing_export(watch.pipeline, monkeypatch).run_id for _ in range(3)]
     told = [watch.tick() for _ in range(3)]
-    assert told == ["webhook: told of 2.", "webhook: told of 1.", "webhook: nothing to tell."]
+    assert told == ["webhook: 2 failed: alert sent.", "webhook: 1 failed: alert sent.", "Nothing to report."]
     assert sorted(run for run in runs for text in webhook.texts if run in text) == sorted(runs)
 
 
@@ -222,10 +229,10 @@ def test_a_re_execution_that_fails_again_is_told_again(
     watch.pipeline.instance.add_run_tags(again.run_id, {})
     assert not again.success
     assert state_of(watch.pipeline, again.run_id) == f"sent {first.run_id[:8]}"
-    assert watch.tick() == "webhook: nothing to tell."  # it had no right to the row: nobody's failure
+    assert watch.tick() == "Nothing to report."  # it had no right to the row: nobody's failure
     third = failing_export(watch.pipeline, monkeypatch)
     watch.pipeline.instance.add_run_tags(third.run_id, {"export/alert_webhook": f"sent {first.run_id[:8]}"})
-    assert watch.tick() == "webhook: told of 1."
+    assert watch.tick() == "webhook: 1 failed: alert sent."
     assert len(webhook.texts) == 2
 
 
@@ -238,9 +245,11 @@ def test_both_channels_are_told_and_one_that_is_down_does_not_hold_the_other_up(
     both = Watch(pipeline)
     smtp_sink.replies[OPERATORS] = "451 later"
     failed = failing_export(pipeline, monkeypatch)
-    assert both.tick() == "webhook: told of 1. mail: not delivered (smtp 451), 1 wait; tried again in 60 s."
+    assert both.tick() == (
+        "webhook: 1 failed: alert sent. mail: 1 failed: not delivered (smtp 451), tried twice at most."
+    )
     smtp_sink.replies.clear()
-    assert both.later(monkeypatch, 70) == "webhook: nothing to tell. mail: told of 1."
+    assert both.later(monkeypatch, 70) == "mail: 1 failed: alert sent."
     (received,) = smtp_sink.received
     assert received.recipients == [OPERATORS]
     mail = received.message
@@ -264,31 +273,48 @@ def test_a_process_that_died_is_told_when_its_request_is_given_up_and_not_before
         run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED, attempt)
         pipeline.instance.report_run_failed(cast("Any", pipeline.instance.get_run_by_id(run_id)))
         pipeline.update(uid, status="running", run_id=run_id, heartbeat_at=utc_now() - STALE)
-        assert watch.tick() == "webhook: nothing to tell."
+        assert watch.tick() == "Nothing to report."
         evaluate(pipeline, export_reconciler)
-    assert watch.tick() == "webhook: told of 1."
+    assert watch.tick() == "webhook: 1 failed: alert sent."
     (text,) = webhook.texts
     assert "attempts_exhausted" in text
     assert run_id in text
 
 
-def test_an_unreachable_database_or_odd_row_only_delays_what_needs_it(
+def test_alerts_need_no_request_database_and_an_unknown_code_counts_as_internal(
     watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = watch.pipeline
-    uid = pipeline.ask()
-    pipeline.claim()
-    run_id = a_run(pipeline, uid, dg.DagsterRunStatus.STARTED)
-    pipeline.instance.report_run_failed(cast("Any", pipeline.instance.get_run_by_id(run_id)))
-    pipeline.update(uid, status="failed", run_id=run_id, error_code="no such code", completed_at=utc_now())
     failed = failing_export(pipeline, monkeypatch)
+    odd = a_run(pipeline, pipeline.ask(), dg.DagsterRunStatus.STARTED)
+    pipeline.instance.add_run_tags(odd, {tags.ERROR_CODE: "no such code"})
+    pipeline.instance.report_run_failed(cast("Any", pipeline.instance.get_run_by_id(odd)))
     pipeline.execute("ALTER TABLE export_requests RENAME TO elsewhere")
-    assert watch.tick() == "webhook: told of 1."
-    pipeline.execute("ALTER TABLE elsewhere RENAME TO export_requests")
-    assert watch.tick() == "webhook: told of 1."
-    assert failed.run_id in webhook.texts[0]
-    assert run_id in webhook.texts[1]
-    assert "internal_error" in webhook.texts[1]
+    assert watch.tick() == "webhook: 2 failed: alert sent."
+    (text,) = webhook.texts
+    assert failed.run_id in text
+    assert odd in text
+    assert "internal_error" in text
+
+
+def test_a_re_execution_that_dies_silently_is_not_told_by_the_code_that_it_inherited(
+    watch: Watch, webhook: WebhookSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = watch.pipeline.instance
+    inherited = {tags.ERROR_CODE: "store_refused", tags.FAULT: "ours"}
+    run = create_run_for_test(
+        instance,
+        job_name="export",
+        tags=inherited,
+        parent_run_id="p",
+        root_run_id="p",
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    instance.report_run_failed(run)
+    assert watch.tick() == "Nothing to report."
+    instance.add_run_tags(run.run_id, tags.failure_tags(FailureCode.ATTEMPTS_EXHAUSTED))  # by the reconciler
+    assert watch.tick() == "webhook: 1 failed: alert sent."
+    assert "attempts_exhausted" in webhook.texts[0]
 
 
 def test_runs_of_others_and_the_retries_of_mails_alert_nobody_and_janitor_and_webhooks_do(
@@ -297,7 +323,7 @@ def test_runs_of_others_and_the_retries_of_mails_alert_nobody_and_janitor_and_we
     instance = watch.pipeline.instance
     for job in ("somebody_elses", "notify", "janitor", "webhooks"):
         instance.report_run_failed(create_run_for_test(instance, job_name=job, status=dg.DagsterRunStatus.STARTED))
-    assert watch.tick() == "webhook: told of 2."
+    assert watch.tick() == "webhook: 2 failed: alert sent."
     assert "- janitor:" in webhook.texts[0]
     assert "- webhooks:" in webhook.texts[0]
 
@@ -308,7 +334,7 @@ def test_webhooks_that_could_not_be_called_are_told_by_their_failure(
     watch.pipeline.execute("DROP TABLE export_webhooks")
     job = watch.pipeline.definitions.resolve_job_def("webhooks")
     failed = job.execute_in_process(instance=watch.pipeline.instance, raise_on_error=False)
-    assert watch.tick() == "webhook: told of 1."
+    assert watch.tick() == "webhook: 1 failed: alert sent."
     assert "database_unavailable" in webhook.texts[0]
     assert not any("no such table" in dg.serialize_value(event) for event in failed.all_events)
 
@@ -319,5 +345,5 @@ def test_a_run_that_failed_before_the_sensor_began_is_history(
     failing_export(pipeline, monkeypatch)
     monkeypatch.setenv("EXPORT_ALERT_WEBHOOK_URL", webhook.url)
     late = Watch(pipeline)
-    assert late.tick() == "webhook: nothing to tell."
+    assert late.tick() == "Nothing to report."
     assert webhook.texts == []

@@ -16,9 +16,8 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepo
 from dagster._core.test_utils import create_run_for_test
 
 from export_pipeline.definitions import build_definitions
-from export_pipeline.orchestration import maintenance, runs
-from export_pipeline.orchestration.maintenance import OUR_JOBS
-from export_pipeline.orchestration.resources import celery_config
+from export_pipeline.orchestration import runs
+from export_pipeline.orchestration.jobs import OUR_JOBS, celery_config
 from export_pipeline.orchestration.runs import LONGEST_WAIT_SECONDS, RunView, has_waiting_step
 from export_pipeline.orchestration.sensors.reconciler import Action, action_for
 from export_pipeline.orchestration.sensors.requests import run_request
@@ -34,7 +33,6 @@ SHARED = {
     "EXPORT_STAGING_URL": "s3://bucket/staging",
     "EXPORT_CELERY_BROKER_URL": "redis://:s3cret@broker/0",
 }
-OURS = maintenance.Ours(OUR_JOBS)
 
 
 def export_job() -> dg.JobDefinition:
@@ -124,10 +122,10 @@ def test_a_step_that_nobody_begins_for_hours_is_lost(monkeypatch: pytest.MonkeyP
 
 
 def test_a_silent_run_whose_step_waits_is_left_alone_and_one_whose_step_was_lost_gets_a_new_attempt() -> None:
-    orphan = StaleRequest(id=1, uid="u", attempt=1, running=True, run_id="r", timed_out=True)
+    stale = StaleRequest(id=1, uid="u", attempt=1, running=True, run_id="r", timed_out=True)
     run = RunView(run_id="r", attempt=1, finished=False, canceled=False)
-    assert action_for(orphan, [run], max_attempts=3) is Action.NEW_ATTEMPT
-    assert action_for(orphan, [replace(run, waiting=True)], max_attempts=3) is Action.LEAVE
+    assert action_for(stale, [run], max_attempts=3) is Action.NEW_ATTEMPT
+    assert action_for(stale, [replace(run, waiting=True)], max_attempts=3) is Action.LEAVE
 
 
 def test_step_outputs_on_s3_are_forgotten_with_their_run_and_what_is_younger_stays(
@@ -142,7 +140,7 @@ def test_step_outputs_on_s3_are_forgotten_with_their_run_and_what_is_younger_sta
             with staging.create(f"runs/storage/{run_id}/plan/result") as sink:
                 sink.write(b"x")
         assert forgotten(instance, staging, 0) == (0, 0, 1)
-        monkeypatch.setattr(maintenance, "KEEP_LEFTOVERS", timedelta(0))
+        monkeypatch.setattr(runs, "KEEP_LEFTOVERS", timedelta(0))
         assert forgotten(instance, staging, 0) == (0, 0, 1)
         assert instance.get_run_by_id(ended) is not None
     assert sorted(staging.trees("runs/storage")) == sorted([stays, "not-a-run"])
@@ -162,10 +160,8 @@ def test_runs_past_their_time_are_forgotten_with_their_events_and_logs(tmp_path:
         assert [path.name for path in Path(instance.storage_directory()).iterdir()] == [active]
 
 
-def forgotten(
-    instance: dg.DagsterInstance, staging: Staging, days: float, ours: maintenance.Ours = OURS, **options: Any
-) -> tuple[int, int, int]:
-    counts = maintenance.forget(instance, staging, days, ours, **options)
+def forgotten(instance: dg.DagsterInstance, staging: Staging, days: float, **options: Any) -> tuple[int, int, int]:
+    counts = runs.forget(instance, staging, days, OUR_JOBS, **options)
     return counts["forgotten_runs"], counts["not_forgotten_runs"], counts["forgotten_outputs"]
 
 
@@ -184,7 +180,7 @@ def test_runs_of_others_stay_and_one_that_cannot_be_deleted_does_not_keep_the_ot
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         mine = [ended_run(instance, job, "here") for job in OUR_JOBS]
         others = {ended_run(instance, *other).run_id for other in (("billing", "here"), ("export", "there"))}
-        here = maintenance.Ours.beside(mine[0], OUR_JOBS)
+        here = runs.repository_label(mine[0])
         stuck, delete = mine[1].run_id, instance.delete_run
 
         def fails_once(run_id: str) -> None:
@@ -193,11 +189,11 @@ def test_runs_of_others_stay_and_one_that_cannot_be_deleted_does_not_keep_the_ot
             delete(run_id)
 
         monkeypatch.setattr(instance, "delete_run", fails_once)
-        assert forgotten(instance, staging, 1e-9, here, log=logged.append) == (len(OUR_JOBS) - 1, 1, 0)
+        assert forgotten(instance, staging, 1e-9, label=here, log=logged.append) == (len(OUR_JOBS) - 1, 1, 0)
         assert {run.run_id for run in instance.get_runs()} == {stuck} | others
         assert [stuck in line and "secret" not in line for line in logged] == [True]
         monkeypatch.setattr(instance, "delete_run", delete)
-        assert forgotten(instance, staging, 1e-9, here) == (1, 0, 0)
+        assert forgotten(instance, staging, 1e-9, label=here) == (1, 0, 0)
         assert {run.run_id for run in instance.get_runs()} == others
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.definitions import build_definitions, load_definitions
-from export_pipeline.orchestration import last_good
-from export_pipeline.orchestration.installation import InstallationBroken
+from export_pipeline.orchestration import resources
 from export_pipeline.orchestration.sensors import alerts
+from export_pipeline.orchestration.sensors.alerts import InstallationBroken
 from export_pipeline.settings import Settings
 from export_pipeline.storage.staging import Staging
 from export_pipeline_tests.orchestration.conftest import CATALOG, Pipeline
@@ -97,10 +97,10 @@ def test_a_good_edit_becomes_the_last_good_catalog(pipeline: Pipeline) -> None:
     settings, file = Settings.from_environment(), pipeline.home / "catalog" / "people.yaml"
     tick(build_definitions(), pipeline)
     file.write_text(CATALOG.replace("type: float", "type: text"))
-    edited = last_good.load(settings).catalog
+    edited = resources.load_catalog_or_last_good(settings).catalog
     tick(build_definitions(), pipeline)
     typo(file.parent)
-    loaded = last_good.load(settings)
+    loaded = resources.load_catalog_or_last_good(settings)
     assert loaded.catalog.version == edited.version
     assert "flaot" in (loaded.problem or "")
 
@@ -108,7 +108,7 @@ def test_a_good_edit_becomes_the_last_good_catalog(pipeline: Pipeline) -> None:
 def test_a_catalog_that_was_never_good_is_red_and_alone(pipeline: Pipeline) -> None:
     typo(pipeline.home / "catalog")
     with pytest.raises(CatalogError, match="flaot"):
-        last_good.load(Settings.from_environment())
+        resources.load_catalog_or_last_good(Settings.from_environment())
     definitions = load_definitions()
     assert names(definitions) == {"export_installation", "export_alerts"}
     with pytest.raises(InstallationBroken, match=r"no good one is kept(.|\n)*people.yaml:\d+: .*'flaot' is not one of"):
@@ -120,23 +120,23 @@ def test_each_catalog_directory_has_a_last_good_one_of_its_own(pipeline: Pipelin
     tick(build_definitions(), pipeline)
     (tmp_path / "other").mkdir()
     with pytest.raises(CatalogError, match="holds no"):
-        last_good.load(Settings(catalog=str(tmp_path / "other")))
+        resources.load_catalog_or_last_good(Settings(catalog=str(tmp_path / "other")))
 
 
 def test_what_is_kept_and_cannot_be_read_any_more_is_not_used(pipeline: Pipeline) -> None:
     tick(build_definitions(), pipeline)
-    (kept,) = (pipeline.home / "staging" / last_good.TREE).iterdir()
+    (kept,) = (pipeline.home / "staging" / resources.CATALOG_TREE).iterdir()
     typo(pipeline.home / "catalog")
     for text in ("", "{", '{"people.yaml": "name: people"}'):
         kept.write_text(text)
         with pytest.raises(CatalogError, match="flaot"):
-            last_good.load(Settings.from_environment())
+            resources.load_catalog_or_last_good(Settings.from_environment())
 
 
 def test_the_janitor_leaves_the_last_good_catalog(pipeline: Pipeline) -> None:
     tick(build_definitions(), pipeline)
     assert pipeline.definitions.resolve_job_def("janitor").execute_in_process(instance=pipeline.instance).success
-    assert last_good.TREE in Staging(Settings.from_environment().staging_url).trees()
+    assert resources.CATALOG_TREE in Staging(Settings.from_environment().staging_url).trees()
 
 
 @pytest.mark.parametrize(
@@ -189,14 +189,14 @@ def test_a_broken_installation_is_told_once_and_once_again_when_it_breaks_again(
         monkeypatch.setenv("EXPORT_ALERT_WEBHOOK_URL", webhook.url)
         tick(load_definitions(), pipeline)
         typo(pipeline.home / "catalog")
-        assert "nothing" in alert(0)  # the file may be half written
+        assert "Nothing" in alert(0)  # the file may be half written
         webhook.answers.append(500)
         assert "not delivered" in alert(40)
-        assert "told of the installation" in alert(400)
-        assert "nothing" in alert(500)
+        assert "broken installation: alert sent" in alert(400)
+        assert "Nothing" in alert(500)
         (pipeline.home / "catalog" / "people.yaml").write_text(CATALOG)
-        assert "nothing" in alert(600)
+        assert "Nothing" in alert(600)
         typo(pipeline.home / "catalog")
-        assert "nothing" in alert(700)
-        assert "told of the installation" in alert(800)
+        assert "Nothing" in alert(700)
+        assert "broken installation: alert sent" in alert(800)
         assert "'flaot' is not one of" in str(webhook.texts[-1])

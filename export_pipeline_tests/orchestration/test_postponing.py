@@ -12,8 +12,8 @@ from export_pipeline.database.engine import utc_now
 from export_pipeline.database.enums import RequestStatus
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration import execution, ops, tags
-from export_pipeline.orchestration.installation import problems
 from export_pipeline.orchestration.sensors import alerts
+from export_pipeline.orchestration.sensors.alerts import problems
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 AWAY = {
@@ -61,11 +61,7 @@ def test_a_request_is_postponed_not_failed_and_completes_when_it_answers(
         run = run_of(pipeline, result)
         assert run.tags[tags.POSTPONED] == code.value
         assert tags.ERROR_CODE not in run.tags
-        (record,) = pipeline.instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
-        judged = alerts.judge(
-            pipeline.instance, pipeline.database, record, frozenset({"transient", "ours"}), patience=0
-        )
-        assert judged is alerts.Verdict.NOBODYS
+        assert alerts.alertable_failure(pipeline.instance, run, frozenset({"transient", "ours"})) is None
         due(pipeline, uid)
     (claim,) = pipeline.claim()
     assert pipeline.run(claim).success

@@ -14,16 +14,15 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from dagster._utils.tags import TagConcurrencyLimitsCounter
 
-from export_pipeline.orchestration import maintenance
-from export_pipeline.orchestration.jobs import JOB_NAME, NOTIFY_JOB_NAME
-from export_pipeline.orchestration.maintenance import JANITOR, OUR_JOBS
+from export_pipeline.orchestration import jobs
+from export_pipeline.orchestration.jobs import JANITOR_JOB_NAME, JOB_NAME, NOTIFY_JOB_NAME, OUR_JOBS
 from export_pipeline.orchestration.sensors import webhooks
 from export_pipeline.orchestration.sensors.requests import run_request
 from export_pipeline.requests.queue import Claim
 from export_pipeline_tests.orchestration.conftest import Pipeline
 
 ROOT = Path(__file__).parents[2]
-UPKEEP = (maintenance.WEBHOOKS_JOB_NAME, NOTIFY_JOB_NAME, JANITOR)
+UPKEEP = (jobs.WEBHOOKS_JOB_NAME, NOTIFY_JOB_NAME, JANITOR_JOB_NAME)
 
 
 def limits() -> tuple[int, list[dict[str, Any]]]:
@@ -68,7 +67,7 @@ def test_a_dead_run_of_webhooks_does_not_keep_the_next_from_its_calls(pipeline: 
     pipeline.execute(
         "INSERT INTO export_webhooks (request_id, event) SELECT id, 'export.completed' FROM export_requests"
     )
-    dead = create_run_for_test(pipeline.instance, maintenance.WEBHOOKS_JOB_NAME, status=dg.DagsterRunStatus.STARTED)
+    dead = create_run_for_test(pipeline.instance, jobs.WEBHOOKS_JOB_NAME, status=dg.DagsterRunStatus.STARTED)
     before = time.time()
 
     def tick(seconds: float) -> Any:
@@ -83,7 +82,7 @@ def test_a_dead_run_of_webhooks_does_not_keep_the_next_from_its_calls(pipeline: 
     pipeline.instance.report_engine_event("it began", dead)
     pipeline.instance.handle_new_event(_started(dead))
     assert isinstance(tick(60), dg.SkipReason)
-    assert isinstance(tick(maintenance.LONGEST_WEBHOOKS_RUN.total_seconds() + 60), dg.RunRequest)
+    assert isinstance(tick(jobs.LONGEST_WEBHOOKS.total_seconds() + 60), dg.RunRequest)
     run = pipeline.instance.get_run_by_id(dead.run_id)
     assert run is not None
     assert run.status is dg.DagsterRunStatus.FAILURE

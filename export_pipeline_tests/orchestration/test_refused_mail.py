@@ -21,7 +21,7 @@ from export_pipeline.failures import FailureCode
 from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown
 from export_pipeline.messaging.providers import Outbox
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.sensors.alerts import FailedRun, judge
+from export_pipeline.orchestration.sensors.alerts import alertable_failure
 from export_pipeline.orchestration.sensors.reconciler import MAX_NOTIFY_RUNS, export_reconciler
 from export_pipeline.requests.models import RequestState
 from export_pipeline_tests.orchestration.conftest import Pipeline
@@ -91,10 +91,7 @@ def test_mails_that_the_installation_is_refused_are_red_alerted_kept_and_sent_af
     run = pipeline.instance.get_run_by_id(failed.run_id)
     assert run is not None
     assert run.tags[tags.ERROR_CODE] == "mail_refused"
-    (record,) = pipeline.instance.get_run_records(dg.RunsFilter(run_ids=[run.run_id]))
-    told = judge(pipeline.instance, pipeline.database, record, frozenset(["ours"]), patience=0)
-    assert isinstance(told, FailedRun)
-    assert told.code is FailureCode.MAIL_REFUSED
+    assert alertable_failure(pipeline.instance, run, frozenset(["ours"])) is FailureCode.MAIL_REFUSED
     log = "\n".join(str(entry) for entry in pipeline.instance.all_logs(failed.run_id))
     assert "smtp 554 5.7.1" in log
     assert "@example.com" not in log

@@ -22,7 +22,7 @@ from export_pipeline.failures import ExportCanceled
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.heartbeat import Heartbeat
 from export_pipeline.orchestration.runs import RunView
-from export_pipeline.orchestration.sensors import reconciler, requests
+from export_pipeline.orchestration.sensors import reconciler
 from export_pipeline.orchestration.sensors.cancellations import export_cancellations
 from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, ROWS_PER_TICK
 from export_pipeline.orchestration.sensors.reconciler import Action, action_for, export_reconciler
@@ -355,7 +355,7 @@ def test_the_runs_of_many_rows_are_read_in_few_calls_and_each_row_is_judged_by_i
     pipeline.update(uids[3], status="running", run_id=begun, heartbeat_at=utc_now() - STALE)
     calls: list[Any] = []
     read = pipeline.instance.get_run_records
-    monkeypatch.setattr(reconciler, "RUNS_A_CALL", 4)
+    monkeypatch.setattr(reconciler, "RUNS_PER_CALL", 4)
     monkeypatch.setattr(pipeline.instance, "get_run_records", lambda *a, **o: calls.append(a) or read(*a, **o))
     evaluate(pipeline, export_reconciler)
     assert len(calls) == 2
@@ -378,7 +378,7 @@ def owes_mail(pipeline: Pipeline) -> str:
 def test_the_runs_of_many_mails_are_read_in_few_calls(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     uids = [owes_mail(pipeline) for _ in range(7)]
     calls: list[str] = []
-    monkeypatch.setattr(reconciler, "RUNS_A_CALL", 4)
+    monkeypatch.setattr(reconciler, "RUNS_PER_CALL", 4)
     for name in ("get_run_records", "get_run_by_id"):
         read = getattr(pipeline.instance, name)
         monkeypatch.setattr(
@@ -392,7 +392,7 @@ def test_the_runs_of_many_mails_are_read_in_few_calls(pipeline: Pipeline, monkey
 def test_a_tick_asks_for_a_bounded_number_of_mails_and_the_next_goes_on_from_there(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "ROWS_PER_TICK", 2)
+    monkeypatch.setattr(reconciler, "ROWS_PER_TICK", 2)
     uids = [owes_mail(pipeline) for _ in range(5)]
     exports = pipeline.definitions.resources["exports"]  # type: ignore[index]
     asked: list[list[str]] = []
@@ -553,33 +553,35 @@ def test_a_test_of_the_sensor_in_the_ui_claims_nothing(pipeline: Pipeline, tmp_p
         assert isinstance(result, dg.SensorResult) is launches
 
 
-def orphan(*, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r") -> StaleRequest:
+def stale_request(
+    *, running: bool = True, timed_out: bool = False, attempt: int = 1, run_id: str = "r"
+) -> StaleRequest:
     return StaleRequest(1, "uid", attempt, running, run_id if running else None, timed_out)
 
 
 ENDED, ALIVE, CANCELED = (RunView("r", 1, f, c) for f, c in ((True, False), (False, False), (True, True)))
 WAITING = RunView("r", 1, finished=False, canceled=False, waiting=True)
-FATES = [
-    ("claimed, no run", orphan(running=False), [], Action.REQUEST_AGAIN),
-    ("claimed, run waits", orphan(running=False), [ALIVE], Action.LEAVE),
-    ("claimed, run ended", orphan(running=False), [ENDED], Action.NEW_ATTEMPT),
-    ("claimed, run canceled", orphan(running=False), [CANCELED], Action.CANCEL),
-    ("claimed, only an older run", orphan(running=False, attempt=2), [ENDED], Action.REQUEST_AGAIN),
-    ("running, silent, run alive", orphan(), [ALIVE], Action.LEAVE),
-    ("running, timed out, run alive", orphan(timed_out=True), [ALIVE], Action.NEW_ATTEMPT),
-    ("running, run ended", orphan(), [ENDED], Action.NEW_ATTEMPT),
-    ("running, timed out, re-execution waits", orphan(timed_out=True), [ENDED, WAITING], Action.LEAVE),
-    ("running, ended and re-executed", orphan(), [ENDED, ALIVE], Action.LEAVE),
-    ("running, run deleted in the UI", orphan(), [], Action.NEW_ATTEMPT),
-    ("running, canceled in Dagster", orphan(), [CANCELED], Action.CANCEL),
-    ("running, another run of it canceled", orphan(run_id="owner"), [CANCELED], Action.NEW_ATTEMPT),
+ACTIONS = [
+    ("claimed, no run", stale_request(running=False), [], Action.REQUEST_AGAIN),
+    ("claimed, run waits", stale_request(running=False), [ALIVE], Action.LEAVE),
+    ("claimed, run ended", stale_request(running=False), [ENDED], Action.NEW_ATTEMPT),
+    ("claimed, run canceled", stale_request(running=False), [CANCELED], Action.CANCEL),
+    ("claimed, only an older run", stale_request(running=False, attempt=2), [ENDED], Action.REQUEST_AGAIN),
+    ("running, silent, run alive", stale_request(), [ALIVE], Action.LEAVE),
+    ("running, timed out, run alive", stale_request(timed_out=True), [ALIVE], Action.NEW_ATTEMPT),
+    ("running, run ended", stale_request(), [ENDED], Action.NEW_ATTEMPT),
+    ("running, timed out, re-execution waits", stale_request(timed_out=True), [ENDED, WAITING], Action.LEAVE),
+    ("running, ended and re-executed", stale_request(), [ENDED, ALIVE], Action.LEAVE),
+    ("running, run deleted in the UI", stale_request(), [], Action.NEW_ATTEMPT),
+    ("running, canceled in Dagster", stale_request(), [CANCELED], Action.CANCEL),
+    ("running, another run of it canceled", stale_request(run_id="owner"), [CANCELED], Action.NEW_ATTEMPT),
 ]
 
 
-@pytest.mark.parametrize(("name", "row", "runs", "expected"), FATES, ids=[case[0] for case in FATES])
-def test_fate(name: str, row: StaleRequest, runs: list[RunView], expected: Action) -> None:
+@pytest.mark.parametrize(("name", "row", "runs", "expected"), ACTIONS, ids=[case[0] for case in ACTIONS])
+def test_action(name: str, row: StaleRequest, runs: list[RunView], expected: Action) -> None:
     assert action_for(row, runs, max_attempts=3) is expected
 
 
-def test_fate_after_the_last_attempt() -> None:
-    assert action_for(orphan(attempt=3), [RunView("r", 3, True, False)], max_attempts=3) is Action.GIVE_UP
+def test_action_after_the_last_attempt() -> None:
+    assert action_for(stale_request(attempt=3), [RunView("r", 3, True, False)], max_attempts=3) is Action.GIVE_UP

@@ -1,1 +1,1 @@
-"""The Dagster sensors, one module a sensor."""
+"""The Dagster sensors, one module per sensor."""

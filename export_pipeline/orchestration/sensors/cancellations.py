@@ -1,7 +1,4 @@
-"""The sensors: requests become runs, cancels reach runs, and rows that lost their run are mended.
-
-Intervals are 4 s, never 5: the daemon's loop is 5 s and a sensor of 5 s is skipped every other time.
-"""
+"""The sensor of cancellations: a requester's cancel ends the run, an operator's *Terminate* ends the row."""
 
 import random
 import time
@@ -27,38 +24,36 @@ from export_pipeline.stages.cleanup import cancel_and_discard
     description=descriptions.EXPORT_CANCELLATIONS,
 )
 def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
-    """Cancels, as fast as the sensor ticks: of requesters to the run, of operators from the run to the row.
+    """Carry cancels from rows to runs, and from terminated runs to rows.
 
-    Dagster calls a run canceled whose process nobody could reach (the UI in another container) or told (a step on a
-    Celery worker). Once the row is canceled, that process hears of it with its next heartbeat.
+    Dagster marks a run as canceled even if it could not stop its process (the UI runs in another container) or its step
+    (on a Celery worker). Once the row is canceled, that process learns it with its next heartbeat.
     """
     try:
         with reading(exports.database) as connection:
-            asked = transitions.cancel_requested(connection)
+            requested = transitions.cancel_requested(connection)
             owned = transitions.owned(connection)
             claimed = queue.not_begun(connection)
     except sa.exc.DBAPIError as error:
         return skipped(error)
     terminated = terminated_of(context.instance, [run_id for _, _, run_id in owned])
-    stopped: list[tuple[int, str, str | None, str | None]]
-    stopped = [(row, uid, run_id, None) for row, uid, run_id in owned if run_id in terminated]
-    stopped += [
-        (one.id, one.uid, None, one.claim_id) for one in terminated_before_they_began(context.instance, claimed)
-    ]
+    stopped: list[tuple[int, str, dict[str, str | None]]]
+    stopped = [(request_id, uid, {"run_id": run_id}) for request_id, uid, run_id in owned if run_id in terminated]
+    queued = terminated_before_they_began(context.instance, claimed)
+    stopped += [(one.id, one.uid, {"claim_id": one.claim_id}) for one in queued]
     ends = time.monotonic() + RECONCILE_SECONDS
     failed = [
         uid
-        for request_id, uid in random.sample(asked, len(asked))
+        for request_id, uid in random.sample(requested, len(requested))
         if time.monotonic() > ends or not done(_cancel, context.instance, exports, request_id, uid)
     ]
     failed += [
         uid
-        for request_id, uid, run_id, claim_id in stopped
-        if time.monotonic() > ends
-        or not done(cancel_and_discard, exports, request_id, uid, run_id=run_id, claim_id=claim_id, wait=False)
+        for request_id, uid, only_if in stopped
+        if time.monotonic() > ends or not done(cancel_and_discard, exports, request_id, uid, wait=False, **only_if)
     ]
-    told = summary(len(asked), failed, "cancels asked for")
-    return dg.SkipReason(f"{len(stopped)} runs terminated by operators, {told}" if stopped else told)
+    text = summary(len(requested), failed, "cancels requested")
+    return dg.SkipReason(f"{len(stopped)} runs terminated by operators, {text}" if stopped else text)
 
 
 def _cancel(instance: DagsterInstance, exports: ExportResource, request_id: int, uid: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows that lost their run, and mails that their run left: asking Dagster, and doing what was decided."""
+"""What the sensors share: their intervals and bounds, and how one row's failure is kept from the others."""
 
 from collections.abc import Callable
 from typing import ParamSpec
@@ -7,29 +7,25 @@ import dagster as dg
 import sqlalchemy as sa
 
 from export_pipeline.database.engine import why_unavailable
+from export_pipeline.orchestration.execution import error_of
 
 P = ParamSpec("P")
+INTERVAL_SECONDS = 4
+"""Not 5: the daemon's loop takes 5 s, and it skips a sensor of 5 s every other time."""
+RECONCILE_INTERVAL_SECONDS = 14
+ROWS_PER_TICK = 50
+"""Each run key costs the daemon a look-up: 50 keep a tick short, and the next tick takes the next 50."""
+RECONCILE_SECONDS = 30.0
+"""The daemon gives a tick 60 s; what is left is done at the next tick."""
 
 
 def done(step: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> bool:
-    """Do one row's work; what goes wrong with one must not keep the others from theirs."""
-    try:
-        step(*arguments, **options)
-    except Exception:  # noqa: BLE001 - told by the tick, tried again at the next
-        return False
-    return True
-
-
-ROWS_PER_TICK = 50
-"""A run key costs the daemon a look-up; 50 keep a tick short, and the next tick takes the next 50."""
-INTERVAL_SECONDS = 4
-RECONCILE_INTERVAL_SECONDS = 14
-RECONCILE_SECONDS = 30.0
-"""The daemon gives a tick 60 s; what is left is done at the next."""
+    """Do one row's work; whether it succeeded. The tick names the rows that failed, and the next tick tries again."""
+    return error_of(step, *arguments, **options) is None
 
 
 def skipped(error: sa.exc.DBAPIError) -> dg.SkipReason:
-    """The tick says why the request database did not serve it."""
+    """The tick's text when the request database is unavailable; raises the error if it means anything else."""
     why = why_unavailable(error)
     if why is None:
         raise error
@@ -37,5 +33,5 @@ def skipped(error: sa.exc.DBAPIError) -> dg.SkipReason:
 
 
 def summary(number: int, failed: list[str], what: str) -> str:
-    """One line for the tick: how many rows it handled, and the uids of those that failed."""
+    """The tick's text: how many rows it handled, and the uids of those that failed."""
     return f"{number} {what}." + (f" Not done, to be tried again: {', '.join(failed)}" if failed else "")

@@ -1,7 +1,4 @@
-"""The sensors: requests become runs, cancels reach runs, and rows that lost their run are mended.
-
-Intervals are 4 s, never 5: the daemon's loop is 5 s and a sensor of 5 s is skipped every other time.
-"""
+"""The sensor of requests: it claims queued rows and starts their runs."""
 
 import time
 from contextlib import suppress
@@ -19,21 +16,21 @@ from export_pipeline.settings import LARGE_ROWS
 
 CLAIMED_PER_ORGANIZATION = 100
 CLAIMED_IN_TOTAL = 300
-"""So many of an organization, and of all, wait in Dagster's queue, the others in the table: each run that waits there
-costs the daemon a look at every turn, and the reconciler one at every lease."""
+"""More wait in the table, not in Dagster's queue: each run queued there costs the daemon a look at every turn, and the
+reconciler one at every lease."""
 LOOK_SECONDS = 0.25
 LOOKS_APART = 10
-"""... or so many times as long as a look took."""
+"""Pause between looks, in multiples of how long a look took; at least ``LOOK_SECONDS``."""
 SIZES_SECONDS = 5.0
-"""The daemon gives a tick 60 s; its claims are committed by then, so it must not miss them."""
+"""Bound for reading sizes. The daemon gives a tick 60 s, and a late tick would lose claims that are committed."""
 FULL = (
-    f"Requests are waiting, and as many as may are claimed and have not begun ({CLAIMED_PER_ORGANIZATION} of an "
-    f"organization, {CLAIMED_IN_TOTAL} of all). The others follow as those begin."
+    "Requests are waiting, but the limit of claimed requests that have not begun is reached "
+    f"({CLAIMED_PER_ORGANIZATION} of an organization, {CLAIMED_IN_TOTAL} of all). The others follow as those begin."
 )
 PROBING = (
-    "The source or the store does not answer. One request at a time tries it; the others follow once it was answered."
+    "The source or the store does not answer. One request at a time tries; the others follow once one gets an answer."
 )
-A_TEST = "This is a test: nothing is claimed, for a test launches no run."
+A_TEST = "This is a test of the sensor: it claims nothing, because a test launches no run."
 
 
 @dg.sensor(
@@ -43,7 +40,7 @@ A_TEST = "This is a test: nothing is claimed, for a test launches no run."
     description=descriptions.EXPORT_REQUESTS,
 )
 def export_requests(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
-    """Requests to runs. No cursor: the table's state is the cursor."""
+    """Needs no cursor: the table's state is the cursor."""
     if _is_test(context):
         return dg.SkipReason(A_TEST)
     try:
@@ -63,23 +60,23 @@ def export_requests(context: dg.SensorEvaluationContext, exports: ExportResource
 
 
 def _is_test(context: dg.SensorEvaluationContext) -> bool:
-    """*Test sensor* in the UI: evaluated without a daemon, which says when it started the sensor or last called it."""
+    """*Test sensor* in the UI: only the daemon passes when it started the sensor or called it last."""
     by_daemon = context.last_sensor_start_time or context.last_tick_completion_time
     return context.instance_ref is not None and not by_daemon
 
 
 def _run_requests(exports: ExportResource, claimed: list[queue.Claim]) -> list[dg.RunRequest]:
-    """The claims are committed: a row of which no run can be made fails, and the others start."""
+    """The runs of claimed requests. The claims are committed, so a row for which no run can be made fails."""
     expected = _expected_rows(exports, claimed)
-    asked: list[dg.RunRequest] = []
+    found: list[dg.RunRequest] = []
 
-    def ask(one: queue.Claim) -> None:
-        asked.append(run_request(one, expected.get(one.id), exports.settings.large_rows))
+    def add(claim: queue.Claim) -> None:
+        found.append(run_request(claim, expected.get(claim.id), exports.settings.large_rows))
 
-    for one in claimed:
-        if not done(ask, one):
-            done(_give_up, exports, one)
-    return asked
+    for claim in claimed:
+        if not done(add, claim):
+            done(_give_up, exports, claim)
+    return found
 
 
 def _give_up(exports: ExportResource, claim: queue.Claim) -> None:
@@ -88,7 +85,7 @@ def _give_up(exports: ExportResource, claim: queue.Claim) -> None:
 
 
 def _expected_rows(exports: ExportResource, claimed: list[queue.Claim]) -> dict[int, int]:
-    """How many rows each can be expected to have. They are claimed already: whatever goes wrong here, they start."""
+    """How many rows each request probably has, by id. The requests are claimed: they start even if this fails."""
     found: dict[int, int] = {}
     with suppress(Exception), reading(exports.database) as connection:  # an export of unknown size counts as small
         found.update(queue.expected(connection, [one.id for one in claimed], seconds=SIZES_SECONDS))
@@ -103,18 +100,18 @@ def _why_none(exports: ExportResource) -> str:
 
 
 def _wait_for_a_request(exports: ExportResource) -> None:
-    """A request that comes while the daemon's loop sleeps would wait for its end."""
+    """Look for requests during the tick, so that a new one does not wait for the daemon's next loop."""
     ends = time.monotonic() + exports.settings.pickup_wait_seconds
     while (began := time.monotonic()) < ends:
         with reading(exports.database) as connection:
             if queue.is_any_claimable(connection, per_organization=CLAIMED_PER_ORGANIZATION, in_total=CLAIMED_IN_TOTAL):
                 return
-        # A look past a flood takes long: it is not to keep the database at work all the time.
+        # With many rows waiting a look takes long: the database must not be busy with it all the time.
         time.sleep(max(LOOK_SECONDS, LOOKS_APART * (time.monotonic() - began)))
 
 
 def run_request(claim: queue.Claim, rows: int | None = None, large_rows: int = LARGE_ROWS) -> dg.RunRequest:
-    """The run of a claimed request: its config is the request's id alone, so that no row can spoil the tick."""
+    """The run of a claimed request. Its config is only the request's id, so that no row can break the tick."""
     return dg.RunRequest(
         run_key=claim.run_key,
         run_config={"ops": {"plan": {"config": {"request_id": claim.id}}}},

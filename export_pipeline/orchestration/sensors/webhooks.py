@@ -1,60 +1,42 @@
-"""Webhooks: a sensor that sees that calls are owed, and the job that makes them."""
+"""The sensor of webhooks: it starts a run of the job ``webhooks`` when calls are due."""
 
 import time
-from collections.abc import Sequence
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster import DagsterRunStatus, RunsFilter
-from dagster._core.remote_origin import RemoteRepositoryOrigin
-from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
 
 from export_pipeline.database.engine import reading
-from export_pipeline.orchestration.maintenance import LONGEST_WEBHOOKS_RUN, WEBHOOKS_JOB_NAME
+from export_pipeline.orchestration import descriptions
+from export_pipeline.orchestration.jobs import LONGEST_WEBHOOKS, WEBHOOKS_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.runs import unfinished_runs
 from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, skipped
 from export_pipeline.requests.webhooks import any_due
-
-_UNDER_WAY = [
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 
 
 @dg.sensor(
     job_name=WEBHOOKS_JOB_NAME,
     minimum_interval_seconds=INTERVAL_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Asks for a run when webhooks are due, one at a time.",
+    description=descriptions.EXPORT_WEBHOOKS,
 )
 def export_webhooks(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.RunRequest | dg.SkipReason:
-    """Calls that are owed become one run."""
+    """One run at a time makes all calls that are due."""
     try:
         with reading(exports.database) as connection:
-            owed = any_due(connection)
+            is_due = any_due(connection)
     except sa.exc.DBAPIError as error:
         return skipped(error)
-    if not owed:
+    if not is_due:
         return dg.SkipReason("No webhook is due.")
-    if any(_is_under_way(context.instance, record) for record in _under_way(context)):
+    if any(_is_alive(context.instance, record) for record in unfinished_runs(context, WEBHOOKS_JOB_NAME)):
         return dg.SkipReason("A run makes the calls already.")
     return dg.RunRequest()
 
 
-def _under_way(context: dg.SensorEvaluationContext) -> Sequence[dg.RunRecord]:
-    """Our runs: another code location may have a job of this name."""
-    origin, label = context.code_location_origin, {}
-    if origin is not None and context.repository_name is not None:
-        label = {REPOSITORY_LABEL_TAG: RemoteRepositoryOrigin(origin, context.repository_name).get_label()}
-    return context.instance.get_run_records(RunsFilter(job_name=WEBHOOKS_JOB_NAME, statuses=_UNDER_WAY, tags=label))
-
-
-def _is_under_way(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    """Whether a run can still be heard of. Run monitoring ends it too, where an instance has it switched on."""
-    if record.start_time is None or time.time() - record.start_time < LONGEST_WEBHOOKS_RUN.total_seconds():
+def _is_alive(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+    """Whether a run can still be alive; if not, it is failed here. Run monitoring would too, if it is switched on."""
+    if record.start_time is None or time.time() - record.start_time < LONGEST_WEBHOOKS.total_seconds():
         return True
-    instance.report_run_failed(record.dagster_run, "The run took longer than its calls can: its process is gone.")
+    instance.report_run_failed(record.dagster_run, "The run took longer than its calls can take: its process is gone.")
     return False
