@@ -156,3 +156,24 @@ def test_the_page_of_a_dataset_plots_rows_bytes_and_seconds_of_its_exports(
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     plots.last.scroll_into_view_if_needed()
     desk.picture("plots", 670)
+
+
+def test_a_finished_run_and_its_mail(installation: Installation, page: Page, screenshots: Path) -> None:
+    """The two pictures of README.md."""
+    stack, desk = installation.stack, Desk(page, installation.ui, screenshots)
+    uid = export(stack, format="xlsx", recipient_emails='["joao@example.com"]')
+    row = stack.wait(uid, mailed)
+    page.goto(f"{installation.ui}/runs/{row['run_id']}")
+    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+    # The default view, by time, leaves no room for the name of a short step.
+    page.get_by_role("img", name="gantt_flat").click()
+    page.get_by_role("img", name="expand_arrows").first.click()
+    for step in ("plan", "filter_entities", "serialize", "upload", "publish", "notify_recipients"):
+        expect(page.get_by_text(re.compile(rf"^{step}")).first).to_be_visible()
+    desk.picture("run", 410)
+
+    mail = stack.wait_for_mail("joao@example.com")
+    page.set_viewport_size({"width": 720, "height": 420})
+    page.set_content(mail.get_body(("html",)).get_content())
+    expect(page.get_by_role("link", name="Download")).to_be_visible()
+    page.screenshot(path=screenshots / "mail.png", animations="disabled", full_page=True)

@@ -1,7 +1,4 @@
-"""The blocks of code in README.md and docs/, read by sybil.
-
-What belongs here: which pages there are, and finding their blocks. What does not: what a block must do (the tests).
-"""
+"""The blocks of code in README.md and docs/, read by sybil; the tests run them."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-LANGUAGES = ("sql", "python", "sh", "json", "yaml", "csv", "mermaid")
+LANGUAGES = ("sql", "python", "sh", "json", "yaml", "csv", "mermaid", "text")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What the documentation says of the code, made from the code: the command's help, and which part imports which."""
+"""What the documentation says of the code, made from the code: commands, settings, the runbook, and the imports."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import click
 import grimp
 
 from export_pipeline.cli import cli
+from export_pipeline.orchestration.runbook import RUNBOOK
+from export_pipeline.settings import HOME, Settings
 
 ROOT = Path(__file__).parents[2]
 _WIDTH = 110
@@ -23,8 +26,40 @@ def pages() -> dict[Path, str]:
     _, _, after = rest.partition(_TO)
     return {
         ROOT / "docs" / "cli.md": command_line(),
+        ROOT / "docs" / "settings.md": settings((ROOT / "docs" / "settings.md").read_text()),
+        ROOT / "docs" / "operations.md": runbook((ROOT / "docs" / "operations.md").read_text()),
         architecture: f"{before}{_FROM}\n\n```mermaid\n{imports()}```\n\n{_TO}{after}",
     }
+
+
+def settings(page: str) -> str:
+    """The page with the default and the meaning of each variable as ``Settings`` has them."""
+    entries = {}
+    for name, field in Settings.model_fields.items():
+        variable = field.validation_alias if isinstance(field.validation_alias, str) else f"EXPORT_{name.upper()}"
+        default = field.get_default(call_default_factory=True)
+        text = default.get_secret_value() if hasattr(default, "get_secret_value") else str(default)
+        text = text.replace("sqlite:////", "sqlite:///").replace(str(HOME.parent)[1:], "~")
+        entries[variable] = f"* `{variable}`{f' (`{text}`)' if text else ''}: {field.description}"
+    return re.sub(r"^\* `([A-Z0-9_]+)`.*$", lambda line: entries.get(line[1], line[0]), page, flags=re.MULTILINE)
+
+
+def runbook(page: str) -> str:
+    """The page with turn and advice of each failure code as ``RUNBOOK`` has them."""
+    code = ""
+    lines = []
+    for line in page.splitlines():
+        if found := re.match(r"(?:#### |\| )`(\w+)`", line):
+            code = found[1]
+        advice = RUNBOOK.get(code)  # type: ignore[call-overload]
+        if advice and re.match(r"\| `\w+` \| (requester|organization|operator) \| ", line):
+            line = f"| `{code}` | {advice.turn} | {advice.press} |"  # noqa: PLW2901
+        elif advice and line.startswith("* **Turn:** "):
+            line = f"* **Turn:** {advice.turn}"  # noqa: PLW2901
+        elif advice and line.startswith("* **Press:** "):
+            line = f"* **Press:** {advice.press}"  # noqa: PLW2901
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def command_line() -> str:

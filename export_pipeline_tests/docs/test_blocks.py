@@ -123,17 +123,29 @@ def commands() -> list[tuple[Block, list[str]]]:
     """Every simple command of every shell block."""
     found = []
     for block in blocks("sh"):
+        text = ""
         for line in block.text.replace("\\\n", " ").splitlines():
-            lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;()")
-            lexer.whitespace_split = True
-            words: list[str] = []
-            for word in [*lexer, ";"]:
+            text += line + "\n"
+            try:
+                tokens = tokens_of(text)
+            except ValueError:  # a quotation that goes on in the next line
+                continue
+            text, words = "", []
+            for word in [*tokens, ";"]:
                 if word.strip("|&;()"):
                     words.append(word)
                 else:
                     found += [(block, words)] if words else []
                     words = []
+        assert not text, f"{block}: a quotation without an end"
     return found
+
+
+def tokens_of(text: str) -> list[str]:
+    """Words and operators, as the shell splits them."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="|&;()")
+    lexer.whitespace_split = True
+    return list(lexer)
 
 
 def test_every_command_of_ours_takes_the_arguments_that_it_is_shown_with(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_attempts_run_out_and_a_slow_export_that_lives_is_left_alone(
     reference = [(1, 100, row["byte_count"], files_of(stack, slow.uid)[0][3])]
     healthy = broken(stack, slow, reference)
     assert not healthy, vars(healthy)
-    tally("kill -9 of the worker in every attempt: failed, told, nothing charged", tries=1, survived=1)
+    tally("kill -9 of the worker in every attempt: failed, reported, nothing charged", tries=1, survived=1)
     tally("export slower than the stale limit, with a heartbeat: left alone", tries=1, survived=1)
     assert unbalanced(stack) == []
 
