@@ -17,6 +17,8 @@ import pytest
 
 from export_pipeline.demo.home import free_port
 from export_pipeline.launcher.client import stop_servers
+from export_pipeline.requests import queue
+from export_pipeline_tests.acceptance.pipeline import Database, LocalShelf, open_pipeline
 from export_pipeline_tests.docs.blocks import ROOT, Block, blocks
 
 pytestmark = pytest.mark.timeout(600)
@@ -134,3 +136,20 @@ def test_a_wrong_type_is_named_by_the_check_as_the_page_says(home: Path) -> None
     assert re.search(
         r"^wrong    source: catalog: orders\.yaml:9: columns\.2\.type: 'money' is not one of", printed, re.MULTILINE
     )
+
+
+def test_from_postgresql_the_same_dataset_keeps_the_zeros_as_the_page_says(tmp_path: Path, postgres_url: str) -> None:
+    database, saved = Database(postgres_url), {saved_as(block): block.text for block in steps()}
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "orders.yaml").write_text(saved["catalog/orders.yaml"])
+    for statement in filter(str.strip, saved["shop.sql"].split(";\n")):
+        database.execute(statement)
+    catalog = str(tmp_path / "catalog")
+    with open_pipeline(database, LocalShelf(tmp_path / "store"), tmp_path, EXPORT_CATALOG=catalog) as pipeline:
+        database.execute(saved["ask.sql"].rstrip().rstrip(";"))
+        with pipeline._engine.begin() as connection:
+            (claim,) = queue.claim(connection, limit=1)
+        result = pipeline._run(claim)
+    (file,) = result.files
+    assert b"\n1,Ana Sousa,19.90," in file
+    assert "from PostgreSQL the cell is `19.90`" in " ".join(PAGE.read_text().split())
