@@ -137,7 +137,7 @@ class _Mariadb(Dialect):
         sound = sound_json(column)
         array = sa.case((sa.func.json_type(sound) == "ARRAY", sound))
         elements = Template(_ELEMENTS, array, sa.types.NullType()).table_valued("value", "raw")
-        # A number or a nested array is no text, though ``value`` has one.
+        # A number or a nested array is not a text element, although its ``value`` is a text.
         is_text = sa.cast(elements.c.raw, sa.Text).like(text('"%'))
         return exists(elements, is_text, condition(elements.c.value))
 
