@@ -50,6 +50,7 @@ _SHOWN_NUMBER = f"""CASE WHEN {_SIX_DIGITS} = {_DOUBLE} OR CAST({_SIX_DIGITS} AS
         for digits in (7, 8)
     )
 } ELSE ROUND({_DOUBLE}, 8 - FLOOR(LOG10(ABS({_DOUBLE})))) END"""
+# The 32 digits in lower case, from any spelling of a UUID.
 _CANONICAL_UUID = "LOWER(REPLACE(REPLACE(REPLACE(CAST({text} AS CHAR), '-', ''), '{', ''), '}', ''))"
 _BYTES = "IF(CHARSET({text}) = 'binary', CAST({text} AS BINARY), CAST(CAST({text} AS CHAR) AS BINARY))"
 # CONVERT_TZ leaves instants outside 1970 to 2038 as they are, so the offset is subtracted in minutes.
