@@ -52,14 +52,17 @@ def table_clause(name: str, columns: Iterable[str]) -> sa.TableClause:
 
 
 class ConditionCompiler:
-    """Compiles conditions on the rows of one tenant, for one database."""
+    """Compiles conditions on the rows of one tenant, for one database.
+
+    A custom field's value that is not of the field's type counts as null: applications store what people typed, and
+    one odd value must not end an export.
+    """
 
     def __init__(self, table: sa.TableClause, dataset: Dataset, organization_id: str, dialect: Dialect) -> None:
         self._table = table
         self._dataset = dataset
         self._organization_id = organization_id
         self._dialect = dialect
-        self._comparisons = _Comparisons(table, dialect)
 
     def of_tenant(self, table: sa.TableClause, tenant: str) -> Bool:
         """The tenant's rows only."""
@@ -75,15 +78,15 @@ class ConditionCompiler:
             case Negation(inner):
                 return _does_not_hold(self.condition(inner))
             case Comparison():
-                return self._comparisons.compared(condition)
+                return self._compared(condition)
             case _:
                 return self._leaf(condition)
 
     def _leaf(self, condition: Like | ArrayContains | HasDomain | OnList) -> Bool:
         match condition:
             case Like(operand, pattern):
-                shown = self._comparisons.comparable(operand, ordered=True)
-                return self._dialect.like(self._comparisons.read(operand), shown, pattern)
+                shown = self._comparable(operand, ordered=True)
+                return self._dialect.like(self._read(operand), shown, pattern)
             case ArrayContains(column, value):
                 return self._dialect.array_contains(self._table.c[column.source], value)
             case HasDomain():
@@ -92,8 +95,8 @@ class ConditionCompiler:
                 return self._on_list(list_ids)
 
     def custom_field(self, field: CustomField) -> Expression:
-        """A custom field's value as text (``Dialect.custom_text``)."""
-        return self._comparisons.custom_text(field)
+        """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
+        return self._dialect.custom_text(self._table, self._table.c[field.column.source], field.key)
 
     def _has_domain(self, condition: HasDomain) -> Bool:
         address = self._table.c[condition.address.source]
@@ -115,53 +118,31 @@ class ConditionCompiler:
         key = self._table.c[self._dataset.key_column.source]
         return key.in_(sa.select(members.c[membership.member]).where(*where))
 
-
-def _joined(operator: Callable[..., Bool], neutral: Bool, conditions: Sequence[Bool]) -> Bool:
-    """AND or OR of any number: in groups of groups, because SQLite parses a chain of them as a tree of that depth."""
-    while len(conditions) > _GROUP:
-        groups = [conditions[at : at + _GROUP] for at in range(0, len(conditions), _GROUP)]
-        # SQLAlchemy leaves out parentheses that it takes for needless.
-        conditions = [Template("({text})", operator(neutral, *group), sa.Boolean()) for group in groups]
-    return operator(neutral, *conditions)
-
-
-class _Comparisons:
-    """Compares operands of one table with values and with each other, for one database.
-
-    A custom field's value that is not of the field's type counts as null: applications store what people typed, and
-    one odd value must not end an export.
-    """
-
-    def __init__(self, table: sa.TableClause, dialect: Dialect) -> None:
-        self._table = table
-        self._dialect = dialect
-
-    def compared(self, comparison: Comparison) -> Bool:
-        """True, false or null for a row."""
+    def _compared(self, comparison: Comparison) -> Bool:
         operand, operator, value = comparison.operand, comparison.operator, comparison.value
         if operator in _OPPOSITE:
             return self._opposite(comparison)
         if operator is FilterOperator.IS_NULL:
-            source = self.read(operand)
+            source = self._read(operand)
             return source.is_(None) if value else source.is_not(None)
         if isinstance(value, Column | CustomField | Arithmetic):
-            one, other = (self.comparable(each, ordered=True) for each in (operand, value))
+            one, other = (self._comparable(each, ordered=True) for each in (operand, value))
             compared: Bool = COMPARE[operator](one, other)
             return compared
         if operator is FilterOperator.BETWEEN and isinstance(value, tuple):
             ends = zip((FilterOperator.GTE, FilterOperator.LTE), value, strict=True)
-            return sa.and_(*[self.compared(Comparison(operand, end, one)) for end, one in ends])
+            return sa.and_(*[self._compared(Comparison(operand, end, one)) for end, one in ends])
         if isinstance(value, tuple):
             return self._one_of(operand, value)
         return self._with_value(operand, operator, value)
 
-    def read(self, operand: Operand) -> Expression:
+    def _read(self, operand: Operand) -> Expression:
         """The operand as the database has it; null where there is none."""
         match operand:
             case Column():
                 return self._table.c[operand.source]
             case CustomField(value_type=ColumnType.TEXT):
-                return self.custom_text(operand)
+                return self.custom_field(operand)
             case CustomField(column, key, value_type):
                 is_number = value_type is ColumnType.DECIMAL
                 typed = self._dialect.custom_number if is_number else self._dialect.custom_instant
@@ -169,11 +150,7 @@ class _Comparisons:
             case Arithmetic():
                 return self._arithmetic(operand)
 
-    def custom_text(self, field: CustomField) -> Expression:
-        """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
-        return self._dialect.custom_text(self._table, self._table.c[field.column.source], field.key)
-
-    def comparable(self, operand: Operand, *, ordered: bool) -> Expression:
+    def _comparable(self, operand: Operand, *, ordered: bool) -> Expression:
         """The operand as the file shows it, in a form that compares as its values do.
 
         Args:
@@ -184,7 +161,7 @@ class _Comparisons:
             if operand.type is ColumnType.TEXT and ordered:
                 self._require_every_filter()
             return self._dialect.shown(self._table.c[operand.source], operand.type)
-        source = self.read(operand)
+        source = self._read(operand)
         return self._dialect.exact_text(source) if kind_of(operand) is ColumnType.TEXT else source
 
     def _require_every_filter(self) -> None:
@@ -195,19 +172,19 @@ class _Comparisons:
         operand, value = comparison.operand, comparison.value
         if not self._dialect.supports_every_filter and isinstance(value, str | int | float | Decimal | date):
             # An unknown database may have no boolean values to give to COALESCE.
-            return self.read(operand).is_distinct_from(self._dialect.bound(value))
-        return _does_not_hold(self.compared(Comparison(operand, _OPPOSITE[comparison.operator], value)))
+            return self._read(operand).is_distinct_from(self._dialect.bound(value))
+        return _does_not_hold(self._compared(Comparison(operand, _OPPOSITE[comparison.operator], value)))
 
     def _one_of(self, operand: Operand, values: Sequence[Scalar]) -> Bool:
         if not values:
             return sa.false()
-        exact = self.comparable(operand, ordered=False).in_([self._bound(operand, value) for value in values])
+        exact = self._comparable(operand, ordered=False).in_([self._bound(operand, value) for value in values])
         if not isinstance(operand, Column):
             return exact
-        return self._dialect.with_index(self.read(operand), operand.type, values, exact)
+        return self._dialect.with_index(self._read(operand), operand.type, values, exact)
 
     def _with_value(self, operand: Operand, operator: FilterOperator, value: Scalar) -> Bool:
-        shown = self.comparable(operand, ordered=operator in _ORDERING)
+        shown = self._comparable(operand, ordered=operator in _ORDERING)
         if operator is FilterOperator.CONTAINS:
             return self._dialect.position(shown, str(value)) > 0
         if operator is FilterOperator.STARTS_WITH:
@@ -215,7 +192,7 @@ class _Comparisons:
         exact: Bool = COMPARE[operator](shown, self._bound(operand, value))
         if not isinstance(operand, Column):
             return exact
-        source = self.read(operand)
+        source = self._read(operand)
         if operand.type in (ColumnType.FLOAT, ColumnType.DECIMAL):
             return self._dialect.compared_number(source, operand.type, operator, Decimal(str(value)), exact)
         if operator is not FilterOperator.EQ:
@@ -253,9 +230,18 @@ class _Comparisons:
                 return self._arithmetic(operand)
             case Column() | CustomField():
                 may_be_infinite = isinstance(operand, Column) and operand.type is not ColumnType.INTEGER
-                return self._dialect.column_number(self.read(operand), may_be_infinite=may_be_infinite)
+                return self._dialect.column_number(self._read(operand), may_be_infinite=may_be_infinite)
             case _:
                 return self._dialect.number(self._dialect.bound(Decimal(str(operand))))
+
+
+def _joined(operator: Callable[..., Bool], neutral: Bool, conditions: Sequence[Bool]) -> Bool:
+    """AND or OR of any number: in groups of groups, because SQLite parses a chain of them as a tree of that depth."""
+    while len(conditions) > _GROUP:
+        groups = [conditions[at : at + _GROUP] for at in range(0, len(conditions), _GROUP)]
+        # SQLAlchemy leaves out parentheses that it takes for needless.
+        conditions = [Template("({text})", operator(neutral, *group), sa.Boolean()) for group in groups]
+    return operator(neutral, *conditions)
 
 
 def _does_not_hold(condition: Bool) -> Bool:
