@@ -39,8 +39,8 @@ _GUARDED = frozenset({ColumnType.TEXT, ColumnType.UUID, ColumnType.DECIMAL})
 # infinity, an amount with a currency sign, and an interval as PostgreSQL writes it, whose only letters are fixed words.
 _FULLWIDTH_LEAD = 0xEF
 _FIRST_BYTES = byte_table(b"=@+-\t\r\n" + bytes([_FULLWIDTH_LEAD]))
-# Written so that RE2 (Arrow's) and Python's regular expressions read them alike.
-# U+00A0 and U+202F are the spaces that typeset phone numbers and numbers hold.
+# These regular expressions mean the same in RE2 (Arrow) and in Python.
+# U+00A0 and U+202F are the spaces in typeset phone numbers and numbers.
 _NUMBER = r"[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?%?|\.[0-9]+(?:[eE][+-]?[0-9]+)?%?"
 _PHONE = "[ \u00a0\u202f]*\\(?[0-9][0-9 \u00a0\u202f().\\-/]*"
 _SIGN = "+\\-\uff0b\uff0d"
@@ -157,7 +157,7 @@ def _headers(options: FormatOptions) -> list[str]:
 
 
 def _head(options: FormatOptions) -> bytes:
-    # Python's csv module leaves a lone CR bare.
+    # By hand: Python's csv module does not quote a single CR.
     special = re.compile(rf'["\r\n{re.escape(options.csv_delimiter)}]')
     headers = _headers(options)
     quotes_all = options.csv_quoting == "non_empty" or (len(headers) == 1 and not headers[0].strip())

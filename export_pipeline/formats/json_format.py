@@ -114,7 +114,7 @@ def _decimal(block: Block, place: int, counted: Counter[str]) -> pl.Expr:
 
 
 def _json_text(block: Block, place: int) -> pl.Expr:
-    """The column's JSON on one line: a line break in JSON can only be blank between tokens."""
+    """The column's JSON on one line: a line break in JSON can only be white space between tokens."""
     raw, text = block.text_bytes(place), pl.col(str(place))
     for line_break in ("\n", "\r"):
         if raw.has(line_break.encode()):

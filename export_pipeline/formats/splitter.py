@@ -33,7 +33,7 @@ def write_files(
     max_bytes: int,
     progress: Callable[[int], None],
 ) -> Iterator[WrittenFile]:
-    """Write all rows to as many files as the ceiling asks for, at least one; yield each when closed.
+    """Write all rows to as many files as the ceiling requires, at least one; yield each when closed.
 
     Args:
         batches: The staged rows, in order, in batches of any size.
@@ -74,7 +74,7 @@ def write_files(
 
 @dataclass(frozen=True)
 class _EncodedBlock:
-    keys: pa.Array  # and not the block: several are pending, and the rows they were made of are no longer needed
+    keys: pa.Array  # not the whole block: several blocks are pending, and their source rows are no longer needed
     encoded: Any
     counted: Counter[str]
 

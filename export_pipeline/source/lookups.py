@@ -1,19 +1,19 @@
-"""Looking up in the source what a request names there: its lists, its segments, the organization's custom fields.
+"""Lists, segments and custom fields of an organization in the source.
 
-They go through the export's reader, so that they work on every database that it reads, with the same rights.
+Lookups use the export's readers: they work on the same databases, with the same rights.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import Column, CustomField, CustomFieldTable, Dataset, SegmentTable
+from export_pipeline.catalog.model import Column, CustomField, CustomFieldTable, Dataset
 from export_pipeline.catalog.types import ColumnType, IdentityType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.segments import StoredSegment, segment_condition
@@ -26,12 +26,16 @@ from export_pipeline.source.query import Query, Selection, build_query
 from export_pipeline.source.readers import Source, open_snapshot
 
 _FIELD_TYPES = {"text": ColumnType.TEXT, "number": ColumnType.DECIMAL, "date": ColumnType.TIMESTAMP}
-"""SendGrid's types of custom fields (contracts, 2.7)."""
+"""SendGrid's types of custom fields (docs/contracts.md, 2.7)."""
 _UNUSABLE_KEY = re.compile(r"[\x00-\x1f\x7f]")
+_COUNTING_SECONDS = 5.0
+"""The longest that ``segments_of`` reads and counts segments, all together: a user waits for the answer."""
+_SHORTEST_TIMEOUT_SECONDS = 0.001
+"""Databases count milliseconds, and take 0 for no limit."""
 
 
 class Named(NamedTuple):
-    """The rows that a request names: the column of their ids, of what type it is declared, the ids."""
+    """The rows to look up: the column of their ids, its declared type, the ids."""
 
     column: str
     kind: IdentityType
@@ -42,15 +46,14 @@ def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids
     """Make sure that the organization has every one of these lists.
 
     Raises:
-        ExportFailure: ``unknown_list``, naming the first that it does not have; whatever reading raises.
+        ExportFailure: ``unknown_list`` for the first that it does not have; whatever reading raises.
     """
     if dataset.lists is None or not list_ids:
         return
     lists = dataset.lists.lists
     named = Named(lists.id, lists.id_type, list_ids)
     found = read_texts(source, dataset, lists.table, [lists.id], lists.tenant, organization_id, named)
-    known = {row[0] for row in found}
-    _refuse_unknown(list_ids, known, "list_ids", "list", FailureCode.UNKNOWN_LIST)
+    _refuse_unknown(list_ids, {row[0] for row in found}, "list", FailureCode.UNKNOWN_LIST)
 
 
 def find_segments(
@@ -59,39 +62,35 @@ def find_segments(
     """The organization's segments of these ids, in their order.
 
     Raises:
-        ExportFailure: ``unknown_segment``, naming the first that it does not have; whatever reading raises.
+        ExportFailure: ``unknown_segment`` for the first that it does not have; whatever reading raises.
     """
-    if dataset.segments is None or not segment_ids:
+    segments = dataset.segments
+    if segments is None or not segment_ids:
         return ()
-    found = {row[0]: row for row in _segment_rows(source, dataset, dataset.segments, organization_id, segment_ids)}
-    _refuse_unknown(segment_ids, found.keys(), "segment_ids", "segment", FailureCode.UNKNOWN_SEGMENT)
-    return tuple(_stored(str(segment_id), found[str(segment_id)]) for segment_id in segment_ids)
-
-
-def _segment_rows(
-    source: Source, dataset: Dataset, segments: SegmentTable, organization_id: str, segment_ids: Sequence[Identity]
-) -> list[tuple[str | None, ...]]:
     columns = [segments.id, segments.filter, *([segments.query_dsl] if segments.query_dsl else [])]
     named = Named(segments.id, segments.id_type, segment_ids)
-    return read_texts(source, dataset, segments.table, columns, segments.tenant, organization_id, named)
+    rows = read_texts(source, dataset, segments.table, columns, segments.tenant, organization_id, named)
+    found = {key: _segment(key, *rest) for key, *rest in rows}
+    _refuse_unknown(segment_ids, found, "segment", FailureCode.UNKNOWN_SEGMENT)
+    return tuple(found[str(segment_id)] for segment_id in segment_ids)
 
 
-def _stored(segment_id: str, row: Sequence[str | None]) -> StoredSegment:
-    return StoredSegment(id=segment_id, filter=row[1], query_dsl=row[2] if len(row) > 2 else None)
+def _segment(key: str | None, stored_filter: str | None, query_dsl: str | None = None) -> StoredSegment:
+    return StoredSegment(id=key or "", filter=stored_filter, query_dsl=query_dsl)
 
 
-def _refuse_unknown(asked: Sequence[Identity], known: Any, field: str, what: str, code: FailureCode) -> None:
-    missing = next((one for one in asked if str(one) not in known), None)
+def _refuse_unknown(ids: Sequence[Identity], known: Container[str | None], what: str, code: FailureCode) -> None:
+    missing = next((one for one in ids if str(one) not in known), None)
     if missing is not None:
-        message = f"{field}: the organization has no {what} {missing}. Leave it out, or ask for one that it has."
-        raise ExportFailure(code, message, field=field)
+        message = f"{what}_ids: the organization has no {what} {missing}. Leave it out, or use one that it has."
+        raise ExportFailure(code, message, field=f"{what}_ids")
 
 
 def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -> tuple[CustomField, ...]:
     """The custom fields that the organization defined, in the order of their names.
 
     Raises:
-        ExportFailure: ``source_data_invalid`` for a definition that cannot be used; whatever reading raises.
+        ExportFailure: ``source_data_invalid`` for an unusable definition; whatever reading raises.
     """
     declared = dataset.custom_fields
     if declared is None:
@@ -132,7 +131,7 @@ def read_texts(
     organization_id: str,
     named: Named | None = None,
 ) -> list[tuple[str | None, ...]]:
-    """An organization's rows of a dataset's table as text; of the ``named`` ones alone, if there are."""
+    """An organization's rows of a dataset's table as text; only the ``named`` ones, if given."""
     clause = table_clause(table, [*columns, tenant, *([named.column] if named else [])])
     dialect = dialect_of(source.backend)
     where = [of_tenant(clause, tenant, dataset, organization_id, dialect)]
@@ -145,7 +144,7 @@ def read_texts(
 
 
 def rows_of(source: Source, select: sa.Select[Any], columns: Sequence[str]) -> list[tuple[str | None, ...]]:
-    """The rows of a statement that selects texts; ``columns`` are what to call them when the data is wrong."""
+    """The rows of a statement that selects texts; ``columns`` are their names in error messages."""
     query = Query(
         rows=select,
         count=sa.select(sa.func.count()).select_from(select.subquery()),
@@ -155,18 +154,9 @@ def rows_of(source: Source, select: sa.Select[Any], columns: Sequence[str]) -> l
         return [row for batch in snapshot.batches for row in zip(*[c.to_pylist() for c in batch.columns], strict=True)]
 
 
-# The lists and segments that an organization has, as a directory: ids, names, how many rows.
-
-
-_COUNTING_SECONDS = 5.0
-"""How long a directory may take to read its segments and to count them, together: somebody waits for it."""
-_SHORTEST_TIMEOUT_SECONDS = 0.001
-"""Databases count milliseconds, and take none for no limit."""
-
-
 @dataclass(frozen=True)
 class ListEntry:
-    """A list, and how many rows are on it."""
+    """A list, and the number of rows on it."""
 
     id: str
     name: str | None
@@ -175,7 +165,7 @@ class ListEntry:
 
 @dataclass(frozen=True)
 class SegmentEntry:
-    """A segment; ``rows`` is None if its filter cannot be used, as ``problem`` says, or if time ran out."""
+    """A segment; ``rows`` is None if its filter is unusable (see ``problem``) or if time ran out."""
 
     id: str
     name: str | None
@@ -187,7 +177,7 @@ class SegmentEntry:
 def lists_page(
     source: Source, dataset: Dataset, organization_id: str, *, after: str | None, limit: int
 ) -> list[ListEntry]:
-    """The organization's lists in the order of their ids, those behind ``after``.
+    """The organization's lists in the order of their ids, those after ``after``.
 
     Raises:
         ExportFailure: ``unknown_list`` if ``after`` cannot be the id of a list; whatever reading raises.
@@ -222,11 +212,12 @@ def _identity(text: str, kind: IdentityType) -> Identity:
     try:
         return identity_of(text, kind)
     except ValueError:
-        raise ExportFailure(FailureCode.UNKNOWN_LIST, "page_token: is none of ours.", field="page_token") from None
+        message = "page_token: not issued by this API; start without one."
+        raise ExportFailure(FailureCode.UNKNOWN_LIST, message, field="page_token") from None
 
 
 def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zone: str) -> list[SegmentEntry]:
-    """Every segment of the organization, in the order of their ids, each read and counted until five seconds are over.
+    """Every segment of the organization, in the order of their ids; parsed and counted for at most five seconds.
 
     Raises:
         ExportFailure: whatever reading raises.
@@ -239,24 +230,22 @@ def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zon
     fields = find_custom_fields(source, dataset, organization_id)
     entries = []
     ends_at = time.monotonic() + _COUNTING_SECONDS
-    for key, name, stored, *query in sorted(rows, key=lambda row: row[0] or ""):
-        segment = StoredSegment(id=key or "", filter=stored, query_dsl=query[0] if query else None)
-        if time.monotonic() >= ends_at:
-            entries.append(SegmentEntry(segment.id, name, None, None, segment.query_dsl))
-            continue
-        try:
-            condition = segment_condition(segment, dataset, fields, time_zone)
-        except ExportFailure as failure:
-            entries.append(SegmentEntry(segment.id, name, None, failure.message, segment.query_dsl))
-            continue
-        selected = Selection(dataset, organization_id, (dataset.key_column,), AllOf(()), AnyOf((condition,)))
-        count = _count_until(source, selected, ends_at)
-        entries.append(SegmentEntry(segment.id, name, count, None, segment.query_dsl))
+    for key, name, *stored in sorted(rows, key=lambda row: row[0] or ""):
+        segment, count, problem = _segment(key, *stored), None, None
+        if time.monotonic() < ends_at:
+            try:
+                condition = segment_condition(segment, dataset, fields, time_zone)
+            except ExportFailure as failure:
+                problem = failure.message
+            else:
+                selected = Selection(dataset, organization_id, (dataset.key_column,), AllOf(()), AnyOf((condition,)))
+                count = _count_until(source, selected, ends_at)
+        entries.append(SegmentEntry(segment.id, name, count, problem, segment.query_dsl))
     return entries
 
 
 def _count_until(source: Source, selection: Selection, ends_at: float) -> int | None:
-    """How many rows a selection has; None if that is not known at an instant of the monotonic clock."""
+    """The number of rows of a selection; None if it is not known at ``ends_at`` (monotonic seconds)."""
     left = ends_at - time.monotonic()
     if left <= 0:
         return None
@@ -270,7 +259,7 @@ def _count_until(source: Source, selection: Selection, ends_at: float) -> int | 
 
 
 def count_rows(source: Source, selection: Selection) -> int:
-    """How many rows a selection has."""
+    """The number of rows of a selection."""
     with open_snapshot(source, build_query(selection, source.backend, limit=1)) as snapshot:
         return snapshot.row_count
 
@@ -278,16 +267,13 @@ def count_rows(source: Source, selection: Selection) -> int:
 def names_of(
     source: Source, dataset: Dataset, organization_id: str, *, list_ids: Sequence[str], segment_ids: Sequence[str]
 ) -> dict[str, str]:
-    """The names of lists and segments by their ids; those that are gone have none."""
+    """The names of lists and segments by their ids; without those that no longer exist."""
     names: dict[str, str] = {}
-    if dataset.lists is not None and list_ids:
-        lists = dataset.lists.lists
-        wanted = Named(lists.id, lists.id_type, list_ids)
-        found = read_texts(source, dataset, lists.table, [lists.id, lists.name], lists.tenant, organization_id, wanted)
-        names |= {key: name or "" for key, name in found if key is not None}
-    if dataset.segments is not None and segment_ids:
-        kept = dataset.segments
-        wanted = Named(kept.id, kept.id_type, segment_ids)
-        found = read_texts(source, dataset, kept.table, [kept.id, kept.name], kept.tenant, organization_id, wanted)
-        names |= {key: name or "" for key, name in found if key is not None}
+    lists = dataset.lists.lists if dataset.lists else None
+    for table, ids in ((lists, list_ids), (dataset.segments, segment_ids)):
+        if table is not None and ids:
+            named = Named(table.id, table.id_type, ids)
+            columns = [table.id, table.name]
+            found = read_texts(source, dataset, table.table, columns, table.tenant, organization_id, named)
+            names |= {key: name or "" for key, name in found if key is not None}
     return names

@@ -38,7 +38,7 @@ _SMALLEST, _LARGEST = 2.3e-308, 9.99e307
 """Excel's bounds of a number."""
 _LONG_INTEGER = 10**_DIGITS
 _EPOCH = 25_569  # 1970-01-01 as a day serial
-_FIRST_DAY = 61 - _EPOCH  # 1900-03-01, in days since 1970: before it Excel counts a day that never was
+_FIRST_DAY = 61 - _EPOCH  # 1900-03-01, in days since 1970: before it Excel counts a day that did not exist
 _LAST_DAY = 2_958_465 - _EPOCH  # 9999-12-31
 _DAY_MS = 86_400_000
 _SAMPLE_ROWS = 100
@@ -104,7 +104,7 @@ def header_xml(headers: list[str], styles: Styles, counted: Counter[str] | None 
 
 
 def row_xml(block: Block, clock: Clock, styles: Styles, counters: Counter[str]) -> pl.Series:
-    """One ``<row>`` element a value, each on a line of its own."""
+    """One ``<row>`` element a value, each on its own line."""
     pieces: Pieces = ["<row>"]
     for place in range(len(block.columns)):
         pieces += _cell(block, place, clock, styles, counters)
@@ -255,7 +255,7 @@ def _escaped_texts(texts: pa.Array, raw: TextBytes, counters: Counter[str]) -> t
         if raw.has(character.encode()):
             texts = pc.replace_substring(texts, character, entity)
     if has_control and raw.has(b"\r"):
-        # A bare CR would be read as a line feed; openpyxl does not understand Excel's own _x000D_ inline.
+        # A literal CR would be read as a line feed; openpyxl does not read Excel's own _x000D_ in inline strings.
         texts = pc.replace_substring(texts, "\r", "&#13;")
     has_line_feed = has_control and raw.has(b"\n")
     if has_line_feed:

@@ -50,6 +50,7 @@ _SHOWN_NUMBER = f"""CASE WHEN {_SIX_DIGITS} = {_DOUBLE} OR CAST({_SIX_DIGITS} AS
         for digits in (7, 8)
     )
 } ELSE ROUND({_DOUBLE}, 8 - FLOOR(LOG10(ABS({_DOUBLE})))) END"""
+# The 32 digits in lower case, from any spelling of a UUID.
 _CANONICAL_UUID = "LOWER(REPLACE(REPLACE(REPLACE(CAST({text} AS CHAR), '-', ''), '{', ''), '}', ''))"
 _BYTES = "IF(CHARSET({text}) = 'binary', CAST({text} AS BINARY), CAST(CAST({text} AS CHAR) AS BINARY))"
 # CONVERT_TZ leaves instants outside 1970 to 2038 as they are, so the offset is subtracted in minutes.
@@ -137,7 +138,7 @@ class _Mariadb(Dialect):
         sound = sound_json(column)
         array = sa.case((sa.func.json_type(sound) == "ARRAY", sound))
         elements = Template(_ELEMENTS, array, sa.types.NullType()).table_valued("value", "raw")
-        # A number or a nested array is no text, though ``value`` has one.
+        # A number or a nested array is not a text element, although its ``value`` is a text.
         is_text = sa.cast(elements.c.raw, sa.Text).like(text('"%'))
         return exists(elements, is_text, condition(elements.c.value))
 

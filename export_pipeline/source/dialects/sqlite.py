@@ -55,6 +55,7 @@ _INSTANT = f"""CASE WHEN {{text}} GLOB '{_DAY}*'
 THEN strftime('%Y-%m-%d %H:%M:%S', {_WHOLE} || {_ZONE} || CASE length({_ZONE}) WHEN 3 THEN ':00' ELSE '' END)
  || '.' || substr({_DECIMALS} || '000000', 1, 6) END"""
 _STORED_INSTANT = f"(CASE WHEN {{text}} GLOB '{_AS_STORED}' THEN replace({{text}}, 'T', ' ') ELSE {_INSTANT} END)"
+# Only of the texts that base.INSTANT matches.
 _CUSTOM_INSTANT = f"""(CASE WHEN {{text}} GLOB '[1-9]*' AND {{text}} NOT GLOB '*.{"[0-9]" * 7}*' THEN {_INSTANT} END)"""
 # The fewest digits that read as the same number: a cast gives 15 on some builds of the library, 17 on others.
 _REAL = "".join(
@@ -68,7 +69,9 @@ _POINT = f"instr({_DIGITS} || '.', '.')"
 _INTEGER = f"ltrim(substr({_DIGITS}, 1, {_POINT} - 1), '0')"
 _DECIMAL_KEY = f"""(CASE WHEN typeof({{text}}) <> 'real' AND {_DIGITS} NOT GLOB '*[^0-9.]*'
  THEN printf('%05d', length({_INTEGER})) || {_INTEGER} || '.' || rtrim(substr({_DIGITS}, {_POINT} + 1), '0') END)"""
+# The 32 digits in lower case, from any spelling of a UUID.
 _CANONICAL_UUID = "(lower(replace(replace(replace(CAST({text} AS TEXT), '-', ''), '{', ''), '}', '')))"
+# Null unless the text is digits, with a minus and a decimal point at most.
 _NUMBER = f"""(CASE WHEN length({{text}}) <= {NUMBER_LENGTH}
  AND ({{text}} GLOB '[0-9]*' OR {{text}} GLOB '-[0-9]*') AND {{text}} GLOB '*[0-9]'
  AND substr({{text}}, 2) NOT GLOB '*[^0-9.]*' AND {{text}} NOT GLOB '*.*.*'

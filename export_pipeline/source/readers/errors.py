@@ -28,7 +28,7 @@ _LOGIN_REFUSED = re.compile(
     r"authentication failed|no pg_hba\.conf entry|no password supplied|not permitted to log in|no such user|auth failed"
     r"|(role|database|user) .* does not exist|permission denied for database"
 )
-"""libpq has no SQLSTATE for a connection that failed, only the server's words."""
+"""libpq has no SQLSTATE for a failed connection, only the server's message."""
 _ROW_SECURITY = "check_enable_rls"
 """The function of PostgreSQL that raises 42501 where policies would hide rows."""
 
@@ -144,5 +144,5 @@ def _may_pass(error: BaseException, sqlstate: str) -> bool:
         return False
     if any(message in str(error) for message in _SQLITE_MAY_PASS):
         return True
-    # A connection that breaks in mid-COPY has no SQLSTATE; SQLite calls a missing table operational too.
+    # A connection that breaks during COPY has no SQLSTATE; SQLite raises OperationalError for a missing table too.
     return type(error).__name__ in ("OperationalError", "InterfaceError") and not isinstance(error, sqlite3.Error)

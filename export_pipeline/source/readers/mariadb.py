@@ -27,7 +27,7 @@ _SQLSTATES = {
     1049: "3D000",  # no such database
     1053: "57P01",  # the server shuts down
     1142: "42501",  # the user has no right to the table
-    1205: "55P03",  # a lock was not got in time
+    1205: "55P03",  # a lock was not free in time
     1213: "40P01",  # deadlock
     1242: "54000",  # dialects.mariadb: a child list is too long
     1267: "42804",  # incompatible collations
@@ -122,12 +122,12 @@ def own_values(connection: sa.Connection, query: Query) -> tuple[sa.Select[Any],
 
 def abandon(connection: sa.Connection) -> None:
     """End the statement that is still being read: the drivers would fetch all other rows before closing."""
-    # Without a round trip, because the connection is busy with the rows.
-    thread = _thread_of(connection)
-    if thread is None:
+    # From the driver, without a round trip: the connection is busy with the rows.
+    thread_id = getattr(connection.connection.dbapi_connection, "thread_id", None)
+    if not callable(thread_id):
         return
     with contextlib.suppress(sa.exc.SQLAlchemyError), connection.engine.connect() as other:
-        other.exec_driver_sql(f"KILL QUERY {thread}")
+        other.exec_driver_sql(f"KILL QUERY {int(thread_id())}")
 
 
 def forget(cursor: object) -> None:
@@ -135,12 +135,6 @@ def forget(cursor: object) -> None:
     result = getattr(cursor, "_result", None)
     if result is not None:
         result.unbuffered_active = False
-
-
-def _thread_of(connection: sa.Connection) -> int | None:
-    driver: Any = connection.connection.dbapi_connection
-    thread = getattr(driver, "thread_id", None)
-    return int(thread()) if callable(thread) else None
 
 
 def names_of(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from export_pipeline.catalog.model import Selected
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.concurrency import Interruptible
 from export_pipeline.database.engine import SQLITE_BUSY_TIMEOUT_SECONDS
+from export_pipeline.source.dialects.base import READ_AS_TEXT
 from export_pipeline.source.query import Query
 from export_pipeline.source.readers import FETCH_BYTES, STEP_ROWS, Snapshot, Source
 from export_pipeline.source.readers.arrow_types import (
@@ -44,7 +45,6 @@ from export_pipeline.source.readers.errors import failure_of, timed_out, transla
 _ERRORS = (adbc.Error, pa.ArrowException)
 _SHARED_ERRORS = (sqlite3.Error,)
 _TYPED_VALUE = {ColumnType.INTEGER: 0, ColumnType.BOOLEAN: 0, ColumnType.FLOAT: 0.0}
-_TEXTS = (ColumnType.TEXT, ColumnType.UUID, ColumnType.JSON, ColumnType.DECIMAL)
 _STEP_ROWS_IF_UNKNOWN = 128
 _MISMATCH = re.compile(r"Type mismatch in column (\d+)")
 _STEPS_BETWEEN_CHECKS = 10_000
@@ -104,7 +104,7 @@ def _counted(cursor: adbc.Cursor, query: Query) -> tuple[int, int]:
     sizes = [
         sa.func.ifnull(sa.func.octet_length(own), 0)
         for place, own in query.own.items()
-        if query.columns[place].type in _TEXTS
+        if query.columns[place].type in READ_AS_TEXT
     ]
     is_known = query.limit is None and len(query.own) == len(query.columns)
     one: sa.ColumnElement[int] = sa.literal_column("1")
