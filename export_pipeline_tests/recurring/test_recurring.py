@@ -355,7 +355,10 @@ def test_a_row_that_nothing_can_be_made_of_is_paused_and_says_so_in_a_failed_req
         (add(database, cron="every day"), "invalid_schedule: cron: 'every day' needs five fields"),
         (add(database, time_zone="Mars/Olympus"), "invalid_option: time_zone: 'Mars/Olympus'"),
         (add(database, request={"dataset": "people"}), "invalid_request: request.format: is missing"),
-        (add(database, request=TEMPLATE | {"formt": "csv"}), "invalid_request: request.formt: is no column"),
+        (
+            add(database, request=TEMPLATE | {"formt": "csv"}),
+            "invalid_request: request.formt: is not a column of a request",
+        ),
         (add(database, request=TEMPLATE | {"uid": "x"}), "invalid_request: request.uid: is set by the recurring"),
         (add(database, request=TEMPLATE | {"columns": "id"}), "invalid_request: request.columns: input should be"),
         (add(database, request=TEMPLATE | {"priority": 2**40}), "invalid_request: request.priority: input should be"),
