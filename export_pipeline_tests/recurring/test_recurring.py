@@ -305,7 +305,7 @@ def test_a_mark_in_the_future_is_said_and_corrected(database: sa.Engine) -> None
 
 
 def test_the_mark_never_passes_the_instant_at_which_the_request_was_made(database: sa.Engine) -> None:
-    """A window may be asked for that ends in the future; what is created later is in no file."""
+    """A requested window may end in the future; rows that are created later are in no file."""
     recurring_id = add(database, window_kind="since_last_success", lag_seconds=0)
     with database.begin() as connection:
         later = utc_now() + timedelta(days=30)
