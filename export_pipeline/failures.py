@@ -145,7 +145,7 @@ def checked_zone(name: str, field: str) -> ZoneInfo:
     raise invalid_option(f"{field}: {abbreviate(name)} is not an IANA time zone such as Europe/Madrid.", field)
 
 
-def abbreviate(text: str, *, quoted: bool = True) -> str:
-    """User input for a message: at most 60 characters, on one line."""
-    short = text if len(text) <= 60 else text[:57] + "..."
+def abbreviate(text: str, *, quoted: bool = True, length: int = 60) -> str:
+    """User input for a message: at most ``length`` characters, on one line."""
+    short = text if len(text) <= length else text[: length - 3] + "..."
     return repr(short) if quoted else "".join(c if c.isprintable() else "?" for c in short)

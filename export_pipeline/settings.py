@@ -370,7 +370,7 @@ class Settings(BaseSettings):
             yield from self._missing_for_the_executor()
         one, other = f"{self.store_url}/", f"{self.staging_url}/"
         if one.startswith(other) or other.startswith(one):
-            yield "EXPORT_STAGING_URL and EXPORT_STORE_URL must not contain one another, because staging is deleted"
+            yield "EXPORT_STAGING_URL and EXPORT_STORE_URL must not contain each other, because staging is emptied"
 
     def _missing_for_the_executor(self) -> Iterator[str]:
         shared = (

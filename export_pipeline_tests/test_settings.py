@@ -1,4 +1,4 @@
-"""Settings: a wrong value stops the start and is named, its value is not; the docs list exactly what is read."""
+"""Settings: an error names the variable, never its value; the docs list exactly the variables that are read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_wrong_value_stops_the_start_and_names_the_variable(
 
 
 def beyond(executor: str, **wrong: str) -> dict[str, str]:
-    """What an executor beyond one machine needs, but for what is wrong; that comes first."""
+    """The settings that an executor beyond one machine needs; the wrong ones come first."""
     right = {
         "EXPORT_DATABASE_URL": "postgresql://app@db/app",
         "EXPORT_STORE_URL": "s3://bucket/exports",

@@ -22,6 +22,11 @@ class Problem(NamedTuple):
     message: str
 
 
+def prefix(location: Location) -> str:
+    """The location at the beginning of a message: ``columns.3.type: ``, empty for the whole file."""
+    return ".".join(map(str, location)) + ": " if location else ""
+
+
 def problems(dataset: Dataset) -> Iterator[Problem]:
     """All problems of a declaration whose single parts are valid."""
     yield from _names(dataset)

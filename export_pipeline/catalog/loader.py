@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from export_pipeline.catalog.checks import PROBLEMS, Location
+from export_pipeline.catalog.checks import PROBLEMS, Location, prefix
 from export_pipeline.catalog.model import (
     ChildList,
     Column,
@@ -157,12 +157,12 @@ def _describe(source: _YamlSource, detail: ErrorDetails) -> Iterator[tuple[int, 
     """The lines and messages of one pydantic error."""
     if detail["type"] == PROBLEMS:
         for problem in detail["ctx"]["problems"]:
-            yield source.line(problem.location), _place(problem.location) + problem.message
+            yield source.line(problem.location), prefix(problem.location) + problem.message
     elif detail["type"] not in _CONSEQUENCES or not detail["input"]:
         location = source.written(detail["loc"])
         if detail["type"] == "missing":
             location = (*location, detail["loc"][-1])
-        yield source.line(location), _place(location) + _message(location, detail)
+        yield source.line(location), prefix(location) + _message(location, detail)
 
 
 def _message(location: Location, detail: ErrorDetails) -> str:
@@ -235,7 +235,7 @@ class _YamlSource:
         """Note the lines of a node; yield what PyYAML accepts: a key twice (the last would win), a cyclic anchor."""
         self._lines[location] = mark.line + 1
         if node in above:
-            yield node.start_mark.line + 1, f"{_place(location)}an anchor refers to itself; write the value out"
+            yield node.start_mark.line + 1, f"{prefix(location)}an anchor refers to itself; write the value out"
             return
         above = (*above, node)
         if isinstance(node, yaml.SequenceNode):
@@ -246,14 +246,9 @@ class _YamlSource:
                 place = (*location, str(key.value))
                 if place in self._lines:
                     problem = f"is already on line {self._lines[place]}; keep one of them"
-                    yield key.start_mark.line + 1, _place(place) + problem
+                    yield key.start_mark.line + 1, prefix(place) + problem
                     continue
                 yield from self._read(value, key.start_mark, place, above)
-
-
-def _place(location: Location) -> str:
-    """The beginning of a message: ``columns.3.type: ``, empty for the whole file."""
-    return ".".join(map(str, location)) + ": " if location else ""
 
 
 def json_schema_text() -> str:

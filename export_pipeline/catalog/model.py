@@ -263,7 +263,7 @@ class Dataset(_Declaration):
     def _hangs_together(self) -> Dataset:
         problems = list(checks.problems(self))
         if problems:
-            text = "; ".join(f"{'.'.join(map(str, problem.location))}: {problem.message}" for problem in problems)
+            text = "; ".join(checks.prefix(problem.location) + problem.message for problem in problems)
             raise PydanticCustomError(checks.PROBLEMS, "{text}", {"text": text, "problems": problems})
         return self
 

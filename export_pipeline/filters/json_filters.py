@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 from export_pipeline.catalog.model import Column, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator
-from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.failures import ExportFailure, FailureCode, abbreviate
 from export_pipeline.filters.tree import AllOf, AnyOf, ArrayContains, Comparison, Condition, Negation, Scalar
 from export_pipeline.scheduling.wall_clock import beginning
 
@@ -163,7 +163,7 @@ def _of_day(column: Column, operator: FilterOperator, begins: datetime, ends: da
             return Comparison(column, operator, begins)
 
 
-def parse_scalar(kind: ColumnType, value: Any, zone: ZoneInfo) -> Scalar:
+def parse_scalar(kind: ColumnType, value: Any, zone: tzinfo = UTC) -> Scalar:
     """Convert a JSON value to a column's type; ``zone`` applies to timestamps without an offset.
 
     Raises:
@@ -224,7 +224,5 @@ _SCALARS: dict[ColumnType, tuple[tuple[type, ...], Callable[[Any], Scalar], str]
 
 
 def _invalid(path: str, problem: str) -> ExportFailure:
-    # The path may contain keys of any length that the requester sent.
-    printable = "".join(character if character.isprintable() else "?" for character in path)
-    field = printable if len(printable) <= 120 else printable[:117] + "..."
+    field = abbreviate(path, quoted=False, length=120)  # it contains keys of the request, of any length
     return ExportFailure(FailureCode.INVALID_FILTER, f"{field}: {problem}.", field=field)

@@ -96,9 +96,8 @@ def parse_segment_query(
         where = statement.args.get("where")
         if where is None:
             return AllOf(())
-        zone = ZoneInfo(time_zone)
-        operands = OperandReader(dataset, custom_fields, prefixes, zone)
-        return PredicateParser(operands, zone).predicate(where.this)
+        operands = OperandReader(dataset, custom_fields, prefixes, ZoneInfo(time_zone))
+        return PredicateParser(operands).predicate(where.this)
     except RecursionError:
         # The depth of the tokens is limited; this is for words that the parser nests without parentheses.
         raise _too_deep() from None

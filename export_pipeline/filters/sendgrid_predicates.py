@@ -11,7 +11,6 @@ from __future__ import annotations
 import operator as python
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 from sqlglot import exp
 
@@ -66,9 +65,8 @@ _SIGNS: dict[type[exp.Expr], _Sign] = {
 class PredicateParser:
     """Parses the predicates of one query into conditions."""
 
-    def __init__(self, operands: OperandReader, zone: ZoneInfo) -> None:
+    def __init__(self, operands: OperandReader) -> None:
         self._operands = operands
-        self._zone = zone
         self._conditions = 0
         self._parsers: dict[type[exp.Expr], Callable[[Any, bool], Condition]] = {
             **dict.fromkeys(_SIGNS, self._comparison),
@@ -188,7 +186,7 @@ class PredicateParser:
 
     def _list_id(self, value: str, kind: ColumnType) -> str | int:
         try:
-            list_id = parse_scalar(kind, int(value) if kind is ColumnType.INTEGER else value, self._zone)
+            list_id = parse_scalar(kind, int(value) if kind is ColumnType.INTEGER else value)
         except ValueError:
             list_id = None
         if not isinstance(list_id, str | int):
@@ -204,7 +202,7 @@ class PredicateParser:
                 raise invalid_query(f"uses {where} with something other than a text in single quotes")
             raise unsupported(expression)
         try:
-            return str(parse_scalar(ColumnType.TEXT, expression.this, self._zone))
+            return str(parse_scalar(ColumnType.TEXT, expression.this))
         except ValueError:
             raise invalid_query(f"uses {where} with a text that no column can hold") from None
 

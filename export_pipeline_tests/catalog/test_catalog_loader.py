@@ -1,4 +1,4 @@
-"""Declarations from YAML: what ships, and that every error says its line and what to do."""
+"""Declarations from YAML: the shipped ones, and errors that name the line and what to do."""
 
 from __future__ import annotations
 

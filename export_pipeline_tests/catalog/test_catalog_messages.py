@@ -1,4 +1,4 @@
-"""What is wrong with a declaration is told in its own words, with a line; nothing is altered in silence."""
+"""Errors of a declaration use the words of the declaration and name the line; no value is changed silently."""
 
 from __future__ import annotations
 

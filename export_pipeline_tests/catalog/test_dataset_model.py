@@ -1,4 +1,4 @@
-"""What a declaration can be asked: columns by any of their names, layouts, operators, its version."""
+"""The dataset model: columns by any of their names, layouts, operators, the version."""
 
 from __future__ import annotations
 

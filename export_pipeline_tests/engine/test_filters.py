@@ -1,4 +1,4 @@
-"""The filter language: what it refuses, and that it selects exactly what a plain Python evaluation selects."""
+"""JSON filters: what they refuse, and that they select exactly what an evaluation in Python selects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments: they select what SQL's three-valued logic selects, of the tenant alone, and no value is ever SQL."""
+"""Segments: they select by SQL's three-valued logic, only rows of the tenant, and no value becomes SQL."""
 
 from __future__ import annotations
 

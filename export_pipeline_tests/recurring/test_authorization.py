@@ -1,4 +1,4 @@
-"""What was allowed when a recurring export was set up is asked again at every fire time; what is not pauses it."""
+"""Every fire time checks again what the setup of a recurring export checked; a refusal pauses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mails of recurring exports: a way out in every one, by link and by header, and who is told of a pause."""
+"""The mails of recurring exports: a link and a header to unsubscribe in each, and the mail about a pause."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mail(recipient: str = "ana@example.com", url: str | None = URL) -> Message:
 
 @pytest.mark.parametrize("recipient", ["ana@example.com", "aná@example.com"])
 def test_the_way_out_stands_in_the_headers_as_it_is(recipient: str) -> None:
-    """RFC 8058; a URL in encoded words would be nobody's."""
+    """RFC 8058; no client reads a URL in encoded words."""
     raw = to_mime(mail(recipient)).as_bytes()
     assert f"\r\nList-Unsubscribe: <{URL}>\r\n".encode() in raw
     assert b"\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n" in raw

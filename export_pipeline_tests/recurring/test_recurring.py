@@ -305,7 +305,7 @@ def test_a_mark_in_the_future_is_said_and_corrected(database: sa.Engine) -> None
 
 
 def test_the_mark_never_passes_the_instant_at_which_the_request_was_made(database: sa.Engine) -> None:
-    """A window may be asked for that ends in the future; what is created later is in no file."""
+    """A requested window may end in the future; rows that are created later are in no file."""
     recurring_id = add(database, window_kind="since_last_success", lag_seconds=0)
     with database.begin() as connection:
         later = utc_now() + timedelta(days=30)
@@ -355,7 +355,10 @@ def test_a_row_that_nothing_can_be_made_of_is_paused_and_says_so_in_a_failed_req
         (add(database, cron="every day"), "invalid_schedule: cron: 'every day' needs five fields"),
         (add(database, time_zone="Mars/Olympus"), "invalid_option: time_zone: 'Mars/Olympus'"),
         (add(database, request={"dataset": "people"}), "invalid_request: request.format: is missing"),
-        (add(database, request=TEMPLATE | {"formt": "csv"}), "invalid_request: request.formt: is no column"),
+        (
+            add(database, request=TEMPLATE | {"formt": "csv"}),
+            "invalid_request: request.formt: is not a column of a request",
+        ),
         (add(database, request=TEMPLATE | {"uid": "x"}), "invalid_request: request.uid: is set by the recurring"),
         (add(database, request=TEMPLATE | {"columns": "id"}), "invalid_request: request.columns: input should be"),
         (add(database, request=TEMPLATE | {"priority": 2**40}), "invalid_request: request.priority: input should be"),

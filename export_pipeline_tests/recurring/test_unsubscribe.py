@@ -1,4 +1,4 @@
-"""Tokens to leave by: only their recipient's, only of their recurring export, and nobody's address in them."""
+"""Unsubscribe tokens: valid only for one recipient and one recurring export, and without an address."""
 
 from __future__ import annotations
 

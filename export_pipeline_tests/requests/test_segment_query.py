@@ -1,4 +1,4 @@
-"""SendGrid's segment queries: the conditions they become, and by what name everything else is refused."""
+"""SendGrid's segment queries: the conditions they become, and the refusals of everything else."""
 
 from __future__ import annotations
 
