@@ -236,13 +236,13 @@ def _lifetime(link: Link, promised: timedelta, settings: Settings) -> Iterator[F
     # The gateway's download links make a new one at each click.
     if link.expires_at is None or settings.public_url:
         return
-    lives = link.expires_at - datetime.now(UTC)
-    if lives < promised - _SLACK:
+    valid = link.expires_at - datetime.now(UTC)
+    if valid < promised - _SLACK:
         yield warning(
             "link lifetime",
-            f"Links live {lives.total_seconds() / 3600:.1f} hours, not the {promised.total_seconds() / 3600:g} of "
-            "EXPORT_LINK_LIFETIME_HOURS: the credentials that sign them expire sooner. Sign with keys that do not "
-            "expire, or set EXPORT_PUBLIC_URL and run the gateway.",
+            f"Links are valid for {valid.total_seconds() / 3600:.1f} hours, not for EXPORT_LINK_LIFETIME_HOURS "
+            f"({settings.link_lifetime_hours:g}): the credentials that sign them expire sooner. Sign with keys that do "
+            "not expire, or set EXPORT_PUBLIC_URL and run the gateway.",
         )
 
 

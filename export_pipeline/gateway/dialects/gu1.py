@@ -38,7 +38,7 @@ class Model(BaseModel):
 
 
 class Gu1Error(BaseModel):
-    """Every error of this API; `code` is ours, stable, beside gu1's sentence."""
+    """Every error of this API; `code` is our addition, stable for programs."""
 
     success: Literal[False]
     error: str

@@ -96,7 +96,7 @@ class ExportInput(BaseModel):
     segment_ids: list[str] | None = None
     start_date: datetime | None = Field(default=None, description="Wall clock of the organization, without an offset.")
     end_date: Annotated[datetime | None, WrapValidator(_end_date)] = Field(
-        default=None, description="Wall clock of the organization, without an offset; a date alone is that whole day."
+        default=None, description="Wall clock of the organization, without an offset; a date means that whole day."
     )
     include: list[str] | None = None
     options: dict[str, Any] = {}

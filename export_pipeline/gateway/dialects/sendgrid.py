@@ -231,19 +231,22 @@ class ExportCreated(_Model):
     id: str
 
 
-class ContactExport(_Model):
-    """A job; `urls` once it is ready, `message` if it failed."""
-
+class _Export(_Model):
     id: str
     status: Status
     created_at: str
-    updated_at: str
     completed_at: str | None = None
     expires_at: str
     urls: list[str] | None = None
+    metadata: Metadata = Field(alias="_metadata")
+
+
+class ContactExport(_Export):
+    """A job; `urls` once it is ready, `message` if it failed."""
+
+    updated_at: str
     message: str | None = None
     contact_count: int | None = None
-    metadata: Metadata = Field(alias="_metadata")
 
 
 class Named(BaseModel):
@@ -253,20 +256,13 @@ class Named(BaseModel):
     Name: str
 
 
-class ListedExport(_Model):
+class ListedExport(_Export):
     """A job in the list."""
 
-    id: str
-    status: Status
-    created_at: str
-    completed_at: str | None = None
-    expires_at: str
-    urls: list[str] | None = None
     user_id: str | None = None
     export_type: Literal["contacts_export", "list_export", "segment_export"]
     segments: list[Named]
     lists: list[Named]
-    metadata: Metadata = Field(alias="_metadata")
 
 
 class ExportList(_Model):
