@@ -137,28 +137,24 @@ class Bucket:
     def abort_uploads(self, older_than: timedelta, *, prefix: str = "") -> int:
         """Abort multipart uploads that began longer ago: their parts cost money until then. Returns how many."""
         newest, count = datetime.now(UTC) - older_than, 0
+        pages = self.client.get_paginator("list_multipart_uploads")
         with translated(self._place):
-            for key, upload in self._uploads_begun_until(newest, self.prefix + prefix):
-                self.abort(key, upload)
-                count += 1
+            try:
+                for page in pages.paginate(Bucket=self.name, Prefix=self.prefix + prefix):
+                    for upload in page.get("Uploads", []):
+                        if upload["Initiated"] <= newest:
+                            self.abort(upload["Key"], upload["UploadId"])
+                            count += 1
+            except boto.ClientError as error:
+                # rclone's answer for a bucket that never had one.
+                if error_code(error) != "NoSuchUpload":
+                    raise
         return count
 
     def abort(self, full_key: str, upload: str) -> None:
         """Abort one upload. Best effort: its writer may end it at the same moment, and the janitor comes again."""
         with suppress(ExportFailure), translated(self._place):
             self.client.abort_multipart_upload(Bucket=self.name, Key=full_key, UploadId=upload)
-
-    def _uploads_begun_until(self, instant: datetime, prefix: str) -> Iterator[tuple[str, str]]:
-        pages = self.client.get_paginator("list_multipart_uploads")
-        try:
-            for page in pages.paginate(Bucket=self.name, Prefix=prefix):
-                for upload in page.get("Uploads", []):
-                    if upload["Initiated"] <= instant:
-                        yield upload["Key"], upload["UploadId"]
-        except boto.ClientError as error:
-            # rclone's answer for a bucket that never had one.
-            if error_code(error) != "NoSuchUpload":
-                raise
 
     def _listed(self, part: str, **options: str) -> Iterator[dict[str, Any]]:
         pages = iter(self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, **options))
