@@ -90,7 +90,7 @@ def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
     given = {name: value for name, value in columns.items() if value is not None}
     with _told():
         schedule = checked_schedule(cron, time_zone)
-        asked = parse_template(template).asked()
+        asked = parse_template(template).given()
         _check_template(engine, catalog, asked, given)
     for warning in uneven_steps(schedule):
         click.echo(f"Warning: cron: {warning}", err=True)

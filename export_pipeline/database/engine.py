@@ -79,7 +79,12 @@ def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
     # prepared or set for the session would be there for whoever has it next. So nothing outlives its transaction.
     arguments = LIVELINESS | {"client_encoding": "UTF8", "prepare_threshold": None}
     engine = sa.create_engine(
-        url, hide_parameters=True, connect_args=arguments, isolation_level="READ COMMITTED", **pool
+        url,
+        hide_parameters=True,
+        connect_args=arguments,
+        isolation_level="READ COMMITTED",
+        json_deserializer=read_stored,
+        **pool,
     )
 
     @sa.event.listens_for(engine, "begin")

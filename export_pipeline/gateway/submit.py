@@ -1,4 +1,4 @@
-"""From a dialect's request to a row: inserted, checked by the row's own rules, committed or taken back."""
+"""From a dialect's request to a row: validated by the rules of a request, then inserted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import Header
+from pydantic import ValidationError
 
+from export_pipeline.database.engine import reading
 from export_pipeline.database.tables import export_requests
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.gateway.services import Services
 from export_pipeline.recurring.dispatch import KEY_PREFIX
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.models import ExportRequest, insert_and_load, load_request
+from export_pipeline.requests.models import ExportRequest, RequestInput, insert_and_load, load_request
 from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.validation.request import Preflight, admit
 from export_pipeline.source.lookups import check_lists, find_segments
@@ -81,36 +83,42 @@ def _submit(services: Services, row: Mapping[str, Any], key: str | None) -> Subm
         earlier = _with_key(connection, row["organization_id"], key)
         if earlier is not None:
             return Submitted(_same(earlier, row), replayed=True)
-        request = _insert(connection, row, key)
-        _admit(connection, services, request)
-        return Submitted(request, replayed=False)
+        _admit(connection, services, row)
+        return Submitted(_insert(connection, row, key), replayed=False)
 
 
 def _check_names(services: Services, row: Mapping[str, Any], key: str | None) -> None:
     """Make sure that the organization has the lists and segments, unless the answer is an earlier request's.
 
-    The source may be slow: it is asked before the request is inserted, while no transaction is open.
+    The source may be slow: it is read before the request is inserted, while no transaction is open, and after every
+    other rule.
     """
-    with services.database.connect() as connection, connection.begin() as transaction:
+    with reading(services.database) as connection:
         if _with_key(connection, row["organization_id"], key) is not None:
             return
-        # Inserted and taken back: every rule on the row comes before the look at the source.
-        organization, checked = _admit(connection, services, _insert(connection, row, None))
-        transaction.rollback()
+        organization, checked = _admit(connection, services, row)
     check_lists(services.source, checked.dataset, organization.id, checked.list_ids)
     find_segments(services.source, checked.dataset, organization.id, checked.segment_ids)
 
 
-def _admit(connection: sa.Connection, services: Services, request: ExportRequest) -> tuple[Organization, Preflight]:
-    return admit(connection, services.organizations, services.catalog, services.settings, request)
+def _admit(connection: sa.Connection, services: Services, row: Mapping[str, Any]) -> tuple[Organization, Preflight]:
+    try:
+        request = RequestInput(**row)
+        return admit(connection, services.organizations, services.catalog, services.settings, request)
+    except (ValidationError, sa.exc.DataError, OverflowError, UnicodeError):
+        raise _cannot_be_stored() from None
 
 
 def _insert(connection: sa.Connection, row: Mapping[str, Any], key: str | None) -> ExportRequest:
     try:
         return insert_and_load(connection, **row, idempotency_key=key)
     except (sa.exc.DataError, OverflowError, UnicodeError):
-        message = "The request holds a value that the database cannot store."
-        raise ExportFailure(FailureCode.INVALID_REQUEST, message) from None
+        raise _cannot_be_stored() from None
+
+
+def _cannot_be_stored() -> ExportFailure:
+    message = "The request holds a value that the database cannot store."
+    return ExportFailure(FailureCode.INVALID_REQUEST, message)
 
 
 def _with_key(connection: sa.Connection, organization_id: str, key: str | None) -> ExportRequest | None:

@@ -265,7 +265,7 @@ def _make(
 ) -> str:
     """Insert the request; one that may not be made is there as well, and failed."""
     try:
-        asked = parse_template(recurring.request).asked()
+        asked = parse_template(recurring.request).given()
     except ExportFailure as failure:
         return _insert_failed(connection, recurring, failure, made_for)
     everybody = asked["recipient_emails"]

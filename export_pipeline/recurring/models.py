@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
-from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB, LONGEST_LAG_SECONDS, recurring_exports
-from export_pipeline.database.types import RepeatedKey, current_instant
+from export_pipeline.database.tables import LONGEST_LAG_SECONDS, recurring_exports
+from export_pipeline.database.types import UnreadableJson, current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.models import RequestTemplate
 from export_pipeline.scheduling.cron import checked_schedule
 from export_pipeline.scheduling.windows import Rules
 
@@ -120,7 +121,6 @@ def resume(connection: sa.Connection, recurring_id: int) -> bool:
 # The request template of a recurring export: the asked columns that each of its requests repeats.
 
 
-_Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 MANAGED = frozenset(
     {
         "id",
@@ -141,36 +141,6 @@ MANAGED = frozenset(
 """The asked columns that the recurring export itself sets, or leaves at their defaults."""
 
 
-class RequestTemplate(BaseModel):
-    """What ``recurring_exports.request`` may hold; what it leaves out has the defaults of ``export_requests``."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
-
-    dataset: str
-    format: str
-    recipient_emails: list[str]
-    compression: str | None = None
-    layout: str = "default"
-    columns: list[str] | None = None
-    filters: dict[str, Any] = Field(default_factory=dict)
-    list_ids: list[str] | None = None
-    segment_ids: list[str] | None = None
-    include: list[str] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    max_file_size_mb: _Int32 = DEFAULT_MAX_FILE_SIZE_MB
-    notify_email: bool = True
-    empty_result: Literal["send", "skip"] = "send"
-    email_locale: str | None = None
-    from_email: str | None = None
-    from_sender_id: str | None = None
-    webhook_url: str | None = None
-    priority: _Int32 = 0
-
-    def asked(self) -> dict[str, Any]:
-        """The columns that it sets."""
-        return self.model_dump(exclude_unset=True)
-
-
 def parse_template(stored: Any) -> RequestTemplate:
     """Read a template.
 
@@ -182,7 +152,7 @@ def parse_template(stored: Any) -> RequestTemplate:
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
     column = str(problem["loc"][0]) if problem["loc"] else ""
-    if isinstance(stored, RepeatedKey):
+    if isinstance(stored, UnreadableJson):
         what = str(stored)
     elif problem["type"] == "missing":
         what = "is missing; every request needs it"

@@ -62,8 +62,10 @@ def reserve(connection: sa.Connection, organization_id: str, request_uid: str, r
     return cost
 
 
-def check_balance(connection: sa.Connection, organization_id: str, request_uid: str, recipients: Iterable[str]) -> None:
-    """Would ``reserve`` succeed now? Nothing is taken.
+def check_balance(
+    connection: sa.Connection, organization_id: str, request_uid: str | None, recipients: Iterable[str]
+) -> None:
+    """Check that ``reserve`` would succeed now; nothing is taken. ``request_uid`` is None before there is a row.
 
     Raises:
         ExportFailure: ``insufficient_balance``.
@@ -126,7 +128,9 @@ def _locked_balance(connection: sa.Connection, organization_id: str) -> int | No
     ).scalar()
 
 
-def _unpaid(connection: sa.Connection, request_uid: str, recipients: Iterable[str]) -> tuple[list[str], list[str]]:
+def _unpaid(
+    connection: sa.Connection, request_uid: str | None, recipients: Iterable[str]
+) -> tuple[list[str], list[str]]:
     """The recipients without a charge, and those whose charge was released."""
     found = connection.execute(
         sa.select(_charges.recipient, _charges.status).where(_charges.request_uid == request_uid)

@@ -14,7 +14,7 @@ from export_pipeline.database.tables import (
     organizations,
 )
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.models import RequestInput
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def permissions_of(
     return frozenset() if organizations.keeps_members(connection, organization_id) else None
 
 
-def check_permission(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
+def check_permission(connection: sa.Connection, organizations: Organizations, request: RequestInput) -> None:
     """The requester, if one is named, must be a member with the dataset's permission.
 
     An organization without any member row does not use permissions: its application answers for them.

@@ -24,7 +24,7 @@ from export_pipeline.gateway.row_pages import listed, read_page
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.models import RequestState, draft_request, find_state
+from export_pipeline.requests.models import RequestInput, RequestState, find_state
 from export_pipeline.requests.validation.request import Preflight, preflight
 from export_pipeline.scheduling.wall_clock import given_as_time
 
@@ -242,16 +242,17 @@ def _page(
 
 def _checked(services: Services, key: ApiKey, asked: Listed) -> Preflight:
     organization = organization_of(services, key)
-    draft = draft_request(
+    rows = RequestInput(
         organization_id=key.organization_id,
         dataset=DATASET,
         format="ndjson",
+        recipient_emails=[],
         layout=LAYOUT,
         start_date=asked.start_date,
         end_date=asked.end_date,
         include=asked.include,
     )
-    return preflight(draft, services.catalog, organization)
+    return preflight(rows, services.catalog, organization)
 
 
 def _envelope(

@@ -17,9 +17,8 @@ from export_pipeline.gateway.downloads import downloads, visible
 from export_pipeline.gateway.row_pages import listed, read_page
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import IdempotencyKey, submit
-from export_pipeline.recurring.models import RequestTemplate
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.models import RequestState, draft_request, overall_progress
+from export_pipeline.requests.models import RequestInput, RequestState, RequestTemplate, overall_progress
 from export_pipeline.requests.validation.request import preflight
 
 # What gu1's endpoints share: the dialect, camelCase, who may call for which organization.
@@ -107,8 +106,10 @@ def entities(request: Request, key: Gu1Caller, services: Serves) -> Entities:
     """The first hundred that the filters select; another parameter is refused, as it would be ignored."""
     filters = query_of(request, FILTERS)
     organization = organization_of(services, key)
-    draft = draft_request(organization_id=key.organization_id, dataset=DATASET, format="ndjson", filters=filters)
-    selection = listed(preflight(draft, services.catalog, organization), key.organization_id)
+    rows = RequestInput(
+        organization_id=key.organization_id, dataset=DATASET, format="ndjson", recipient_emails=[], filters=filters
+    )
+    selection = listed(preflight(rows, services.catalog, organization), key.organization_id)
     headers = [to_camel(column.name) for column in selection.columns]
     return Entities(entities=read_page(services.source, selection, limit=LIMIT, headers=headers))
 

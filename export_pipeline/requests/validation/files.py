@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.catalog.types import COMPRESSIONS, FORMATS, Compression, Format
 from export_pipeline.failures import ExportFailure, FailureCode, abbreviate, invalid_option
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.models import RequestInput
 
 BYTES_PER_MB = 1_000_000
 _SELF_COMPRESSED: tuple[Format, ...] = ("xlsx", "parquet")
@@ -30,7 +30,7 @@ class Options(BaseModel):
     csv_decimal_mark: Literal[".", ","] = Field(default=".", description="CSV: in numbers with a fraction")
 
 
-def format_of(request: ExportRequest) -> Format:
+def format_of(request: RequestInput) -> Format:
     """The format.
 
     Raises:
@@ -46,7 +46,7 @@ def format_of(request: ExportRequest) -> Format:
     )
 
 
-def compression_of(request: ExportRequest, file_format: Format) -> Compression:
+def compression_of(request: RequestInput, file_format: Format) -> Compression:
     """The compression; gzip for ndjson and none otherwise, where none is asked for.
 
     Raises:
@@ -64,7 +64,7 @@ def compression_of(request: ExportRequest, file_format: Format) -> Compression:
     raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
 
 
-def options_of(request: ExportRequest) -> Options:
+def options_of(request: RequestInput) -> Options:
     """The options.
 
     Raises:
@@ -79,7 +79,7 @@ def options_of(request: ExportRequest) -> Options:
     raise invalid_option(f"{path}: {first['msg']}. Known options: {known}.", path)
 
 
-def max_bytes_of(request: ExportRequest) -> int:
+def max_bytes_of(request: RequestInput) -> int:
     """The ceiling of a file in bytes; 1 MB = 1,000,000 (SendGrid, ``max_file_size``).
 
     Raises:

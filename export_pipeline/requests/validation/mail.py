@@ -16,7 +16,7 @@ from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, Valida
 from export_pipeline.database.enums import EmptyResult
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.billing import check_balance
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.models import ExportRequest, RequestInput
 from export_pipeline.requests.organizations import Organizations
 
 
@@ -30,7 +30,7 @@ class Sender:
     """On one line."""
 
 
-def sender_of(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> Sender | None:
+def sender_of(connection: sa.Connection, organizations: Organizations, request: RequestInput) -> Sender | None:
     """Who the request's mails are from; None: the platform's sender.
 
     Raises:
@@ -134,7 +134,7 @@ def _one_line(name: str | None) -> str | None:
 def check_mail(
     connection: sa.Connection,
     organizations: Organizations,
-    request: ExportRequest,
+    request: RequestInput,
     recipients: Sequence[str],
     *,
     provider_configured: bool,
@@ -164,7 +164,8 @@ def check_mail(
             field="recipient_emails",
         )
     sender_of(connection, organizations, request)
-    check_balance(connection, request.organization_id, request.uid, recipients)
+    uid = request.uid if isinstance(request, ExportRequest) else None
+    check_balance(connection, request.organization_id, uid, recipients)
 
 
 # Who is to be mailed.
@@ -174,7 +175,7 @@ MAX_RECIPIENTS = 26
 """After deduplication (gu1, bulk entity export by e-mail)."""
 
 
-def recipients_of(request: ExportRequest) -> tuple[str, ...]:
+def recipients_of(request: RequestInput) -> tuple[str, ...]:
     """Who is to be mailed: validated, trimmed, each person once, in their first spelling.
 
     The requester is not added (gu1); nobody, if ``notify_email`` is false (SendGrid).

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.catalog.types import Compression, Format, OutputColumn
-from export_pipeline.failures import ExportFailure, FailureCode, checked_zone, invalid_option
+from export_pipeline.failures import checked_zone, invalid_option
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.tree import AllOf
-from export_pipeline.requests.models import ExportRequest, is_canonical_uuid
+from export_pipeline.requests.models import RequestInput
 from export_pipeline.requests.organizations import Organization, Organizations, check_permission
 from export_pipeline.requests.validation.files import Options, compression_of, format_of, max_bytes_of, options_of
 from export_pipeline.requests.validation.mail import check_mail, recipients_of
@@ -53,7 +53,7 @@ class Preflight:
 
 
 def preflight(
-    request: ExportRequest,
+    request: RequestInput,
     catalog: Mapping[str, Dataset],
     organization: Organization,
     *,
@@ -64,7 +64,6 @@ def preflight(
     Raises:
         ExportFailure: the first rule that the request breaks; its fault is always the requester's.
     """
-    _check_uid(request)
     check_webhook_url(request.webhook_url, allow_insecure=allow_insecure_webhooks)
     dataset = dataset_of(request, catalog)
     check_organization(request, dataset)
@@ -94,22 +93,12 @@ def preflight(
     )
 
 
-def _check_uid(request: ExportRequest) -> None:
-    # SQLite takes any text for it, and it becomes part of keys.
-    if not is_canonical_uuid(request.uid):
-        message = "uid: is not a UUID in lower case with hyphens; leave it out, the database makes one."
-        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="uid")
-
-
-# Whether a request may be asked as it stands: every rule, in their order.
-
-
 def admit(
     connection: sa.Connection,
     organizations: Organizations,
     catalog: Mapping[str, Dataset],
     settings: Settings,
-    request: ExportRequest,
+    request: RequestInput,
 ) -> tuple[Organization, Preflight]:
     """Check a request: for its run, and before that so that its asker hears of a mistake at once. Nothing is taken.
 

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset, Layout
 from export_pipeline.catalog.types import TABLES, ColumnType, Format, IdentityType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode, abbreviate
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.models import RequestInput
 from export_pipeline.scheduling.wall_clock import beginning, end_of_second, last_moment
 
 Identity = str | int
@@ -19,7 +19,7 @@ MAX_IDENTITIES = 1000
 _INT64 = range(-(2**63), 2**63)
 
 
-def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Dataset:
+def dataset_of(request: RequestInput, catalog: Mapping[str, Dataset]) -> Dataset:
     """The dataset.
 
     Raises:
@@ -36,7 +36,7 @@ def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Datase
     return dataset
 
 
-def check_organization(request: ExportRequest, dataset: Dataset) -> None:
+def check_organization(request: RequestInput, dataset: Dataset) -> None:
     """The organization is spelled in the one way that its own tables have it.
 
     PostgreSQL takes several spellings of a UUID for the same rows, and only under one of them would the organization's
@@ -56,7 +56,7 @@ def check_organization(request: ExportRequest, dataset: Dataset) -> None:
         raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="organization_id")
 
 
-def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
+def date_range_of(request: RequestInput, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
     """The creation times that are meant, as instants: from the first one on, and before the second.
 
     Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export). A date alone as the end
@@ -79,7 +79,7 @@ def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> t
         raise _invalid_range("end_date" if end else "start_date", "is out of range; leave it out") from None
 
 
-def _window_of(request: ExportRequest, dataset: Dataset) -> tuple[datetime | None, datetime | None]:
+def _window_of(request: RequestInput, dataset: Dataset) -> tuple[datetime | None, datetime | None]:
     begin, end = request.window_from, request.window_before
     if request.start_date or request.end_date:
         raise _invalid_range("window_from", "cannot be given together with start_date or end_date; leave those out")
@@ -94,7 +94,7 @@ def _invalid_range(field: str, what: str) -> ExportFailure:
     return ExportFailure(FailureCode.INVALID_DATE_RANGE, f"{field}: {what}.", field=field)
 
 
-def columns_of(request: ExportRequest, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
+def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
     """The columns, in the order asked for, with the headers of the layout; child lists come last.
 
     Raises:
@@ -119,7 +119,7 @@ def layout_of(dataset: Dataset, name: str) -> Layout | None:
     return dataset.layouts.get(name)
 
 
-def _asked_columns(request: ExportRequest, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
+def _asked_columns(request: RequestInput, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
     if not request.columns:
         return allowed
     names: list[str] = []
@@ -139,7 +139,7 @@ def _asked_columns(request: ExportRequest, dataset: Dataset, allowed: Sequence[s
     return names
 
 
-def _children(request: ExportRequest, dataset: Dataset) -> Sequence[ChildList]:
+def _children(request: RequestInput, dataset: Dataset) -> Sequence[ChildList]:
     asked: list[ChildList] = []
     for index, name in enumerate(request.include or ()):
         child = dataset.child(name)
@@ -152,7 +152,7 @@ def _children(request: ExportRequest, dataset: Dataset) -> Sequence[ChildList]:
     return [child for child in dataset.children if child in asked]
 
 
-def list_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
+def list_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]:
     """The lists asked for, each once, in the type of the catalog.
 
     Raises:
@@ -162,7 +162,7 @@ def list_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...
     return _identities(request.list_ids, kind, dataset, "list", FailureCode.UNKNOWN_LIST)
 
 
-def segment_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
+def segment_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]:
     """The segments asked for, each once, in the type of the catalog.
 
     Raises:
