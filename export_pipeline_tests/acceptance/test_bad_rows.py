@@ -119,7 +119,7 @@ GROUPS: Sequence[Bad] = [
     ({"segment_ids": ["x'; DROP TABLE contacts; --"]}, "unknown_segment", "segment_ids[0]: "),
     ({"segment_ids": [segment_id(ORGANIZATIONS[1], 0)]}, "unknown_segment", "segment_ids: the organization has no "),
     ({"dataset": "entities", "segment_ids": [NOBODYS]}, "unknown_segment", "segment_ids: dataset entities has no "),
-    ({"include": ["comet_tokens", "shoes"]}, "unknown_include", "include[1]: 'shoes' is no child list"),
+    ({"include": ["comet_tokens", "shoes"]}, "unknown_include", "include[1]: 'shoes' is not a child list"),
     ({"dataset": "entities", "include": ["all_emails"]}, "unknown_include", "include[0]: "),
     ({"include": '"all_emails"'}, "invalid_request", "include: "),
     ({"dataset": "entities", "filters": {"type": "robot"}}, "invalid_filter", "filters.type: must be one of person, "),

@@ -47,7 +47,7 @@ def format_of(request: RequestInput) -> Format:
 
 
 def compression_of(request: RequestInput, file_format: Format) -> Compression:
-    """The compression; gzip for ndjson and none otherwise, where none is asked for.
+    """The compression; if the request names none, gzip for ndjson and none for the others.
 
     Raises:
         ExportFailure: ``unknown_compression``.

@@ -1,4 +1,4 @@
-"""Preflight: can this request be served as asked? Everything is answered before a row is read."""
+"""Preflight: whether a request can be served, checked in a fixed order before any row is read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from export_pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Preflight:
-    """A request that can be served: every name resolved, every value typed."""
+    """A request that can be served: all names are resolved, all values have their types."""
 
     dataset: Dataset
     format: Format
@@ -62,7 +62,7 @@ def preflight(
     """Check a request against the catalog and its organization.
 
     Raises:
-        ExportFailure: the first rule that the request breaks; its fault is always the requester's.
+        ExportFailure: the first rule that the request breaks; the fault is always the requester's.
     """
     check_webhook_url(request.webhook_url, allow_insecure=allow_insecure_webhooks)
     dataset = dataset_of(request, catalog)
@@ -100,10 +100,10 @@ def admit(
     settings: Settings,
     request: RequestInput,
 ) -> tuple[Organization, Preflight]:
-    """Check a request: for its run, and before that so that its asker hears of a mistake at once. Nothing is taken.
+    """Check all rules of a request: in its run, and before it is inserted to report mistakes early. Nothing is taken.
 
     Raises:
-        ExportFailure: the first rule that it breaks; its fault is the requester's.
+        ExportFailure: the first rule that the request breaks; the fault is the requester's.
     """
     organization = organizations.get(connection, request.organization_id)
     check_permission(connection, organizations, request)

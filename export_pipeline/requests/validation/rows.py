@@ -37,10 +37,10 @@ def dataset_of(request: RequestInput, catalog: Mapping[str, Dataset]) -> Dataset
 
 
 def check_organization(request: RequestInput, dataset: Dataset) -> None:
-    """The organization is spelled in the one way that its own tables have it.
+    """Check that the organization's id has the spelling that its own tables have.
 
-    PostgreSQL takes several spellings of a UUID for the same rows, and only under one of them would the organization's
-    permissions, integration and balance be found.
+    PostgreSQL finds the same rows under several spellings of a UUID, but the organization's permissions, integration
+    and balance only under one.
 
     Raises:
         ExportFailure: ``invalid_request``.
@@ -52,16 +52,16 @@ def check_organization(request: RequestInput, dataset: Dataset) -> None:
     if request.organization_id != canonical:
         expected = {ColumnType.UUID: "a UUID in lower case with hyphens", ColumnType.INTEGER: "a whole number"}
         what = expected.get(dataset.tenant_type, "a text")
-        message = f"organization_id: must be {what}, as it stands in {dataset.table}.{dataset.tenant}."
+        message = f"organization_id: must be {what}, as in {dataset.table}.{dataset.tenant}."
         raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="organization_id")
 
 
 def date_range_of(request: RequestInput, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
-    """The creation times that are meant, as instants: from the first one on, and before the second.
+    """The range of creation times as instants: inclusive begin, exclusive end.
 
-    Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export). A date alone as the end
-    takes its whole day (``last_moment``). What becomes of times that happen twice or never: ``wall_clock``. A window is
-    instants already, so that windows meet exactly.
+    Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export). An end without a time of
+    day includes the whole day (``last_moment``). ``wall_clock`` defines times that happen twice or never. A window
+    consists of instants, so that windows meet exactly.
 
     Raises:
         ExportFailure: ``invalid_date_range``.
@@ -95,7 +95,7 @@ def _invalid_range(field: str, what: str) -> ExportFailure:
 
 
 def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
-    """The columns, in the order asked for, with the headers of the layout; child lists come last.
+    """The columns in the order of the request, with the headers of the layout; child lists come last.
 
     Raises:
         ExportFailure: ``unknown_layout``, ``unknown_column``, ``unknown_include``.
@@ -107,7 +107,7 @@ def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> 
             FailureCode.UNKNOWN_LAYOUT, f"layout: {abbreviate(request.layout)} is not one of {known}.", field="layout"
         )
     headers = {item.column.name: item.header for item in layout}
-    names = _asked_columns(request, dataset, tuple(headers))
+    names = _column_names(request, dataset, tuple(headers))
     types = {column.name: column.type for column in dataset.columns}
     columns = [OutputColumn(name, headers[name], types[name]) for name in names]
     children = [OutputColumn(child.name, child.header, child.type, "child") for child in _children(request, dataset)]
@@ -115,20 +115,20 @@ def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> 
 
 
 def layout_of(dataset: Dataset, name: str) -> Layout | None:
-    """How a layout writes; None for the default layout."""
+    """A layout of the dataset; None for the default layout."""
     return dataset.layouts.get(name)
 
 
-def _asked_columns(request: RequestInput, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
+def _column_names(request: RequestInput, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
     if not request.columns:
         return allowed
     names: list[str] = []
-    for asked in request.columns:
-        column = dataset.column(asked)
+    for name in request.columns:
+        column = dataset.column(name)
         if column is None or column.name not in allowed:
             raise ExportFailure(
                 FailureCode.UNKNOWN_COLUMN,
-                f"columns: {abbreviate(asked)} is not one of {', '.join(allowed)}.",
+                f"columns: {abbreviate(name)} is not one of {', '.join(allowed)}.",
                 field="columns",
             )
         if column.name in names:
@@ -140,20 +140,20 @@ def _asked_columns(request: RequestInput, dataset: Dataset, allowed: Sequence[st
 
 
 def _children(request: RequestInput, dataset: Dataset) -> Sequence[ChildList]:
-    asked: list[ChildList] = []
+    chosen: list[ChildList] = []
     for index, name in enumerate(request.include or ()):
         child = dataset.child(name)
         if child is None:
             known = ", ".join(child.name for child in dataset.children) or "none"
-            message = f"include[{index}]: {abbreviate(name)} is no child list of {dataset.name}; those are: {known}."
+            message = f"include[{index}]: {abbreviate(name)} is not a child list of {dataset.name}; known are: {known}."
             raise ExportFailure(FailureCode.UNKNOWN_INCLUDE, message, field="include")
-        asked.append(child)
-    # In the order of the declaration: a file's keys do not depend on how they were asked for.
-    return [child for child in dataset.children if child in asked]
+        chosen.append(child)
+    # In the order of the declaration, so that the keys of a file do not depend on the request.
+    return [child for child in dataset.children if child in chosen]
 
 
 def list_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]:
-    """The lists asked for, each once, in the type of the catalog.
+    """The lists of the request, without duplicates, in the type of the catalog.
 
     Raises:
         ExportFailure: ``unknown_list`` for an id that no list can have.
@@ -163,7 +163,7 @@ def list_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]
 
 
 def segment_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]:
-    """The segments asked for, each once, in the type of the catalog.
+    """The segments of the request, without duplicates, in the type of the catalog.
 
     Raises:
         ExportFailure: ``unknown_segment`` for an id that no segment can have.
@@ -196,7 +196,7 @@ def _identities(
 
 
 def identity_of(text: str, kind: IdentityType) -> Identity:
-    """An id in the type of its column.
+    """Convert an id to the type of its column.
 
     Raises:
         ValueError: no such id can exist.

@@ -1,4 +1,4 @@
-"""Where a webhook may be sent."""
+"""The rules of a webhook's URL."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ MAX_URL_LENGTH = 2000
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _INSIDE = [
     ipaddress.ip_network(network)
-    # Site-local, segment routing, documentation, 6to4 relays: Python's ipaddress calls them global.
+    # Site-local, segment routing, documentation, 6to4 relays: Python's ipaddress regards them as global.
     for network in ("fec0::/10", "5f00::/16", "3fff::/20", "192.88.99.0/24")
 ]
 
 
 def check_webhook_url(url: str | None, *, allow_insecure: bool) -> None:
-    """May this URL be called? What its name resolves to is asked when it is.
+    """Check that a URL may be called. Its name is resolved, and the address checked, when it is called.
 
     Args:
-        url: ``webhook_url``; None is nothing to check.
-        allow_insecure: an installation's own wish: also ``http:``, and addresses that are not public.
+        url: ``webhook_url``; None passes.
+        allow_insecure: a setting of the installation: also allow ``http:`` and addresses that are not public.
 
     Raises:
         ExportFailure: ``invalid_webhook``.
@@ -47,9 +47,9 @@ def check_webhook_url(url: str | None, *, allow_insecure: bool) -> None:
 
 
 def is_public(address: _Address) -> bool:
-    """Whether an address is on the public internet: none of this machine's, of its network's or of a cloud's inside.
+    """Whether an address is on the public internet, and not inside this machine, its network or a cloud.
 
-    An IPv6 address that carries an IPv4 address is as public as that one.
+    An IPv6 address that carries an IPv4 address is public if that one is.
     """
     if isinstance(address, ipaddress.IPv6Address):
         teredo = address.teredo[1] if address.teredo is not None else None
