@@ -91,8 +91,16 @@ def _now(name: str) -> sa.Column[datetime]:
     return sa.Column(name, UtcDateTime, nullable=False, server_default=current_instant())
 
 
-def _count(name: str, **options: Any) -> sa.Column[int]:
-    return sa.Column(name, sa.Integer, nullable=False, server_default=sa.text("0"), **options)
+def _number(name: str, default: int = 0, **options: Any) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer, nullable=False, server_default=sa.text(str(default)), **options)
+
+
+def _json(name: str, default: str, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, json_type(), nullable=False, server_default=sa.text(f"'{default}'"), **options)
+
+
+def _uuid(name: str, **options: Any) -> sa.Column[str]:
+    return sa.Column(name, UuidText, nullable=False, server_default=generated_uuid(), **options)
 
 
 def _choice(name: str, default: StrEnum, **options: Any) -> sa.Column[str]:
@@ -117,14 +125,7 @@ DEFAULT_MAX_FILE_SIZE_MB = 5000
 export_requests = _table(
     "export_requests",
     _id(comment="Cometly's export_id"),
-    sa.Column(
-        "uid",
-        UuidText,
-        nullable=False,
-        server_default=generated_uuid(),
-        unique=True,
-        comment="gu1's jobId, SendGrid's id",
-    ),
+    _uuid("uid", unique=True, comment="gu1's jobId, SendGrid's id"),
     sa.Column("organization_id", sa.Text, nullable=False),
     sa.Column("requested_by", sa.Text, comment="the requester's own id, not an address"),
     sa.Column("dataset", sa.Text, nullable=False),
@@ -132,7 +133,7 @@ export_requests = _table(
     sa.Column("compression", sa.Text, comment="none, gzip; NULL = gzip for ndjson, none otherwise"),
     sa.Column("layout", sa.Text, nullable=False, server_default="default", comment="named header set of the dataset"),
     sa.Column("columns", json_type(), comment="column names in order; NULL or [] = all"),
-    sa.Column("filters", json_type(), nullable=False, server_default=sa.text("'{}'")),
+    _json("filters", "{}"),
     sa.Column("list_ids", json_type()),
     sa.Column("segment_ids", json_type()),
     sa.Column("start_date", wall_clock(), comment="wall clock in the organization's time zone, inclusive"),
@@ -140,20 +141,8 @@ export_requests = _table(
     sa.Column("window_from", UtcDateTime, comment="instant, inclusive; instead of start_date and end_date"),
     sa.Column("window_before", UtcDateTime, comment="instant, exclusive"),
     sa.Column("include", json_type(), comment="child lists to add"),
-    sa.Column(
-        "options",
-        json_type(),
-        nullable=False,
-        server_default=sa.text("'{}'"),
-        comment="format options, see docs/requests.md",
-    ),
-    sa.Column(
-        "max_file_size_mb",
-        sa.Integer,
-        nullable=False,
-        server_default=sa.text(str(DEFAULT_MAX_FILE_SIZE_MB)),
-        comment="1 MB = 1,000,000 bytes",
-    ),
+    _json("options", "{}", comment="format options, see docs/requests.md"),
+    _number("max_file_size_mb", DEFAULT_MAX_FILE_SIZE_MB, comment="1 MB = 1,000,000 bytes"),
     sa.Column("notify_email", boolean(), nullable=False, server_default=sa.true()),
     sa.Column("recipient_emails", json_type(), nullable=False, comment="JSON array of addresses"),
     _choice("empty_result", EmptyResult.SEND, comment="skip: no mails are sent if no row matched"),
@@ -162,24 +151,22 @@ export_requests = _table(
     sa.Column("from_sender_id", sa.Text),
     sa.Column("webhook_url", sa.Text),
     sa.Column("idempotency_key", sa.Text),
-    _count("priority", comment="higher goes first within an organization"),
+    _number("priority", comment="higher goes first within an organization"),
     sa.Column("recurring_export_id", big_integer()),
     sa.Column("scheduled_for", UtcDateTime),
     sa.Column("cancel_requested_at", UtcDateTime, comment="set it to cancel"),
     _now("created_at"),
     _choice("status", RequestStatus.QUEUED),
     sa.Column("stage", sa.Text, _one_of("stage", Stage)),
-    _count("attempt", comment="runs used up so far"),
-    _count("uncounted_attempts", comment="of attempt, those that EXPORT_MAX_ATTEMPTS does not count"),
+    _number("attempt", comment="runs used up so far"),
+    _number("uncounted_attempts", comment="of attempt, those that EXPORT_MAX_ATTEMPTS does not count"),
     sa.Column("claimed_at", UtcDateTime, comment="when a run was requested from Dagster"),
     sa.Column("claim_id", UuidText, comment="id of the claim; its run has it as a tag"),
     sa.Column("not_before", UtcDateTime, comment="not claimed before this instant"),
     sa.Column("postponed_at", UtcDateTime, comment="when it was last postponed because something did not answer"),
-    _count("postponements"),
+    _number("postponements"),
     sa.Column("run_id", sa.Text, comment="the Dagster run that owns the row"),
-    sa.Column(
-        "rows_done", big_integer(), nullable=False, server_default=sa.text("0"), comment="rows done in this stage"
-    ),
+    sa.Column("rows_done", big_integer(), nullable=False, server_default="0", comment="rows done in this stage"),
     sa.Column("rows_total", big_integer(), comment="rows of the snapshot"),
     sa.Column("row_count", big_integer(), comment="rows delivered"),
     sa.Column("byte_count", big_integer(), comment="bytes delivered"),
@@ -224,7 +211,7 @@ export_notifications = _table(
     _choice("kind", NotificationKind.READY),
     _choice("status", NotificationStatus.PENDING),
     sa.Column("reason", sa.Text, comment="the provider's code, no address"),
-    _count("tries"),
+    _number("tries"),
     _now("created_at"),
     _now("updated_at"),
     sa.UniqueConstraint("request_id", "recipient", "kind"),
@@ -244,13 +231,7 @@ email_charges = _table(
 export_events = _table(
     "export_events",
     _id(),
-    sa.Column(
-        "request_uid",
-        UuidText,
-        nullable=False,
-        index=True,
-        comment="no foreign key, because the trail outlives the row",
-    ),
+    sa.Column("request_uid", UuidText, nullable=False, index=True, comment="no foreign key: the trail outlives rows"),
     sa.Column("organization_id", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, _one_of("kind", EventKind), nullable=False),
     sa.Column("actor", sa.Text, comment="the requester's id, or the pipeline"),
@@ -267,23 +248,12 @@ recurring_exports = _table(
     sa.Column("time_zone", sa.Text, nullable=False, server_default="UTC"),
     sa.Column("request", json_type(), nullable=False, comment="the input columns of each request"),
     _choice("window_kind", WindowKind.ALL),
-    sa.Column(
-        "lag_seconds",
-        sa.Integer,
-        nullable=False,
-        server_default=sa.text("60"),
-        comment="how long after its fire time a request with a window is made, for rows that commit late",
-    ),
+    # For rows that commit late.
+    _number("lag_seconds", 60, comment="seconds from a fire time to the insert of a request with a window"),
     _choice("overlap_policy", OverlapPolicy.SKIP),
     _choice("catch_up_policy", CatchUpPolicy.LATEST),
-    sa.Column(
-        "max_failures",
-        sa.Integer,
-        nullable=False,
-        server_default=sa.text("5"),
-        comment="failures in a row that pause it",
-    ),
-    _count("failures_in_a_row"),
+    _number("max_failures", 5, comment="failures in a row that pause it"),
+    _number("failures_in_a_row"),
     sa.Column("paused_at", UtcDateTime),
     sa.Column("pause_reason", sa.Text),
     sa.Column("paused_over", big_integer(), comment="the failed request that paused it; its mail informs the owner"),
@@ -320,7 +290,7 @@ organization_email_domains = _table(
 )
 organization_email_senders = _table(
     "organization_email_senders",
-    sa.Column("id", UuidText, primary_key=True, server_default=generated_uuid()),
+    _uuid("id", primary_key=True),
     sa.Column("organization_id", sa.Text, nullable=False, index=True),
     sa.Column("email", sa.Text, nullable=False),
     sa.Column("name", sa.Text),
@@ -331,17 +301,15 @@ organization_members = _table(
     sa.Column("member_id", sa.Text, primary_key=True, comment="the value of requested_by"),
     sa.Column("email", sa.Text, comment="for mails about failures; NULL = none"),
     sa.Column("locale", sa.Text, comment="en, es, pt; anything else = en"),
-    sa.Column(
-        "permissions", json_type(), nullable=False, server_default=sa.text("'[]'"), comment="such as entities:export"
-    ),
+    _json("permissions", "[]", comment="such as entities:export"),
 )
 api_keys = _table(
     "api_keys",
-    sa.Column("id", UuidText, primary_key=True, server_default=generated_uuid()),
+    _uuid("id", primary_key=True),
     sa.Column("organization_id", sa.Text, nullable=False, index=True),
     sa.Column("name", sa.Text),
     sa.Column("key_hash", sa.Text, nullable=False, unique=True),
-    sa.Column("scopes", json_type(), nullable=False, server_default=sa.text("'[]'")),
+    _json("scopes", "[]"),
     sa.Column("member_id", sa.Text, comment="the member that the key acts for: requested_by of its requests"),
     sa.Column("requests_per_hour", sa.Integer, comment="NULL = the default limit; gu1's sandbox: 100"),
     _now("created_at"),
@@ -355,7 +323,7 @@ export_links = _table(
     sa.Column("request_uid", UuidText, comment="of the same request, because an id could be used again"),
     sa.Column("ordinal", sa.Integer, nullable=False, comment="which of the request's files"),
     _parent("notification_id", "export_notifications.id", comment="of the mail it is in; NULL = issued by the gateway"),
-    _count("opened_count"),
+    _number("opened_count"),
     sa.Column("last_opened_at", UtcDateTime),
     sa.Column("expires_at", UtcDateTime, nullable=False),
     sa.Column("revoked_at", UtcDateTime),
@@ -366,11 +334,11 @@ export_links = _table(
 export_webhooks = _table(
     "export_webhooks",
     _id(),
-    sa.Column("uid", UuidText, nullable=False, server_default=generated_uuid(), unique=True),
+    _uuid("uid", unique=True),
     _parent("request_id", "export_requests.id", nullable=False),
     sa.Column("event", sa.Text, _one_of("event", WebhookEvent), nullable=False),
     _choice("status", WebhookStatus.PENDING),
-    _count("tries"),
+    _number("tries"),
     _now("next_try_at"),
     sa.Column("answer", sa.Text, comment="of the last try: the status code, or what went wrong"),
     _now("created_at"),

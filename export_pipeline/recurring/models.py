@@ -12,7 +12,7 @@ from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowK
 from export_pipeline.database.tables import LONGEST_LAG_SECONDS, recurring_exports
 from export_pipeline.database.types import UnreadableJson, current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.models import RequestTemplate
+from export_pipeline.requests.models import RequestInput, RequestTemplate
 from export_pipeline.scheduling.cron import checked_schedule
 from export_pipeline.scheduling.windows import Rules
 
@@ -121,23 +121,12 @@ def resume(connection: sa.Connection, recurring_id: int) -> bool:
 # The request template of a recurring export: the asked columns that each of its requests repeats.
 
 
-MANAGED = frozenset(
-    {
-        "id",
-        "uid",
-        "organization_id",
-        "requested_by",
-        "start_date",
-        "end_date",
-        "window_from",
-        "window_before",
-        "idempotency_key",
-        "recurring_export_id",
-        "scheduled_for",
-        "cancel_requested_at",
-        "created_at",
-    }
-)
+MANAGED = RequestInput.model_fields.keys() - RequestTemplate.model_fields.keys() | {
+    "id",
+    "uid",
+    "cancel_requested_at",
+    "created_at",
+}
 """The asked columns that the recurring export itself sets, or leaves at their defaults."""
 
 

@@ -2,3 +2,10 @@
 
 Nothing here reads the exported data.
 """
+
+from export_pipeline.failures import ExportFailure, FailureCode
+
+
+def refusal(code: FailureCode, column: str, problem: str) -> ExportFailure:
+    """A failure whose message begins with the column that breaks a rule."""
+    return ExportFailure(code, f"{column}: {problem}", field=column)

@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.catalog.types import COMPRESSIONS, FORMATS, Compression, Format
-from export_pipeline.failures import ExportFailure, FailureCode, abbreviate, invalid_option
+from export_pipeline.failures import FailureCode, abbreviate, invalid_option
 from export_pipeline.requests.models import RequestInput
+from export_pipeline.requests.validation import refusal
 
 BYTES_PER_MB = 1_000_000
 _SELF_COMPRESSED: tuple[Format, ...] = ("xlsx", "parquet")
@@ -39,11 +40,8 @@ def format_of(request: RequestInput) -> Format:
     for known in FORMATS:
         if request.format == known:
             return known
-    raise ExportFailure(
-        FailureCode.UNKNOWN_FORMAT,
-        f"format: {abbreviate(request.format)} is not one of {', '.join(FORMATS)}.",
-        field="format",
-    )
+    message = f"{abbreviate(request.format)} is not one of {', '.join(FORMATS)}."
+    raise refusal(FailureCode.UNKNOWN_FORMAT, "format", message)
 
 
 def compression_of(request: RequestInput, file_format: Format) -> Compression:
@@ -57,11 +55,11 @@ def compression_of(request: RequestInput, file_format: Format) -> Compression:
     for known in COMPRESSIONS:
         if request.compression == known:
             if known == "gzip" and file_format in _SELF_COMPRESSED:
-                message = f"compression: {file_format} files are compressed already; use none or leave it out."
-                raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+                message = f"{file_format} files are compressed already; use none or leave it out."
+                raise refusal(FailureCode.UNKNOWN_COMPRESSION, "compression", message)
             return known
-    message = f"compression: {abbreviate(request.compression)} is not one of {', '.join(COMPRESSIONS)}."
-    raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+    message = f"{abbreviate(request.compression)} is not one of {', '.join(COMPRESSIONS)}."
+    raise refusal(FailureCode.UNKNOWN_COMPRESSION, "compression", message)
 
 
 def options_of(request: RequestInput) -> Options:
@@ -86,9 +84,6 @@ def max_bytes_of(request: RequestInput) -> int:
         ExportFailure: ``invalid_max_file_size``.
     """
     if not 1 <= request.max_file_size_mb <= 5_000_000:
-        raise ExportFailure(
-            FailureCode.INVALID_MAX_FILE_SIZE,
-            "max_file_size_mb: must be from 1 to 5,000,000 (1 MB = 1,000,000 bytes; S3 holds objects up to 5 TB).",
-            field="max_file_size_mb",
-        )
+        message = "must be from 1 to 5,000,000 (1 MB = 1,000,000 bytes; S3 holds objects up to 5 TB)."
+        raise refusal(FailureCode.INVALID_MAX_FILE_SIZE, "max_file_size_mb", message)
     return request.max_file_size_mb * BYTES_PER_MB

@@ -18,6 +18,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.billing import check_balance
 from export_pipeline.requests.models import ExportRequest, RequestInput
 from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.validation import refusal
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,8 @@ def _from_domain(
     """Any local part on a verified domain of the organization. Its subdomains need their own verification."""
     address = _address(from_email)
     if address is None:
-        raise ExportFailure(
-            FailureCode.INVALID_SENDER,
-            "from_email: is not an e-mail address such as exports@your-domain.com; correct it or leave it out.",
-            field="from_email",
-        )
+        message = "is not an e-mail address such as exports@your-domain.com; correct it or leave it out."
+        raise refusal(FailureCode.INVALID_SENDER, "from_email", message)
     verified = [
         one.verified
         for one in organizations.domains(connection, organization_id)
@@ -96,12 +94,8 @@ def _from_row(connection: sa.Connection, organizations: Organizations, organizat
         )
     address = _address(stored.email)
     if address is None:
-        raise ExportFailure(
-            FailureCode.INVALID_SENDER,
-            "from_sender_id: the address stored for this sender is not an e-mail address; correct it there, or leave "
-            "from_sender_id out.",
-            field="from_sender_id",
-        )
+        message = "the address stored for this sender is not an e-mail address; correct it there, or leave it out."
+        raise refusal(FailureCode.INVALID_SENDER, "from_sender_id", message)
     return Sender(_for_dns(address), _one_line(stored.name))
 
 
@@ -185,11 +179,8 @@ def recipients_of(request: RequestInput) -> tuple[str, ...]:
         valid = _validated(request.recipient_emails[index], f"recipient_emails[{index}]")
         found.setdefault(valid.lower(), valid)
         if len(found) > MAX_RECIPIENTS:  # in the loop, because validation is slow and a body may hold very many
-            raise ExportFailure(
-                FailureCode.TOO_MANY_RECIPIENTS,
-                f"recipient_emails: {len(spelled)} different addresses; at most {MAX_RECIPIENTS} are allowed.",
-                field="recipient_emails",
-            )
+            message = f"{len(spelled)} different addresses; at most {MAX_RECIPIENTS} are allowed."
+            raise refusal(FailureCode.TOO_MANY_RECIPIENTS, "recipient_emails", message)
     return tuple(found.values()) if request.notify_email else ()
 
 
@@ -217,7 +208,7 @@ def _validated(address: str, field: str) -> str:
             f"is at a domain that no mail can be sent to: {reserved[0]} is reserved, for example for private networks "
             "and tests. Use another address, or remove it."
         )
-    raise ExportFailure(FailureCode.INVALID_RECIPIENT, f"{field}: {problem}", field=field)
+    raise refusal(FailureCode.INVALID_RECIPIENT, field, problem)
 
 
 def recipients_of_files(request: ExportRequest) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset, La
 from export_pipeline.catalog.types import TABLES, ColumnType, Format, IdentityType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode, abbreviate
 from export_pipeline.requests.models import RequestInput
+from export_pipeline.requests.validation import refusal
 from export_pipeline.scheduling.wall_clock import beginning, end_of_second, last_moment
 
 Identity = str | int
@@ -28,11 +29,8 @@ def dataset_of(request: RequestInput, catalog: Mapping[str, Dataset]) -> Dataset
     dataset = catalog.get(request.dataset)
     if dataset is None:
         known = ", ".join(sorted(catalog))
-        raise ExportFailure(
-            FailureCode.UNKNOWN_DATASET,
-            f"dataset: {abbreviate(request.dataset)} is not one of {known}.",
-            field="dataset",
-        )
+        message = f"{abbreviate(request.dataset)} is not one of {known}."
+        raise refusal(FailureCode.UNKNOWN_DATASET, "dataset", message)
     return dataset
 
 
@@ -52,8 +50,8 @@ def check_organization(request: RequestInput, dataset: Dataset) -> None:
     if request.organization_id != canonical:
         expected = {ColumnType.UUID: "a UUID in lower case with hyphens", ColumnType.INTEGER: "a whole number"}
         what = expected.get(dataset.tenant_type, "a text")
-        message = f"organization_id: must be {what}, as in {dataset.table}.{dataset.tenant}."
-        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="organization_id")
+        message = f"must be {what}, as in {dataset.table}.{dataset.tenant}."
+        raise refusal(FailureCode.INVALID_REQUEST, "organization_id", message)
 
 
 def date_range_of(request: RequestInput, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
@@ -91,7 +89,7 @@ def _window_of(request: RequestInput, dataset: Dataset) -> tuple[datetime | None
 
 
 def _invalid_range(field: str, what: str) -> ExportFailure:
-    return ExportFailure(FailureCode.INVALID_DATE_RANGE, f"{field}: {what}.", field=field)
+    return refusal(FailureCode.INVALID_DATE_RANGE, field, f"{what}.")
 
 
 def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
@@ -103,9 +101,7 @@ def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> 
     layout = dataset.layout(request.layout, table=file_format in TABLES)
     if layout is None:
         known = ", ".join([DEFAULT_LAYOUT, *dataset.layouts])
-        raise ExportFailure(
-            FailureCode.UNKNOWN_LAYOUT, f"layout: {abbreviate(request.layout)} is not one of {known}.", field="layout"
-        )
+        raise refusal(FailureCode.UNKNOWN_LAYOUT, "layout", f"{abbreviate(request.layout)} is not one of {known}.")
     headers = {item.column.name: item.header for item in layout}
     names = _column_names(request, dataset, tuple(headers))
     types = {column.name: column.type for column in dataset.columns}
@@ -126,15 +122,10 @@ def _column_names(request: RequestInput, dataset: Dataset, allowed: Sequence[str
     for name in request.columns:
         column = dataset.column(name)
         if column is None or column.name not in allowed:
-            raise ExportFailure(
-                FailureCode.UNKNOWN_COLUMN,
-                f"columns: {abbreviate(name)} is not one of {', '.join(allowed)}.",
-                field="columns",
-            )
+            message = f"{abbreviate(name)} is not one of {', '.join(allowed)}."
+            raise refusal(FailureCode.UNKNOWN_COLUMN, "columns", message)
         if column.name in names:
-            raise ExportFailure(
-                FailureCode.UNKNOWN_COLUMN, f"columns: {column.name} is named twice; name it once.", field="columns"
-            )
+            raise refusal(FailureCode.UNKNOWN_COLUMN, "columns", f"{column.name} is named twice; name it once.")
         names.append(column.name)
     return names
 
@@ -179,11 +170,9 @@ def _identities(
         return ()
     field = f"{what}_ids"
     if kind is None:
-        raise ExportFailure(code, f"{field}: dataset {dataset.name} has no {what}s; leave it out.", field=field)
+        raise refusal(code, field, f"dataset {dataset.name} has no {what}s; leave it out.")
     if len(texts) > MAX_IDENTITIES:
-        raise ExportFailure(
-            code, f"{field}: holds {len(texts)} ids; at most {MAX_IDENTITIES} are allowed.", field=field
-        )
+        raise refusal(code, field, f"holds {len(texts)} ids; at most {MAX_IDENTITIES} are allowed.")
     found: dict[Identity, None] = {}
     for index, text in enumerate(texts):
         try:

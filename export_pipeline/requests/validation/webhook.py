@@ -6,6 +6,7 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.validation import refusal
 
 MAX_URL_LENGTH = 2000
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -76,5 +77,5 @@ def _address(host: str) -> _Address | None:
 
 
 def _invalid(what: str) -> ExportFailure:
-    message = f"webhook_url: {what}; expected something like https://hooks.example.com/exports, or leave it out."
-    return ExportFailure(FailureCode.INVALID_WEBHOOK, message, field="webhook_url")
+    message = f"{what}; expected something like https://hooks.example.com/exports, or leave it out."
+    return refusal(FailureCode.INVALID_WEBHOOK, "webhook_url", message)
