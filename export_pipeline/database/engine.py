@@ -1,4 +1,4 @@
-"""The request database: its engine, and the column types that mean the same on PostgreSQL and SQLite."""
+"""Engines and connections of the request database, and the reasons why it may be unavailable."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from export_pipeline.database.types import current_instant, read_stored
 
 SQLITE_BUSY_TIMEOUT_SECONDS = 30
 LIVELINESS = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
-"""By which libpq notices within a minute or so that a server fell silent, in seconds, and milliseconds for
-``tcp_user_timeout``. By Linux's own defaults it takes two hours."""
+"""Lets libpq notice within about a minute that a server fell silent. In seconds; ``tcp_user_timeout`` in milliseconds.
+With the defaults of Linux it takes two hours."""
 _SQLITE_BEGIN = "sqlite_begin"
 _LOCK_WAIT = "lock_wait"
 LOCK_WAIT, SHORT_LOCK_WAIT = "10s", "100ms"
-"""How long a statement waits for a lock: a run, and a sensor, which has many rows to see to (PostgreSQL)."""
+"""How long a statement of a run, and of a sensor, which has many rows to handle, waits for a lock (PostgreSQL)."""
 _SESSION = {
-    # A process that froze, or a machine that vanished, between two statements would hold its row's lock until the
-    # server's TCP keepalive notices: hours. Transactions on this database take milliseconds.
+    # A process that froze, or a machine that vanished, between two statements would hold its row locks until the
+    # server's TCP keepalive notices, which takes hours. Transactions on this database take milliseconds.
     "idle_in_transaction_session_timeout": "30s",
     "statement_timeout": "10min",
-    # What values mean must not depend on the role, the database or the server.
+    # The meaning of values must not depend on the role, the database or the server.
     "DateStyle": "ISO, MDY",
     "TimeZone": "UTC",
     "standard_conforming_strings": "on",
@@ -33,15 +33,15 @@ _SESSION = {
 
 
 def database_now(connection: sa.Connection) -> datetime:
-    """The present instant by the database's clock."""
+    """The current instant by the clock of the database."""
     return connection.execute(sa.select(current_instant())).scalar_one()
 
 
 def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
-    """An engine on the request database.
+    """Create an engine on the request database.
 
-    Without a pool by default: the code server makes one a sensor tick, and keeps none open. A process that serves
-    asks for as many ``connections`` as it has threads.
+    Without ``connections`` it has no pool, because the code server creates an engine per sensor tick and keeps no
+    connection open. A server sets ``connections`` to its number of threads.
 
     SQLite runs in WAL mode with real write transactions, so that readers never block the writer.
     """
@@ -59,7 +59,7 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None
-        # Text that is no UTF-8 would fail the claim of every row; read with marks, it fails its own row alone.
+        # Text that is not UTF-8 would fail the claim of every row; with replacement marks, it fails only its own row.
         connection.text_factory = lambda data: data.decode(errors="replace")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
@@ -75,11 +75,16 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
 
 
 def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
-    # pgbouncer hands one server session to many clients in turn: it refuses the connection's `options`, and what is
-    # prepared or set for the session would be there for whoever has it next. So nothing outlives its transaction.
+    # pgbouncer gives one server session to many clients in turn. It refuses the connection's `options`, and the next
+    # client would see what is prepared or set for the session. So nothing outlives its transaction.
     arguments = LIVELINESS | {"client_encoding": "UTF8", "prepare_threshold": None}
     engine = sa.create_engine(
-        url, hide_parameters=True, connect_args=arguments, isolation_level="READ COMMITTED", **pool
+        url,
+        hide_parameters=True,
+        connect_args=arguments,
+        isolation_level="READ COMMITTED",
+        json_deserializer=read_stored,
+        **pool,
     )
 
     @sa.event.listens_for(engine, "begin")
@@ -93,30 +98,30 @@ def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
 
 
 def impatient(engine: sa.Engine) -> sa.Engine:
-    """The same database for a sensor: a row that somebody else has locked is left, and seen to at a later tick."""
+    """The same database for a sensor: it gives up on a locked row soon, and handles it at a later tick."""
     return engine.execution_options(**{_LOCK_WAIT: SHORT_LOCK_WAIT})
 
 
 def reading(engine: sa.Engine) -> sa.Connection:
-    """A connection for reading alone, which on SQLite waits for no writer; use it as a context."""
+    """A read-only connection, which on SQLite does not wait for a writer; use it as a context manager."""
     return engine.connect().execution_options(**{_SQLITE_BEGIN: "DEFERRED"})
 
 
 def insert_or(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT that can say what becomes of a row which is there already."""
+    """An INSERT that supports ON CONFLICT."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def utc_now() -> datetime:
-    """The present instant, aware, in UTC."""
+    """The current instant, aware, in UTC."""
     return datetime.now(UTC)
 
 
 _SENTENCES = {
-    "25006": "The request database does not let the pipeline write: default_transaction_read_only is on for its role "
-    "or database, or EXPORT_DATABASE_URL names a replica. Switch it off, or name the primary.",
+    "25006": "The request database is read-only for the pipeline: default_transaction_read_only is on for its role or "
+    "database, or EXPORT_DATABASE_URL names a replica. Switch it off, or name the primary.",
     "42501": "The pipeline's role lacks a privilege on a table of the request database. Grant it.",
-    "55P03": "Another transaction holds a lock in the request database for too long; find it in pg_stat_activity.",
+    "55P03": "Another transaction has held a lock in the request database for too long; find it in pg_stat_activity.",
     "57014": "A statement on the request database took too long and was ended.",
     "42P01": "The request database lacks a table of this version; run: export-pipeline db upgrade.",
     "42703": "The request database lacks a column of this version; run: export-pipeline db upgrade.",
@@ -124,7 +129,7 @@ _SENTENCES = {
 _SQLITE_SENTENCES = {
     "no such table": _SENTENCES["42P01"],
     "no such column": _SENTENCES["42703"],
-    "readonly database": "The file of the request database may not be written by the pipeline's user.",
+    "readonly database": "The pipeline's user may not write the file of the request database.",
     "database is locked": "Another process has been writing to the request database for too long.",
 }
 UNREACHABLE = (
@@ -134,7 +139,7 @@ UNREACHABLE = (
 
 
 def why_unavailable(error: sa.exc.DBAPIError) -> str | None:
-    """Why the request database did not serve, in one sentence without credentials; None for a mistake of ours."""
+    """Why the request database is unavailable, without credentials; None if the error is a bug of the pipeline."""
     known = _SENTENCES.get(getattr(error.orig, "sqlstate", None) or "")
     text = str(error.orig)
     known = known or next((sentence for part, sentence in _SQLITE_SENTENCES.items() if part in text), None)

@@ -1,4 +1,4 @@
-"""The words of the contract's tables: one enum for every column that holds one of a few."""
+"""The enums of the tables: one for each column that holds one of a few words."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class RequestStatus(StrEnum):
 
 
 UNFINISHED = (RequestStatus.QUEUED, RequestStatus.RUNNING)
-"""A request that waits or is worked on; it may still be canceled."""
+"""A request that waits or runs; it may still be canceled."""
 FINISHED = (RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELED, RequestStatus.EXPIRED)
-"""A request that has ended, one way or another."""
+"""A request that has ended."""
 
 
 class Stage(StrEnum):
-    """``export_requests.stage``: the op that works on the request, in their order."""
+    """``export_requests.stage``: the op that works on the request, in the order of the ops."""
 
     PLAN = "plan"
     FILTER_ENTITIES = "filter_entities"
@@ -37,34 +37,34 @@ class NotificationStatus(StrEnum):
     """``export_notifications.status``."""
 
     PENDING = "pending"
-    """Nothing was handed over yet."""
+    """Not handed over yet."""
     SENDING = "sending"
-    """Being handed over; found so after a crash it becomes ``unknown``."""
+    """Being handed over. After a crash it becomes ``unknown``."""
     SENT = "sent"
     REFUSED = "refused"
-    """The provider will never take it."""
+    """Permanently refused by the provider."""
     UNKNOWN = "unknown"
-    """Handed over, the answer was lost. Never sent again by itself."""
+    """Handed over, but the answer was lost. Never sent again automatically."""
 
 
 class NotificationKind(StrEnum):
-    """``export_notifications.kind``: what the mail says."""
+    """``export_notifications.kind``."""
 
     READY = "ready"
-    """To a recipient: the files are there."""
+    """To a recipient: the files are ready."""
     FAILED = "failed"
-    """To the requester: why there are none, and what to do."""
+    """To the requester: why the export failed, and what to do."""
 
 
 class ChargeStatus(StrEnum):
-    """``email_charges.status``: one e-mail execution of an organization's balance."""
+    """``email_charges.status``: the state of one e-mail execution."""
 
     RESERVED = "reserved"
-    """Taken from the balance before anything started."""
+    """Taken from the balance before the export starts."""
     CHARGED = "charged"
     """The mail was handed over."""
     RELEASED = "released"
-    """Given back: the export ended without this mail."""
+    """Given back, because the export ended without this mail."""
 
 
 class EventKind(StrEnum):
@@ -78,17 +78,17 @@ class EventKind(StrEnum):
     REQUEUED = "requeued"
     NOTIFIED = "notified"
     LINKED = "linked"
-    """Somebody was handed URLs of the files."""
+    """URLs of the files were issued."""
     DOWNLOADED = "downloaded"
-    """A sealed link was opened."""
+    """A download link was opened."""
     EXPIRED = "expired"
-    """Nobody is promised the files any more."""
+    """The files may be deleted from now on."""
     DELETED = "deleted"
-    """The files are gone."""
+    """The files are deleted."""
 
 
 class WebhookEvent(StrEnum):
-    """``export_webhooks.event``: what a webhook tells."""
+    """``export_webhooks.event``."""
 
     COMPLETED = "export.completed"
     FAILED = "export.failed"
@@ -99,11 +99,11 @@ class WebhookStatus(StrEnum):
     """``export_webhooks.status``."""
 
     PENDING = "pending"
-    """Not taken yet; tried again at ``next_try_at``."""
+    """Not delivered yet; tried again at ``next_try_at``."""
     DELIVERED = "delivered"
     """Answered with 2xx."""
     ABANDONED = "abandoned"
-    """Tried as often as it is worth, or its URL is refused."""
+    """All tries failed, or its URL is refused."""
 
 
 class OverlapPolicy(StrEnum):
@@ -114,7 +114,7 @@ class OverlapPolicy(StrEnum):
 
 
 class CatchUpPolicy(StrEnum):
-    """``recurring_exports.catch_up_policy``: what to do with fire times that were missed."""
+    """``recurring_exports.catch_up_policy``: what to do with missed fire times."""
 
     LATEST = "latest"
     ALL = "all"
@@ -122,14 +122,14 @@ class CatchUpPolicy(StrEnum):
 
 
 class EmptyResult(StrEnum):
-    """``export_requests.empty_result``: what becomes of the mail if nothing matched."""
+    """``export_requests.empty_result``: whether mails are sent if no row matched."""
 
     SEND = "send"
     SKIP = "skip"
 
 
 class WindowKind(StrEnum):
-    """``recurring_exports.window_kind``: which rows each export covers."""
+    """``recurring_exports.window_kind``: the rows that each export covers."""
 
     ALL = "all"
     PREVIOUS_PERIOD = "previous_period"

@@ -1,9 +1,8 @@
-"""Bringing the request database to the newest revision."""
+"""Creates the tables of the request database, and brings them to the newest revision."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
@@ -12,9 +11,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from export_pipeline.database.engine import reading
+from export_pipeline.database.tables import metadata
 
 VERSION_TABLE = "export_pipeline_version"
-"""Not Alembic's default: the host application may keep its own migrations in the same database."""
+"""Not Alembic's default, because the host application may keep its own migrations in the same database."""
 
 
 def _config(connection: sa.Connection | None = None) -> Config:
@@ -26,37 +26,32 @@ def _config(connection: sa.Connection | None = None) -> Config:
 
 
 LOCK_WAIT_SECONDS = 30
-"""A migration that waits for a table's lock makes everybody after it wait as well."""
+"""While a migration waits for the lock of a table, everything that comes after it waits too."""
 _UPGRADE_LOCK = 0x6578706F7274
-"""Names the advisory lock by which two upgrades at once do one after the other."""
+"""The key of the advisory lock that makes concurrent upgrades run one after the other."""
 
 
 def upgrade(engine: sa.Engine) -> str:
-    """Create or migrate the tables; does nothing on an up-to-date database.
+    """Create or migrate the tables. Does nothing on an up-to-date database.
+
+    An empty database gets the tables of the metadata at once; revisions run only on a database that has tables (Alembic
+    cookbook, "Building an Up to Date Database from Scratch").
 
     Returns:
-        The revision the database has now.
+        The revision that the database has now.
     """
-    with engine.connect() as connection:
-        if connection.dialect.name == "sqlite":
-            # Before the transaction, in which SQLite ignores it: a table that is made anew is dropped, and must take
-            # neither the rows that refer to it nor views that name it with it.
-            _pragmas(connection, "foreign_keys = OFF", "legacy_alter_table = ON")
-        with connection.begin():
-            if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_SECONDS}s'")
-                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_SECONDS}s'")
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+        if _revision(connection) is None:
+            # A table of the same name that is not ours fails here, before anything is written to it.
+            metadata.create_all(connection, checkfirst=False)
+            command.stamp(_config(connection), "head")
+        else:
             command.upgrade(_config(connection), "head")
-        if connection.dialect.name == "sqlite":
-            _pragmas(connection, "foreign_keys = ON", "legacy_alter_table = OFF")
     return head_revision()
-
-
-def _pragmas(connection: sa.Connection, *settings: str) -> None:
-    raw: Any = connection.connection.dbapi_connection
-    for setting in settings:
-        raw.execute(f"PRAGMA {setting}")
 
 
 def head_revision() -> str:
@@ -65,14 +60,17 @@ def head_revision() -> str:
 
 
 def is_behind(engine: sa.Engine) -> bool:
-    """Whether ``db upgrade`` has something to do. A newer database is not behind: it keeps serving this version."""
+    """Whether ``db upgrade`` has work to do. A newer database is not behind: it still serves this version."""
     current, scripts = current_revision(engine), ScriptDirectory.from_config(_config())
     known = {script.revision for script in scripts.walk_revisions()}
     return current is None or (current in known and current != scripts.get_current_head())
 
 
 def current_revision(engine: sa.Engine) -> str | None:
-    """The database's revision, None before the first ``db upgrade``."""
+    """The revision of the database; None before the first ``db upgrade``."""
     with reading(engine) as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-        return context.get_current_revision()
+        return _revision(connection)
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()

@@ -1,7 +1,4 @@
-"""JSON as somebody wrote it: a key that is given twice is an error, and not the last one's value.
-
-The first of two ``filters`` would be dropped without a word, and with it what it narrowed.
-"""
+"""Column types and functions that mean the same on PostgreSQL and SQLite, and JSON that refuses repeated keys."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -21,13 +18,13 @@ from export_pipeline.failures import abbreviate
 
 
 class RepeatedKeyError(ValueError):
-    """An object has a key twice; the message says which."""
+    """An object has a key twice; the message names it. The first value would be lost, and what it narrowed."""
 
 
-class RepeatedKey(str):
-    """What a stored document is read as if an object in it has a key twice; the text says which.
+class UnreadableJson(str):
+    """Stands for a stored document that cannot be read; the text says why.
 
-    It is no object and no list, so that every reader refuses it as it refuses JSON of a wrong shape.
+    It is neither an object nor a list, so that every reader refuses it as it refuses JSON of a wrong shape.
     """
 
     __slots__ = ()
@@ -38,21 +35,29 @@ def read_json(text: str | bytes | bytearray) -> Any:
 
     Raises:
         RepeatedKeyError: a key is given twice.
-        ValueError: it is no JSON; NaN and Infinity are none.
-        RecursionError: it is nested too deep.
+        ValueError: not JSON; NaN and Infinity are refused too.
+        RecursionError: nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_each_once, parse_constant=_refuse)
+    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse)
 
 
 def read_stored(text: str | bytes) -> Any:
-    """Parse JSON of a column. PostgreSQL's ``jsonb`` has each key once; SQLite keeps the text as it was written."""
+    """Parse the JSON of a column without raising.
+
+    PostgreSQL's ``jsonb`` has each key once; SQLite keeps the text as written. Both keep documents that are nested more
+    deeply than Python reads, and numbers with more digits than it converts.
+    """
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except RepeatedKeyError as error:
-        return RepeatedKey(error)
+        return UnreadableJson(error)
+    except RecursionError:
+        return UnreadableJson("is nested too deeply")
+    except ValueError:
+        return UnreadableJson("is not JSON that can be read")
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -65,7 +70,33 @@ def _refuse(_constant: str) -> None:
     raise ValueError
 
 
-# The request database: its engine, and the column types that mean the same on PostgreSQL and SQLite.
+# SQLite's STRICT tables know INTEGER, REAL and TEXT; `tables` adds a CHECK for each of these types.
+
+
+class SqliteInstant(sqlite.DATETIME):
+    """A date and time as text."""
+
+
+_INSTANT = SqliteInstant()  # type: ignore[no-untyped-call]
+
+
+class SqliteJson(sqlite.JSON):
+    """JSON as text."""
+
+
+class SqliteBoolean(sa.Boolean):
+    """0 or 1."""
+
+
+@compiles(SqliteInstant)
+@compiles(SqliteJson)
+def _text(_type: TypeEngine[Any], _compiler: SQLCompiler, **_options: Any) -> str:
+    return "TEXT"
+
+
+@compiles(SqliteBoolean)
+def _integer(_type: TypeEngine[Any], _compiler: SQLCompiler, **_options: Any) -> str:
+    return "INTEGER"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -76,10 +107,10 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Pick the database's own type."""
-        return dialect.type_descriptor(sa.DateTime(timezone=dialect.name != "sqlite"))
+        return dialect.type_descriptor(_INSTANT if dialect.name == "sqlite" else sa.DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Take aware datetimes only, so that no wall clock is ever stored as an instant."""
+        """Accept only aware datetimes, so that no wall clock is stored as an instant."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -88,7 +119,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give aware datetimes in UTC."""
+        """Return aware datetimes in UTC."""
         del dialect
         if value is None:
             return None
@@ -108,17 +139,28 @@ class UuidText(TypeDecorator[str]):
         return dialect.type_descriptor(sa.Text())
 
 
+def wall_clock() -> TypeEngine[datetime]:
+    """A date and time without a time zone."""
+    return sa.DateTime().with_variant(_INSTANT, "sqlite")
+
+
+def boolean() -> TypeEngine[bool]:
+    """True or false."""
+    return sa.Boolean().with_variant(SqliteBoolean(), "sqlite")
+
+
 def json_type() -> TypeEngine[Any]:
     """JSON: ``jsonb`` on PostgreSQL, checked text on SQLite. SQL NULL and JSON null both read as None."""
-    return sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+    jsonb, text = postgresql.JSONB(none_as_null=True), SqliteJson(none_as_null=True)
+    return sa.JSON(none_as_null=True).with_variant(jsonb, "postgresql").with_variant(text, "sqlite")
 
 
 def big_integer() -> TypeEngine[int]:
-    """A 64-bit integer that SQLite accepts as its rowid key."""
+    """A 64-bit integer; on SQLite under the one name that it accepts for its rowid key."""
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-class generated_uuid(GenericFunction[str]):  # noqa: N801 - named like the SQL function it stands for
+class generated_uuid(GenericFunction[str]):  # noqa: N801 - named like a SQL function
     """Database-side default: a random (version 4) UUID."""
 
     type = UuidText()
@@ -138,7 +180,7 @@ def _generated_uuid_sqlite(_element: generated_uuid, _compiler: SQLCompiler, **_
     )
 
 
-class current_instant(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it stands for
+class current_instant(GenericFunction[datetime]):  # noqa: N801 - named like a SQL function
     """Database-side default: now, as ``UtcDateTime`` stores it."""
 
     type = UtcDateTime()
@@ -155,10 +197,10 @@ def _current_instant_sqlite(_element: current_instant, _compiler: SQLCompiler, *
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
-class instant_after(GenericFunction[datetime]):  # noqa: N801 - named like the SQL function it stands for
-    """The database's clock plus so many seconds: leases are compared by it, for machines' clocks differ.
+class instant_after(GenericFunction[datetime]):  # noqa: N801 - named like a SQL function
+    """The database's clock plus some seconds. Leases are compared with it, because the clocks of machines differ.
 
-    One instant a statement (``current_instant`` moves on from row to row), so that an index on instants serves.
+    It is constant within a statement (``current_instant`` advances from row to row), so an index on instants is used.
     """
 
     type = UtcDateTime()

@@ -20,7 +20,7 @@ from export_pipeline.formats.base import NO_CEILING, FormatOptions, TimestampPre
 from export_pipeline.gateway.auth import organization_of
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.models import draft_request
+from export_pipeline.requests.models import RequestInput
 from export_pipeline.requests.validation.request import Preflight, preflight
 from export_pipeline.source.query import Selection, build_query
 from export_pipeline.source.readers import Source, open_snapshot
@@ -29,8 +29,8 @@ from export_pipeline.source.readers import Source, open_snapshot
 def selection_of(services: Services, key: ApiKey, **columns: Any) -> tuple[Selection, Preflight]:
     """What a request with these columns would export, to be read page by page; it must expand no custom fields."""
     organization = organization_of(services, key)
-    draft = draft_request(organization_id=key.organization_id, format="ndjson", **columns)
-    checked = preflight(draft, services.catalog, organization)
+    request = RequestInput(organization_id=key.organization_id, format="ndjson", recipient_emails=[], **columns)
+    checked = preflight(request, services.catalog, organization)
     dataset = checked.dataset
     selectable: tuple[Column | ChildList, ...] = (*dataset.columns, *dataset.children)
     by_name = {one.name: one for one in selectable}

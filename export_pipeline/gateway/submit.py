@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel, ValidationError
 
+from export_pipeline.database.engine import reading
 from export_pipeline.database.tables import export_requests
 from export_pipeline.database.types import RepeatedKeyError, read_json
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -19,7 +20,7 @@ from export_pipeline.gateway.dialect import ApiError, dialect_of, first_problem
 from export_pipeline.gateway.services import Services
 from export_pipeline.recurring.dispatch import KEY_PREFIX
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.models import ExportRequest, insert_and_load, load_request
+from export_pipeline.requests.models import ExportRequest, RequestInput, insert_and_load, load_request
 from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.validation.request import Preflight, admit
 from export_pipeline.source.lookups import check_lists, find_segments
@@ -210,36 +211,42 @@ def _submit(services: Services, row: Mapping[str, Any], key: str | None) -> tupl
                 message = "Idempotency-Key: was used for another request; use a new one for a new request."
                 raise ExportFailure(FailureCode.INVALID_REQUEST, message)
             return earlier, True
-        request = _insert(connection, row, key)
-        _admit(connection, services, request)
-        return request, False
+        _admit(connection, services, row)
+        return _insert(connection, row, key), False
 
 
 def _check_names(services: Services, row: Mapping[str, Any], key: str | None) -> None:
     """Check that the organization has the lists and segments, unless an earlier request is returned.
 
-    The source may be slow: it is read before the request is inserted, while no transaction is open.
+    The source may be slow: it is read before the request is inserted, while no transaction is open, and after every
+    other rule.
     """
-    with services.database.connect() as connection, connection.begin() as transaction:
+    with reading(services.database) as connection:
         if _with_key(connection, row["organization_id"], key) is not None:
             return
-        # Insert and roll back: every rule on the row comes before the look at the source.
-        organization, checked = _admit(connection, services, _insert(connection, row, None))
-        transaction.rollback()
+        organization, checked = _admit(connection, services, row)
     check_lists(services.source, checked.dataset, organization.id, checked.list_ids)
     find_segments(services.source, checked.dataset, organization.id, checked.segment_ids)
 
 
-def _admit(connection: sa.Connection, services: Services, request: ExportRequest) -> tuple[Organization, Preflight]:
-    return admit(connection, services.organizations, services.catalog, services.settings, request)
+def _admit(connection: sa.Connection, services: Services, row: Mapping[str, Any]) -> tuple[Organization, Preflight]:
+    try:
+        request = RequestInput(**row)
+        return admit(connection, services.organizations, services.catalog, services.settings, request)
+    except (ValidationError, sa.exc.DataError, OverflowError, UnicodeError):
+        raise _cannot_be_stored() from None
 
 
 def _insert(connection: sa.Connection, row: Mapping[str, Any], key: str | None) -> ExportRequest:
     try:
         return insert_and_load(connection, **row, idempotency_key=key)
     except (sa.exc.DataError, OverflowError, UnicodeError):
-        message = "The request holds a value that the database cannot store."
-        raise ExportFailure(FailureCode.INVALID_REQUEST, message) from None
+        raise _cannot_be_stored() from None
+
+
+def _cannot_be_stored() -> ExportFailure:
+    message = "The request holds a value that the database cannot store."
+    return ExportFailure(FailureCode.INVALID_REQUEST, message)
 
 
 def _with_key(connection: sa.Connection, organization_id: str, key: str | None) -> ExportRequest | None:

@@ -3,74 +3,33 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
-from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB, LONGEST_LAG_SECONDS, recurring_exports
-from export_pipeline.database.types import RepeatedKey, current_instant
+from export_pipeline.database.tables import LONGEST_LAG_SECONDS, recurring_exports
+from export_pipeline.database.types import current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.models import RequestInput, RequestTemplate
 from export_pipeline.scheduling.cron import checked_schedule
 from export_pipeline.scheduling.windows import Rules
 
 _rows = recurring_exports.c
-_Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
-MANAGED = frozenset(
-    {
-        "id",
-        "uid",
-        "organization_id",
-        "requested_by",
-        "start_date",
-        "end_date",
-        "window_from",
-        "window_before",
-        "idempotency_key",
-        "recurring_export_id",
-        "scheduled_for",
-        "cancel_requested_at",
-        "created_at",
-    }
-)
+MANAGED = RequestInput.model_fields.keys() - RequestTemplate.model_fields.keys() | {
+    "id",
+    "uid",
+    "cancel_requested_at",
+    "created_at",
+}
 """The input columns of a request that the recurring export sets itself, or leaves at their defaults."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
-
-
-class RequestTemplate(_Strict):
-    """The content of ``recurring_exports.request``; missing columns have the defaults of ``export_requests``."""
-
-    dataset: str
-    format: str
-    recipient_emails: list[str]
-    compression: str | None = None
-    layout: str = "default"
-    columns: list[str] | None = None
-    filters: dict[str, Any] = Field(default_factory=dict)
-    list_ids: list[str] | None = None
-    segment_ids: list[str] | None = None
-    include: list[str] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    max_file_size_mb: _Int32 = DEFAULT_MAX_FILE_SIZE_MB
-    notify_email: bool = True
-    empty_result: Literal["send", "skip"] = "send"
-    email_locale: str | None = None
-    from_email: str | None = None
-    from_sender_id: str | None = None
-    webhook_url: str | None = None
-    priority: _Int32 = 0
-
-    def given(self) -> dict[str, Any]:
-        """The columns that the template sets."""
-        return self.model_dump(exclude_unset=True)
-
-
-class RecurringExport(_Strict):
+class RecurringExport(BaseModel):
     """A row of ``recurring_exports``."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
     id: int
     organization_id: str
@@ -125,7 +84,7 @@ def parse_template(stored: Any) -> RequestTemplate:
     except ValidationError as error:
         detail = error.errors(include_input=False, include_url=False)[0]
     column = str(detail["loc"][0]) if detail["loc"] else ""
-    if isinstance(stored, RepeatedKey):
+    if isinstance(stored, UnreadableJson):
         problem = str(stored)
     elif detail["type"] == "missing":
         problem = "is missing; every request needs it"
@@ -153,7 +112,7 @@ def load_recurring(connection: sa.Connection, recurring_id: int) -> RecurringExp
     except ValidationError as error:
         column = str(error.errors(include_input=False, include_url=False)[0]["loc"][0])
     except (ValueError, TypeError):
-        column = "created_at, last_fired_for, high_water_mark, paused_at or request"  # SQLite holds any text there
+        column = "created_at, last_fired_for, high_water_mark, paused_at or request"
     raise ExportFailure(
         FailureCode.INVALID_SCHEDULE, f"recurring_exports: {column} cannot be read; correct it.", field="cron"
     )

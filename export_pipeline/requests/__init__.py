@@ -1,5 +1,4 @@
-"""The contract with other applications: tables, states and their transitions, preflight rules, ledger.
+"""The life of a request: validation, queue, ownership and transitions, and what is recorded about it.
 
-What belongs here: everything an application can see or ask for through SQL, and every write to those tables.
-What does not: how an export is made (engine), sent (delivery) or run (orchestration).
+Every write to the tables of the contract is here; producing, sending and running an export is elsewhere.
 """

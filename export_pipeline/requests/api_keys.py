@@ -1,4 +1,4 @@
-"""Keys of the HTTP gateway: which organization a caller is, and what they may do."""
+"""API keys of the HTTP gateway: the organization of a caller, and what it may do."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from export_pipeline.database.engine import utc_now
 from export_pipeline.database.tables import api_keys
 from export_pipeline.requests.models import is_uuid
 
-# Random tokens that open something, and what is stored of them.
-
-
 _BYTES = 32
+PREFIX = "ek_"
+"""The prefix of every key, so that secret scanners recognize one."""
+_keys = api_keys.c
 
 
 def new_token() -> str:
@@ -27,36 +27,31 @@ def new_token() -> str:
 
 
 def digest_of(token: str) -> str:
-    """What is stored of a token: its SHA-256, hex.
+    """The digest of a token that is stored: SHA-256, hex.
 
-    One round and no salt are enough: nobody guesses 256 random bits, and a slow hash, which protects what people
-    choose themselves, would cost every HTTP request a tenth of a second.
+    One round without salt is enough, because 256 random bits cannot be guessed. A slow hash, which protects passwords
+    that people choose, would cost every HTTP request a tenth of a second.
     """
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()
 
 
-PREFIX = "ek_"
-"""What every key begins with, so that secret scanners know one when they see it."""
-_keys = api_keys.c
-
-
 @dataclass(frozen=True)
 class ApiKey:
-    """What a valid key says of its caller."""
+    """A valid key."""
 
     id: str
     organization_id: str
     scopes: frozenset[str]
     member_id: str | None
-    """Whom the key acts for: ``requested_by`` of what it asks."""
+    """The member that the key acts for: ``requested_by`` of its requests."""
     requests_per_hour: int | None
     member_permissions: frozenset[str] | None = None
-    """What its member may do now; None: the key alone counts. Only the gateway asks for it (``auth``)."""
+    """The current permissions of its member; None: only the scopes count. Set by the gateway (``auth``)."""
 
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key as it is shown, once."""
+    """A new key, whose secret is shown only once."""
 
     id: str
     secret: str = field(repr=False)
@@ -71,7 +66,7 @@ def create_key(
     member_id: str | None = None,
     requests_per_hour: int | None = None,
 ) -> NewKey:
-    """Make a key; nobody can see it again."""
+    """Create a key. Its secret cannot be read again."""
     secret = PREFIX + new_token()
     key_id = connection.execute(
         api_keys.insert()
@@ -89,7 +84,7 @@ def create_key(
 
 
 def find_key(connection: sa.Connection, secret: str) -> ApiKey | None:
-    """What a key says; None if there is none such, or it is revoked."""
+    """The key with a secret; None if it is unknown or revoked."""
     digest = digest_of(secret)
     row = connection.execute(
         sa.select(
@@ -99,7 +94,6 @@ def find_key(connection: sa.Connection, secret: str) -> ApiKey | None:
             _keys.scopes,
             _keys.member_id,
             _keys.requests_per_hour,
-            # Whether, not when: SQLite may hold any text there.
             _keys.revoked_at.is_(None).label("valid"),
         ).where(_keys.key_hash == digest)
     ).first()
@@ -111,7 +105,7 @@ def find_key(connection: sa.Connection, secret: str) -> ApiKey | None:
 
 
 def revoke_key(connection: sa.Connection, key_id: str) -> bool:
-    """End a key at once; False if there is none such, or it is revoked already."""
+    """Revoke a key; False if it is unknown or already revoked."""
     if not is_uuid(key_id):
         return False
     revoked = connection.execute(

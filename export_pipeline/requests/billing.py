@@ -1,12 +1,11 @@
-"""Who pays for mails: one e-mail execution a recipient, taken from the organization's balance.
+"""Billing of mails: one e-mail execution per recipient, taken from the organization's balance.
 
 gu1: each deduplicated recipient costs one execution, and the balance is checked for all of them before anything starts
-(messaging overview). So they are reserved first, charged when the mail was handed over, and released if the export ends
-without it. At every moment balance + reserved + charged is what the application put in.
+(messaging overview). Executions are reserved first, charged when the mail was handed over, and released if the export
+ends without it. At every moment balance + reserved + charged is what the application paid in.
 
-An organization without a row, or whose ``email_balance`` is NULL, is not billed and leaves no charges. Billing may be
-switched on or off at any time: what is charged or given back is what the rows say, never more.
-The balance is written, so it is always read from the table ``organizations`` itself.
+An organization without a row, or whose ``email_balance`` is NULL, is not billed and has no charges. Billing may be
+switched on or off at any time: only what the rows say is charged or given back.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _balance = organizations.c.email_balance
 
 
 def reserve(connection: sa.Connection, organization_id: str, request_uid: str, recipients: Iterable[str]) -> int:
-    """Take one execution for every recipient who has none reserved or charged yet: for all of them or for nobody.
+    """Take one execution for each recipient without a reserved or charged one: for all of them or for none.
 
-    Called again for the same request it takes nothing twice; what was released meanwhile is paid again.
+    Repeated for the same request, it takes nothing twice; released executions are taken again.
 
     Returns:
-        How many executions were taken now.
+        The number of executions taken now.
 
     Raises:
         ExportFailure: ``insufficient_balance``.
@@ -62,8 +61,10 @@ def reserve(connection: sa.Connection, organization_id: str, request_uid: str, r
     return cost
 
 
-def check_balance(connection: sa.Connection, organization_id: str, request_uid: str, recipients: Iterable[str]) -> None:
-    """Would ``reserve`` succeed now? Nothing is taken.
+def check_balance(
+    connection: sa.Connection, organization_id: str, request_uid: str | None, recipients: Iterable[str]
+) -> None:
+    """Check that ``reserve`` would succeed now; nothing is taken. ``request_uid`` is None before there is a row.
 
     Raises:
         ExportFailure: ``insufficient_balance``.
@@ -77,7 +78,7 @@ def check_balance(connection: sa.Connection, organization_id: str, request_uid: 
 
 
 def charge(connection: sa.Connection, request_uid: str, recipient: str) -> bool:
-    """The mail was handed over, or may have been: what was reserved for it is spent; False if nothing was."""
+    """Charge the reserved execution of a mail that was, or may have been, handed over; False if none was reserved."""
     charged = connection.execute(
         email_charges.update().where(_reserved(request_uid, recipient)).values(_moved_to(ChargeStatus.CHARGED))
     )
@@ -85,7 +86,7 @@ def charge(connection: sa.Connection, request_uid: str, recipient: str) -> bool:
 
 
 def release(connection: sa.Connection, request_uid: str, recipient: str | None = None) -> int:
-    """Give back what is still reserved for a recipient, or for all of a request; returns how many executions."""
+    """Give back the reserved executions of a recipient, or of a whole request. Returns their number."""
     reserved = _reserved(request_uid, recipient)
     holders = connection.execute(sa.select(_charges.organization_id).where(reserved).distinct()).scalars()
     given_back = 0
@@ -108,25 +109,27 @@ def release(connection: sa.Connection, request_uid: str, recipient: str | None =
 def charges(
     connection: sa.Connection, *, organization_id: str | None = None, request_uid: str | None = None
 ) -> dict[ChargeStatus, int]:
-    """How many executions of an organization, of a request, or of everybody are in each state; none are left out."""
-    asked = {"organization_id": organization_id, "request_uid": request_uid}
-    given = [_charges[name] == value for name, value in asked.items() if value is not None]
+    """How many executions of an organization, of a request, or of all are in each state, with zeros."""
+    wanted = {"organization_id": organization_id, "request_uid": request_uid}
+    given = [_charges[name] == value for name, value in wanted.items() if value is not None]
     found = connection.execute(sa.select(_charges.status, sa.func.count()).where(*given).group_by(_charges.status))
     return dict.fromkeys(ChargeStatus, 0) | {ChargeStatus(status): count for status, count in found}
 
 
 def _locked_balance(connection: sa.Connection, organization_id: str) -> int | None:
-    """The balance, held until the transaction ends; None if the organization is not billed.
+    """The balance, locked until the transaction ends; None if the organization is not billed.
 
-    Whoever moves balance and charges together takes this lock first: the same order everywhere, so that no two
-    wait for each other. (SQLite ignores it: its write transactions exclude one another.)
+    Code that moves balance and charges together takes this lock first. The order is the same everywhere, so that there
+    are no deadlocks. (SQLite ignores the lock; its write transactions exclude each other.)
     """
     return connection.execute(
         sa.select(_balance).where(organizations.c.id == organization_id).with_for_update()
     ).scalar()
 
 
-def _unpaid(connection: sa.Connection, request_uid: str, recipients: Iterable[str]) -> tuple[list[str], list[str]]:
+def _unpaid(
+    connection: sa.Connection, request_uid: str | None, recipients: Iterable[str]
+) -> tuple[list[str], list[str]]:
     """The recipients without a charge, and those whose charge was released."""
     found = connection.execute(
         sa.select(_charges.recipient, _charges.status).where(_charges.request_uid == request_uid)

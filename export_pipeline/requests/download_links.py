@@ -1,4 +1,4 @@
-"""Sealed links: a random token stands for one file of one request until it ends or is revoked."""
+"""Download links: a random token opens one file of one request until it expires or is revoked."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from export_pipeline.requests.audit import record
 from export_pipeline.requests.models import has_uid
 
 PATH = "/d/"
-"""Where the gateway opens them: ``{public_url}/d/{token}``."""
+"""The path under which the gateway opens links: ``{public_url}/d/{token}``."""
 _links = export_links.c
 _rows = export_requests.c
 _OF_REQUEST = sa.and_(_rows.id == _links.request_id, _rows.uid == _links.request_uid)
-"""By both: the id alone may be another request's by now (SQLite, a table that was restored or emptied)."""
+"""By id and uid, because the id may belong to another request by now (a SQLite table that was restored or emptied)."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A delivered file as its row tells."""
+    """A delivered file, as recorded in ``export_files``."""
 
     ordinal: int
     key: str
@@ -47,7 +47,7 @@ class Closed(Enum):
 
 @dataclass(frozen=True)
 class Opened:
-    """A link that was opened: its file, and when it would have ended."""
+    """A link that was opened: its file, and when it expires."""
 
     file: StoredFile
     expires_at: datetime
@@ -61,15 +61,15 @@ def create(
     expires_at: datetime,
     notification_id: int | None = None,
 ) -> list[str]:
-    """A token for each of a request's files, in their order.
+    """Create a token for each of a request's files, in their order.
 
     Args:
         connection: an open transaction.
         request_id: the request.
         ordinals: which of its files.
-        expires_at: when they end; the files may go sooner.
-        notification_id: whose mail they stand in; None: handed out by the gateway, which makes new ones at every
-            read, and so clears its ended ones away.
+        expires_at: when the links expire; the files may be deleted sooner.
+        notification_id: the mail that holds the links; None: issued by the gateway, which creates new ones at every
+            read, so its expired ones are deleted here.
     """
     if notification_id is None:
         connection.execute(
@@ -96,12 +96,12 @@ def create(
 
 
 def download_url(public_url: str, token: str) -> str:
-    """The URL that a token is handed out as."""
+    """The URL of a token."""
     return f"{public_url}{PATH}{token}"
 
 
 def open_link(connection: sa.Connection, token: str, *, look: bool = False) -> Opened | Closed:
-    """Open a link: it is counted, and the audit trail says so, unless this is only to ``look``."""
+    """Open a link, count it and record it in the audit trail; with ``look`` only check whether it opens."""
     row = connection.execute(
         sa.select(
             _links.id,
@@ -113,7 +113,7 @@ def open_link(connection: sa.Connection, token: str, *, look: bool = False) -> O
             _rows.organization_id,
             _rows.status,
             export_notifications.c.recipient,
-            (_links.expires_at <= instant_after(0)).label("is_over"),
+            (_links.expires_at <= instant_after(0)).label("is_expired"),
         )
         .join(export_requests, _OF_REQUEST)
         .outerjoin(export_notifications, export_notifications.c.id == _links.notification_id)
@@ -124,7 +124,7 @@ def open_link(connection: sa.Connection, token: str, *, look: bool = False) -> O
     if row.revoked_at is not None:
         return Closed.REVOKED
     files = [file for file in files_of(connection, row.request_id) if file.ordinal == row.ordinal]
-    if row.is_over or row.status != RequestStatus.COMPLETED or not files:
+    if row.is_expired or row.status != RequestStatus.COMPLETED or not files:
         return Closed.EXPIRED
     if look:
         return Opened(files[0], row.expires_at)
@@ -133,7 +133,7 @@ def open_link(connection: sa.Connection, token: str, *, look: bool = False) -> O
         .where(_links.id == row.id)
         .values(opened_count=_links.opened_count + 1, last_opened_at=current_instant())
     )
-    # Whose mail it stood in; whoever they passed it on to cannot be known.
+    # The recipient of the mail; a person to whom they forwarded it cannot be known.
     mailed = {} if row.recipient is None else {"recipient": row.recipient}
     detail = {"link": row.id, "file": row.ordinal, **mailed}
     record(connection, row.uid, row.organization_id, EventKind.DOWNLOADED, detail, actor="link")
@@ -141,14 +141,14 @@ def open_link(connection: sa.Connection, token: str, *, look: bool = False) -> O
 
 
 def language_of_link(connection: sa.Connection, token: str) -> str | None:
-    """The language that the mails of the link's request are in; None if the link is unknown or it names none."""
+    """The language of the mails of the link's request; None if the link is unknown or the request names none."""
     return connection.execute(
         sa.select(_rows.email_locale).join(export_links, _OF_REQUEST).where(_links.token_hash == digest_of(token))
     ).scalar()
 
 
 def revoke_links(connection: sa.Connection, uid: str) -> int:
-    """End every link of a request at once, those in mails included; how many were still open."""
+    """Revoke all links of a request, including those in mails. Returns how many were still open."""
     owner = sa.select(_rows.id).where(has_uid(uid)).scalar_subquery()
     revoked = connection.execute(
         export_links.update()
@@ -159,7 +159,7 @@ def revoke_links(connection: sa.Connection, uid: str) -> int:
 
 
 def files_of(connection: sa.Connection, request_id: int) -> list[StoredFile]:
-    """The files of a request that are still there, in the order of the rows."""
+    """The files of a request that are not deleted, in the order of the rows."""
     columns = export_files.c
     found = connection.execute(
         sa.select(*[columns[name] for name in StoredFile.__dataclass_fields__])

@@ -1,7 +1,7 @@
-"""What monitors ask of an installation: does anything wait that should not.
+"""Queue statistics for operators, and health checks for monitors.
 
-Each check is one number that the request database knows, and the bound above which somebody should look. All times are
-the database's. Needs no Dagster instance: the sensor ``export_installation`` leaves its tick here.
+Each check is one number of the request database and the bound above which an operator should look. All times are those
+of the database. No Dagster instance is needed: the sensor ``export_installation`` writes its ticks here.
 """
 
 from __future__ import annotations
@@ -11,51 +11,34 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import GenericFunction
 
 from export_pipeline.database.engine import database_now, insert_or
 from export_pipeline.database.enums import NotificationStatus, RequestStatus, WebhookStatus
 from export_pipeline.database.tables import export_notifications, export_requests, export_ticks, export_webhooks
 from export_pipeline.database.types import current_instant
 
-# The queue as operators ask for it: who waits, who is served, and for how long the oldest has waited.
-
 
 class Line(BaseModel):
-    """The requests of one organization, or of all, that are not finished."""
+    """The unfinished requests of one organization, or of all."""
 
     model_config = ConfigDict(frozen=True)
 
     organization_id: str | None
     """None: all organizations."""
     waiting: int
-    """``queued``: for its turn, or for a new attempt after its process died."""
+    """``queued``: waiting for a first run, or for a new attempt after a process died."""
     running: int
     oldest_wait_seconds: float | None
-    """Since the longest waiting request was inserted; None if none waits."""
+    """Seconds since the oldest waiting request was inserted; None if none waits."""
 
 
-class unix_seconds(GenericFunction[float]):  # noqa: N801 - named like the SQL function it stands for
-    """An instant as seconds since 1970; NULL for what SQLite holds in a column of instants and is none."""
-
-    type = sa.Double()
-    inherit_cache = True
-
-
-@compiles(unix_seconds, "postgresql")
-def _unix_seconds_postgresql(element: unix_seconds, compiler: SQLCompiler, **options: Any) -> str:
-    return f"CAST(extract(epoch FROM {compiler.process(element.clauses, **options)}) AS double precision)"
-
-
-@compiles(unix_seconds, "sqlite")
-def _unix_seconds_sqlite(element: unix_seconds, compiler: SQLCompiler, **options: Any) -> str:
-    return f"((julianday({compiler.process(element.clauses, **options)}) - 2440587.5) * 86400.0)"
+def _unix_seconds(instant: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+    """An instant as seconds since 1970; whole seconds on SQLite."""
+    return sa.cast(sa.extract("epoch", instant), sa.Double)
 
 
 def queue(connection: sa.Connection, organization_id: str | None = None) -> list[Line]:
-    """One line an organization that has anything waiting or running, the longest wait first."""
+    """One line per organization with waiting or running requests, the longest wait first."""
     rows = export_requests.c
     waits, runs = rows.status == RequestStatus.QUEUED, rows.status == RequestStatus.RUNNING
     counted = connection.execute(
@@ -63,7 +46,7 @@ def queue(connection: sa.Connection, organization_id: str | None = None) -> list
             rows.organization_id,
             sa.func.count().filter(waits).label("waiting"),
             sa.func.count().filter(runs).label("running"),
-            sa.func.min(unix_seconds(rows.created_at)).filter(waits).label("oldest"),
+            sa.func.min(_unix_seconds(rows.created_at)).filter(waits).label("oldest"),
         )
         .where(sa.or_(waits, runs), sa.true() if organization_id is None else rows.organization_id == organization_id)
         .group_by(rows.organization_id)
@@ -86,7 +69,7 @@ def _wait(line: Line) -> float:
 
 
 def total(lines: Sequence[Line]) -> Line:
-    """All lines as one."""
+    """The sum of all lines."""
     return Line(
         organization_id=None,
         waiting=sum(line.waiting for line in lines),
@@ -96,13 +79,13 @@ def total(lines: Sequence[Line]) -> Line:
 
 
 LONGEST_TICK_SECONDS = 180.0
-"""The daemon loads a new code location every minute, and a busy machine is slow at it."""
+"""The daemon loads a new code location every minute, which is slow on a busy machine."""
 LONGEST_WAIT_SECONDS = 3600.0
 LONGEST_OWED_SECONDS = 3600.0
 TRIED_FOR_SECONDS = 2 * 86_400.0
-"""Mails and webhooks that are older are not tried any more: there is nothing left to wait for."""
+"""Older mails and webhooks are not tried any more, so nothing waits for them."""
 MOST_POSTPONEMENTS = 5
-"""That many come to some ten minutes: the source or the store has not answered for so long."""
+"""So many postponements take about ten minutes without an answer of the source or the store."""
 _rows = export_requests.c
 
 
@@ -113,15 +96,15 @@ class Check(BaseModel):
 
     name: str
     value: float | None
-    """None: nothing of the kind."""
+    """None: there is nothing to measure."""
     bound: float
     ok: bool
     meaning: str
-    """Of the number; what to look at, if it is beyond its bound."""
+    """What the number means, and what to look at if it exceeds its bound."""
 
 
 def note_tick(connection: sa.Connection, sensor: str) -> None:
-    """The sensor ticks now."""
+    """Record that the sensor ticks now."""
     insert = insert_or(connection, export_ticks).values(sensor=sensor, ticked_at=current_instant())
     connection.execute(insert.on_conflict_do_update(index_elements=["sensor"], set_={"ticked_at": current_instant()}))
 
@@ -129,7 +112,7 @@ def note_tick(connection: sa.Connection, sensor: str) -> None:
 def checks(
     connection: sa.Connection, *, heartbeat_timeout_seconds: float, longest_wait_seconds: float = LONGEST_WAIT_SECONDS
 ) -> list[Check]:
-    """All checks, in the order in which somebody should look."""
+    """All checks, in the order in which an operator should look."""
     silent_bound = 2 * heartbeat_timeout_seconds + 60
     queued = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.postponed_at.is_(None))
     running = _rows.status == RequestStatus.RUNNING
@@ -166,7 +149,7 @@ def checks(
 
 
 def outage(connection: sa.Connection) -> Check:
-    """Whether the source, the store or staging has not answered for long; names it."""
+    """Whether the source, the store or staging has not answered for a long time; names the failure codes."""
     postponed = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.postponed_at.is_not(None))
     most = connection.execute(sa.select(sa.func.max(_rows.postponements)).where(postponed)).scalar_one()
     codes = connection.execute(sa.select(_rows.error_code).where(postponed).distinct().order_by(_rows.error_code))
@@ -194,8 +177,8 @@ def _check(name: str, value: float | None, bound: float, meaning: str) -> Check:
 def _oldest(
     connection: sa.Connection, instant: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]
 ) -> float | None:
-    """Seconds since the earliest of the instants that meet the condition; None if none does, or all are to come."""
-    age = unix_seconds(current_instant()) - unix_seconds(instant)
+    """Seconds since the earliest instant of the rows that meet the condition, 0 if it is to come; None if none does."""
+    age = _unix_seconds(current_instant()) - _unix_seconds(instant)
     seconds: float | None = connection.execute(sa.select(sa.func.max(age)).where(condition)).scalar_one_or_none()
     return None if seconds is None else max(seconds, 0.0)
 
@@ -206,5 +189,5 @@ def _owes_mail() -> sa.ColumnElement[bool]:
         export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
     )
     ended = _rows.status.in_([RequestStatus.COMPLETED, RequestStatus.FAILED])
-    age = unix_seconds(current_instant()) - unix_seconds(_rows.completed_at)
+    age = _unix_seconds(current_instant()) - _unix_seconds(_rows.completed_at)
     return sa.and_(ended, age < TRIED_FOR_SECONDS, waiting)

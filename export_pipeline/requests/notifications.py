@@ -1,16 +1,13 @@
-"""The ledger of notifications: one row a request, recipient and kind, so that nobody is mailed twice.
+"""Notifications: one row per request, recipient and kind, so that no mail is sent twice.
 
-It holds the states of a notification and the charge that each end of one causes; sending is ``delivery``'s.
-
-The order is what protects: ``sending`` is committed before the message is handed over. A process
-that dies in between leaves ``sending``; the next one turns it into ``unknown`` and leaves it, because
-a second mail is worse than a missing one that the operator can see.
+``sending`` is committed before the message is handed over. A process that dies in between leaves ``sending``. The next
+one turns it into ``unknown`` and does not send it: a second mail is worse than a missing one that the operator can see.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
+from typing import Any
 
 import sqlalchemy as sa
 from email_validator import EmailNotValidError, validate_email
@@ -32,7 +29,7 @@ def enqueue(
     recipients: Iterable[str],
     kind: NotificationKind = NotificationKind.READY,
 ) -> None:
-    """Make sure that every recipient has a row; those that have one keep it."""
+    """Make sure that every recipient has a row; existing rows stay as they are."""
     known = set(connection.execute(sa.select(_rows.recipient).where(_of(request_id, kind))).scalars())
     missing = [address for address in recipients if address not in known]
     if missing:
@@ -43,43 +40,40 @@ def enqueue(
 
 
 def enlist_failure(connection: sa.Connection, request_id: int) -> None:
-    """The request failed: enlist its requester, if their address is known. Never its other recipients.
+    """Add a mail to the requester of a failed request if their address is known, and to no other recipient.
 
-    Nobody is mailed if the request wants no mail (``notify_email``) or its organization sends none. The platform sends
-    this mail and nobody pays for it. A second failure of the same request mails nobody twice.
+    None is added if the request wants no mail (``notify_email``) or its organization sends none. The platform sends
+    this mail and it is not billed. A second failure of the same request sends no second mail.
     """
-    asked = export_requests.c
+    columns = export_requests.c
     request = connection.execute(
-        sa.select(
-            asked.organization_id,
-            asked.requested_by,
-            # SQLAlchemy takes whatever SQLite holds for true or false: 'false' would be true.
-            sa.type_coerce(asked.notify_email, sa.Integer()).label("notify_email"),
-        ).where(asked.id == request_id)
+        sa.select(columns.organization_id, columns.requested_by, columns.notify_email, columns.recipient_emails).where(
+            columns.id == request_id
+        )
     ).one()
-    if request.notify_email != 1 or request.requested_by is None:
+    if not request.notify_email or request.requested_by is None:
         return
     if not _ORGANIZATIONS.get(connection, request.organization_id).email_enabled:
         return
-    address = _requester_address(connection, request_id, request.organization_id, request.requested_by)
+    address = _requester_address(connection, request)
     if address is not None:
         enqueue(connection, request_id, [address], NotificationKind.FAILED)
 
 
-def _requester_address(
-    connection: sa.Connection, request_id: int, organization_id: str, requested_by: str
-) -> str | None:
+def _requester_address(connection: sa.Connection, request: Any) -> str | None:
     """The address of the member ``requested_by``.
 
-    Where the application keeps no members, ``requested_by`` itself if it is an address that the request mails anyway.
+    Where the application keeps no members: ``requested_by`` itself, if it is an address that the request mails anyway.
     """
-    member = _ORGANIZATIONS.member(connection, organization_id, requested_by)
+    member = _ORGANIZATIONS.member(connection, request.organization_id, request.requested_by)
     if member is not None:
         return _address(member.email)
-    if _ORGANIZATIONS.keeps_members(connection, organization_id):
+    if _ORGANIZATIONS.keeps_members(connection, request.organization_id):
         return None
-    address = _address(requested_by)
-    mailed = {_canonical(recipient) for recipient in _recipients(connection, request_id)}
+    address = _address(request.requested_by)
+    # The request may have failed because these are malformed.
+    recipients = request.recipient_emails if isinstance(request.recipient_emails, list) else []
+    mailed = {_canonical(recipient) for recipient in recipients if isinstance(recipient, str)}
     return address if address is not None and _canonical(address) in mailed else None
 
 
@@ -94,27 +88,12 @@ def _canonical(address: str) -> str:
     return address.strip().casefold()
 
 
-def _recipients(connection: sa.Connection, request_id: int) -> list[str]:
-    """The request's ``recipient_emails``, none if they cannot be read: the request may have failed over that."""
-    column = export_requests.c.recipient_emails
-    try:
-        text = connection.execute(
-            sa.select(sa.cast(column, sa.Text)).where(export_requests.c.id == request_id)
-        ).scalar()
-        listed = json.loads(text or "[]")
-    except (ValueError, TypeError, RecursionError, sa.exc.OperationalError):
-        return []
-    return [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
-
-
 def close_interrupted(
     connection: sa.Connection, request_id: int, kind: NotificationKind = NotificationKind.READY
 ) -> int:
-    """Turn what a dead process left ``sending`` into ``unknown``; returns how many."""
-    interrupted = connection.execute(
-        sa.select(_rows.id).where(_of(request_id, kind), _rows.status == NotificationStatus.SENDING).order_by(_rows.id)
-    ).scalars()
-    ids = list(interrupted)
+    """Turn what a dead process left ``sending`` into ``unknown``. Returns how many."""
+    interrupted = sa.and_(_of(request_id, kind), _rows.status == NotificationStatus.SENDING)
+    ids = connection.execute(sa.select(_rows.id).where(interrupted).order_by(_rows.id)).scalars().all()
     for notification_id in ids:
         record_result(connection, notification_id, NotificationStatus.UNKNOWN, "interrupted while sending")
     return len(ids)
@@ -123,7 +102,7 @@ def close_interrupted(
 def pending(
     connection: sa.Connection, request_id: int, kind: NotificationKind = NotificationKind.READY
 ) -> list[tuple[int, str]]:
-    """The notifications that were certainly not sent yet: (id, recipient)."""
+    """The notifications that are certainly not sent yet: (id, recipient)."""
     found = connection.execute(
         sa.select(_rows.id, _rows.recipient)
         .where(_of(request_id, kind), _rows.status == NotificationStatus.PENDING)
@@ -145,10 +124,10 @@ def start_sending(connection: sa.Connection, notification_id: int) -> bool:
 def record_result(
     connection: sa.Connection, notification_id: int, status: NotificationStatus, reason: str | None = None
 ) -> None:
-    """Write how the sending ended, and in the same transaction what that means for the balance.
+    """Write the result of sending, and settle the charge in the same transaction.
 
-    ``sent`` and ``unknown`` are charged: the message was handed over. ``refused`` gives the execution back.
-    ``pending`` (not taken for now) keeps it reserved.
+    ``sent`` and ``unknown`` are charged, because the message was handed over. ``refused`` releases the execution.
+    ``pending`` (refused for now) keeps it reserved.
     """
     settled = connection.execute(
         export_notifications.update()
@@ -175,50 +154,44 @@ def put_back(
     only: Iterable[str] = (),
     unknown: bool = False,
 ) -> dict[NotificationStatus, int]:
-    """Make refused mails pending again, so that the next run for them sends them, and pay for them anew.
+    """Make refused mails pending again, so that the next run sends them, and reserve their executions again.
 
     Args:
         connection: an open transaction.
-        request_id: whose mails.
-        kind: which mails.
-        only: recipients; all if none is named.
-        unknown: also those that may have been sent. Each was charged and is not charged again.
+        request_id: the request.
+        kind: the kind of mails.
+        only: recipients; all if empty.
+        unknown: also mails that may have been sent. They were charged and are not charged again.
 
     Returns:
-        How many of the named recipients' mails are in each state now.
+        How many mails of the named recipients are in each state now.
 
     Raises:
         LookupError: a named recipient has no mail of this request.
-        ExportFailure: ``insufficient_balance``; nothing is changed then if the caller rolls back.
+        ExportFailure: ``insufficient_balance``; the caller has to roll back.
     """
     found = connection.execute(
         sa.select(_rows.id, _rows.recipient, _rows.status).where(_of(request_id, kind)).order_by(_rows.id)
     ).all()
     named = {_canonical(address) for address in only}
-    if strangers := named - {_canonical(row.recipient) for row in found}:
-        raise LookupError(f"{len(strangers)} of the named recipients")
+    if unknown_names := named - {_canonical(row.recipient) for row in found}:
+        raise LookupError(f"{len(unknown_names)} of the named recipients")
     chosen = [row.id for row in found if not named or _canonical(row.recipient) in named]
     statuses = [NotificationStatus.REFUSED, *([NotificationStatus.UNKNOWN] if unknown else [])]
-    again = connection.execute(
+    changed = connection.execute(
         export_notifications.update()
         .where(_rows.id.in_(chosen), _rows.status.in_(statuses))
         .values(status=NotificationStatus.PENDING, reason=None, updated_at=utc_now())
         .returning(_rows.recipient)
-    ).scalars()
-    recipients = list(again)
+    )
+    recipients = list(changed.scalars())
     request = connection.execute(
         sa.select(export_requests.c.uid, export_requests.c.organization_id).where(export_requests.c.id == request_id)
     ).one()
     if kind == NotificationKind.READY:
         billing.reserve(connection, request.organization_id, request.uid, recipients)
-    record(
-        connection,
-        request.uid,
-        request.organization_id,
-        EventKind.NOTIFIED,
-        {"put_back": len(recipients)},
-        actor=COMMAND,
-    )
+    detail = {"put_back": len(recipients)}
+    record(connection, request.uid, request.organization_id, EventKind.NOTIFIED, detail, actor=COMMAND)
     return _counts(connection, _rows.id.in_(chosen))
 
 

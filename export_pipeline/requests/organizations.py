@@ -1,4 +1,4 @@
-"""What the pipeline needs to know of an organization: itself, its members, and what it may send mail from."""
+"""Organizations: their settings, their members, and the domains and senders of their mail."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from export_pipeline.database.tables import (
     organizations,
 )
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.models import RequestInput
 
 
 @dataclass(frozen=True)
 class Organization:
-    """An organization; one without a row has the defaults, so that no row is needed to export."""
+    """An organization. Without a row it has the defaults, so that no row is needed to export."""
 
     id: str
     time_zone: str = "UTC"
@@ -41,7 +41,7 @@ class EmailDomain:
 
 @dataclass(frozen=True)
 class StoredSender:
-    """A sender that an organization keeps under an id."""
+    """A sender that an organization stores under an id."""
 
     email: str
     name: str | None
@@ -49,7 +49,7 @@ class StoredSender:
 
 @dataclass(frozen=True)
 class Member:
-    """Somebody who may ask for exports."""
+    """A member of an organization, who may request exports."""
 
     id: str
     email: str | None = field(repr=False)
@@ -58,29 +58,19 @@ class Member:
 
 
 class Organizations:
-    """Reads organizations from tables or views with the columns of the pipeline's own."""
+    """Reads what the application keeps about its organizations, in the tables or in views of the same names.
 
-    def __init__(
-        self,
-        table: sa.FromClause = organizations,
-        *,
-        domains: sa.FromClause = organization_email_domains,
-        senders: sa.FromClause = organization_email_senders,
-        members: sa.FromClause = organization_members,
-    ) -> None:
-        self._table = table
-        self._domains = domains
-        self._senders = senders
-        self._members = members
+    A view may hold what the tables refuse: NULL or text as a truth value, text as an instant, an upper-case UUID.
+    """
 
     def get(self, connection: sa.Connection, organization_id: str) -> Organization:
         """The organization, or its defaults if it has no row."""
-        columns = self._table.c
+        columns = organizations.c
         row = connection.execute(
             sa.select(
                 columns.time_zone,
                 columns.name,
-                # SQLAlchemy takes whatever SQLite holds for true or false: 'false' would be true.
+                # Not as a Boolean, for which SQLAlchemy takes every text of a view as true.
                 sa.type_coerce(columns.email_enabled, sa.Integer()).label("email_enabled"),
                 columns.email_balance,
             ).where(columns.id == organization_id)
@@ -96,10 +86,9 @@ class Organizations:
         )
 
     def domains(self, connection: sa.Connection, organization_id: str) -> list[EmailDomain]:
-        """The domains that the organization registered, as it wrote them."""
-        columns = self._domains.c
+        """The domains that the organization registered, in its spelling."""
+        columns = organization_email_domains.c
         found = connection.execute(
-            # Whether, not when: SQLite may hold any text there.
             sa.select(columns.domain, columns.verified_at.is_not(None).label("verified")).where(
                 columns.organization_id == organization_id
             )
@@ -107,29 +96,28 @@ class Organizations:
         return [EmailDomain(row.domain, bool(row.verified)) for row in found]
 
     def sender(self, connection: sa.Connection, organization_id: str, sender_id: str) -> StoredSender | None:
-        """The organization's sender with that id; None if it has none, whoever else may."""
+        """The organization's sender with that id; None if it has none, even if another organization does."""
         try:
             canonical = str(UUID(sender_id))
         except ValueError:
             return None
-        columns = self._senders.c
+        columns = organization_email_senders.c
         row = connection.execute(
             sa.select(columns.email, columns.name).where(
                 columns.organization_id == organization_id,
-                # As text: a view, and SQLite, may hold it in upper case.
                 sa.func.lower(sa.cast(columns.id, sa.Text)) == canonical,
             )
         ).first()
         return StoredSender(row.email, row.name) if row else None
 
     def keeps_members(self, connection: sa.Connection, organization_id: str) -> bool:
-        """Whether the organization says who its members are."""
-        members = sa.exists().where(self._members.c.organization_id == organization_id)
+        """Whether the organization has any member rows."""
+        members = sa.exists().where(organization_members.c.organization_id == organization_id)
         return bool(connection.execute(sa.select(members)).scalar_one())
 
     def member(self, connection: sa.Connection, organization_id: str, member_id: str) -> Member | None:
         """The organization's member with that id; None if it has none."""
-        columns = self._members.c
+        columns = organization_members.c
         row = connection.execute(
             sa.select(columns.email, columns.locale, columns.permissions).where(
                 columns.organization_id == organization_id, columns.member_id == member_id
@@ -137,20 +125,17 @@ class Organizations:
         ).first()
         if row is None:
             return None
-        # Only a list holds permissions: in a bare text any part of a permission would be found.
+        # A list only: in text, every part of a permission would be found.
         listed = row.permissions if isinstance(row.permissions, list) else []
         return Member(member_id, row.email, row.locale, frozenset(entry for entry in listed if isinstance(entry, str)))
 
     def member_addresses(self, connection: sa.Connection, organization_id: str) -> frozenset[str]:
         """The addresses of the organization's members, casefolded."""
-        columns = self._members.c
+        columns = organization_members.c
         found = connection.execute(
             sa.select(columns.email).where(columns.organization_id == organization_id, columns.email.is_not(None))
         ).scalars()
         return frozenset(str(address).strip().casefold() for address in found)
-
-
-# Whether the requester may export at all.
 
 
 def permission_for(dataset: str) -> str:
@@ -161,7 +146,7 @@ def permission_for(dataset: str) -> str:
 def permissions_of(
     connection: sa.Connection, organizations: Organizations, organization_id: str, member_id: str | None
 ) -> frozenset[str] | None:
-    """What a member may do, nothing if they left; None: no member is named, or the organization keeps none."""
+    """The permissions of a member, none if they left; None if no member is named or the organization keeps none."""
     if member_id is None:
         return None
     member = organizations.member(connection, organization_id, member_id)
@@ -170,20 +155,20 @@ def permissions_of(
     return frozenset() if organizations.keeps_members(connection, organization_id) else None
 
 
-def check_permission(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
-    """The requester, if one is named, must be a member with the dataset's permission.
+def check_permission(connection: sa.Connection, organizations: Organizations, request: RequestInput) -> None:
+    """Check that the requester, if one is named, is a member with the dataset's permission.
 
-    An organization without any member row does not use permissions: its application answers for them.
+    An organization without member rows does not use permissions; its application checks them.
 
     Raises:
-        ExportFailure: ``permission_denied``; the same for somebody unknown, who is not told who is known.
+        ExportFailure: ``permission_denied``; the same for an unknown requester, so that members are not disclosed.
     """
     held = permissions_of(connection, organizations, request.organization_id, request.requested_by)
     permission = permission_for(request.dataset)
     if held is not None and permission not in held:
         raise ExportFailure(
             FailureCode.PERMISSION_DENIED,
-            f"requested_by: is not a member of the organization with the permission {permission}; ask whoever grants "
-            "permissions there.",
+            f"requested_by: is not a member of the organization with the permission {permission}. Ask an "
+            "administrator of the organization for it.",
             field="requested_by",
         )

@@ -1,7 +1,7 @@
-"""Which run a request belongs to: taking the row, entering a stage, and saying that the run lives.
+"""Which run owns a request: taking the row, entering a stage, and sending heartbeats.
 
-A row belongs to the run in ``run_id``. A run that is re-executed in the Dagster UI takes the row over from its parent
-or root run; from then on the parent no longer owns it.
+The run in ``run_id`` owns the row. A re-execution in the Dagster UI takes the row over from its parent or root run,
+which then no longer owns it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from export_pipeline.database.enums import UNFINISHED, EventKind, RequestStatus,
 from export_pipeline.database.tables import export_requests
 from export_pipeline.database.types import current_instant, generated_uuid
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
-from export_pipeline.requests.audit import record, record_asked
+from export_pipeline.requests.audit import record, record_input
 from export_pipeline.requests.queue import READ, wake
 from export_pipeline.requests.recurring_outcomes import covered_by
 
@@ -27,18 +27,18 @@ _REQUESTERS = [code.value for code in FailureCode if code.fault is Fault.REQUEST
 
 @dataclass(frozen=True)
 class Ownership:
-    """The request that a run owns now, and the attempt that it counts."""
+    """The request that a run owns, and its attempt."""
 
     uid: str
     attempt: int
     manifest_key: str | None = None
-    """Of a request that is completed already."""
+    """Set if the request is already completed."""
     rows_total: int | None = None
-    """Rows of its snapshot, once there is one."""
+    """Rows of its snapshot; None before there is one."""
     claim_id: str | None = None
-    """The claim that its run was requested for."""
+    """The claim that the run was requested for."""
     failed: bool = False
-    """Another shard of the same run has failed it: this one's work is for the re-execution that goes on from there."""
+    """Another shard of the same run failed the request. This shard works on, for the re-execution that resumes it."""
 
 
 def begin(
@@ -50,14 +50,14 @@ def begin(
     attempt: int | None,
     claim_id: str | None = None,
 ) -> Ownership:
-    """The first op takes the row for its run.
+    """Take the row for its run, in the first op.
 
     Args:
         connection: an open transaction.
         request_id: the row.
         run_id: this run.
         lineage: the runs that this one re-executes.
-        attempt: the attempt that this run was launched for; None when an operator launched it by hand.
+        attempt: the attempt that this run was launched for; None if an operator launched it by hand.
         claim_id: the claim that it was launched for.
 
     Raises:
@@ -72,26 +72,26 @@ def begin(
     else:
         _charge_by_hand(connection, request_id)
     if attempt is not None and lineage:
-        # Every process of the claim died before it took the row: no run owned it, and it is re-executed all the same.
+        # Every process of the claim died before it took the row, so no run owned it; it can be re-executed too.
         fresh = sa.or_(fresh, sa.and_(_rows.status == RequestStatus.FAILED, _rows.run_id.is_(None), claimed))
     return _take(connection, request_id, sa.or_(fresh, _owned(run_id, lineage)), run_id=run_id, stage=Stage.PLAN)
 
 
 def _charge_by_hand(connection: sa.Connection, request_id: int) -> None:
-    """An operator launched the run from the UI: it counts as an attempt like any other, and may be the first."""
+    """Charge an attempt for a run that an operator launched from the UI; it may be the first."""
     charged = connection.execute(
         export_requests.update()
         .where(_rows.id == request_id, _rows.status == RequestStatus.QUEUED, _rows.run_id.is_(None))
         .values(attempt=_rows.attempt + 1, claimed_at=current_instant(), claim_id=generated_uuid())
     )
     if charged.rowcount:
-        record_asked(connection, [request_id])
+        record_input(connection, [request_id])
 
 
 def _owned(run_id: str, lineage: Sequence[str]) -> sa.ColumnElement[bool]:
-    """The row is this run's, or one's that it re-executes.
+    """This run owns the row, or a run that it re-executes does.
 
-    Only a re-execution revives a failed row: Dagster goes on with the other shards of a run after one has failed.
+    Only a re-execution revives a failed row, because Dagster continues with the other shards after one has failed.
     """
     return sa.or_(
         sa.and_(_rows.status == RequestStatus.RUNNING, _rows.run_id.in_([run_id, *lineage])),
@@ -108,10 +108,10 @@ def enter(
     lineage: Sequence[str],
     attempt: int | None = None,
 ) -> Ownership:
-    """A later op enters its stage, if its run (or one that it re-executes) owns the row.
+    """Enter the stage of a later op, if its run (or one that it re-executes) owns the row.
 
-    ``publish`` may find the row completed by an earlier try of its own ``attempt``, which died before Dagster knew.
-    The shards beside one that failed are worked on all the same, so that a re-execution has that one left to do.
+    ``publish`` may find the row completed by an earlier try of the same ``attempt`` that died before Dagster knew.
+    The other shards of a run continue after one has failed, so that a re-execution has to repeat only that one.
 
     Raises:
         ExportCanceled: the requester canceled.
@@ -126,17 +126,17 @@ def enter(
 
 
 def _check_not_covered(connection: sa.Connection, request_id: int, lineage: Sequence[str]) -> None:
-    """A failed request whose rows a later one delivers is not re-executed: its rows would be delivered twice."""
+    """Refuse to re-execute a failed request whose rows a later request delivers; they would be delivered twice."""
     later = covered_by(connection, request_id) if lineage else None
     if later is not None:
         raise OwnershipLost(
-            f"the later request {later} of the same recurring export delivers rows of this one; to deliver them twice "
-            "all the same, run: export-pipeline recurring run-now ID --again UID"
+            f"the later request {later} of the same recurring export delivers rows of this one; to deliver them twice, "
+            "run: export-pipeline recurring run-now ID --again UID"
         )
 
 
 def _beside_a_failed_shard(connection: sa.Connection, request_id: int, run_id: str) -> Ownership | None:
-    """Dagster goes on with the other shards of a run after one has failed; the row stays as that one left it."""
+    """Continue beside a shard of the same run that failed; the row stays as that shard left it."""
     row = connection.execute(
         sa.select(_rows.uid, _rows.attempt, _rows.rows_total, _rows.claim_id).where(
             _rows.id == request_id, _rows.run_id == run_id, _failed_and_may_be_resumed()
@@ -148,7 +148,7 @@ def _beside_a_failed_shard(connection: sa.Connection, request_id: int, run_id: s
 
 
 def _failed_and_may_be_resumed() -> sa.ColumnElement[bool]:
-    """Failed, but not by the requester, whose attempt is cleared away at once."""
+    """Failed, but not by the requester's fault: such an attempt is cleaned up at once."""
     return sa.and_(_rows.status == RequestStatus.FAILED, _rows.error_code.not_in(_REQUESTERS))
 
 
@@ -166,16 +166,16 @@ def enter_completed(
     lineage: Sequence[str] | None,
     attempt: int | None = None,
 ) -> Ownership:
-    """An op works on a completed request: the stage moves, the status stays.
+    """Enter a stage of a completed request: the stage changes, the status stays.
 
     Args:
         connection: an open transaction.
         request_id: the row.
         stage: ``notify_recipients``, or ``publish`` tried again after it had completed the row.
         run_id: this run.
-        lineage: the runs that this one re-executes; None to take the row from whatever run has it (mails: the
-            ledger alone says who gets one).
-        attempt: the attempt that this run was launched for; the row is then also its own if it counts the same.
+        lineage: the runs that this one re-executes; None to take the row from any run (for mails, because only
+            ``export_notifications`` decides who gets one).
+        attempt: the attempt that this run was launched for; it also owns the row if the row has the same attempt.
 
     Raises:
         ExportCanceled, OwnershipLost: as ``enter``.
@@ -224,20 +224,14 @@ def _take(
     if read:
         wake(connection, READ)
     if stage is Stage.PLAN:
-        record(
-            connection,
-            taken.uid,
-            taken.organization_id,
-            EventKind.STARTED,
-            {"run_id": run_id, "attempt": taken.attempt},
-        )
+        detail = {"run_id": run_id, "attempt": taken.attempt}
+        record(connection, taken.uid, taken.organization_id, EventKind.STARTED, detail)
     return Ownership(taken.uid, taken.attempt, rows_total=taken.rows_total, claim_id=taken.claim_id)
 
 
 def ownership_error(connection: sa.Connection, request_id: int) -> Exception:
-    """Why a run could not have the row: ``ExportCanceled`` or ``OwnershipLost``, to be raised."""
+    """The error to raise if a run cannot take the row: ``ExportCanceled`` or ``OwnershipLost``."""
     row = connection.execute(
-        # Whether, not when: SQLite may hold any text there.
         sa.select(_rows.status, _rows.run_id, _rows.cancel_requested_at.is_not(None).label("cancel")).where(
             _rows.id == request_id
         )
@@ -250,7 +244,7 @@ def ownership_error(connection: sa.Connection, request_id: int) -> Exception:
 
 
 def heartbeat(connection: sa.Connection, request_id: int, *, run_id: str, values: Mapping[str, Any]) -> None:
-    """Say that the run lives, and write its progress (``rows_done``, ``rows_total``, ``snapshot_at``).
+    """Write a heartbeat and the progress of the run (``rows_done``, ``rows_total``, ``snapshot_at``).
 
     Raises:
         ExportCanceled: the requester canceled.
@@ -258,28 +252,30 @@ def heartbeat(connection: sa.Connection, request_id: int, *, run_id: str, values
     """
     now = current_instant()
     found = connection.execute(
-        export_requests.update().where(_goes_on(request_id, run_id)).values(heartbeat_at=now, updated_at=now, **values)
+        export_requests.update()
+        .where(_is_active(request_id, run_id))
+        .values(heartbeat_at=now, updated_at=now, **values)
     )
     if found.rowcount != 1:
         raise ownership_error(connection, request_id)
 
 
 def lock(connection: sa.Connection, request_id: int, *, run_id: str) -> None:
-    """Keep everybody else from ending the request until this transaction ends.
+    """Prevent other transactions from ending the request until this one ends.
 
-    For what has to be undone if the request ends: a cancel comes before this, which then raises, or after the
-    transaction, and finds what it did. (SQLite ignores the lock: its write transactions exclude one another.)
+    For work that has to be undone if the request ends. A cancellation comes before, and this raises, or after the
+    transaction, and finds the work. (SQLite ignores the lock; its write transactions exclude each other.)
 
     Raises:
         ExportCanceled: the requester canceled.
         OwnershipLost: the row belongs to another run, or is finished.
     """
-    if connection.execute(sa.select(_rows.id).where(_goes_on(request_id, run_id)).with_for_update()).first() is None:
+    if connection.execute(sa.select(_rows.id).where(_is_active(request_id, run_id)).with_for_update()).first() is None:
         raise ownership_error(connection, request_id)
 
 
-def _goes_on(request_id: int, run_id: str) -> sa.ColumnElement[bool]:
-    """The row is the run's, and nobody wishes it to stop."""
+def _is_active(request_id: int, run_id: str) -> sa.ColumnElement[bool]:
+    """The run owns the row, and no cancellation was requested."""
     alive = sa.or_(
         sa.and_(_rows.status == RequestStatus.RUNNING, _rows.cancel_requested_at.is_(None)),
         _rows.status == RequestStatus.COMPLETED,

@@ -1,10 +1,14 @@
-"""Claims: which waiting request gets a run, and which row lost its run."""
+"""The queue of requests: claims, leases, postponements, and the requests whose run stopped sending heartbeats.
+
+The table is the queue. A request is claimed for one run, the run takes the row (``ownership``), and a request that lost
+its run goes back to the queue.
+"""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,45 +19,25 @@ from export_pipeline.database.enums import UNFINISHED, EventKind, NotificationKi
 from export_pipeline.database.tables import export_events, export_notifications, export_requests
 from export_pipeline.database.types import current_instant, generated_uuid, instant_after
 from export_pipeline.failures import FailureCode
-from export_pipeline.requests.audit import COMMAND, record, record_asked
-
-# Requests whose source or store does not answer: how long they wait, and what ends the wait early.
-
+from export_pipeline.requests.audit import COMMAND, record, record_input
 
 FIRST_WAIT_SECONDS = 15.0
 LONGEST_WAIT_SECONDS = 3600.0
 MOST_POSTPONEMENTS = 31
-"""The waits of so many come to about a day."""
-READ = (FailureCode.SOURCE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE)
-"""What certainly answers again once an export has read its rows."""
-_rows = export_requests.c
-
-
-def wait_seconds(postponements: int) -> float:
-    """How long a request waits that was postponed so often before; no two at once."""
-    return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(postponements, 16)) * random.uniform(1.0, 1.2)  # noqa: S311
-
-
-def wake(connection: sa.Connection, codes: Collection[FailureCode] | None = None) -> None:
-    """What did not answer does again: requests that wait for it, by failure code, may be claimed now."""
-    waiting = sa.select(_rows.id).where(_rows.postponed_at.is_not(None), _rows.status == RequestStatus.QUEUED)
-    if codes is not None:
-        waiting = waiting.where(_rows.error_code.in_(codes))
-    connection.execute(
-        export_requests.update()
-        .where(_rows.id.in_(waiting.with_for_update(skip_locked=True)))
-        .values(not_before=None, postponed_at=None)
-    )
-
-
-CLOCK_SLACK_SECONDS = 60
-"""An instant that lies further ahead than this was written while a clock was wrong: nothing waits for it."""
+"""The waits of so many postponements add up to about a day."""
 PROBE_SECONDS = 60
-"""A run that is to show whether the source answers again is waited for so long, then another one may try."""
+"""A run that probes whether the source answers again blocks other claims for this long; then another one may try."""
+CLOCK_SLACK_SECONDS = 60
+"""An instant further in the future than this was written while a clock was wrong; nothing waits for it."""
 LONGEST_MAIL_SECONDS = 900.0
 """A run that mails a failure writes no heartbeat meanwhile, and SMTP lets a server take ten minutes for its answer."""
 CANDIDATES = 20
-"""For each row that is claimed so many are looked at: the others may be locked."""
+"""Candidates that are read for each row to claim, because other transactions may have locked some."""
+LOOK_BACK = 200
+"""How many of an organization's last completed and last expired requests are compared; its history grows forever."""
+READ = (FailureCode.SOURCE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE)
+"""The failures that are over once an export has read its rows."""
+_rows = export_requests.c
 _ENDED_BEFORE = _rows.completed_at.is_not(None)
 """Of a queued row: it ended and was queued again, by ``export-pipeline retry`` or by SQL."""
 _WAITING = sa.and_(
@@ -76,6 +60,7 @@ _PROBING = sa.and_(
     _rows.claimed_at > instant_after(-PROBE_SECONDS),
     sa.or_(_rows.stage.is_(None), _rows.stage.in_([Stage.PLAN, Stage.FILTER_ENTITIES])),
 )
+_LAST_HEARD = sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at, _rows.created_at)
 
 
 @dataclass(frozen=True)
@@ -92,51 +77,55 @@ class Claim:
 
     @property
     def run_key(self) -> str:
-        """Dagster's run key. It is remembered for ever, so every claim has its own, whatever SQL did to the row."""
+        """Dagster's run key. It is remembered forever, so every claim has its own, whatever SQL did to the row."""
         return f"{self.uid}:{self.attempt}:{self.claim_id}"
 
 
 def is_any_waiting(connection: sa.Connection) -> bool:
     """Whether a request waits to be claimed; takes no lock."""
-    return bool(connection.execute(sa.select(sa.exists().where(_WAITING))).scalar_one())
+    return _exists(connection, _WAITING)
 
 
 def is_any_postponed(connection: sa.Connection) -> bool:
-    """Whether the source or the store did not answer an export, and none that came later; takes no lock."""
-    return bool(connection.execute(sa.select(sa.exists().where(_POSTPONED))).scalar_one())
+    """Whether the source or the store failed to answer, and has not answered a later export; takes no lock."""
+    return _exists(connection, _POSTPONED)
 
 
 def is_any_claimable(connection: sa.Connection, *, per_organization: int, in_total: int) -> bool:
     """Whether ``claim`` would find a request within its bounds; takes no lock."""
-    if _bounded(connection, 1, in_total) <= 0:
+    if _allowed(connection, 1, in_total) <= 0:
         return False
-    ahead = _claimed_and_not_begun()
-    full = sa.select(ahead.c.organization_id).where(ahead.c.number >= per_organization)
-    return bool(connection.execute(sa.select(sa.exists().where(_DUE, _rows.organization_id.not_in(full)))).scalar_one())
+    claimed = _claimed_by_organization()
+    full = sa.select(claimed.c.organization_id).where(claimed.c.number >= per_organization)
+    return _exists(connection, _DUE, _rows.organization_id.not_in(full))
+
+
+def _exists(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> bool:
+    return bool(connection.execute(sa.select(sa.exists().where(*conditions))).scalar_one())
 
 
 def claim(
     connection: sa.Connection, *, limit: int, per_organization: int | None = None, in_total: int | None = None
 ) -> list[Claim]:
-    """Claim waiting requests, in fair turns across organizations, and charge each one attempt.
+    """Claim waiting requests and charge each one attempt, interleaving the organizations.
 
-    The table's state is the cursor: a row that commits late is found whatever its id. A row that somebody else has
-    locked is passed over. While the source or the store does not answer, one request at a time tries it.
+    The state of the table is the cursor, so a row that commits late is found whatever its id. Locked rows are skipped.
+    While the source or the store does not answer, one request at a time probes it.
 
     Args:
         connection: an open transaction.
-        limit: at most so many at once.
-        per_organization: an organization has at most so many that are claimed and have not begun. The others wait
-            here, where waiting costs nothing and ``priority`` counts; None = no bound.
-        in_total: the same of all organizations together. Who has fewest claimed goes first.
+        limit: the maximum number of claims.
+        per_organization: the maximum number of requests of an organization that are claimed and have not begun. The
+            others wait here, where waiting costs nothing and ``priority`` counts; None = no bound.
+        in_total: the same for all organizations together. The organization with the fewest claims goes first.
     """
-    limit = _bounded(connection, limit, in_total)
+    limit = _allowed(connection, limit, in_total)
     if limit <= 0:
         return []
     probe = is_any_postponed(connection)
     ids = list(connection.execute(_chosen(limit, per_organization, probe=probe)).scalars())
-    ended = _ENDED_BEFORE  # what EXPORT_MAX_ATTEMPTS counts begins anew
-    counted = sa.case((ended, _rows.attempt), (_rows.uncounted_attempts > _rows.attempt, _rows.attempt))
+    ended = _ENDED_BEFORE  # EXPORT_MAX_ATTEMPTS counts from zero again
+    uncounted = sa.case((ended, _rows.attempt), (_rows.uncounted_attempts > _rows.attempt, _rows.attempt))
     claimed = connection.execute(
         export_requests.update()
         .where(_rows.id.in_(ids), _WAITING)
@@ -144,7 +133,7 @@ def claim(
             claimed_at=current_instant(),
             claim_id=generated_uuid(),
             attempt=_rows.attempt + 1,
-            uncounted_attempts=sa.func.coalesce(counted, _rows.uncounted_attempts),
+            uncounted_attempts=sa.func.coalesce(uncounted, _rows.uncounted_attempts),
             run_id=None,
             stage=None,
             not_before=None,
@@ -160,13 +149,13 @@ def claim(
     claims = sorted((Claim(*row) for row in claimed), key=lambda claim: claim.id)
     first = [one.id for one in claims if one.attempt == 1]
     if first:
-        record_asked(connection, first)
+        record_input(connection, first)
     return claims
 
 
 def _chosen(limit: int, per_organization: int | None, *, probe: bool) -> sa.Select[tuple[int]]:
-    """The ids of the rows to claim, locked; ``probe``: of what was postponed least, whose own fault it hardly is."""
-    ahead = _claimed_and_not_begun()
+    """The ids of the rows to claim, locked. A probe prefers the least postponed, which are hardly the cause."""
+    claimed = _claimed_by_organization()
     least = (_rows.postponements,) if probe else ()
     turn = sa.func.row_number().over(
         partition_by=_rows.organization_id, order_by=(*least, _rows.priority.desc(), _rows.id)
@@ -174,10 +163,10 @@ def _chosen(limit: int, per_organization: int | None, *, probe: bool) -> sa.Sele
     candidates = (
         sa.select(_rows.id, _rows.organization_id, _rows.postponements, turn.label("turn")).where(_DUE).subquery()
     )
-    place = (candidates.c.turn + sa.func.coalesce(ahead.c.number, 0)).label("place")
+    place = (candidates.c.turn + sa.func.coalesce(claimed.c.number, 0)).label("place")
     first = (
         sa.select(candidates.c.id, place, candidates.c.postponements)
-        .outerjoin_from(candidates, ahead, ahead.c.organization_id == candidates.c.organization_id)
+        .outerjoin_from(candidates, claimed, claimed.c.organization_id == candidates.c.organization_id)
         .where(sa.true() if per_organization is None else place <= per_organization)
         .order_by(*((candidates.c.postponements,) if probe else ()), place, candidates.c.id)
         .limit(limit * CANDIDATES)
@@ -193,71 +182,93 @@ def _chosen(limit: int, per_organization: int | None, *, probe: bool) -> sa.Sele
     )
 
 
-def _bounded(connection: sa.Connection, limit: int, in_total: int | None) -> int:
-    """How many may be claimed now."""
+def _allowed(connection: sa.Connection, limit: int, in_total: int | None) -> int:
+    """How many requests may be claimed now."""
     if in_total is not None:
-        limit = min(limit, _room(connection, in_total))
+        claimed = connection.execute(sa.select(sa.func.count()).where(_NOT_BEGUN)).scalar_one()
+        limit = min(limit, in_total - claimed)
     if limit > 0 and is_any_postponed(connection):
-        probing = connection.execute(sa.select(sa.exists().where(_PROBING))).scalar_one()
-        return 0 if probing else 1
+        return 0 if _exists(connection, _PROBING) else 1
     return limit
 
 
-def _room(connection: sa.Connection, in_total: int) -> int:
-    """How many more may be claimed."""
-    return in_total - connection.execute(sa.select(sa.func.count()).where(_NOT_BEGUN)).scalar_one()
-
-
-def _claimed_and_not_begun() -> sa.Subquery:
-    """How many of each organization."""
+def _claimed_by_organization() -> sa.Subquery:
+    """How many requests of each organization are claimed and have not begun."""
     counted = sa.select(_rows.organization_id, sa.func.count().label("number")).where(_NOT_BEGUN)
     return counted.group_by(_rows.organization_id).subquery()
 
 
+def renew_lease(connection: sa.Connection, request_id: int) -> None:
+    """Keep the claim of a request whose run still waits in Dagster."""
+    connection.execute(
+        export_requests.update().where(_rows.id == request_id, _NOT_BEGUN).values(claimed_at=current_instant())
+    )
+
+
 def release(connection: sa.Connection, request_id: int, *, attempt: int, run_id: str | None, charged: bool) -> bool:
-    """Give a request back to the queue, if it is still ``run_id``'s; ``charged`` = its attempt was really used."""
-    released = connection.execute(
+    """Return a request to the queue if ``run_id`` still owns it; ``charged`` = its attempt counts as used."""
+    unchanged = sa.and_(
+        _rows.id == request_id,
+        _rows.attempt == attempt,
+        _rows.run_id.is_not_distinct_from(run_id),
+        _rows.status.in_(UNFINISHED),
+    )
+    detail = {"attempt": attempt, "charged": charged}
+    return requeue(connection, unchanged, detail, attempt=attempt if charged else max(attempt - 1, 0))
+
+
+def requeue(
+    connection: sa.Connection, condition: sa.ColumnElement[bool], detail: Mapping[str, Any], **values: Any
+) -> bool:
+    """Return the request that meets the condition to the queue, without its run, and record why."""
+    requeued = connection.execute(
         export_requests.update()
-        .where(
-            _rows.id == request_id,
-            _rows.attempt == attempt,
-            _rows.run_id.is_not_distinct_from(run_id),
-            _rows.status.in_(UNFINISHED),
-        )
+        .where(condition)
         .values(
             status=RequestStatus.QUEUED,
             stage=None,
             run_id=None,
             claimed_at=None,
             rows_done=0,
-            attempt=attempt if charged else max(attempt - 1, 0),
             updated_at=current_instant(),
+            **values,
         )
         .returning(_rows.uid, _rows.organization_id)
     ).first()
-    if released is not None:
-        record(
-            connection,
-            released.uid,
-            released.organization_id,
-            EventKind.REQUEUED,
-            {"attempt": attempt, "charged": charged},
-        )
-    return released is not None
+    if requeued is not None:
+        record(connection, requeued.uid, requeued.organization_id, EventKind.REQUEUED, detail)
+    return requeued is not None
+
+
+def wait_seconds(postponements: int) -> float:
+    """How long a request waits after so many postponements, with jitter so that no two wake at once."""
+    return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(postponements, 16)) * random.uniform(1.0, 1.2)  # noqa: S311
+
+
+def wake(connection: sa.Connection, codes: Collection[FailureCode] | None = None) -> None:
+    """The source or the store answers again: make the postponed requests claimable now, all or by failure code."""
+    waiting = sa.select(_rows.id).where(_rows.postponed_at.is_not(None), _rows.status == RequestStatus.QUEUED)
+    if codes is not None:
+        waiting = waiting.where(_rows.error_code.in_(codes))
+    connection.execute(
+        export_requests.update()
+        .where(_rows.id.in_(waiting.with_for_update(skip_locked=True)))
+        .values(not_before=None, postponed_at=None)
+    )
 
 
 @dataclass(frozen=True)
 class StaleRequest:
-    """A row from which nothing was heard for a while."""
+    """A request without a recent sign of life."""
 
     id: int
     uid: str
     attempt: int
     running: bool
-    """It had begun; else its run was asked for and has not begun."""
+    """A run took it; otherwise its run was requested and has not begun."""
     run_id: str | None
     timed_out: bool
-    """So long that a run which still claims to work on it is taken for dead."""
+    """It has been silent for so long that even a run that Dagster shows as working counts as dead."""
     organization_id: str = ""
     dataset: str = ""
     format: str = ""
@@ -268,120 +279,8 @@ class StaleRequest:
 
     @property
     def counted_attempts(self) -> int:
-        """Those of its attempts that ``EXPORT_MAX_ATTEMPTS`` bounds."""
+        """The attempts that ``EXPORT_MAX_ATTEMPTS`` bounds."""
         return self.attempt - self.uncounted_attempts
-
-
-def quiet(
-    connection: sa.Connection, *, lease_seconds: float, quiet_seconds: float, heartbeat_timeout_seconds: float
-) -> list[StaleRequest]:
-    """Claimed rows whose lease ended before they began, and running rows without a recent heartbeat.
-
-    An application that inserts a row as ``running`` never gave it a heartbeat; it is found as well.
-    """
-    never_began = sa.and_(_NOT_BEGUN, _silent_for(_rows.claimed_at, lease_seconds))
-    silent = sa.and_(_rows.status == RequestStatus.RUNNING, _silent_for(_LAST_HEARD, quiet_seconds))
-    # A claim is renewed while its run waits in Dagster: one that is not renewed has a run that has begun.
-    timed_out = sa.or_(
-        sa.and_(never_began, _silent_for(_rows.claimed_at, lease_seconds + heartbeat_timeout_seconds)),
-        sa.and_(silent, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds)),
-    )
-    return _stale_requests(connection, sa.select(export_requests).where(sa.or_(never_began, silent)), timed_out)
-
-
-_LAST_HEARD = sa.func.coalesce(_rows.heartbeat_at, _rows.completed_at, _rows.created_at)
-
-
-def _silent_for(heard: sa.ColumnElement[datetime], seconds: float) -> sa.ColumnElement[bool]:
-    """By the database's clock; what is said to be heard in the future is no sign of life."""
-    return sa.or_(heard < instant_after(-seconds), heard > instant_after(CLOCK_SLACK_SECONDS))
-
-
-def _stale_requests(
-    connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.ColumnElement[bool]
-) -> list[StaleRequest]:
-    found = connection.execute(
-        rows.with_only_columns(
-            _rows.id,
-            _rows.uid,
-            _rows.attempt,
-            _rows.uncounted_attempts,
-            _rows.status,
-            _rows.run_id,
-            _rows.claim_id,
-            _rows.organization_id,
-            _rows.dataset,
-            _rows.format,
-            _rows.completed_at,
-            _put_back_at().label("put_back_at"),
-            timed_out.label("timed_out"),
-        ).order_by(_rows.id)
-    )
-    return [
-        StaleRequest(
-            id=row.id,
-            uid=row.uid,
-            attempt=row.attempt,
-            running=row.status != RequestStatus.QUEUED,
-            run_id=row.run_id,
-            timed_out=bool(row.timed_out),
-            organization_id=row.organization_id,
-            dataset=row.dataset,
-            format=row.format,
-            claim_id=row.claim_id,
-            uncounted_attempts=row.uncounted_attempts,
-            owes_since=max(
-                (at.timestamp() for at in (row.completed_at, row.put_back_at) if at is not None), default=0.0
-            ),
-        )
-        for row in found
-    ]
-
-
-def is_locked(connection: sa.Connection, request_id: int) -> bool:
-    """Whether another transaction holds the row: then its run cannot write a heartbeat, and may well live."""
-    found = sa.select(_rows.id).where(_rows.id == request_id).with_for_update(skip_locked=True)
-    return connection.execute(found).first() is None
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Whose a request is, for somebody who has a run of it at hand."""
-
-    status: RequestStatus
-    run_id: str | None
-    claim_id: str | None
-    silent: bool
-    """Nothing was heard of its run for as long as a run is waited for."""
-
-
-def owners(connection: sa.Connection, uids: Collection[str], *, heartbeat_timeout_seconds: float) -> dict[str, Owner]:
-    """Whose each of these requests is, by ``uid``; those that are not there are left out."""
-    mailing = max(heartbeat_timeout_seconds, LONGEST_MAIL_SECONDS)
-    of_failed = sa.and_(_rows.status == RequestStatus.FAILED, _silent_for(_LAST_HEARD, mailing))
-    of_others = sa.and_(_rows.status != RequestStatus.FAILED, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds))
-    silent = sa.or_(of_failed, of_others).label("silent")
-    found = connection.execute(
-        sa.select(_rows.uid, _rows.status, _rows.run_id, _rows.claim_id, silent).where(_rows.uid.in_(uids))
-    )
-    return {row.uid: Owner(RequestStatus(row.status), row.run_id, row.claim_id, bool(row.silent)) for row in found}
-
-
-def _put_back_at() -> sa.ScalarSelect[datetime]:
-    """When an operator last had the request's mails sent again (``export-pipeline resend``)."""
-    events = export_events.c
-    return (
-        sa.select(sa.func.max(events.created_at))
-        .where(events.request_uid == _rows.uid, events.kind == EventKind.NOTIFIED, events.actor == COMMAND)
-        .scalar_subquery()
-    )
-
-
-def renew_lease(connection: sa.Connection, request_id: int) -> None:
-    """The claimed request's run still waits its turn in Dagster: leave it its claim."""
-    connection.execute(
-        export_requests.update().where(_rows.id == request_id, _NOT_BEGUN).values(claimed_at=current_instant())
-    )
 
 
 def not_begun(connection: sa.Connection) -> list[StaleRequest]:
@@ -389,13 +288,30 @@ def not_begun(connection: sa.Connection) -> list[StaleRequest]:
     return _stale_requests(connection, sa.select(export_requests).where(_NOT_BEGUN), sa.false())
 
 
+def quiet(
+    connection: sa.Connection, *, lease_seconds: float, quiet_seconds: float, heartbeat_timeout_seconds: float
+) -> list[StaleRequest]:
+    """Claimed requests whose lease ended before they began, and running requests without a recent heartbeat.
+
+    A row that an application inserted as ``running`` never had a heartbeat; it is found as well.
+    """
+    never_began = sa.and_(_NOT_BEGUN, _silent_for(_rows.claimed_at, lease_seconds))
+    silent = sa.and_(_rows.status == RequestStatus.RUNNING, _silent_for(_LAST_HEARD, quiet_seconds))
+    # A claim is renewed while its run waits in Dagster, so the run of a claim that is not renewed has begun.
+    timed_out = sa.or_(
+        sa.and_(never_began, _silent_for(_rows.claimed_at, lease_seconds + heartbeat_timeout_seconds)),
+        sa.and_(silent, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds)),
+    )
+    return _stale_requests(connection, sa.select(export_requests).where(sa.or_(never_began, silent)), timed_out)
+
+
 def unnotified(
     connection: sa.Connection, *, quiet_seconds: float, heartbeat_timeout_seconds: float, within: timedelta
 ) -> list[StaleRequest]:
-    """Requests with a mail still to send, that ended or were put back ``within`` that time and are silent for a while.
+    """Silent requests that have mails to send, and that ended or whose mails were put back ``within`` that time.
 
-    A completed one owes its recipients theirs, a failed one its requester. Found from the mails that are unfinished:
-    requests that ended are many and stay for ever.
+    A completed request owes mails to its recipients, a failed one to its requester. The search starts from the
+    unfinished mails, because the requests that ended are many and stay forever.
     """
     mails, since = export_notifications.c, instant_after(-within.total_seconds())
     unfinished = mails.status.in_([sa.literal_column("'pending'"), sa.literal_column("'sending'")])  # as the index says
@@ -417,31 +333,94 @@ def unnotified(
     return _stale_requests(connection, rows, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds))
 
 
-# How many rows a request can be expected to have, before anything is read.
+def _silent_for(heard: sa.ColumnElement[datetime], seconds: float) -> sa.ColumnElement[bool]:
+    """By the clock of the database; an instant in the future is not a sign of life."""
+    return sa.or_(heard < instant_after(-seconds), heard > instant_after(CLOCK_SLACK_SECONDS))
 
 
-LOOK_BACK = 200
-"""Of an organization, so many of its last completed and of its last expired requests: its history grows for ever."""
-_ANSWERED = (RequestStatus.COMPLETED, RequestStatus.EXPIRED)
+def _put_back_at() -> sa.ScalarSelect[datetime]:
+    """When an operator last put the request's mails back (``export-pipeline resend``)."""
+    events = export_events.c
+    return (
+        sa.select(sa.func.max(events.created_at))
+        .where(events.request_uid == _rows.uid, events.kind == EventKind.NOTIFIED, events.actor == COMMAND)
+        .scalar_subquery()
+    )
+
+
+_COPIED = ("id", "uid", "attempt", "uncounted_attempts", "run_id", "claim_id", "organization_id", "dataset", "format")
+
+
+def _stale_requests(
+    connection: sa.Connection, rows: sa.Select[Any], timed_out: sa.ColumnElement[bool]
+) -> list[StaleRequest]:
+    found = connection.execute(
+        rows.with_only_columns(
+            *(_rows[name] for name in _COPIED),
+            _rows.status,
+            _rows.completed_at,
+            _put_back_at().label("put_back_at"),
+            timed_out.label("timed_out"),
+        ).order_by(_rows.id)
+    ).mappings()
+    return [
+        StaleRequest(
+            **{name: row[name] for name in _COPIED},
+            running=row["status"] != RequestStatus.QUEUED,
+            timed_out=bool(row["timed_out"]),
+            owes_since=max((at.timestamp() for at in (row["completed_at"], row["put_back_at"]) if at), default=0.0),
+        )
+        for row in found
+    ]
+
+
+def is_locked(connection: sa.Connection, request_id: int) -> bool:
+    """Whether another transaction holds the row: its run cannot write a heartbeat then, and may be alive."""
+    found = sa.select(_rows.id).where(_rows.id == request_id).with_for_update(skip_locked=True)
+    return connection.execute(found).first() is None
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Which run owns a request, for code that looks at a run."""
+
+    status: RequestStatus
+    run_id: str | None
+    claim_id: str | None
+    silent: bool
+    """It has been silent for the whole heartbeat timeout."""
+
+
+def owners(connection: sa.Connection, uids: Collection[str], *, heartbeat_timeout_seconds: float) -> dict[str, Owner]:
+    """The owners of requests by ``uid``; unknown requests are left out."""
+    mailing = max(heartbeat_timeout_seconds, LONGEST_MAIL_SECONDS)
+    silent = sa.or_(
+        sa.and_(_rows.status == RequestStatus.FAILED, _silent_for(_LAST_HEARD, mailing)),
+        sa.and_(_rows.status != RequestStatus.FAILED, _silent_for(_LAST_HEARD, heartbeat_timeout_seconds)),
+    ).label("silent")
+    found = connection.execute(
+        sa.select(_rows.uid, _rows.status, _rows.run_id, _rows.claim_id, silent).where(_rows.uid.in_(uids))
+    )
+    return {row.uid: Owner(RequestStatus(row.status), row.run_id, row.claim_id, bool(row.silent)) for row in found}
 
 
 def expected(connection: sa.Connection, request_ids: Sequence[int], *, seconds: float) -> Iterator[tuple[int, int]]:
-    """Give (id, rows) of each request of which it is known: by its attempt before, or its question's last answer.
+    """Yield (id, rows) of the requests whose size is known, before anything is read from the source.
 
-    Takes no lock. One question a request, for ``seconds`` altogether: rows may hold megabytes of filters, and what is
-    not known in time is left out.
+    The size is that of the request's previous attempt, or of the last request with the same selection. Takes no lock.
+    Runs one query per request, because rows may hold megabytes of filters, and stops after ``seconds``.
     """
     ends = time.monotonic() + seconds
     for request_id in request_ids:
         if time.monotonic() >= ends:
             return
-        rows: object = connection.execute(_QUESTION, {"request_id": request_id}).scalar()
-        if isinstance(rows, int):  # SQLite stores any text in a column of integers
+        rows = connection.execute(_EXPECTED_ROWS, {"request_id": request_id}).scalar()
+        if rows is not None:
             yield request_id, rows
 
 
-def _question() -> sa.Select[tuple[int]]:
-    last = sa.union_all(*(_recent(status) for status in _ANSWERED)).subquery("last")
+def _expected_rows() -> sa.Select[Any]:
+    last = sa.union_all(*(_recent(status) for status in (RequestStatus.COMPLETED, RequestStatus.EXPIRED))).subquery()
     same = [
         last.c.dataset == _rows.dataset,
         last.c.filters == _rows.filters,
@@ -453,12 +432,12 @@ def _question() -> sa.Select[tuple[int]]:
 
 
 def _recent(status: RequestStatus) -> sa.Select[tuple[int, str]]:
-    """The last of one status, by the index on status, organization and id."""
-    answered = export_requests.alias()
-    told = [answered.c[name] for name in ("id", "dataset", "filters", "list_ids", "segment_ids", "row_count")]
-    of_organization = sa.and_(answered.c.status == status, answered.c.organization_id == _rows.organization_id)
-    recent = sa.select(*told).where(of_organization).correlate(export_requests)
-    return sa.select(recent.order_by(answered.c.id.desc()).limit(LOOK_BACK).subquery())
+    """The last requests of one status, by the index on status, organization and id."""
+    ended = export_requests.alias()
+    columns = [ended.c[name] for name in ("id", "dataset", "filters", "list_ids", "segment_ids", "row_count")]
+    of_organization = sa.and_(ended.c.status == status, ended.c.organization_id == _rows.organization_id)
+    recent = sa.select(*columns).where(of_organization).correlate(export_requests)
+    return sa.select(recent.order_by(ended.c.id.desc()).limit(LOOK_BACK).subquery())
 
 
-_QUESTION = _question()
+_EXPECTED_ROWS = _expected_rows()

@@ -1,4 +1,4 @@
-"""Counters of requests in windows of time, right for any number of processes: one atomic statement a count."""
+"""Counters of requests per time window. Each count is one atomic statement, correct for any number of processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _windows = rate_windows.c
 
 
 def count(connection: sa.Connection, key: str, seconds: int, amount: int = 1) -> int:
-    """Add to a window and return what it holds now; one that has ended begins anew."""
+    """Add to a window of some ``seconds`` and return its count; a window that has ended starts again."""
     now = time.time()
     insert = insert_or(connection, rate_windows)
     ended = _windows.ends_at <= now
@@ -29,7 +29,7 @@ def count(connection: sa.Connection, key: str, seconds: int, amount: int = 1) ->
 
 
 def window(connection: sa.Connection, key: str) -> tuple[int, float]:
-    """What a window holds, and when it ends (Unix seconds); none of one that ended."""
+    """The count of a window and when it ends (Unix seconds); 0 and now if it has ended."""
     now = time.time()
     row = connection.execute(
         sa.select(_windows.hits, _windows.ends_at).where(_windows.key == key, _windows.ends_at > now)
@@ -38,10 +38,10 @@ def window(connection: sa.Connection, key: str) -> tuple[int, float]:
 
 
 def forget(connection: sa.Connection, key: str | None = None) -> int:
-    """Delete a window, or all of them; how many there were."""
+    """Delete a window, or all of them. Returns their number."""
     return connection.execute(rate_windows.delete().where(sa.true() if key is None else _windows.key == key)).rowcount
 
 
 def forget_ended(connection: sa.Connection) -> int:
-    """Delete the windows that have ended; how many."""
+    """Delete the windows that have ended. Returns their number."""
     return connection.execute(rate_windows.delete().where(_windows.ends_at < time.time())).rowcount

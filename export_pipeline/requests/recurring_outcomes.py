@@ -1,4 +1,4 @@
-"""What the end of a request means for the recurring export that made it, written in the transaction that ends it."""
+"""Updates of a recurring export when one of its requests ends, in the same transaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.scheduling.windows import Window, advance_high_water_mark
 
 _rows = recurring_exports.c
-_asked = export_requests.c
+_requests = export_requests.c
 PAUSE_AT_ONCE = frozenset(
     {
         FailureCode.INVALID_REQUEST,
@@ -32,27 +32,29 @@ PAUSE_AT_ONCE = frozenset(
         FailureCode.SENDER_UNKNOWN,
     }
 )
-"""Who may ask, who is written to and from whom, or what is written is wrong: no fire time mends that."""
+"""Failures of permission, recipients, sender or content, which recur at every fire time until they are corrected."""
 
 
 def note_completed(connection: sa.Connection, request_id: int) -> None:
-    """The request is completed: its window is done with, and whatever failed before is past."""
+    """Advance the high-water mark past the window of a completed request, and reset the failure count."""
 
     def values(recurring: sa.Row[Any], request: sa.Row[Any]) -> dict[str, Any]:
         changed: dict[str, Any] = {"failures_in_a_row": 0}
         if recurring.window_kind == WindowKind.SINCE_LAST_SUCCESS:
-            # What is created after the request was made is in no file of it, wherever its window ends.
+            # Rows that were created after the request are not in its files, wherever its window ends.
             end = min(request.window_before, request.created_at) if request.window_before else None
             covered = Window(request.window_from, end)
             changed["high_water_mark"] = advance_high_water_mark(recurring.high_water_mark, covered)
         return changed
 
     read = (_rows.window_kind, _rows.high_water_mark)
-    _update(connection, request_id, read, (_asked.window_from, _asked.window_before, _asked.created_at), values)
+    _update(
+        connection, request_id, read, (_requests.window_from, _requests.window_before, _requests.created_at), values
+    )
 
 
 def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailure) -> None:
-    """The request failed: one failure more, and the last one if they are too many or nothing but a person mends it."""
+    """Count a failure; pause the recurring export after too many, or if only a person can correct the cause."""
 
     def values(recurring: sa.Row[Any], _request: sa.Row[Any]) -> dict[str, Any]:
         failures = recurring.failures_in_a_row + 1
@@ -68,31 +70,34 @@ def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailu
             }
         return changed
 
-    # Whether, not when: SQLite may hold any text there.
     read = (_rows.failures_in_a_row, _rows.max_failures, _rows.paused_at.is_not(None).label("paused"))
     _update(connection, request_id, read, (), values)
 
 
 def covered_by(connection: sa.Connection, request_id: int) -> str | None:
-    """The ``uid`` of a later request that delivers rows of a failed one, and would so deliver them twice; or None.
+    """The ``uid`` of a later request that delivers rows of a failed one, which a retry would deliver twice; or None.
 
-    Of ``since_last_success`` alone: there the next window begins where the last completed one ended.
+    Only for ``since_last_success``, where the next window begins at the end of the last completed one.
     """
     later = export_requests.alias()
     its = later.c
     found = connection.execute(
         sa.select(its.uid)
-        .join_from(export_requests, recurring_exports, _rows.id == _asked.recurring_export_id)
-        .join(later, its.recurring_export_id == _asked.recurring_export_id)
+        .join_from(export_requests, recurring_exports, _rows.id == _requests.recurring_export_id)
+        .join(later, its.recurring_export_id == _requests.recurring_export_id)
         .where(
-            _asked.id == request_id,
-            _asked.status.in_((RequestStatus.FAILED, RequestStatus.CANCELED)),
+            _requests.id == request_id,
+            _requests.status.in_((RequestStatus.FAILED, RequestStatus.CANCELED)),
             _rows.window_kind == WindowKind.SINCE_LAST_SUCCESS,
-            its.organization_id == _asked.organization_id,
-            its.id > _asked.id,
+            its.organization_id == _requests.organization_id,
+            its.id > _requests.id,
             its.status.in_((*UNFINISHED, RequestStatus.COMPLETED, RequestStatus.EXPIRED)),
-            sa.or_(its.window_from.is_(None), _asked.window_before.is_(None), its.window_from < _asked.window_before),
-            sa.or_(its.window_before.is_(None), _asked.window_from.is_(None), its.window_before > _asked.window_from),
+            sa.or_(
+                its.window_from.is_(None), _requests.window_before.is_(None), its.window_from < _requests.window_before
+            ),
+            sa.or_(
+                its.window_before.is_(None), _requests.window_from.is_(None), its.window_before > _requests.window_from
+            ),
         )
         .order_by(its.id)
         .limit(1)
@@ -104,12 +109,12 @@ def _update(
     connection: sa.Connection,
     request_id: int,
     read: tuple[sa.ColumnElement[Any], ...],
-    asked: tuple[sa.ColumnElement[Any], ...],
+    columns: tuple[sa.ColumnElement[Any], ...],
     values: Callable[[sa.Row[Any], sa.Row[Any]], dict[str, Any]],
 ) -> None:
-    """Change the recurring export of a request, if it has one in its own organization, holding its row meanwhile."""
+    """Update the recurring export of a request, if its organization has it, and lock its row meanwhile."""
     request = connection.execute(
-        sa.select(_asked.recurring_export_id, _asked.organization_id, *asked).where(_asked.id == request_id)
+        sa.select(_requests.recurring_export_id, _requests.organization_id, *columns).where(_requests.id == request_id)
     ).one()
     if request.recurring_export_id is None:
         return

@@ -1,4 +1,4 @@
-"""The ledger of webhooks: one row a request and event, delivered at least once."""
+"""Webhooks: one row per request and event, delivered at least once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from export_pipeline.database.types import current_instant, instant_after
 
 MAX_TRIES = 7
 _GROWTH = 4
-SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of every secret
 _hooks = export_webhooks.c
 _rows = export_requests.c
 
 
 @dataclass(frozen=True)
 class Webhook:
-    """A call that is owed now."""
+    """A call that is due now."""
 
     id: int
     uid: str
@@ -37,13 +37,13 @@ class Webhook:
 
 
 def enqueue(connection: sa.Connection, request_id: int, event: WebhookEvent) -> None:
-    """In the transaction that ends a request: if it names a URL, it is owed this event's call, once."""
-    owed = sa.select(_rows.id, sa.literal(event.value)).where(
+    """Add the call for an event, once, if the request names a URL; in the transaction that ends the request."""
+    call = sa.select(_rows.id, sa.literal(event.value)).where(
         _rows.id == request_id,
         _rows.webhook_url.is_not(None),
         ~sa.exists().where(_hooks.request_id == request_id, _hooks.event == event),
     )
-    connection.execute(export_webhooks.insert().from_select(["request_id", "event"], owed))
+    connection.execute(export_webhooks.insert().from_select(["request_id", "event"], call))
 
 
 def take_due(
@@ -54,15 +54,15 @@ def take_due(
     at_once: int | None = None,
     busy: Collection[str] = (),
 ) -> list[Webhook]:
-    """Webhooks that are due, fairly across organizations; each stays away for ``lease``, or until it is settled.
+    """Take due webhooks, interleaving the organizations, for ``lease`` or until the result is recorded.
 
-    A process that dies with one costs it a try: the call may have arrived.
+    A process that dies with a webhook uses up one try, because the call may have arrived.
 
     Args:
         connection: an open transaction.
-        limit: how many at most.
-        lease: for how long nobody else takes them.
-        at_once: how many of one organization at most; None for any number.
+        limit: the maximum number.
+        lease: how long no other process takes them.
+        at_once: the maximum number of one organization; None for any number.
         busy: organizations of which none is taken now.
     """
     due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= instant_after(0))
@@ -112,9 +112,9 @@ def take_due(
 
 
 def any_due(connection: sa.Connection) -> bool:
-    """Whether a call is owed now."""
+    """Whether a call is due now."""
     due = sa.exists().where(
-        # On SQLite a row may outlive its request: an application need not have foreign keys switched on.
+        # On SQLite a row may outlive its request, because an application may have foreign keys switched off.
         _rows.id == _hooks.request_id,
         _hooks.status == WebhookStatus.PENDING,
         _hooks.next_try_at <= instant_after(0),
@@ -125,14 +125,14 @@ def any_due(connection: sa.Connection) -> bool:
 def record_result(
     connection: sa.Connection, webhook: Webhook, *, taken: bool, answer: str, retry_seconds: float | None
 ) -> None:
-    """Write how a try ended.
+    """Write the result of a try.
 
     Args:
         connection: an open transaction.
         webhook: the call.
-        taken: it was answered with 2xx.
+        taken: whether it was answered with 2xx.
         answer: the status code, or what went wrong.
-        retry_seconds: the first wait; each further one is four times as long, up to ``MAX_TRIES``; None: never again.
+        retry_seconds: the first wait; each further one is four times as long, up to ``MAX_TRIES``; None = no retry.
     """
     status, wait = WebhookStatus.DELIVERED, 0.0
     if not taken:
@@ -147,7 +147,7 @@ def record_result(
 
 
 def secret_of(connection: sa.Connection, organization_id: str) -> str:
-    """The secret that an organization's webhooks are signed with, made when it is first asked for."""
+    """The secret that signs an organization's webhooks, created at the first call."""
     secret = SECRET_PREFIX + secrets.token_urlsafe(32)
     insert = insert_or(connection, webhook_secrets).values(organization_id=organization_id, secret=secret)
     connection.execute(insert.on_conflict_do_nothing())
@@ -156,5 +156,5 @@ def secret_of(connection: sa.Connection, organization_id: str) -> str:
 
 
 def renew_secret(connection: sa.Connection, organization_id: str) -> None:
-    """Forget an organization's secret: the next one asked for is another."""
+    """Delete an organization's secret; ``secret_of`` then creates a new one."""
     connection.execute(webhook_secrets.delete().where(webhook_secrets.c.organization_id == organization_id))

@@ -118,7 +118,7 @@ _COLUMNS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(["max_file_size_mb", "priority"], st.integers(-(2**31), 2**31 - 1)),
 }  # fmt: skip
 _SQLITE_ONLY = st.binary(max_size=20) | st.floats() | st.integers(-(2**63), 2**63 - 1) | _ANY_TEXT
-"""SQLite keeps whatever it is given in whatever column; JSON is checked at the INSERT."""
+"""Only text and numbers of the column's kind come past the INSERT; SQLite converts between the two."""
 _UNCHECKED = [name for name in _COLUMNS if name not in ("columns", "filters", "list_ids", "segment_ids", "include",
                                                         "options", "recipient_emails")]  # fmt: skip
 

@@ -25,9 +25,8 @@ from export_pipeline.demo.data.contacts import list_id, segment_id
 from export_pipeline.gateway import submit
 from export_pipeline.gateway.app import JsonLines, build
 from export_pipeline.gateway.dialects import native
-from export_pipeline.recurring.models import RequestTemplate
 from export_pipeline.requests.api_keys import digest_of, revoke_key
-from export_pipeline.requests.models import has_uid, insert_request, load_request
+from export_pipeline.requests.models import RequestTemplate, has_uid, insert_request, load_request
 from export_pipeline.requests.validation.rows import date_range_of
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Caller, Gateway
 

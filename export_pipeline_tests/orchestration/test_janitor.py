@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import dagster as dg
 import pytest
-import sqlalchemy as sa
 
 from export_pipeline.database.engine import utc_now
 from export_pipeline.database.enums import EventKind
@@ -88,20 +87,6 @@ def test_one_export_that_the_store_will_not_let_go_does_not_keep_the_others(
     monkeypatch.setattr(LocalStore, "delete", original)
     assert clean(pipeline)["expired_exports"] == 1
     assert pipeline.stored == []
-
-
-def test_one_row_that_sqlite_should_not_hold_does_not_keep_the_others(pipeline: Pipeline) -> None:
-    states = [pipeline.export()[1] for _ in range(2)]
-    for state in states:
-        left = pipeline.home / "staging" / state.uid / "1" / "rows.arrow"
-        left.parent.mkdir(parents=True, exist_ok=True)
-        left.write_bytes(b"rows")
-        pipeline.update(state.uid, completed_at=utc_now() - timedelta(days=2))
-    garbage = sa.text("UPDATE export_requests SET created_at = 'yesterday' WHERE uid = :uid")
-    with pipeline.database.begin() as connection:
-        connection.execute(garbage, {"uid": min(state.uid for state in states)})
-    cleaned = clean(pipeline)
-    assert (cleaned["cleared_leftovers"], cleaned["failed"]) == (1, 1)
 
 
 def test_a_part_that_fails_keeps_no_other_from_being_done_and_shows_no_text_of_strangers(

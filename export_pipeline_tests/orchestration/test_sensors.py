@@ -99,15 +99,6 @@ def test_a_row_of_which_no_run_can_be_made_fails_and_the_others_start(
     assert (pipeline.state(bad).status, pipeline.state(bad).error_code) == ("failed", "internal_error")
 
 
-@pytest.mark.parametrize("counted", ["'many'", "x'ff'", "1e300", "NULL"])
-def test_whatever_stands_where_rows_are_counted_its_run_and_the_others_start(pipeline: Pipeline, counted: str) -> None:
-    """SQLite stores anything anywhere."""
-    bad, good = pipeline.ask(), pipeline.ask()
-    pipeline.execute(f"UPDATE export_requests SET rows_total = {counted} WHERE uid = '{bad}'")
-    asked = evaluate(pipeline, export_requests).run_requests
-    assert [request.run_key.rpartition(":")[0] for request in asked] == [f"{bad}:1", f"{good}:1"]
-
-
 def test_an_unreachable_database_skips_the_tick_with_a_reason(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

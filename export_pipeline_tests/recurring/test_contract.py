@@ -13,8 +13,7 @@ import sqlalchemy as sa
 
 from export_pipeline.database.tables import recurring_exports
 from export_pipeline.failures import ExportFailure
-from export_pipeline.recurring.models import RequestTemplate
-from export_pipeline.requests.models import insert_request
+from export_pipeline.requests.models import RequestTemplate, insert_request
 from export_pipeline.requests.validation.rows import date_range_of
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.recurring import simulate

@@ -16,9 +16,9 @@ from export_pipeline.database.engine import utc_now
 from export_pipeline.database.tables import export_requests
 from export_pipeline.failures import ExportFailure, OwnershipLost
 from export_pipeline.recurring import dispatch, models
-from export_pipeline.recurring.models import MANAGED, RequestTemplate
+from export_pipeline.recurring.models import MANAGED
 from export_pipeline.requests import transitions
-from export_pipeline.requests.models import ExportRequest, insert_request
+from export_pipeline.requests.models import ExportRequest, RequestTemplate, insert_request
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.scheduling.windows import Act, Decision, Window
 from export_pipeline_tests.recurring.rows import TEMPLATE, add, at, cancel, complete, fail, look, made, row, update

@@ -107,6 +107,23 @@ def test_a_column_too_long_to_repeat_is_left_out_and_the_request_is_claimed(data
     assert (detail["filters"], detail["columns"]) == (None, ASKED["columns"])
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_json_as_deep_as_sqlite_allows_does_not_stop_the_claim(database: sa.Engine) -> None:
+    """In the event it is one level deeper than in the row."""
+    accepted = []
+    for depth in (999, 1000, 1999, 2000):  # the limit is 2000, in newer versions of SQLite 1000
+        filters = sa.literal_column(f"'{'[' * depth}{']' * depth}'")
+        try:
+            with database.begin() as connection:
+                accepted.append(insert_request(connection, **{**ASKED, "filters": filters}))
+        except sa.exc.IntegrityError:
+            break
+    assert len(accepted) >= 2
+    assert len(claim(database)) == len(accepted)
+    kept = [json.loads(trail(database, uid)[0].detail or "")["columns"] for uid in accepted[-1:]]
+    assert kept == [ASKED["columns"]]
+
+
 def test_who_polls_is_said_to_have_been_handed_links_once_a_while(database: sa.Engine) -> None:
     with database.begin() as connection:
         uid = insert_request(connection, **ASKED)

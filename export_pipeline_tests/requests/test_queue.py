@@ -69,13 +69,3 @@ def test_one_organization_alone(busy: sa.Engine) -> None:
 def test_an_empty_queue_is_no_wait(database: sa.Engine) -> None:
     assert lines(database) == []
     assert total([]) == Line(organization_id=None, waiting=0, running=0, oldest_wait_seconds=None)
-
-
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-def test_an_instant_that_is_none_does_not_hide_the_others(busy: sa.Engine) -> None:
-    """SQLite stores anything anywhere."""
-    with busy.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE export_requests SET created_at = 'yesterday' WHERE organization_id = 'gamma'"
-        )
-    assert [(line.organization_id, line.waiting) for line in lines(busy)] == [("acme", 2), ("beta", 0), ("gamma", 1)]

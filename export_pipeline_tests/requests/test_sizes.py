@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 
 from export_pipeline.database.engine import reading
@@ -47,13 +46,3 @@ def test_no_more_than_the_last_answers_are_looked_at(database: sa.Engine) -> Non
     assert expected(database, waiting) == {waiting: 5}
     ask(database, status="completed", row_count=1)
     assert expected(database, waiting) == {}
-
-
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-def test_text_where_a_number_should_be_is_no_size(database: sa.Engine) -> None:
-    """SQLite stores anything anywhere."""
-    ask(database, **QUESTION, status="completed", row_count=5)
-    row = ask(database, **QUESTION)
-    with database.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE export_requests SET rows_total = 'many' WHERE id = {row}")
-    assert expected(database, row) == {}

@@ -127,6 +127,54 @@ def test_a_status_that_is_none_is_refused(database: sa.Engine) -> None:
         connection.exec_driver_sql("UPDATE export_requests SET status = 'done'")
 
 
+MALFORMED: list[tuple[str, object]] = [
+    *[("cancel_requested_at", value) for value in ("yesterday", "2026-02-31 00:00:00", "2026-01-01 24:30:00", b"\xff")],
+    *[("start_date", value) for value in ("yesterday", "2026-02-31", "0000-01-01", "2026-01-01 10:00:00.", b"\xff")],
+    *[("notify_email", value) for value in ("no way", 7)],
+    *[("max_file_size_mb", value) for value in ("large", b"\xff")],
+    *[("rows_total", value) for value in ("many", b"\xff")],
+    *[("uid", value) for value in ("6f0c", "x" * 36, b"\xff")],
+    *[("recurring_export_id", value) for value in ("weekly", 1.5)],
+    ("columns", "[1"),
+    ("columns", b"[]"),
+    ("layout", b"\xff"),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), MALFORMED, ids=lambda value: repr(value)[:24])
+def test_sqlite_refuses_a_malformed_value_at_the_insert_as_postgresql_does(
+    tmp_path: Path, column: str, value: object
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'requests.db'}")
+    migrate.upgrade(engine)
+    statement = FOUR_COLUMNS.replace("recipient_emails)", f"recipient_emails, {column})").replace("]')", "]', ?)")
+    with pytest.raises(sa.exc.IntegrityError), engine.begin() as connection:
+        connection.exec_driver_sql(statement, (value,))
+    engine.dispose()
+
+
+SPELLINGS = [
+    ("cancel_requested_at", "2026-01-31 10:00:00", "2026-01-31T10:00:00+00:00"),
+    ("cancel_requested_at", "2026-01-31 23:59:59.999999", "2026-01-31T23:59:59.999999+00:00"),
+    ("start_date", "2026-01-31", "2026-01-31T00:00:00"),
+    ("start_date", "2026-01-31 10:00", "2026-01-31T10:00:00"),
+    ("start_date", "2026-01-31T10:00:00", "2026-01-31T10:00:00"),
+    ("end_date", "9999-12-31 23:59:59.999999", "9999-12-31T23:59:59.999999"),
+]
+
+
+@pytest.mark.parametrize(("column", "text", "meant"), SPELLINGS)
+def test_an_application_may_write_dates_and_times_as_text(
+    database: sa.Engine, column: str, text: str, meant: str
+) -> None:
+    statement = FOUR_COLUMNS.replace("recipient_emails)", f"recipient_emails, {column})").replace(
+        "]')", f"]', '{text}')"
+    )
+    with database.begin() as connection:
+        connection.exec_driver_sql(statement)
+        assert getattr(load_request(connection, 1), column).isoformat() == meant
+
+
 def test_text_that_is_not_json_is_refused_at_the_insert(database: sa.Engine) -> None:
     statement = FOUR_COLUMNS.replace('["ana@example.com"]', "ana@example.com")
     with pytest.raises((sa.exc.IntegrityError, sa.exc.DataError)), database.begin() as connection:
@@ -161,89 +209,6 @@ def test_docs_name_every_column_status_stage_and_code() -> None:
     assert _documented(text, "Stages") == {stage.value for stage in Stage}
     assert _documented(text, "Failure codes") == {code.value for code in FailureCode}
     assert _documented(text, "Options") == set(Options.model_fields)
-
-
-def _at_revision(database_url: str, revision: str) -> sa.Engine:
-    engine = create_engine(database_url)
-    with engine.begin() as connection:
-        migrate.command.upgrade(migrate._config(connection), revision)
-    return engine
-
-
-OLD_ROWS = """
-INSERT INTO export_requests (organization_id, dataset, format, recipient_emails, status)
-VALUES ('6f0c', 'contacts', 'csv', '["ana@example.com"]', 'completed');
-INSERT INTO export_files (request_id, ordinal, key, name, bytes, rows, sha256, media_type)
-VALUES (1, 1, 'k', 'n', 1, 1, 's', 'text/csv');
-INSERT INTO export_notifications (request_id, recipient, status) VALUES (1, 'ana@example.com', 'sent');
-INSERT INTO export_links (token_hash, request_id, ordinal, notification_id, expires_at)
-VALUES ('h', 1, 1, 1, '2030-01-01 00:00:00.000000');
-INSERT INTO export_webhooks (request_id, event) VALUES (1, 'export.completed');
-INSERT INTO recurring_exports (organization_id, cron, request) VALUES ('6f0c', '0 6 * * *', '{}');
-INSERT INTO export_unsubscriptions (recurring_export_id, recipient) VALUES (1, 'ana@example.com');
-INSERT INTO email_charges (organization_id, request_uid, recipient)
-VALUES ('6f0c', '00000000-0000-4000-8000-000000000000', 'ana@example.com');
-INSERT INTO export_events (request_uid, organization_id, kind)
-VALUES ('00000000-0000-4000-8000-000000000000', '6f0c', 'asked')
-"""
-
-
-@pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
-def test_an_upgrade_from_the_revision_before_keeps_every_row(
-    request: pytest.FixtureRequest, tmp_path: Path, kind: str
-) -> None:
-    on_sqlite = kind == "sqlite"
-    url = f"sqlite:///{tmp_path / 'old.db'}" if on_sqlite else request.getfixturevalue("postgres_url")
-    engine = _at_revision(Settings(database_url=url).database_url, "0005")
-    with engine.begin() as connection:
-        for statement in OLD_ROWS.split(";"):
-            connection.exec_driver_sql(statement)
-        connection.exec_driver_sql("ALTER TABLE export_requests ADD COLUMN host_note text DEFAULT 'kept'")
-        connection.exec_driver_sql("CREATE VIEW host_view AS SELECT id, host_note FROM export_requests")
-        connection.exec_driver_sql("CREATE INDEX host_index ON export_requests (requested_by)")
-        if on_sqlite:
-            connection.exec_driver_sql(
-                "CREATE TRIGGER host_trigger AFTER UPDATE ON export_requests BEGIN SELECT 1; END"
-            )
-    tables = [table for table in metadata.tables if table in OLD_ROWS]
-    migrate.upgrade(engine)
-    with engine.connect() as connection:
-        counts = {table: connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() for table in tables}
-        assert counts == dict.fromkeys(tables, 1)
-        assert connection.exec_driver_sql("SELECT * FROM host_view").all() == [(1, "kept")]
-        assert "host_index" in {index["name"] for index in sa.inspect(connection).get_indexes("export_requests")}
-        uids = connection.exec_driver_sql(
-            "SELECT count(*) FROM export_links JOIN export_requests r ON r.uid = request_uid"
-        )
-        assert uids.scalar() == 1
-        if on_sqlite:
-            assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
-            assert connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all() == [
-                ("host_trigger",)
-            ]
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DELETE FROM export_requests")
-        connection.exec_driver_sql(FOUR_COLUMNS)
-        assert connection.exec_driver_sql("SELECT id FROM export_requests").all() == [(2,)]
-        assert connection.exec_driver_sql("SELECT count(*) FROM export_files").scalar() == 0  # the keys still cascade
-    engine.dispose()
-
-
-def test_an_upgrade_begins_after_every_id_that_outlived_its_row(tmp_path: Path) -> None:
-    engine = _at_revision(f"sqlite:///{tmp_path / 'old.db'}", "0005")
-    path = engine.url.database or ""
-    with sqlite3.connect(path) as plain:  # as an application does it: foreign keys are off
-        plain.executescript(OLD_ROWS + ";DELETE FROM export_requests; DELETE FROM recurring_exports;")
-    plain.close()
-    migrate.upgrade(engine)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(FOUR_COLUMNS)
-        connection.exec_driver_sql(
-            "INSERT INTO recurring_exports (organization_id, cron, request) VALUES ('6f0c', '0 6 * * *', '{}')"
-        )
-        assert connection.exec_driver_sql("SELECT id FROM export_requests").scalar() == 2
-        assert connection.exec_driver_sql("SELECT id FROM recurring_exports").scalar() == 2
-    engine.dispose()
 
 
 def test_no_integer_id_is_used_twice(database: sa.Engine) -> None:

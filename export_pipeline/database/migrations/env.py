@@ -1,4 +1,4 @@
-"""Alembic's environment: runs on the connection that ``requests.migrate`` hands over."""
+"""Alembic's environment. It uses the connection of ``database.migrate``."""
 
 from __future__ import annotations
 

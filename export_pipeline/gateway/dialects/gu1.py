@@ -16,9 +16,8 @@ from export_pipeline.gateway.downloads import EXPIRABLE, downloads, visible
 from export_pipeline.gateway.row_pages import read_page, selection_of
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import Body, IdempotencyKey, described, parsed, query_of, submit
-from export_pipeline.recurring.models import RequestTemplate
 from export_pipeline.requests.api_keys import ApiKey
-from export_pipeline.requests.models import RequestState, overall_progress
+from export_pipeline.requests.models import RequestState, RequestTemplate, overall_progress
 
 BASE = "/entities"
 PATH = f"{BASE}/export/jobs"

@@ -1,4 +1,11 @@
-"""The rules of a request, checked before its run reads anything.
+"""The rules of a request, which need its input and no row, and are checked before anything is read.
 
 Nothing here reads the exported data.
 """
+
+from export_pipeline.failures import ExportFailure, FailureCode
+
+
+def refusal(code: FailureCode, column: str, problem: str) -> ExportFailure:
+    """A failure whose message begins with the column that breaks a rule."""
+    return ExportFailure(code, f"{column}: {problem}", field=column)

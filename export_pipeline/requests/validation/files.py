@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.catalog.types import COMPRESSIONS, FORMATS, Compression, Format
-from export_pipeline.failures import ExportFailure, FailureCode, abbreviate, invalid_option
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.failures import FailureCode, abbreviate, invalid_option
+from export_pipeline.requests.models import RequestInput
+from export_pipeline.requests.validation import refusal
 
 BYTES_PER_MB = 1_000_000
 _SELF_COMPRESSED: tuple[Format, ...] = ("xlsx", "parquet")
@@ -30,7 +31,7 @@ class Options(BaseModel):
     csv_decimal_mark: Literal[".", ","] = Field(default=".", description="CSV: in numbers with a fraction")
 
 
-def format_of(request: ExportRequest) -> Format:
+def format_of(request: RequestInput) -> Format:
     """The format.
 
     Raises:
@@ -39,15 +40,12 @@ def format_of(request: ExportRequest) -> Format:
     for known in FORMATS:
         if request.format == known:
             return known
-    raise ExportFailure(
-        FailureCode.UNKNOWN_FORMAT,
-        f"format: {abbreviate(request.format)} is not one of {', '.join(FORMATS)}.",
-        field="format",
-    )
+    message = f"{abbreviate(request.format)} is not one of {', '.join(FORMATS)}."
+    raise refusal(FailureCode.UNKNOWN_FORMAT, "format", message)
 
 
-def compression_of(request: ExportRequest, file_format: Format) -> Compression:
-    """The compression; gzip for ndjson and none otherwise, where none is asked for.
+def compression_of(request: RequestInput, file_format: Format) -> Compression:
+    """The compression; if the request names none, gzip for ndjson and none for the others.
 
     Raises:
         ExportFailure: ``unknown_compression``.
@@ -57,14 +55,14 @@ def compression_of(request: ExportRequest, file_format: Format) -> Compression:
     for known in COMPRESSIONS:
         if request.compression == known:
             if known == "gzip" and file_format in _SELF_COMPRESSED:
-                message = f"compression: {file_format} files are compressed already; use none or leave it out."
-                raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+                message = f"{file_format} files are compressed already; use none or leave it out."
+                raise refusal(FailureCode.UNKNOWN_COMPRESSION, "compression", message)
             return known
-    message = f"compression: {abbreviate(request.compression)} is not one of {', '.join(COMPRESSIONS)}."
-    raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+    message = f"{abbreviate(request.compression)} is not one of {', '.join(COMPRESSIONS)}."
+    raise refusal(FailureCode.UNKNOWN_COMPRESSION, "compression", message)
 
 
-def options_of(request: ExportRequest) -> Options:
+def options_of(request: RequestInput) -> Options:
     """The options.
 
     Raises:
@@ -79,16 +77,13 @@ def options_of(request: ExportRequest) -> Options:
     raise invalid_option(f"{path}: {first['msg']}. Known options: {known}.", path)
 
 
-def max_bytes_of(request: ExportRequest) -> int:
+def max_bytes_of(request: RequestInput) -> int:
     """The ceiling of a file in bytes; 1 MB = 1,000,000 (SendGrid, ``max_file_size``).
 
     Raises:
         ExportFailure: ``invalid_max_file_size``.
     """
     if not 1 <= request.max_file_size_mb <= 5_000_000:
-        raise ExportFailure(
-            FailureCode.INVALID_MAX_FILE_SIZE,
-            "max_file_size_mb: must be from 1 to 5,000,000 (1 MB = 1,000,000 bytes; S3 holds objects up to 5 TB).",
-            field="max_file_size_mb",
-        )
+        message = "must be from 1 to 5,000,000 (1 MB = 1,000,000 bytes; S3 holds objects up to 5 TB)."
+        raise refusal(FailureCode.INVALID_MAX_FILE_SIZE, "max_file_size_mb", message)
     return request.max_file_size_mb * BYTES_PER_MB

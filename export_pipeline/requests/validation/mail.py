@@ -1,7 +1,7 @@
-"""Who the mail is from.
+"""The rules of mail: its sender, whether it may be sent, and its recipients.
 
-The first sentence of each refusal is gu1's own (send-email, pre-flight errors; same integration and sender rules), so
-that clients which know it find it again.
+The first sentence of each refusal of a sender is gu1's own (send-email, pre-flight errors; same integration and sender
+rules), so that clients recognize it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, Valida
 from export_pipeline.database.enums import EmptyResult
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.billing import check_balance
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.models import ExportRequest, RequestInput
 from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.validation import refusal
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,13 @@ class Sender:
     """An address that the organization sends from."""
 
     email: str = field(repr=False)
-    """With the domain in the form that DNS knows (``xn--...``)."""
+    """With the domain in the form for DNS (``xn--...``)."""
     name: str | None = None
     """On one line."""
 
 
-def sender_of(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> Sender | None:
-    """Who the request's mails are from; None: the platform's sender.
+def sender_of(connection: sa.Connection, organizations: Organizations, request: RequestInput) -> Sender | None:
+    """The sender of the request's mails; None: the sender of the platform.
 
     Raises:
         ExportFailure: ``sender_conflict``, ``invalid_sender``, ``sender_domain_unknown``,
@@ -50,14 +51,11 @@ def sender_of(connection: sa.Connection, organizations: Organizations, request: 
 def _from_domain(
     connection: sa.Connection, organizations: Organizations, organization_id: str, from_email: str
 ) -> Sender:
-    """Any local part on a verified domain of the organization; its subdomains are domains of their own."""
+    """Any local part on a verified domain of the organization. Its subdomains need their own verification."""
     address = _address(from_email)
     if address is None:
-        raise ExportFailure(
-            FailureCode.INVALID_SENDER,
-            "from_email: is not an e-mail address such as exports@your-domain.com; correct it or leave it out.",
-            field="from_email",
-        )
+        message = "is not an e-mail address such as exports@your-domain.com; correct it or leave it out."
+        raise refusal(FailureCode.INVALID_SENDER, "from_email", message)
     verified = [
         one.verified
         for one in organizations.domains(connection, organization_id)
@@ -81,10 +79,10 @@ def _from_domain(
 
 
 def _from_row(connection: sa.Connection, organizations: Organizations, organization_id: str, sender_id: str) -> Sender:
-    """A row of the organization's senders. Its domain is not asked for: the row is itself the permission [I].
+    """A row of the organization's senders. Its domain is not checked: the row is the permission [I].
 
-    gu1's sentence is cut off after "fromSe" in what could be read [?]; this one follows its sentence for a template
-    that is unknown or another organization's, and like it does not tell the two apart.
+    gu1's sentence is cut off after "fromSe" in the source [?]. This one follows gu1's sentence for a template that is
+    unknown or belongs to another organization, which does not distinguish the two either.
     """
     stored = organizations.sender(connection, organization_id, sender_id)
     if stored is None:
@@ -96,12 +94,8 @@ def _from_row(connection: sa.Connection, organizations: Organizations, organizat
         )
     address = _address(stored.email)
     if address is None:
-        raise ExportFailure(
-            FailureCode.INVALID_SENDER,
-            "from_sender_id: the address stored for this sender is not an e-mail address; correct it there, or leave "
-            "from_sender_id out.",
-            field="from_sender_id",
-        )
+        message = "the address stored for this sender is not an e-mail address; correct it there, or leave it out."
+        raise refusal(FailureCode.INVALID_SENDER, "from_sender_id", message)
     return Sender(_for_dns(address), _one_line(stored.name))
 
 
@@ -113,7 +107,7 @@ def _address(text: str) -> ValidatedEmail | None:
 
 
 def ascii_domain(domain: str) -> str | None:
-    """The domain as DNS knows it, by the same rules as a sender's; None if it is none."""
+    """The domain in the form for DNS, by the same rules as a sender's; None if it is invalid."""
     address = _address(f"postmaster@{domain.strip().removesuffix('.')}")
     return address.ascii_domain if address else None
 
@@ -128,18 +122,15 @@ def _one_line(name: str | None) -> str | None:
     return " ".join(shown.split()) or None
 
 
-# Whether a request's mails may go out, answered before anything starts.
-
-
 def check_mail(
     connection: sa.Connection,
     organizations: Organizations,
-    request: ExportRequest,
+    request: RequestInput,
     recipients: Sequence[str],
     *,
     provider_configured: bool,
 ) -> None:
-    """May everybody be mailed as asked? Nothing is taken; a request that mails nobody always passes.
+    """Check that the request's mails may be sent. Nothing is taken; a request without recipients always passes.
 
     Source of the rules and of each message's first sentence: gu1, send-email, pre-flight errors.
 
@@ -160,24 +151,22 @@ def check_mail(
         raise ExportFailure(
             FailureCode.EMAIL_PROVIDER_NOT_CONFIGURED,
             "MS_PROVIDER_URL is not configured on the server. Configure the messaging provider to send email. "
-            "(This installation sends no mail: ask without recipients, or ask its operators to set mail up.)",
+            "(This installation sends no mail: leave the recipients out, or ask its operators to set mail up.)",
             field="recipient_emails",
         )
     sender_of(connection, organizations, request)
-    check_balance(connection, request.organization_id, request.uid, recipients)
-
-
-# Who is to be mailed.
+    uid = request.uid if isinstance(request, ExportRequest) else None
+    check_balance(connection, request.organization_id, uid, recipients)
 
 
 MAX_RECIPIENTS = 26
 """After deduplication (gu1, bulk entity export by e-mail)."""
 
 
-def recipients_of(request: ExportRequest) -> tuple[str, ...]:
-    """Who is to be mailed: validated, trimmed, each person once, in their first spelling.
+def recipients_of(request: RequestInput) -> tuple[str, ...]:
+    """The recipients of the request's mails: validated, trimmed, without duplicates, in the first spelling.
 
-    The requester is not added (gu1); nobody, if ``notify_email`` is false (SendGrid).
+    The requester is not added (gu1). Empty if ``notify_email`` is false (SendGrid).
 
     Raises:
         ExportFailure: ``invalid_recipient``, ``too_many_recipients``.
@@ -189,19 +178,16 @@ def recipients_of(request: ExportRequest) -> tuple[str, ...]:
     for index in spelled.values():
         valid = _validated(request.recipient_emails[index], f"recipient_emails[{index}]")
         found.setdefault(valid.lower(), valid)
-        if len(found) > MAX_RECIPIENTS:  # asked at each, as validating is slow and a body may hold very many
-            raise ExportFailure(
-                FailureCode.TOO_MANY_RECIPIENTS,
-                f"recipient_emails: {len(spelled)} different addresses; at most {MAX_RECIPIENTS} are allowed.",
-                field="recipient_emails",
-            )
+        if len(found) > MAX_RECIPIENTS:  # in the loop, because validation is slow and a body may hold very many
+            message = f"{len(spelled)} different addresses; at most {MAX_RECIPIENTS} are allowed."
+            raise refusal(FailureCode.TOO_MANY_RECIPIENTS, "recipient_emails", message)
     return tuple(found.values()) if request.notify_email else ()
 
 
 def person_of(address: str) -> str:
-    """One text for every spelling of an address: the case of either part, and a domain's two forms, do not count.
+    """Normalize an address: the case of both parts and the two forms of a domain do not matter.
 
-    Case is lowered, not folded: ``straße.de`` and ``strasse.de`` are two domains.
+    Case is lowered, not folded, because ``straße.de`` and ``strasse.de`` are two domains.
     """
     try:
         return validate_email(address.strip(), check_deliverability=False).normalized.lower()
@@ -219,14 +205,14 @@ def _validated(address: str, field: str) -> str:
     ]
     if reserved and address.count("@") == 1:
         problem = (
-            f"is at a domain that no mail can be sent to: {reserved[0]} is reserved for private networks, tests "
-            "and the like. Use another address, or remove it."
+            f"is at a domain that no mail can be sent to: {reserved[0]} is reserved, for example for private networks "
+            "and tests. Use another address, or remove it."
         )
-    raise ExportFailure(FailureCode.INVALID_RECIPIENT, f"{field}: {problem}", field=field)
+    raise refusal(FailureCode.INVALID_RECIPIENT, field, problem)
 
 
 def recipients_of_files(request: ExportRequest) -> tuple[str, ...]:
-    """Who is to be mailed of a completed request: nobody, if no row matched and it asked to be silent then.
+    """The recipients of a completed request's mails; empty if no row matched and ``empty_result`` is ``skip``.
 
     Raises:
         ExportFailure: as ``recipients_of``.
@@ -235,5 +221,5 @@ def recipients_of_files(request: ExportRequest) -> tuple[str, ...]:
 
 
 def is_silent(request: ExportRequest) -> bool:
-    """Whether nobody is mailed of a completed request because no row matched."""
+    """Whether a completed request sends no mails because no row matched."""
     return request.empty_result is EmptyResult.SKIP and request.row_count == 0

@@ -1,4 +1,4 @@
-"""Preflight: can this request be served as asked? Everything is answered before a row is read."""
+"""Preflight: whether a request can be served, checked in a fixed order before any row is read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.catalog.types import Compression, Format, OutputColumn
-from export_pipeline.failures import ExportFailure, FailureCode, checked_zone, invalid_option
+from export_pipeline.failures import checked_zone, invalid_option
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.tree import AllOf
-from export_pipeline.requests.models import ExportRequest, is_canonical_uuid
+from export_pipeline.requests.models import RequestInput
 from export_pipeline.requests.organizations import Organization, Organizations, check_permission
 from export_pipeline.requests.validation.files import Options, compression_of, format_of, max_bytes_of, options_of
 from export_pipeline.requests.validation.mail import check_mail, recipients_of
@@ -32,7 +32,7 @@ from export_pipeline.settings import Settings
 
 @dataclass(frozen=True)
 class Preflight:
-    """A request that can be served: every name resolved, every value typed."""
+    """A request that can be served: all names are resolved, all values have their types."""
 
     dataset: Dataset
     format: Format
@@ -53,7 +53,7 @@ class Preflight:
 
 
 def preflight(
-    request: ExportRequest,
+    request: RequestInput,
     catalog: Mapping[str, Dataset],
     organization: Organization,
     *,
@@ -62,9 +62,8 @@ def preflight(
     """Check a request against the catalog and its organization.
 
     Raises:
-        ExportFailure: the first rule that the request breaks; its fault is always the requester's.
+        ExportFailure: the first rule that the request breaks; the fault is always the requester's.
     """
-    _check_uid(request)
     check_webhook_url(request.webhook_url, allow_insecure=allow_insecure_webhooks)
     dataset = dataset_of(request, catalog)
     check_organization(request, dataset)
@@ -94,27 +93,17 @@ def preflight(
     )
 
 
-def _check_uid(request: ExportRequest) -> None:
-    # SQLite takes any text for it, and it becomes part of keys.
-    if not is_canonical_uuid(request.uid):
-        message = "uid: is not a UUID in lower case with hyphens; leave it out, the database makes one."
-        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="uid")
-
-
-# Whether a request may be asked as it stands: every rule, in their order.
-
-
 def admit(
     connection: sa.Connection,
     organizations: Organizations,
     catalog: Mapping[str, Dataset],
     settings: Settings,
-    request: ExportRequest,
+    request: RequestInput,
 ) -> tuple[Organization, Preflight]:
-    """Check a request: for its run, and before that so that its asker hears of a mistake at once. Nothing is taken.
+    """Check all rules of a request: in its run, and before it is inserted to report mistakes early. Nothing is taken.
 
     Raises:
-        ExportFailure: the first rule that it breaks; its fault is the requester's.
+        ExportFailure: the first rule that the request breaks; the fault is the requester's.
     """
     organization = organizations.get(connection, request.organization_id)
     check_permission(connection, organizations, request)

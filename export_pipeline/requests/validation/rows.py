@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset, Layout
 from export_pipeline.catalog.types import TABLES, ColumnType, Format, IdentityType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode, abbreviate
-from export_pipeline.requests.models import ExportRequest
+from export_pipeline.requests.models import RequestInput
+from export_pipeline.requests.validation import refusal
 from export_pipeline.scheduling.wall_clock import beginning, end_of_second, last_moment
 
 Identity = str | int
@@ -19,7 +20,7 @@ MAX_IDENTITIES = 1000
 _INT64 = range(-(2**63), 2**63)
 
 
-def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Dataset:
+def dataset_of(request: RequestInput, catalog: Mapping[str, Dataset]) -> Dataset:
     """The dataset.
 
     Raises:
@@ -28,19 +29,16 @@ def dataset_of(request: ExportRequest, catalog: Mapping[str, Dataset]) -> Datase
     dataset = catalog.get(request.dataset)
     if dataset is None:
         known = ", ".join(sorted(catalog))
-        raise ExportFailure(
-            FailureCode.UNKNOWN_DATASET,
-            f"dataset: {abbreviate(request.dataset)} is not one of {known}.",
-            field="dataset",
-        )
+        message = f"{abbreviate(request.dataset)} is not one of {known}."
+        raise refusal(FailureCode.UNKNOWN_DATASET, "dataset", message)
     return dataset
 
 
-def check_organization(request: ExportRequest, dataset: Dataset) -> None:
-    """The organization is spelled in the one way that its own tables have it.
+def check_organization(request: RequestInput, dataset: Dataset) -> None:
+    """Check that the organization's id has the spelling that its own tables have.
 
-    PostgreSQL takes several spellings of a UUID for the same rows, and only under one of them would the organization's
-    permissions, integration and balance be found.
+    PostgreSQL finds the same rows under several spellings of a UUID, but the organization's permissions, integration
+    and balance only under one.
 
     Raises:
         ExportFailure: ``invalid_request``.
@@ -52,16 +50,16 @@ def check_organization(request: ExportRequest, dataset: Dataset) -> None:
     if request.organization_id != canonical:
         expected = {ColumnType.UUID: "a UUID in lower case with hyphens", ColumnType.INTEGER: "a whole number"}
         what = expected.get(dataset.tenant_type, "a text")
-        message = f"organization_id: must be {what}, as it stands in {dataset.table}.{dataset.tenant}."
-        raise ExportFailure(FailureCode.INVALID_REQUEST, message, field="organization_id")
+        message = f"must be {what}, as in {dataset.table}.{dataset.tenant}."
+        raise refusal(FailureCode.INVALID_REQUEST, "organization_id", message)
 
 
-def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
-    """The creation times that are meant, as instants: from the first one on, and before the second.
+def date_range_of(request: RequestInput, dataset: Dataset, zone: ZoneInfo) -> tuple[datetime | None, datetime | None]:
+    """The range of creation times as instants: inclusive begin, exclusive end.
 
-    Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export). A date alone as the end
-    takes its whole day (``last_moment``). What becomes of times that happen twice or never: ``wall_clock``. A window is
-    instants already, so that windows meet exactly.
+    Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export). An end without a time of
+    day includes the whole day (``last_moment``). ``wall_clock`` defines times that happen twice or never. A window
+    consists of instants, so that windows meet exactly.
 
     Raises:
         ExportFailure: ``invalid_date_range``.
@@ -79,7 +77,7 @@ def date_range_of(request: ExportRequest, dataset: Dataset, zone: ZoneInfo) -> t
         raise _invalid_range("end_date" if end else "start_date", "is out of range; leave it out") from None
 
 
-def _window_of(request: ExportRequest, dataset: Dataset) -> tuple[datetime | None, datetime | None]:
+def _window_of(request: RequestInput, dataset: Dataset) -> tuple[datetime | None, datetime | None]:
     begin, end = request.window_from, request.window_before
     if request.start_date or request.end_date:
         raise _invalid_range("window_from", "cannot be given together with start_date or end_date; leave those out")
@@ -91,11 +89,11 @@ def _window_of(request: ExportRequest, dataset: Dataset) -> tuple[datetime | Non
 
 
 def _invalid_range(field: str, what: str) -> ExportFailure:
-    return ExportFailure(FailureCode.INVALID_DATE_RANGE, f"{field}: {what}.", field=field)
+    return refusal(FailureCode.INVALID_DATE_RANGE, field, f"{what}.")
 
 
-def columns_of(request: ExportRequest, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
-    """The columns, in the order asked for, with the headers of the layout; child lists come last.
+def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
+    """The columns in the order of the request, with the headers of the layout; child lists come last.
 
     Raises:
         ExportFailure: ``unknown_layout``, ``unknown_column``, ``unknown_include``.
@@ -103,11 +101,9 @@ def columns_of(request: ExportRequest, dataset: Dataset, file_format: Format) ->
     layout = dataset.layout(request.layout, table=file_format in TABLES)
     if layout is None:
         known = ", ".join([DEFAULT_LAYOUT, *dataset.layouts])
-        raise ExportFailure(
-            FailureCode.UNKNOWN_LAYOUT, f"layout: {abbreviate(request.layout)} is not one of {known}.", field="layout"
-        )
+        raise refusal(FailureCode.UNKNOWN_LAYOUT, "layout", f"{abbreviate(request.layout)} is not one of {known}.")
     headers = {item.column.name: item.header for item in layout}
-    names = _asked_columns(request, dataset, tuple(headers))
+    names = _column_names(request, dataset, tuple(headers))
     types = {column.name: column.type for column in dataset.columns}
     columns = [OutputColumn(name, headers[name], types[name]) for name in names]
     children = [OutputColumn(child.name, child.header, child.type, "child") for child in _children(request, dataset)]
@@ -115,45 +111,40 @@ def columns_of(request: ExportRequest, dataset: Dataset, file_format: Format) ->
 
 
 def layout_of(dataset: Dataset, name: str) -> Layout | None:
-    """How a layout writes; None for the default layout."""
+    """A layout of the dataset; None for the default layout."""
     return dataset.layouts.get(name)
 
 
-def _asked_columns(request: ExportRequest, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
+def _column_names(request: RequestInput, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
     if not request.columns:
         return allowed
     names: list[str] = []
-    for asked in request.columns:
-        column = dataset.column(asked)
+    for name in request.columns:
+        column = dataset.column(name)
         if column is None or column.name not in allowed:
-            raise ExportFailure(
-                FailureCode.UNKNOWN_COLUMN,
-                f"columns: {abbreviate(asked)} is not one of {', '.join(allowed)}.",
-                field="columns",
-            )
+            message = f"{abbreviate(name)} is not one of {', '.join(allowed)}."
+            raise refusal(FailureCode.UNKNOWN_COLUMN, "columns", message)
         if column.name in names:
-            raise ExportFailure(
-                FailureCode.UNKNOWN_COLUMN, f"columns: {column.name} is named twice; name it once.", field="columns"
-            )
+            raise refusal(FailureCode.UNKNOWN_COLUMN, "columns", f"{column.name} is named twice; name it once.")
         names.append(column.name)
     return names
 
 
-def _children(request: ExportRequest, dataset: Dataset) -> Sequence[ChildList]:
-    asked: list[ChildList] = []
+def _children(request: RequestInput, dataset: Dataset) -> Sequence[ChildList]:
+    chosen: list[ChildList] = []
     for index, name in enumerate(request.include or ()):
         child = dataset.child(name)
         if child is None:
             known = ", ".join(child.name for child in dataset.children) or "none"
-            message = f"include[{index}]: {abbreviate(name)} is no child list of {dataset.name}; those are: {known}."
+            message = f"include[{index}]: {abbreviate(name)} is not a child list of {dataset.name}; known are: {known}."
             raise ExportFailure(FailureCode.UNKNOWN_INCLUDE, message, field="include")
-        asked.append(child)
-    # In the order of the declaration: a file's keys do not depend on how they were asked for.
-    return [child for child in dataset.children if child in asked]
+        chosen.append(child)
+    # In the order of the declaration, so that the keys of a file do not depend on the request.
+    return [child for child in dataset.children if child in chosen]
 
 
-def list_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
-    """The lists asked for, each once, in the type of the catalog.
+def list_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]:
+    """The lists of the request, without duplicates, in the type of the catalog.
 
     Raises:
         ExportFailure: ``unknown_list`` for an id that no list can have.
@@ -162,8 +153,8 @@ def list_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...
     return _identities(request.list_ids, kind, dataset, "list", FailureCode.UNKNOWN_LIST)
 
 
-def segment_ids_of(request: ExportRequest, dataset: Dataset) -> tuple[Identity, ...]:
-    """The segments asked for, each once, in the type of the catalog.
+def segment_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]:
+    """The segments of the request, without duplicates, in the type of the catalog.
 
     Raises:
         ExportFailure: ``unknown_segment`` for an id that no segment can have.
@@ -179,11 +170,9 @@ def _identities(
         return ()
     field = f"{what}_ids"
     if kind is None:
-        raise ExportFailure(code, f"{field}: dataset {dataset.name} has no {what}s; leave it out.", field=field)
+        raise refusal(code, field, f"dataset {dataset.name} has no {what}s; leave it out.")
     if len(texts) > MAX_IDENTITIES:
-        raise ExportFailure(
-            code, f"{field}: holds {len(texts)} ids; at most {MAX_IDENTITIES} are allowed.", field=field
-        )
+        raise refusal(code, field, f"holds {len(texts)} ids; at most {MAX_IDENTITIES} are allowed.")
     found: dict[Identity, None] = {}
     for index, text in enumerate(texts):
         try:
@@ -196,7 +185,7 @@ def _identities(
 
 
 def identity_of(text: str, kind: IdentityType) -> Identity:
-    """An id in the type of its column.
+    """Convert an id to the type of its column.
 
     Raises:
         ValueError: no such id can exist.

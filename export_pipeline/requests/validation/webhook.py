@@ -1,4 +1,4 @@
-"""Where a webhook may be sent."""
+"""The rules of a webhook's URL."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.requests.validation import refusal
 
 MAX_URL_LENGTH = 2000
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _INSIDE = [
     ipaddress.ip_network(network)
-    # Site-local, segment routing, documentation, 6to4 relays: Python's ipaddress calls them global.
+    # Site-local, segment routing, documentation, 6to4 relays: Python's ipaddress regards them as global.
     for network in ("fec0::/10", "5f00::/16", "3fff::/20", "192.88.99.0/24")
 ]
 
 
 def check_webhook_url(url: str | None, *, allow_insecure: bool) -> None:
-    """May this URL be called? What its name resolves to is asked when it is.
+    """Check that a URL may be called. Its name is resolved, and the address checked, when it is called.
 
     Args:
-        url: ``webhook_url``; None is nothing to check.
-        allow_insecure: an installation's own wish: also ``http:``, and addresses that are not public.
+        url: ``webhook_url``; None passes.
+        allow_insecure: a setting of the installation: also allow ``http:`` and addresses that are not public.
 
     Raises:
         ExportFailure: ``invalid_webhook``.
@@ -47,9 +48,9 @@ def check_webhook_url(url: str | None, *, allow_insecure: bool) -> None:
 
 
 def is_public(address: _Address) -> bool:
-    """Whether an address is on the public internet: none of this machine's, of its network's or of a cloud's inside.
+    """Whether an address is on the public internet, and not inside this machine, its network or a cloud.
 
-    An IPv6 address that carries an IPv4 address is as public as that one.
+    An IPv6 address that carries an IPv4 address is public if that one is.
     """
     if isinstance(address, ipaddress.IPv6Address):
         teredo = address.teredo[1] if address.teredo is not None else None
@@ -76,5 +77,5 @@ def _address(host: str) -> _Address | None:
 
 
 def _invalid(what: str) -> ExportFailure:
-    message = f"webhook_url: {what}; expected something like https://hooks.example.com/exports, or leave it out."
-    return ExportFailure(FailureCode.INVALID_WEBHOOK, message, field="webhook_url")
+    message = f"{what}; expected something like https://hooks.example.com/exports, or leave it out."
+    return refusal(FailureCode.INVALID_WEBHOOK, "webhook_url", message)
