@@ -58,7 +58,7 @@ class Work:
 
     request_id: int
     attempt: int
-    pulse: Heartbeat
+    heartbeat: Heartbeat
     completed: str | None = None
     """The manifest's key if an earlier try of ``publish`` has completed the request already."""
 
@@ -82,8 +82,8 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
             exports.settings.heartbeat_seconds,
             log=context.log.info,
             rows_total=owned.rows_total,
-        ) as pulse:
-            yield Work(request_id, owned.attempt, pulse, owned.manifest_key)
+        ) as heartbeat:
+            yield Work(request_id, owned.attempt, heartbeat, owned.manifest_key)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def filter_entities(
             max_bytes=made.max_bytes,
             shard_rows=exports.settings.shard_rows,
             snapshot_taken=lambda rows, instant: _counted(context, exports, work, rows, instant),
-            progress=work.pulse.report,
+            progress=work.heartbeat.report,
         )
         metadata = stage_metadata(watch, staged.seconds, rows=staged.rows, size=staged.bytes, files=len(staged.shards))
     rows_before = 0
@@ -101,7 +101,7 @@ def _counted(
     context: dg.OpExecutionContext, exports: ExportResource, work: Work, rows: int, snapshot_at: datetime
 ) -> None:
     """Store the snapshot's row count on the request and tag the run's size class for the concurrency limits."""
-    work.pulse.snapshot_taken(rows, snapshot_at)
+    work.heartbeat.snapshot_taken(rows, snapshot_at)
     size = tags.size_class(rows, exports.settings.large_rows)
     if context.run.tags.get(tags.SIZE_CLASS) != size:
         with suppress(Exception):  # the export continues; the queue counts it by its expected size
@@ -121,7 +121,7 @@ def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: Ex
             shard=shard.ordinal,
             staged_key=shard.key,
             rows=shard.rows,
-            progress=lambda rows: work.pulse.report(shard.rows_before + rows),
+            progress=lambda rows: work.heartbeat.report(shard.rows_before + rows),
         )
         metadata = stage_metadata(watch, output.seconds, rows=output.rows, size=output.bytes, files=len(output.files))
         context.add_output_metadata(metadata | {name: dg.MetadataValue.int(n) for name, n in output.counters.items()})
@@ -142,7 +142,7 @@ def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports:
             shard=shard.ordinal,
             shards=shard.shards,
             snapshot_at=shard.snapshot_at,
-            progress=lambda rows: work.pulse.report(shard.rows_before + rows),
+            progress=lambda rows: work.heartbeat.report(shard.rows_before + rows),
         )
         output, seconds = serialized.output, StageSeconds(upload=watch.seconds)
         metadata = stage_metadata(watch, seconds, rows=output.rows, size=output.bytes, files=len(files))
@@ -173,7 +173,7 @@ def publish(
             files=[file for shard in in_order for file in shard.files],
             counters=[shard.counters for shard in in_order],
         )
-        work.pulse.check()
+        work.heartbeat.check()
         key = publish_export(exports.store, made, manifest)
         days = exports.settings.retention_days
         complete_request(
@@ -207,7 +207,7 @@ def resume_notification(context: dg.OpExecutionContext, config: PlanConfig, expo
 
 
 def _notify(context: dg.OpExecutionContext, exports: ExportResource, work: Work) -> None:
-    watch, check, warn = Stopwatch(), work.pulse.check, context.log.warning
+    watch, check, warn = Stopwatch(), work.heartbeat.check, context.log.warning
     counts = mail_recipients(exports, work.request_id, run_id=context.run_id, check=check, warn=warn)
     _add_mail_metadata(context, watch, counts)
 

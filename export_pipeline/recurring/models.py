@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
 from export_pipeline.database.tables import LONGEST_LAG_SECONDS, recurring_exports
-from export_pipeline.database.types import current_instant
+from export_pipeline.database.types import UnreadableJson, current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.models import RequestInput, RequestTemplate
 from export_pipeline.scheduling.cron import checked_schedule

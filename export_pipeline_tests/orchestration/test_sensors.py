@@ -152,11 +152,11 @@ def test_the_row_of_a_terminated_run_is_told_while_its_process_works_on(
     told: list[str] = []
 
     def work_on() -> None:
-        with Heartbeat(pipeline.database, 1, run_id, 0.05) as pulse:
+        with Heartbeat(pipeline.database, 1, run_id, 0.05) as heartbeat:
             told.append(evaluate(pipeline, export_cancellations).skip_message)
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:
-                pulse.check()
+                heartbeat.check()
                 time.sleep(0.01)
 
     with pytest.raises(ExportCanceled):
