@@ -130,6 +130,7 @@ _SQLITE_SENTENCES = {
     "no such table": _SENTENCES["42P01"],
     "no such column": _SENTENCES["42703"],
     "readonly database": "The pipeline's user may not write the file of the request database.",
+    'near "STRICT"': "The SQLite library is older than 3.37 and has no STRICT tables; use a newer one, or PostgreSQL.",
     "database is locked": "Another process has been writing to the request database for too long.",
 }
 UNREACHABLE = (

@@ -156,6 +156,6 @@ def _insufficient(cost: int) -> ExportFailure:
     return ExportFailure(
         FailureCode.INSUFFICIENT_BALANCE,
         f"Insufficient balance for this send (cost {cost} credits). Add tokens to the organization's e-mail balance, "
-        "or name fewer recipients, and ask again.",
+        "or name fewer recipients, and send a new request.",
         field="recipient_emails",
     )

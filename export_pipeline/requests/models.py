@@ -123,7 +123,7 @@ def load_request(connection: sa.Connection, request_id: int) -> ExportRequest:
         kind = str(export_requests.c[column].type).lower()
         problem = f"the value is not a {_JSON_SHAPES.get(column, f'value of type {kind}')}"
     raise ExportFailure(
-        FailureCode.INVALID_REQUEST, f"{column}: {problem}. Ask again with a correct one.", field=column
+        FailureCode.INVALID_REQUEST, f"{column}: {problem}. Correct it and send a new request.", field=column
     )
 
 

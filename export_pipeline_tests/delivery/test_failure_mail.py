@@ -187,7 +187,9 @@ def test_a_mail_whose_answer_was_lost_is_not_sent_again(database: sa.Engine, sen
 def test_a_row_that_cannot_be_read_whole_is_told_of_all_the_same(database: sa.Engine, smtp_sink: SmtpSink) -> None:
     request_id = failed(database, FailureCode.INVALID_REQUEST)
     with database.begin() as connection:
-        connection.exec_driver_sql("UPDATE export_requests SET created_at = 'soon', email_locale = 7, error_code = 'x'")
+        connection.exec_driver_sql(
+            "UPDATE export_requests SET recipient_emails = '7', email_locale = CAST(x'ff' AS TEXT), error_code = 'x'"
+        )
     assert tell(database, smtp(smtp_sink), request_id) == {"sent": 1}
     # A code that this version does not know is ours.
     assert smtp_sink.received[0].message["Subject"].startswith(CATALOG["en"]["failed_heading_ours"])

@@ -166,7 +166,8 @@ def test_a_key_given_twice_in_a_row_of_sqlite_fails_the_row_by_its_column(one_ga
     )
     (result,) = one_gateway.work()
     assert (result.state.status, result.state.error_code) == ("failed", "invalid_request")
-    assert result.state.message == "filters: has the key 'country' twice; give it once. Ask again with a correct one."
+    message = "filters: has the key 'country' twice; give it once. Correct it and send a new request."
+    assert result.state.message == message
 
 
 def test_a_key_given_twice_in_a_template_or_a_segment_is_named() -> None:

@@ -170,7 +170,7 @@ def test_who_has_left_is_no_longer_a_recipient(database: sa.Engine) -> None:
         complete(database, request.id)
     with database.begin() as connection:  # by a row of the application, in another case
         connection.exec_driver_sql(
-            f"INSERT INTO export_unsubscriptions VALUES ({recurring_id}, 'ANA@example.com', 'now')"
+            f"INSERT INTO export_unsubscriptions VALUES ({recurring_id}, 'ANA@example.com', CURRENT_TIMESTAMP)"
         )
     look(database, "2 11:00")
     last = {request.recurring_export_id: request for request in made(database)}
