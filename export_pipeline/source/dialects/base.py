@@ -100,10 +100,10 @@ class Dialect:
         self.backend = backend
 
     def refusal(self) -> ExportFailure:
-        """``not_supported``: a filter that other databases would each understand in their own way."""
+        """``not_supported``, for what databases implement each in its own way."""
         return ExportFailure(
             FailureCode.NOT_SUPPORTED,
-            "Filters on parts and order of texts, custom fields, arrays, LIKE and arithmetic are not supported on "
+            "Custom fields, arrays, LIKE, arithmetic, and parts and order of texts are not supported on "
             f"{self.backend}. Filter by equality, or export from mariadb, mysql, postgresql, sqlite.",
         )
 
