@@ -19,7 +19,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset
+from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset, Layout
 from export_pipeline.catalog.types import TABLES, ColumnType, Compression, Format, NameStyle, OutputColumn
 from export_pipeline.database.engine import reading
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -137,10 +137,10 @@ def make_plan(
     Raises:
         ExportFailure: ``unknown_list``, ``unknown_segment``, ``invalid_segment``; whatever reading raises.
     """
-    dataset, layout = checked.dataset, layout_of(checked.dataset, request.layout)
+    dataset, layout = checked.dataset, _layout(checked.dataset, request.layout)
     check_lists(source, dataset, organization.id, checked.list_ids)
     segments = find_segments(source, dataset, organization.id, checked.segment_ids)
-    expanded = _expands(checked, request.layout)
+    expanded = _expands(checked, layout)
     fields = find_custom_fields(source, dataset, organization.id) if segments or expanded else ()
     conditions = [segment_condition(segment, dataset, fields, organization.time_zone) for segment in segments]
     _check_size([checked.filters, *conditions])
@@ -155,9 +155,7 @@ def make_plan(
         format=checked.format,
         compression=checked.compression,
         layout=request.layout,
-        columns=_with_custom_fields(checked, fields, upper=layout is not None and layout.header_case == "upper")
-        if expanded
-        else checked.columns,
+        columns=_with_custom_fields(checked, fields, layout) if expanded else checked.columns,
         filters=request.filters,
         list_ids=checked.list_ids,
         segments=segments,
@@ -166,11 +164,9 @@ def make_plan(
         created_before=checked.created_before,
         options=checked.options,
         time_zone=checked.time_zone,
-        name_style=layout.file_name if layout else "descriptive",
-        gzip_suffix=layout.gzip_suffix if layout else "gz",
-        content_encoded=layout is not None
-        and checked.compression == "gzip"
-        and checked.format in layout.content_encoded,
+        name_style=layout.file_name,
+        gzip_suffix=layout.gzip_suffix,
+        content_encoded=checked.compression == "gzip" and checked.format in layout.content_encoded,
         max_bytes=checked.max_bytes,
         key_secret=secrets.token_hex(16),
     )
@@ -187,14 +183,19 @@ def _check_size(conditions: Sequence[Condition]) -> None:
             raise ExportFailure(FailureCode.INVALID_FILTER, message, field="filters")
 
 
-def _expands(checked: Preflight, layout_name: str) -> bool:
-    layout, declared = checked.dataset.layouts.get(layout_name), checked.dataset.custom_fields
-    if layout is None or declared is None or not layout.expand_custom_fields or checked.format not in TABLES:
+def _layout(dataset: Dataset, name: str) -> Layout:
+    """How the request's layout writes; for the default layout, the defaults of every option."""
+    return layout_of(dataset, name) or Layout(columns=(dataset.key,))
+
+
+def _expands(checked: Preflight, layout: Layout) -> bool:
+    declared = checked.dataset.custom_fields
+    if declared is None or not layout.expand_custom_fields or checked.format not in TABLES:
         return False
     return any(column.name == declared.column for column in checked.columns)
 
 
-def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], *, upper: bool) -> tuple[OutputColumn, ...]:
+def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], layout: Layout) -> tuple[OutputColumn, ...]:
     """The custom fields in place of their JSON column (SendGrid, export file: under upper-case names)."""
     columns, declared = checked.columns, checked.dataset.custom_fields
     if not fields and len(columns) == 1:
@@ -203,7 +204,7 @@ def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], *, up
     taken = {column.header for column in columns}
     expanded: list[OutputColumn] = []
     for field in fields:
-        header = field.key.upper() if upper else field.key
+        header = field.key.upper() if layout.header_case == "upper" else field.key
         # Two keys of a JSON object may differ in case only, or equal another column's name: a header appears once.
         header = header if header not in taken else field.name
         taken.add(header)
@@ -266,7 +267,7 @@ def _selected(
 
 def format_options(plan: ExportPlan, dataset: Dataset) -> FormatOptions:
     """How the plan's files are written."""
-    layout = layout_of(dataset, plan.layout)
+    layout = _layout(dataset, plan.layout)
     return FormatOptions(
         columns=plan.columns,
         max_bytes=plan.max_bytes,
@@ -277,9 +278,9 @@ def format_options(plan: ExportPlan, dataset: Dataset) -> FormatOptions:
         csv_decimal_mark=plan.options.csv_decimal_mark,
         csv_bom=plan.options.csv_profile == "excel",
         dataset=plan.dataset,
-        csv_quoting=layout.csv_quoting if layout else "necessary",
-        timestamps=layout.timestamps if layout else "microseconds",
-        comma_separated=frozenset(layout.array_columns if layout and layout.arrays == "comma_separated" else ()),
+        csv_quoting=layout.csv_quoting,
+        timestamps=layout.timestamps,
+        comma_separated=frozenset(layout.array_columns if layout.arrays == "comma_separated" else ()),
     )
 
 
