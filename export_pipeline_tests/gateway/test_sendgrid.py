@@ -178,7 +178,7 @@ STATUSES = [
     ("running", "pending", None),
     ("failed", "failure", "because"),
     ("canceled", "failure", "because"),
-    ("expired", "failure", "The files of this export have expired; ask for a new export."),
+    ("expired", "failure", "The files of this export have expired; create a new export."),
 ]
 
 
