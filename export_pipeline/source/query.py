@@ -84,7 +84,7 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
             case ChildList():
                 # A narrow export must not gather the children of every row of the tenant, nor those of every tenant.
                 parents = sa.select(key).where(*where) if chosen or column.tenant is None else None
-                children = _children(column, compiler, dialect, parents)
+                children = child_values(column, compiler, dialect, parents)
                 source = source.outerjoin(children, children.c.parent == key)
                 value: Expression = sa.func.coalesce(children.c.listed, "[]")
             case CustomField():
@@ -115,7 +115,7 @@ def _chosen(selection: Selection, compiler: ConditionCompiler) -> Sequence[Bool]
     return [compiler.condition(condition) for condition in conditions]
 
 
-def _children(
+def child_values(
     child: ChildList, compiler: ConditionCompiler, dialect: Dialect, parents: sa.Select[Any] | None
 ) -> sa.FromClause:
     """The values of another table that belong to a row: one row a parent that has values (``Dialect.gathered``).
