@@ -118,7 +118,7 @@ def _ignore(*_: object) -> None:
 
 
 def _import_what_is_put_off(job: Job) -> None:
-    modules = {"ndjson.gz": "json_format", "json": "json_format"}
+    modules = {"ndjson.gz": "json_format", "json": "json_format", "xlsx": "xlsx.workbook"}
     import_module(f"export_pipeline.formats.{modules.get(job.format, f'{job.format}_format')}")
     import_module(f"export_pipeline.source.readers.{sa.make_url(job.source_url).get_backend_name()}")
 
