@@ -101,7 +101,7 @@ _NEVER_ON_SQLITE: Mapping[str, frozenset[ColumnType]] = {
 
 
 def family_of(found: TypeEngine[Any]) -> str:
-    """The kind of a database's type, whatever the database calls it; ``other`` if it is none of the known kinds."""
+    """The kind of a database's type, whatever the database calls it; ``other`` if the kind is unknown."""
     if isinstance(found, postgresql.DOMAIN):
         return family_of(found.data_type)
     return next((family for family, types in _FAMILIES if isinstance(found, types)), "other")
