@@ -137,8 +137,8 @@ def test_the_region_is_taken_from_either_variable(
     assert urlsplit(link.url).hostname == "bucket.s3.eu-central-1.amazonaws.com"
     staging = Staging(settings.staging_url)
     assert staging._filesystem.base_fs.region == "eu-central-1"
-    assert staging._objects is not None
-    assert staging._objects._client.meta.region_name == "eu-central-1"
+    assert staging._bucket is not None
+    assert staging._bucket.client.meta.region_name == "eu-central-1"
 
 
 @pytest.mark.parametrize("where", ["compose", "kubernetes", "ecs"])

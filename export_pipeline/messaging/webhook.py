@@ -93,7 +93,7 @@ def _call(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
     with database.begin() as connection:
         body = payload(connection, webhook)
         if body is None:
-            return Call(taken=False, answer="refused: the request is gone or cannot be read", final=True)
+            return Call(taken=False, answer="refused: the request is gone", final=True)
         secret = webhooks.secret_of(connection, webhook.organization_id)
     headers = {
         "Content-Type": "application/json",
@@ -108,12 +108,9 @@ def _call(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:
 def payload(connection: sa.Connection, webhook: Webhook) -> bytes | None:
     """The body of a call: the export's state with the row's ``message``, without links and recipients.
 
-    None if the request is gone or cannot be read.
+    None if the request is gone.
     """
-    try:
-        state = read_state(connection, webhook.request_uid)
-    except (ValueError, TypeError):  # SQLite stores anything anywhere
-        return None
+    state = read_state(connection, webhook.request_uid)
     if state is None:
         return None
     names = ("uid", "id", "organization_id", "dataset", "format", "status", "row_count", "byte_count", "file_count",

@@ -29,6 +29,7 @@ from export_pipeline.database.engine import create_engine
 from export_pipeline.database.migrate import upgrade
 from export_pipeline.demo.data import load_demo_data
 from export_pipeline.settings import Settings
+from export_pipeline_tests.revisions import LATER, add_later_revision
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Bucket
@@ -117,11 +118,6 @@ MISTAKES = {
         "source",
         r"connection: The source database",
         environment={"EXPORT_SOURCE_URL": "postgresql://nobody:s3cret@{host}/{name}"},
-    ),
-    "an old revision": Mistake(
-        "requests",
-        r"revision: The database is at revision 0001, this version needs .*db upgrade",
-        sql="UPDATE export_pipeline_version SET version_num = '0001'",
     ),
     "no request tables": Mistake(
         "requests",
@@ -276,7 +272,7 @@ MISTAKES = {
     ),
     "a published signing key": Mistake(
         "settings",
-        r"EXPORT_SIGNING_KEY: is the placeholder",
+        r"EXPORT_SIGNING_KEY: is the public placeholder",
         environment={"EXPORT_SIGNING_KEY": "AT_LEAST_THIRTY_TWO_CHARACTERS_OF_IT"},
     ),
 }
@@ -442,7 +438,6 @@ TOGETHER = [
     "no right to a table",
     "no right to a child list",
     "no table of lists",
-    "an old revision",
     "no bucket",
     "a staging directory that is read-only",
     "a wrong login of the mail server",
@@ -470,6 +465,16 @@ def test_many_mistakes_at_once_are_all_named(installation: Installation) -> None
             and re.search(mistake.said, f"{one['subject']}: {one['text']}")
         ], name
     assert not SECRET.search(shown.output)
+
+
+def test_an_older_revision_is_named(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installation.make()
+    add_later_revision(monkeypatch, tmp_path)
+    found = [one for one in json.loads(run("--json").output)["findings"] if one["state"] == "wrong"]
+    assert [(one["part"], one["subject"]) for one in found] == [("requests", "revision")]
+    assert re.search(rf"at revision 0001, this version needs {LATER}.*db upgrade", found[0]["text"])
 
 
 def findings(*parts: str) -> list[tuple[State, str]]:

@@ -79,7 +79,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("export-pipeline: EXPORT_STORE_URL: expected")
+    assert capsys.readouterr().err.startswith("export-pipeline: EXPORT_STORE_URL: must be s3://")
 
 
 def ask(*arguments: str) -> str:
@@ -301,7 +301,7 @@ def test_health_is_an_exit_code_for_monitors(
     monkeypatch.setenv("EXPORT_CATALOG", str(tmp_path / "empty"))
     broken = run("health")
     assert broken.exit_code == 1
-    assert "holds no *.yaml file" in broken.output
+    assert "has no *.yaml file" in broken.output
     assert run("health", "--only", "last_tick_seconds").exit_code == 0
     monkeypatch.setenv("EXPORT_DATABASE_URL", "postgresql://app:s3cret@127.0.0.1:1/app")
     unreachable = run("health")

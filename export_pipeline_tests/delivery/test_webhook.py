@@ -172,20 +172,6 @@ def test_a_request_that_is_deleted_after_its_call_was_taken_keeps_no_other_from_
 
 
 @ON_SQLITE
-def test_a_request_that_cannot_be_read_is_given_up_and_keeps_no_other_from_its_call(
-    database: sa.Engine, sink: HookSink
-) -> None:
-    unreadable, _ = failed_request(database, sink.url), failed_request(database, sink.url)
-    with database.begin() as connection:
-        connection.exec_driver_sql("UPDATE export_requests SET created_at = 'May' WHERE uid = ?", (unreadable,))
-    assert deliver_due(database, SETTINGS) == {"delivered": 1, "not_taken": 1}
-    assert ledger(database) == [
-        ("abandoned", 1, "refused: the request is gone or cannot be read"),
-        ("delivered", 1, "204"),
-    ]
-
-
-@ON_SQLITE
 def test_a_webhook_that_outlived_its_request_is_not_due(database: sa.Engine, sink: HookSink) -> None:
     """SQLite deletes with a request what belongs to it only for who switched foreign keys on."""
     uid = failed_request(database, sink.url)

@@ -23,6 +23,7 @@ from export_pipeline.gateway.app import build
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, Caller, Gateway, open_gateway, served
 from export_pipeline_tests.gateway.test_permissions import DOCUMENTS, RANGE
+from export_pipeline_tests.revisions import add_later_revision
 
 ASKED = {"dataset": "contacts", "format": "csv", "filters": {"id": {"lte": 100}}, "columns": ["id", "email"]}
 KNOWN = "SELECT count(*), sum(opened_count) FROM export_links"
@@ -198,7 +199,7 @@ def test_the_process_says_that_it_lives_while_every_thread_waits(one_gateway: Ga
 
 @pytest.mark.parametrize(("revision", "status"), [("9999", 200), ("0001", 503), (None, 503)])
 def test_only_an_older_database_is_not_ready(
-    one_gateway: Gateway, tmp_path: Path, revision: str | None, status: int
+    one_gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None, status: int
 ) -> None:
     """While versions are rolled out, the database is newer than the gateways that still run."""
     database = create_engine(f"sqlite:///{tmp_path}/app.db")
@@ -208,6 +209,7 @@ def test_only_an_older_database_is_not_ready(
             connection.execute(sa.text(f"DELETE FROM {VERSION_TABLE}"))
         else:
             connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = :one"), {"one": revision})
+    add_later_revision(monkeypatch, tmp_path)
     with TestClient(build(replace(one_gateway.services, database=database))) as client:
         assert client.get("/readyz").status_code == status
 

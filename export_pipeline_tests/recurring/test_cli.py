@@ -44,7 +44,7 @@ def test_next_prints_local_time_with_its_offset_and_utc(asked: tuple[str, str, s
 WRONG = [
     (("next", "--cron", "0 0 * *"), 1, "invalid_schedule: cron: '0 0 * *' needs five fields"),
     (("next", "--cron", "0 0 * * *", "--timezone", "Mars"), 1, "time_zone: 'Mars' is not an IANA time zone"),
-    (("next", "--cron", "0 0 * * *", "--from", "tomorrow"), 2, "--from: is no time such as"),
+    (("next", "--cron", "0 0 * * *", "--from", "tomorrow"), 2, "--from: is not a time such as"),
     (("run-now", "7", "--from", "2026-03-01"), 2, "is not an instant with its offset"),
     (("next",), 2, "name a recurring export by its id, or a schedule by --cron"),
     (("next", "7"), 1, "no row 7 in recurring_exports"),
