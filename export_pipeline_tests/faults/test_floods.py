@@ -21,6 +21,12 @@ from export_pipeline.failures import FailureCode
 from export_pipeline.launcher.worker import WORKER_TAG, Worker
 from export_pipeline.orchestration.sensors.common import ROWS_PER_TICK
 from export_pipeline.orchestration.sensors.requests import CLAIMED_PER_ORGANIZATION
+from export_pipeline_tests.acceptance.conftest import (  # noqa: F401 - fixtures
+    postgresql_demo,
+    postgresql_pipeline,
+    sqlite_demo,
+    sqlite_pipeline,
+)
 from export_pipeline_tests.acceptance.pipeline import Pipeline, Result
 from export_pipeline_tests.faults import paced
 from export_pipeline_tests.faults.conftest import Tally
