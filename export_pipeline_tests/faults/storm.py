@@ -30,7 +30,7 @@ LONGEST_DELAY = {
 """Seconds after an op began, by op: about as long as it takes here."""
 FORK_SERVER, ALL, BOTH = "fork-server", "code-server, fork-server and worker", "fork-server and worker"
 IN_FLIGHT = 12
-_KILL_SECONDS = 180.0
+_KILL_SECONDS = 300.0
 
 _TELL_STAGES = """
 CREATE FUNCTION tell_stage() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -21,6 +21,7 @@ from export_pipeline.cli import cli
 from export_pipeline.orchestration import stage
 from export_pipeline_tests.faults.conftest import Tally
 from export_pipeline_tests.faults.installation import ROWS, Installation, judged, open_installation
+from export_pipeline_tests.faults.supervisor import wait_until
 from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 
@@ -69,7 +70,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         if disk.mounted:
-            assert _run("umount", str(disk.path))
+            # A writer thread that saw the full disk may hold its file for a moment after the step has ended.
+            wait_until(lambda: _run("umount", str(disk.path)), 30)
 
 
 def _run(*command: str) -> bool:
