@@ -70,7 +70,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         if disk.mounted:
-            # A writer thread that saw the full disk may hold its file for a moment after the step has ended.
+            # Busy once, on a loaded machine, right after the test; a file that stays open still fails here.
             wait_until(lambda: _run("umount", str(disk.path)), 30)
 
 
