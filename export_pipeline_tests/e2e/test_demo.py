@@ -34,5 +34,5 @@ def test_the_demo_touches_no_directory_that_is_not_its_own(tmp_path: Path) -> No
     command = [str(COMMAND), "demo", "--home", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert shown.returncode == 1
-    assert "not a demo's home" in shown.stderr
+    assert "holds no demo; choose another --home" in shown.stderr
     assert (tmp_path / "precious").exists()
