@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -44,17 +46,40 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgres_server: PostgresServer) -> Iterator[str]:
+    """The name of a migrated request database. A copy of it takes a third of the time of a migration."""
+    with postgres_server.fresh_database() as url:
+        _migrate(url)
+        yield str(sa.make_url(url).database)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated request database, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "requests.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+def _migrate(url: str) -> None:
+    engine = create_engine(Settings(database_url=url).database_url)
+    upgrade(engine)
+    engine.dispose()
+
+
 @pytest.fixture(params=["postgresql", "sqlite"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     """A migrated request database, once on each of the two."""
-    if request.param == "postgresql":
-        url = Settings(database_url=request.getfixturevalue("postgres_url")).database_url
-    else:
-        url = f"sqlite:///{tmp_path / 'requests.db'}"
-    engine = create_engine(url)
-    upgrade(engine)
-    yield engine
-    engine.dispose()
+    with ExitStack() as stack:
+        if request.param == "postgresql":
+            server: PostgresServer = request.getfixturevalue("postgres_server")
+            url = stack.enter_context(server.fresh_database(request.getfixturevalue("migrated_postgresql")))
+        else:
+            url = f"sqlite:///{shutil.copy(request.getfixturevalue('migrated_sqlite'), tmp_path)}"
+        engine = create_engine(Settings(database_url=url).database_url)
+        yield engine
+        engine.dispose()
 
 
 @pytest.fixture(scope="session")

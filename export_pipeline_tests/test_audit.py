@@ -57,6 +57,7 @@ def audit(url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vulnerable", "code", "told"),
     [

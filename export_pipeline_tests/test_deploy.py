@@ -189,6 +189,7 @@ def test_compose_waits_for_the_server_that_has_its_databases() -> None:
     assert all("-h 127.0.0.1" in one for one in asked)
 
 
+@pytest.mark.slow
 def test_the_commands_of_compose_are_programs_of_the_image() -> None:
     """Those of the product's own image; what they are told is understood, else ``--help`` would not be reached."""
     commands = {

@@ -42,7 +42,7 @@ def postgresql_pipeline(postgresql_demo: Database, tmp_path_factory: pytest.Temp
         yield pipeline
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)])
 def pipeline(request: pytest.FixtureRequest) -> Pipeline:
     """An installation on either database."""
     found: Pipeline = request.getfixturevalue(f"{request.param}_pipeline")

@@ -151,6 +151,7 @@ INJECTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_no_value_of_organization_id_opens_a_tenant(pipeline: Pipeline) -> None:
     results = pipeline.export_all(
         [{"organization_id": value, "format": "json", "columns": ["id"]} for value in INJECTIONS]
@@ -161,6 +162,7 @@ def test_no_value_of_organization_id_opens_a_tenant(pipeline: Pipeline) -> None:
         assert value not in str(result.state.message)
 
 
+@pytest.mark.slow
 def test_no_value_of_a_filter_is_more_than_a_value(pipeline: Pipeline) -> None:
     stored = rows_of(pipeline, "contacts")
     texts = [*INJECTIONS, *(text for text in adversarial.TEXTS.values() if text)]

@@ -10,6 +10,7 @@ import pytest
 from export_pipeline_tests.acceptance.memory import FORMATS, measure
 from export_pipeline_tests.acceptance.source import load_one_organization
 
+pytestmark = pytest.mark.slow
 FEW, MANY = 100_000, 300_000
 GROWTH = 1.15
 """What the allocators may keep beyond the first rows; the rows themselves would be a factor of 3."""

@@ -194,6 +194,7 @@ def test_one_contact_with_unreadable_custom_fields_keeps_nobody_from_theirs(sqli
         database.execute("UPDATE contacts SET custom_fields = ? WHERE id = ?", [stored, key])
 
 
+@pytest.mark.slow
 def test_segments_that_are_too_much_together_are_refused_before_anything_is_read(pipeline: Pipeline) -> None:
     many = [f"10000000-0000-4000-8000-{number:012d}" for number in range(5)]
     query = "SELECT contact_id, updated_at FROM contact_data WHERE " + " OR ".join(["first_name = 'x'"] * 500)

@@ -114,6 +114,7 @@ def test_no_part_is_larger_and_no_row_is_lost(
     assert min(map(len, result.files[:-1])) > LIMIT * 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])
 def test_shards_written_side_by_side_keep_the_order(
     source: Database, ids: list[int], tmp_path: Path, file_format: str

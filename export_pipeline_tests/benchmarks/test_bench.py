@@ -33,6 +33,7 @@ def arena(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFact
         yield Arena(databases, LocalS3("", directory, {}), directory)
 
 
+@pytest.mark.slow
 def test_the_quick_run_measures_everybody_who_was_asked(tmp_path: Path) -> None:
     told, page = tmp_path / "bench.json", tmp_path / "bench.md"
     shown = CliRunner().invoke(bench, ["--quick", "--works", "csv,split", "--json", str(told), "--markdown", str(page)])

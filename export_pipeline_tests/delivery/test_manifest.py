@@ -400,6 +400,7 @@ class TestCounts:
         with pytest.raises(UnreadableFileError, match="line 2 has no end"):
             count(b'{"a":1}\n{"a":2}', "ndjson")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("file_format", ["csv", "json", "ndjson"])
     def test_memory_does_not_grow_with_the_file(self, file_format: str) -> None:
         class Endless(io.RawIOBase):

@@ -89,6 +89,7 @@ def in_the_second_terminal(home: Path, script: str) -> Iterator[None]:
         stop_servers(home / "dagster")
 
 
+@pytest.mark.slow
 def test_it_works_word_by_word(home: Path) -> None:
     install, *rest = steps()
     assert "pip install ~/export-pipeline" in install.text

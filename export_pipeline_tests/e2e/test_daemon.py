@@ -97,6 +97,7 @@ def test_a_bad_row_fails_with_its_reason_and_the_next_is_served(stack: Stack) ->
     assert "recipient_emails" in row["message"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_an_attempt_and_nothing_else(stack: Stack) -> None:
     uid = slow_request(stack, "killed@example.com")
     stack.wait(uid, lambda row: row["stage"] == "filter_entities")
@@ -122,6 +123,7 @@ def test_cancel_ends_within_seconds_and_leaves_no_mail_and_no_object(stack: Stac
     assert not (stack.home.directory / "staging" / uid / "1").exists()
 
 
+@pytest.mark.slow
 def test_a_recurring_row_becomes_an_export_and_its_mark_moves(stack: Stack) -> None:
     recipient = "every-day@example.com"
     template = {"dataset": "contacts", "format": "csv", "recipient_emails": [recipient], "columns": ["id"]}

@@ -13,6 +13,7 @@ import pytest
 COMMAND = Path(sys.executable).with_name("export-pipeline")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_demo_ends_by_itself_with_every_file_delivered(tmp_path: Path) -> None:
     home = tmp_path / "demo"

@@ -21,7 +21,10 @@ def icu_server() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(scope="module", params=["postgresql", "postgresql 18", "sqlite", "sqlite shared", "mariadb"])
+@pytest.fixture(
+    scope="module",
+    params=["postgresql", pytest.param("postgresql 18", marks=pytest.mark.slow), "sqlite", "sqlite shared", "mariadb"],
+)
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     """Where ``people`` stands, as the settings would name it."""
     if request.param.startswith("postgresql"):

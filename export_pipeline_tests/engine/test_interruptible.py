@@ -83,7 +83,15 @@ BODIES = {
 """The text of a row, which takes a tenth of a second to make after ``FAST_ROWS``; less on SQLite."""
 
 
-@pytest.fixture(params=["postgresql", "postgresql 18", "mariadb", "sqlite", "sqlite shared"])
+@pytest.fixture(
+    params=[
+        "postgresql",
+        pytest.param("postgresql 18", marks=pytest.mark.slow),
+        pytest.param("mariadb", marks=pytest.mark.slow),
+        "sqlite",
+        pytest.param("sqlite shared", marks=pytest.mark.slow),
+    ]
+)
 def slow_source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """A database with a view ``slow``: its URL, and the kind of reader."""
     backend, _, kind = request.param.partition(" ")

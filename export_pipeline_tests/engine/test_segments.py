@@ -123,6 +123,7 @@ def statements(value: str) -> list[str]:
 PLAIN = statements("plain")
 
 
+@pytest.mark.slow
 @settings(SLOW, max_examples=60)
 @given(value=ANY_TEXT.filter(lambda text: "@" not in text))
 @example("' OR 1=1 --")

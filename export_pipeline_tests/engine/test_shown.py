@@ -158,7 +158,15 @@ class Zoo:
 
 
 @pytest.fixture(
-    scope="module", params=["postgresql", "postgresql 18", "postgresql icu", "sqlite", "sqlite shared", "mariadb"]
+    scope="module",
+    params=[
+        "postgresql",
+        pytest.param("postgresql 18", marks=pytest.mark.slow),
+        "postgresql icu",
+        "sqlite",
+        pytest.param("sqlite shared", marks=pytest.mark.slow),
+        "mariadb",
+    ],
 )
 def zoo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     if request.param in ("sqlite", "sqlite shared"):

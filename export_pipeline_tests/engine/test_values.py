@@ -137,7 +137,7 @@ def test_a_value_that_is_the_same_in_the_declared_type_is_taken(kind: str, array
 # PostgreSQL
 
 
-@pytest.fixture(params=["postgresql", "postgresql 18"], scope="module")
+@pytest.fixture(params=["postgresql", pytest.param("postgresql 18", marks=pytest.mark.slow)], scope="module")
 def server(request: pytest.FixtureRequest) -> PostgresServer:
     fixture = "postgres_server" if request.param == "postgresql" else "postgres18_server"
     made: PostgresServer = request.getfixturevalue(fixture)

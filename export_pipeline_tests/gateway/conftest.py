@@ -53,7 +53,7 @@ def sqlite_installation(sqlite_demo_installation: Pipeline) -> Pipeline:
     return sqlite_demo_installation
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)])
 def gateway(request: pytest.FixtureRequest) -> Gateway:
     """A gateway in front of an installation on either database."""
     found: Gateway = request.getfixturevalue(f"{request.param}_gateway")

@@ -156,6 +156,7 @@ def test_whatever_else_ends_an_export_is_failed_and_says_why(one_gateway: Gatewa
     assert ("because" in export["message"]) == (stored != "expired")
 
 
+@pytest.mark.slow
 def test_five_creates_and_thirty_reads_a_minute_for_all_keys_of_a_space(gateway: Gateway) -> None:
     wait_for_a_young_minute()
     space = str(uuid4())
@@ -193,6 +194,7 @@ print(sum(counts))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_together(gateway: Gateway) -> None:
     environment = {**os.environ, **gateway.pipeline.environment}
     name = str(uuid4())

@@ -25,7 +25,7 @@ from export_pipeline_tests.servers.postgres import PostgresServer
 from export_pipeline_tests.servers.s3 import S3Server
 from export_pipeline_tests.stack import Stack, open_stack
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 EXPORTS = "/v3/marketing/contacts/exports"
 
 

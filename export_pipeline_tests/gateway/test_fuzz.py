@@ -45,7 +45,7 @@ BOUNDED = settings(
 )
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)])
 def fuzzed(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     installation: Pipeline = request.getfixturevalue(f"{request.param}_demo_installation")
     forget(installation)

@@ -40,6 +40,7 @@ def status(port: int, key: str, path: str = "/v3/marketing/contacts/exports") ->
         return answer.status
 
 
+@pytest.mark.slow
 def test_a_key_from_the_command_opens_the_served_gateway_until_it_is_revoked(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -59,6 +60,7 @@ def test_a_key_from_the_command_opens_the_served_gateway_until_it_is_revoked(
     assert key not in (tmp_path / "gateway.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_stop_ends_what_is_under_way_in_peace(environment: dict[str, str], tmp_path: Path) -> None:
     """Callers that ask all the time: each request that was taken is answered in full, then the process is gone."""
     key = make_key()

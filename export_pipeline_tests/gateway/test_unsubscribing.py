@@ -15,7 +15,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 LEAVER, STAYER = "ana@example.com", "joao@example.com"
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)])
 def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     pipeline: Pipeline = request.getfixturevalue(f"{request.param}_demo_installation")
     with open_gateway(pipeline, EXPORT_SIGNING_KEY=KEY) as opened:

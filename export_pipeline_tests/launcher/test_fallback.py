@@ -60,6 +60,7 @@ def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [("warm_signalled", "signal.signal(signal.SIGUSR1, grow)")], indirect=True)
 def test_a_server_that_got_a_thread_forks_no_more_and_dagster_launches_the_run(module: Any, tmp_path: Path) -> None:
     with install(tmp_path / "home", module.__name__, definitions=module.defs) as installation:
@@ -86,6 +87,7 @@ def test_a_server_that_got_a_thread_forks_no_more_and_dagster_launches_the_run(m
         wait_for(lambda: not Path(f"/proc/{server}").exists())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [("warm_threaded", "grow()")], indirect=True)
 def test_a_code_location_that_starts_a_thread_when_imported_is_not_served(module: Any, tmp_path: Path) -> None:
     with install(tmp_path / "home", module.__name__, definitions=module.defs) as installation:

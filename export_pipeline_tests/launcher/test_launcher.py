@@ -69,6 +69,7 @@ def test_a_failing_run_fails_with_its_own_reason(warm: Installation) -> None:
     assert "Run execution process" not in warm.messages(run)
 
 
+@pytest.mark.slow
 def test_steps_in_processes_of_their_own_run_under_a_forked_worker(warm: Installation, tmp_path: Path) -> None:
     run = warm.start("many", path=str(tmp_path / "pids"))
     assert warm.finished(run) == "SUCCESS"
@@ -119,6 +120,7 @@ def test_a_killed_worker_fails_its_run_at_once_and_its_death_is_explained(warm: 
     assert "SIGKILL" in (warm.launcher.get_run_worker_debug_info(started) or "")
 
 
+@pytest.mark.slow
 def test_a_killed_server_leaves_its_runs_alive_and_judged_right_and_the_next_launch_starts_another(
     warm: Installation, tmp_path: Path
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_killed_server_leaves_its_runs_alive_and_judged_right_and_the_next_lau
     assert warm.run(canceled).status.value == "CANCELED"
 
 
+@pytest.mark.slow
 def test_launches_at_once_start_one_server_and_changed_code_is_never_run_by_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +179,7 @@ def test_launches_at_once_start_one_server_and_changed_code_is_never_run_by_it(
         wait_for(lambda: start_ticks(int(server)) is None)
 
 
+@pytest.mark.slow
 def test_a_server_ends_at_once_when_stopped_and_by_itself_when_its_home_is_gone(tmp_path: Path) -> None:
     with install(tmp_path / "home", "export_pipeline_tests.launcher.toy") as installation:
         run, _ = sleeping(installation, tmp_path / "pid")

@@ -65,6 +65,7 @@ def test_the_brokers_password_is_in_no_configuration_of_dagster(monkeypatch: pyt
     assert celery_config(Settings.from_environment())["backend"] == {"env": "EXPORT_CELERY_RESULT_URL"}
 
 
+@pytest.mark.slow
 def test_an_export_completes_with_a_process_a_step(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

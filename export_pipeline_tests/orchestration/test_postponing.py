@@ -42,6 +42,7 @@ def run_of(pipeline: Pipeline, result: dg.ExecuteInProcessResult) -> dg.DagsterR
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", AWAY)
 def test_a_request_is_postponed_not_failed_and_completes_when_it_answers(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, code: FailureCode

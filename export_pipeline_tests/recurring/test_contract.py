@@ -62,6 +62,7 @@ def test_the_page_names_every_column_and_what_a_template_may_set() -> None:
     assert set(re.findall(r"`([a-z_]+)`", settable)) == set(RequestTemplate.model_fields)
 
 
+@pytest.mark.slow
 def test_the_pages_figures_are_of_this_simulation() -> None:
     figures = PAGE.split("## Simulated years", 1)[1]
     rules = len(list(simulate.all_rules("UTC", "0 0 * * *")))

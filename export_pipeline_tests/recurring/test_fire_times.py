@@ -117,6 +117,7 @@ def holds(values: Values, number: int) -> bool:
     return number % values == 0 if isinstance(values, int) else number in values
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from(CHANGES), FIELDS)
 @example(("Australia/Lord_Howe", "2026-04-05"), (frozenset({0}), 2))

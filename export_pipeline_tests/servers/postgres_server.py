@@ -51,10 +51,13 @@ class PostgresServer:
         return self.url("postgres")
 
     @contextmanager
-    def fresh_database(self) -> Iterator[str]:
-        """The URL of a new, empty database, dropped afterwards whoever is still connected."""
+    def fresh_database(self, like: str = "template1") -> Iterator[str]:
+        """The URL of a new database, dropped afterwards even if clients are still connected.
+
+        ``like`` is the database that it copies: without one it is empty.
+        """
         name = f"t_{secrets.token_hex(6)}"
-        self._administer(f"CREATE DATABASE {name}")
+        self._administer(f"CREATE DATABASE {name} TEMPLATE {like}")
         try:
             yield self.url(name)
         finally:
