@@ -18,7 +18,7 @@ from export_pipeline.failures import FailureCode
 from export_pipeline.gateway.dialect import ApiError, Dialect, dialect_of
 from export_pipeline.gateway.services import HOUR, MINUTE, Services, services_of
 from export_pipeline.requests.api_keys import ApiKey, find_key
-from export_pipeline.requests.organizations import Organization, permission_for, permissions_of
+from export_pipeline.requests.organizations import Organization, permission_for, permissions_of, read_organization
 
 _bearer = HTTPBearer(auto_error=False, description="A key made by `export-pipeline api-key create`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
@@ -57,7 +57,7 @@ def _key(services: Services, credentials: HTTPAuthorizationCredentials | None) -
         key = find_key(connection, credentials.credentials)
         if key is None:
             return None
-        permissions = permissions_of(connection, services.organizations, key.organization_id, key.member_id)
+        permissions = permissions_of(connection, key.organization_id, key.member_id)
     return replace(key, member_permissions=permissions)
 
 
@@ -89,7 +89,7 @@ def caller_of(request: Request) -> ApiKey:
 def organization_of(services: Services, key: ApiKey) -> Organization:
     """The organization of a key."""
     with reading(services.database) as connection:
-        return services.organizations.get(connection, key.organization_id)
+        return read_organization(connection, key.organization_id)
 
 
 def may_export(key: ApiKey, dataset: str) -> bool:

@@ -18,7 +18,6 @@ from export_pipeline.catalog.model import Dataset
 from export_pipeline.database.engine import create_engine
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import rate_windows
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings, SettingsError, local_path
 from export_pipeline.source.readers import Source, source_of
 from export_pipeline.storage.store import Store, open_store
@@ -94,7 +93,6 @@ class Services:
     settings: Settings
     database: sa.Engine
     catalog: Catalog
-    organizations: Organizations
     source: Source
     store: Store
     limiter: Limiter
@@ -138,7 +136,6 @@ def open_services(settings: Settings) -> Services:
         settings=settings,
         database=database,
         catalog=load_catalog(settings.catalog),
-        organizations=Organizations(),
         source=source_of(settings),
         store=open_store(settings),
         limiter=Limiter.open(settings, database),

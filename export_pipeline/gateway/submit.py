@@ -232,7 +232,7 @@ def _check_names(services: Services, row: Mapping[str, Any], key: str | None) ->
 def _admit(connection: sa.Connection, services: Services, row: Mapping[str, Any]) -> tuple[Organization, Preflight]:
     try:
         request = RequestInput(**row)
-        return admit(connection, services.organizations, services.catalog, services.settings, request)
+        return admit(connection, services.catalog, services.settings, request)
     except (ValidationError, sa.exc.DataError, OverflowError, UnicodeError):
         raise _cannot_be_stored() from None
 

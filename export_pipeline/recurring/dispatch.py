@@ -21,7 +21,7 @@ from export_pipeline.recurring.models import RecurringExport, load_recurring, pa
 from export_pipeline.recurring.unsubscribe import without_unsubscribed
 from export_pipeline.requests import transitions
 from export_pipeline.requests.models import ExportRequest, has_uid, load_request
-from export_pipeline.requests.organizations import Organizations, check_permission
+from export_pipeline.requests.organizations import check_permission, email_domains, member_addresses
 from export_pipeline.requests.validation.mail import ascii_domain, recipients_of, sender_of
 from export_pipeline.scheduling.cron import checked_schedule, last_fire
 from export_pipeline.scheduling.windows import (
@@ -58,7 +58,7 @@ class Tick:
     """Recurring exports with a mark in the future: a clock was wrong, and nothing would have been due until then."""
 
 
-def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, now: datetime | None = None) -> Tick:
+def make_due(database: sa.Engine, *, limit: int, now: datetime | None = None) -> Tick:
     """Make requests of due fire times, or skip them: one fire time each of at most ``limit`` recurring exports.
 
     Recurring exports that wait for an earlier request do not count. An error in one does not stop the others.
@@ -74,7 +74,7 @@ def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, n
     for recurring_id in due:
         try:
             with impatient(database).begin() as connection:
-                _look(connection, organizations, recurring_id, now, tick)
+                _look(connection, recurring_id, now, tick)
         except Exception:  # noqa: BLE001 - the tick reports it, and the next one tries again
             tick.not_done.append(recurring_id)
         if len(tick.made) + tick.passed_over >= limit or time.monotonic() >= ends_at:
@@ -128,9 +128,7 @@ def _in_turn(due: Sequence[Any]) -> list[int]:
     return sorted(turn_of, key=turn_of.__getitem__)
 
 
-def _look(
-    connection: sa.Connection, organizations: Organizations, recurring_id: int, now: datetime, tick: Tick
-) -> None:
+def _look(connection: sa.Connection, recurring_id: int, now: datetime, tick: Tick) -> None:
     """Decide and act with the row locked: another daemon skips it, or finds the work done."""
     locked = connection.execute(
         sa.select(_rows.id, _rows.organization_id, _rows.owner)
@@ -159,7 +157,7 @@ def _look(
     same = sa.exists().where(_requests_of(recurring), _requests.idempotency_key == key)
     if not connection.execute(sa.select(same)).scalar_one():
         scheduled = {"scheduled_for": decision.fire_time, "idempotency_key": key}
-        tick.made.append(_make(connection, organizations, recurring, window, scheduled))
+        tick.made.append(_make(connection, recurring, window, scheduled))
 
 
 def _corrected(
@@ -219,7 +217,6 @@ def _unfinished_since(connection: sa.Connection, recurring: RecurringExport) -> 
 
 def _make(
     connection: sa.Connection,
-    organizations: Organizations,
     recurring: RecurringExport,
     window: Window,
     scheduled: dict[str, Any],
@@ -235,7 +232,7 @@ def _make(
     request_id, uid = _insert(connection, recurring, columns)
     try:
         _check_any_left(recipients, columns["recipient_emails"])
-        check_recurring(connection, organizations, load_request(connection, request_id))
+        check_recurring(connection, load_request(connection, request_id))
     except ExportFailure as failure:
         transitions.give_up(connection, request_id, failure, attempt=0, run_id=None)
     return uid
@@ -274,31 +271,27 @@ def _insert_failed(
     return uid
 
 
-def check_recurring(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
+def check_recurring(connection: sa.Connection, request: ExportRequest) -> None:
     """Check at every fire time what was checked at the setup: the owner's permission, the sender, the recipients.
 
     Raises:
         ExportFailure: ``permission_denied`` (also for an owner who is gone), ``invalid_recipient``,
             ``too_many_recipients``, the codes of ``sender_of``, ``recipient_outside``.
     """
-    check_permission(connection, organizations, request)
+    check_permission(connection, request)
     if recipients := recipients_of(request):
-        sender_of(connection, organizations, request)
-        _check_inside(connection, organizations, request.organization_id, recipients)
+        sender_of(connection, request)
+        _check_inside(connection, request.organization_id, recipients)
 
 
-def _check_inside(
-    connection: sa.Connection, organizations: Organizations, organization_id: str, recipients: tuple[str, ...]
-) -> None:
+def _check_inside(connection: sa.Connection, organization_id: str, recipients: tuple[str, ...]) -> None:
     """Allow only members and addresses on verified domains, because no person reads this mail before it is sent.
 
     An organization without members' addresses and verified domains does not say who belongs to it: there the
     application is responsible for the recipients.
     """
-    members = organizations.member_addresses(connection, organization_id)
-    domains = {
-        ascii_domain(each.domain) for each in organizations.domains(connection, organization_id) if each.verified
-    }
+    members = member_addresses(connection, organization_id)
+    domains = {ascii_domain(name) for name, verified in email_domains(connection, organization_id) if verified}
     if not members and not domains:
         return
     for index, recipient in enumerate(recipients):
@@ -313,7 +306,6 @@ def _check_inside(
 
 def run_now(
     connection: sa.Connection,
-    organizations: Organizations,
     recurring_id: int,
     *,
     now: datetime | None = None,
@@ -323,7 +315,6 @@ def run_now(
 
     Args:
         connection: an open transaction.
-        organizations: the source of organizations.
         recurring_id: the row.
         now: the current instant. Default: the database's clock.
         window: the rows to cover, such as those of an earlier request. Default: the rows that are due.
@@ -345,7 +336,7 @@ def run_now(
                 "Wait for it or cancel it.",
             )
         window = coverage_now(rules, now or database_now(connection), recurring.high_water_mark)
-    return _make(connection, organizations, recurring, window, {})
+    return _make(connection, recurring, window, {})
 
 
 def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Window:

@@ -17,10 +17,9 @@ from export_pipeline.database.enums import EventKind, NotificationKind, Notifica
 from export_pipeline.database.tables import export_notifications, export_requests
 from export_pipeline.requests import billing
 from export_pipeline.requests.audit import COMMAND, record
-from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.organizations import find_member, keeps_members, read_organization
 
 _rows = export_notifications.c
-_ORGANIZATIONS = Organizations()
 
 
 def enqueue(
@@ -53,7 +52,7 @@ def enlist_failure(connection: sa.Connection, request_id: int) -> None:
     ).one()
     if not request.notify_email or request.requested_by is None:
         return
-    if not _ORGANIZATIONS.get(connection, request.organization_id).email_enabled:
+    if not read_organization(connection, request.organization_id).email_enabled:
         return
     address = _requester_address(connection, request)
     if address is not None:
@@ -65,10 +64,10 @@ def _requester_address(connection: sa.Connection, request: Any) -> str | None:
 
     Where the application keeps no members: ``requested_by`` itself, if it is an address that the request mails anyway.
     """
-    member = _ORGANIZATIONS.member(connection, request.organization_id, request.requested_by)
+    member = find_member(connection, request.organization_id, request.requested_by)
     if member is not None:
         return _address(member.email)
-    if _ORGANIZATIONS.keeps_members(connection, request.organization_id):
+    if keeps_members(connection, request.organization_id):
         return None
     address = _address(request.requested_by)
     # The request may have failed because these are malformed.

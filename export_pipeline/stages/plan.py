@@ -113,7 +113,7 @@ def plan_request(services: Services, request_id: int, *, run_id: str, attempt: i
     """
     with reading(services.database) as connection:
         request = load_request(connection, request_id)
-        organization, checked = admit(connection, services.organizations, services.catalog, services.settings, request)
+        organization, checked = admit(connection, services.catalog, services.settings, request)
     if checked.recipients:
         reserve_mails(services.database, request, checked.recipients, run_id=run_id)
     plan = make_plan(request, checked, organization, services.source, attempt)

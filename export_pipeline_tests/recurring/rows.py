@@ -13,7 +13,6 @@ from export_pipeline.recurring.dispatch import Tick, make_due
 from export_pipeline.recurring.models import RecurringExport, load_recurring
 from export_pipeline.requests import ownership, transitions
 from export_pipeline.requests.models import ExportRequest, load_request
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.transitions import DeliveredFile
 
 TEMPLATE = {"dataset": "people", "format": "csv", "recipient_emails": ["ana@example.com"]}
@@ -36,7 +35,7 @@ def add(database: sa.Engine, **columns: Any) -> int:
 
 
 def look(database: sa.Engine, now: str) -> Tick:
-    return make_due(database, Organizations(), limit=50, now=at(now))
+    return make_due(database, limit=50, now=at(now))
 
 
 def row(database: sa.Engine, recurring_id: int) -> RecurringExport:

@@ -18,6 +18,7 @@ from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import MAX_INTEGER, Body, IdempotencyKey, described, parsed, query_of, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.models import RecentRequest, RequestState, recent_requests
+from export_pipeline.requests.organizations import find_member
 from export_pipeline.source.lookups import SegmentEntry, lists_page, names_of, segments_of
 
 PATH = "/v3/marketing/contacts/exports"
@@ -314,7 +315,7 @@ def _address(services: Services, key: ApiKey) -> str:
     member = None
     if key.member_id is not None:
         with reading(services.database) as connection:
-            member = services.organizations.member(connection, key.organization_id, key.member_id)
+            member = find_member(connection, key.organization_id, key.member_id)
     if member is None or member.email is None:
         message = "notifications.email: this key has no member with an address; set it to false."
         raise ApiError(400, message, field="notifications")

@@ -14,7 +14,7 @@ from export_pipeline.failures import checked_zone, invalid_option
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.tree import AllOf
 from export_pipeline.requests.models import RequestInput
-from export_pipeline.requests.organizations import Organization, Organizations, check_permission
+from export_pipeline.requests.organizations import Organization, check_permission, read_organization
 from export_pipeline.requests.validation.files import Options, compression_of, format_of, max_bytes_of, options_of
 from export_pipeline.requests.validation.mail import check_mail, recipients_of
 from export_pipeline.requests.validation.rows import (
@@ -95,7 +95,6 @@ def preflight(
 
 def admit(
     connection: sa.Connection,
-    organizations: Organizations,
     catalog: Mapping[str, Dataset],
     settings: Settings,
     request: RequestInput,
@@ -105,8 +104,8 @@ def admit(
     Raises:
         ExportFailure: the first rule that the request breaks; the fault is the requester's.
     """
-    organization = organizations.get(connection, request.organization_id)
-    check_permission(connection, organizations, request)
+    organization = read_organization(connection, request.organization_id)
+    check_permission(connection, request)
     checked = preflight(request, catalog, organization, allow_insecure_webhooks=settings.webhook_allow_insecure)
-    check_mail(connection, organizations, request, checked.recipients, provider_configured=settings.sends_mail)
+    check_mail(connection, request, checked.recipients, provider_configured=settings.sends_mail)
     return organization, checked
