@@ -22,6 +22,7 @@ from export_pipeline.recurring.unsubscribe import without_unsubscribed
 from export_pipeline.requests import transitions
 from export_pipeline.requests.models import ExportRequest, has_uid, load_request
 from export_pipeline.requests.organizations import check_permission, email_domains, member_addresses
+from export_pipeline.requests.validation import refusal
 from export_pipeline.requests.validation.mail import ascii_domain, recipients_of, sender_of
 from export_pipeline.scheduling.cron import checked_schedule, last_fire
 from export_pipeline.scheduling.windows import (
@@ -62,9 +63,6 @@ def make_due(database: sa.Engine, *, limit: int, now: datetime | None = None) ->
     """Make requests of due fire times, or skip them: one fire time each of at most ``limit`` recurring exports.
 
     Recurring exports that wait for an earlier request do not count. An error in one does not stop the others.
-
-    Raises:
-        sqlalchemy.exc.OperationalError: the database cannot be read.
     """
     tick = Tick()
     ends_at = time.monotonic() + _LONGEST_SECONDS
@@ -84,24 +82,10 @@ def make_due(database: sa.Engine, *, limit: int, now: datetime | None = None) ->
 
 def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
     """The rows that may be due. Locks nothing, and is cheap because fire times are cached."""
-    live = sa.select(
-        _rows.id,
-        _rows.organization_id,
-        _rows.cron,
-        _rows.time_zone,
-        _rows.window_kind,
-        _rows.lag_seconds,
-        _rows.last_fired_for,
-        _rows.high_water_mark,
-        _rows.counted_by,
-        _rows.created_at,
-    ).where(_rows.paused_at.is_(None))
-    try:
-        rows: Sequence[Any] = connection.execute(live).all()
-    except (ValueError, TypeError):
-        # SQLite holds a malformed value in some row: check every row by itself, and the wrong one reports it.
-        return connection.execute(live.with_only_columns(_rows.id, _rows.organization_id)).all()
-    return [row for row in rows if _may_be_due(row, now)]
+    names = ("id", "organization_id", "cron", "time_zone", "window_kind", "lag_seconds", "last_fired_for",
+             "high_water_mark", "counted_by", "created_at")  # fmt: skip
+    live = sa.select(*(_rows[name] for name in names)).where(_rows.paused_at.is_(None))
+    return [row for row in connection.execute(live) if _may_be_due(row, now)]
 
 
 def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
@@ -111,7 +95,7 @@ def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
         if row.counted_by != rules.schedule.name or is_ahead(now, row.last_fired_for, row.high_water_mark):
             return True
         return is_due(rules, row.last_fired_for or row.created_at, now)
-    except (ExportFailure, ValueError, TypeError, OverflowError):
+    except (ExportFailure, OverflowError):
         return True  # _look reports what is wrong
 
 
@@ -227,11 +211,11 @@ def _make(
     except ExportFailure as failure:
         return _insert_failed(connection, recurring, failure, scheduled)
     recipients = columns["recipient_emails"]
-    columns["recipient_emails"] = without_unsubscribed(connection, recurring.id, recipients)
-    columns |= {"window_from": window.begin, "window_before": window.end, **scheduled}
+    left = without_unsubscribed(connection, recurring.id, recipients)
+    columns |= {"recipient_emails": left, "window_from": window.begin, "window_before": window.end, **scheduled}
     request_id, uid = _insert(connection, recurring, columns)
     try:
-        _check_any_left(recipients, columns["recipient_emails"])
+        _check_any_left(recipients, left)
         check_recurring(connection, load_request(connection, request_id))
     except ExportFailure as failure:
         transitions.give_up(connection, request_id, failure, attempt=0, run_id=None)
@@ -240,25 +224,15 @@ def _make(
 
 def _check_any_left(named: Sequence[str], left: Sequence[str]) -> None:
     if named and not left:
-        raise ExportFailure(
-            FailureCode.NO_RECIPIENT_LEFT,
-            "recipient_emails: every recipient has unsubscribed. Name others, or delete the recurring export.",
-            field="recipient_emails",
-        )
+        problem = "every recipient has unsubscribed. Name others, or delete the recurring export."
+        raise refusal(FailureCode.NO_RECIPIENT_LEFT, "recipient_emails", problem)
 
 
 def _insert(connection: sa.Connection, recurring: RecurringExport | Any, columns: dict[str, Any]) -> tuple[int, str]:
-    inserted = connection.execute(
-        export_requests.insert()
-        .values(
-            **columns,
-            organization_id=recurring.organization_id,
-            requested_by=recurring.owner,
-            recurring_export_id=recurring.id,
-        )
-        .returning(_requests.id, _requests.uid)
-    ).one()
-    return inserted.id, str(inserted.uid)
+    owner = {"organization_id": recurring.organization_id, "requested_by": recurring.owner}
+    insert = export_requests.insert().values(**columns, **owner, recurring_export_id=recurring.id)
+    request_id, uid = connection.execute(insert.returning(_requests.id, _requests.uid)).one()
+    return request_id, uid
 
 
 def _insert_failed(
@@ -274,9 +248,8 @@ def _insert_failed(
 def check_recurring(connection: sa.Connection, request: ExportRequest) -> None:
     """Check at every fire time what was checked at the setup: the owner's permission, the sender, the recipients.
 
-    Raises:
-        ExportFailure: ``permission_denied`` (also for an owner who is gone), ``invalid_recipient``,
-            ``too_many_recipients``, the codes of ``sender_of``, ``recipient_outside``.
+    ``permission_denied`` (also for an owner who is gone), the codes of ``recipients_of`` and ``sender_of``,
+    ``recipient_outside``
     """
     check_permission(connection, request)
     if recipients := recipients_of(request):
@@ -313,11 +286,7 @@ def run_now(
 ) -> str:
     """Make a request now, also of a paused row, and return its ``uid``. No fire time is used up.
 
-    Args:
-        connection: an open transaction.
-        recurring_id: the row.
-        now: the current instant. Default: the database's clock.
-        window: the rows to cover, such as those of an earlier request. Default: the rows that are due.
+    It covers the rows that are due, or ``window``, such as that of an earlier request. ``now`` is the database's clock.
 
     Raises:
         LookupError: the row does not exist.
@@ -340,16 +309,9 @@ def run_now(
 
 
 def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Window:
-    """The rows that an earlier request of a recurring export covered.
-
-    Raises:
-        LookupError: the recurring export does not have this request.
-    """
-    row = connection.execute(
-        sa.select(_requests.window_from, _requests.window_before).where(
-            has_uid(uid), _requests.recurring_export_id == recurring_id
-        )
-    ).first()
+    """The rows that an earlier request covered; a ``LookupError`` if the recurring export does not have it."""
+    window = sa.select(_requests.window_from, _requests.window_before)
+    row = connection.execute(window.where(has_uid(uid), _requests.recurring_export_id == recurring_id)).first()
     if row is None:
         raise LookupError(f"recurring export {recurring_id} has no request {uid}")
-    return Window(row.window_from, row.window_before)
+    return Window(*row)

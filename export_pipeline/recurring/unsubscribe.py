@@ -10,7 +10,6 @@ import base64
 import hmac
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -29,23 +28,14 @@ _TAG_BYTES = 16
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Leave:
-    """The content of a token: one recipient leaves one recurring export."""
-
-    recurring_export_id: int
-    digest: bytes
-    """Of the recipient's address."""
-
-
 def make_token(key: str, recurring_export_id: int, recipient: str) -> str:
     """The URL-safe token for one recipient's link."""
     payload = recurring_export_id.to_bytes(8, "big") + _digest(key, recurring_export_id, recipient)
     return base64.urlsafe_b64encode(payload + _tag(key, payload)).decode().rstrip("=")
 
 
-def verify_token(key: str, token: str) -> Leave | None:
-    """The content of a token; None if it was not made with this key."""
+def verify_token(key: str, token: str) -> tuple[int, bytes] | None:
+    """The recurring export of a token and the digest of its recipient; None if it was not made with this key."""
     if not _TOKEN.fullmatch(token):
         return None
     try:
@@ -55,7 +45,7 @@ def verify_token(key: str, token: str) -> Leave | None:
     payload, tag = signed[:-_TAG_BYTES], signed[-_TAG_BYTES:]
     if len(payload) != 8 + _DIGEST_BYTES or not hmac.compare_digest(tag, _tag(key, payload)):
         return None
-    return Leave(int.from_bytes(payload[:8], "big"), payload[8:])
+    return int.from_bytes(payload[:8], "big"), payload[8:]
 
 
 def leave(connection: sa.Connection, key: str, token: str) -> bool:
@@ -67,8 +57,9 @@ def leave(connection: sa.Connection, key: str, token: str) -> bool:
     leaving = verify_token(key, token)
     if leaving is None:
         return False
+    recurring_id, digest = leaving
     row = connection.execute(
-        sa.select(recurring_exports.c.request).where(recurring_exports.c.id == leaving.recurring_export_id)
+        sa.select(recurring_exports.c.request).where(recurring_exports.c.id == recurring_id)
     ).first()
     if row is None:  # the recurring export was deleted
         return True
@@ -77,12 +68,11 @@ def leave(connection: sa.Connection, key: str, token: str) -> bool:
         sa.select(export_notifications.c.recipient)
         .distinct()
         .join(export_requests, export_requests.c.id == export_notifications.c.request_id)
-        .where(export_requests.c.recurring_export_id == leaving.recurring_export_id)
+        .where(export_requests.c.recurring_export_id == recurring_id)
     ).scalars()
     for address in (*(addresses if isinstance(addresses, list) else ()), *mailed):
-        digest = _digest(key, leaving.recurring_export_id, str(address))
-        if hmac.compare_digest(digest, leaving.digest):
-            unsubscribe(connection, leaving.recurring_export_id, str(address))
+        if hmac.compare_digest(digest, _digest(key, recurring_id, str(address))):
+            unsubscribe(connection, recurring_id, str(address))
     return True
 
 

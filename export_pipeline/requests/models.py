@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from export_pipeline.database.enums import UNFINISHED, EmptyResult, RequestStatus, Stage
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB, export_requests
-from export_pipeline.database.types import UnreadableJson
+from export_pipeline.database.types import UnreadableJson, current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
 
 _Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
@@ -150,6 +150,17 @@ def is_uuid(text: str) -> bool:
 def is_canonical_uuid(text: str) -> bool:
     """Whether text is a UUID in the spelling of the database: in lower case, with hyphens."""
     return is_uuid(text) and str(UUID(text)) == text
+
+
+def change_request(connection: sa.Connection, *conditions: sa.ColumnElement[bool], **values: Any) -> sa.Row[Any] | None:
+    """Change the request that meets the conditions; returns its identity, or None if there is none."""
+    rows = export_requests.c
+    return connection.execute(
+        export_requests.update()
+        .where(*conditions)
+        .values(**values, updated_at=current_instant())
+        .returning(rows.uid, rows.organization_id, rows.attempt, rows.claim_id, rows.rows_total, rows.manifest_key)
+    ).first()
 
 
 def read_state(connection: sa.Connection, uid: str) -> RequestState | None:

@@ -32,11 +32,7 @@ class Options(BaseModel):
 
 
 def format_of(request: RequestInput) -> Format:
-    """The format.
-
-    Raises:
-        ExportFailure: ``unknown_format``.
-    """
+    """The format (``unknown_format``)."""
     for known in FORMATS:
         if request.format == known:
             return known
@@ -45,11 +41,7 @@ def format_of(request: RequestInput) -> Format:
 
 
 def compression_of(request: RequestInput, file_format: Format) -> Compression:
-    """The compression; if the request names none, gzip for ndjson and none for the others.
-
-    Raises:
-        ExportFailure: ``unknown_compression``.
-    """
+    """The compression; if the request names none, gzip for ndjson and none for the others (``unknown_compression``)."""
     if request.compression is None:
         return "gzip" if file_format == "ndjson" else "none"
     for known in COMPRESSIONS:
@@ -63,11 +55,7 @@ def compression_of(request: RequestInput, file_format: Format) -> Compression:
 
 
 def options_of(request: RequestInput) -> Options:
-    """The options.
-
-    Raises:
-        ExportFailure: ``invalid_option``.
-    """
+    """The options (``invalid_option``)."""
     try:
         return Options(**request.options)
     except (ValidationError, TypeError) as error:
@@ -78,11 +66,7 @@ def options_of(request: RequestInput) -> Options:
 
 
 def max_bytes_of(request: RequestInput) -> int:
-    """The ceiling of a file in bytes; 1 MB = 1,000,000 (SendGrid, ``max_file_size``).
-
-    Raises:
-        ExportFailure: ``invalid_max_file_size``.
-    """
+    """The ceiling of a file in bytes; 1 MB = 1,000,000 (SendGrid, ``max_file_size``) (``invalid_max_file_size``)."""
     if not 1 <= request.max_file_size_mb <= 5_000_000:
         message = "must be from 1 to 5,000,000 (1 MB = 1,000,000 bytes; S3 holds objects up to 5 TB)."
         raise refusal(FailureCode.INVALID_MAX_FILE_SIZE, "max_file_size_mb", message)

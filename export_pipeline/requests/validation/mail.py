@@ -34,9 +34,7 @@ class Sender:
 def sender_of(connection: sa.Connection, request: RequestInput) -> Sender | None:
     """The sender of the request's mails; None: the sender of the platform.
 
-    Raises:
-        ExportFailure: ``sender_conflict``, ``invalid_sender``, ``sender_domain_unknown``,
-            ``sender_domain_unverified``, ``sender_unknown``.
+    ``sender_conflict``, ``invalid_sender``, ``sender_domain_unknown``, ``sender_domain_unverified``, ``sender_unknown``
     """
     if request.from_email is not None and request.from_sender_id is not None:
         message = "Send only one of fromSenderId or fromEmail, not both. Leave out from_sender_id or from_email."
@@ -50,7 +48,7 @@ def sender_of(connection: sa.Connection, request: RequestInput) -> Sender | None
 
 def _from_domain(connection: sa.Connection, organization_id: str, from_email: str) -> Sender:
     """Any local part on a verified domain of the organization. Its subdomains need their own verification."""
-    address = _address(from_email)
+    address = parse_email(from_email)
     if address is None:
         message = "is not an e-mail address such as exports@your-domain.com; correct it or leave it out."
         raise refusal(FailureCode.INVALID_SENDER, "from_email", message)
@@ -88,14 +86,15 @@ def _from_row(connection: sa.Connection, organization_id: str, sender_id: str) -
             field="from_sender_id",
         )
     email, name = stored
-    address = _address(email)
+    address = parse_email(email)
     if address is None:
         message = "the address stored for this sender is not an e-mail address; correct it there, or leave it out."
         raise refusal(FailureCode.INVALID_SENDER, "from_sender_id", message)
     return Sender(_for_dns(address), _one_line(name))
 
 
-def _address(text: str) -> ValidatedEmail | None:
+def parse_email(text: str) -> ValidatedEmail | None:
+    """An address, trimmed; None if it is none."""
     try:
         return validate_email(text.strip(), check_deliverability=False)
     except EmailNotValidError:
@@ -104,7 +103,7 @@ def _address(text: str) -> ValidatedEmail | None:
 
 def ascii_domain(domain: str) -> str | None:
     """The domain in the form for DNS, by the same rules as a sender's; None if it is invalid."""
-    address = _address(f"postmaster@{domain.strip().removesuffix('.')}")
+    address = parse_email(f"postmaster@{domain.strip().removesuffix('.')}")
     return address.ascii_domain if address else None
 
 
@@ -128,10 +127,7 @@ def check_mail(
     """Check that the request's mails may be sent. Nothing is taken; a request without recipients always passes.
 
     Source of the rules and of each message's first sentence: gu1, send-email, pre-flight errors.
-
-    Raises:
-        ExportFailure: the first of ``email_integration_off``, ``email_provider_not_configured``, the codes of
-            ``sender_of``, ``insufficient_balance``.
+    ``email_integration_off``, ``email_provider_not_configured``, the codes of ``sender_of``, ``insufficient_balance``
     """
     if not recipients:
         return
@@ -162,9 +158,7 @@ def recipients_of(request: RequestInput) -> tuple[str, ...]:
     """The recipients of the request's mails: validated, trimmed, without duplicates, in the first spelling.
 
     The requester is not added (gu1). Empty if ``notify_email`` is false (SendGrid).
-
-    Raises:
-        ExportFailure: ``invalid_recipient``, ``too_many_recipients``.
+    ``invalid_recipient``, ``too_many_recipients``
     """
     spelled = dict[str, int]()
     for index, address in enumerate(request.recipient_emails):
@@ -184,17 +178,15 @@ def person_of(address: str) -> str:
 
     Case is lowered, not folded, because ``straße.de`` and ``strasse.de`` are two domains.
     """
-    try:
-        return validate_email(address.strip(), check_deliverability=False).normalized.lower()
-    except EmailNotValidError:
-        return address.strip().lower()
+    valid = parse_email(address)
+    return (valid.normalized if valid else address.strip()).lower()
 
 
 def _validated(address: str, field: str) -> str:
-    try:
-        return validate_email(address.strip(), check_deliverability=False).normalized
-    except EmailNotValidError:
-        problem = "is not an e-mail address. Correct or remove it."
+    valid = parse_email(address)
+    if valid is not None:
+        return valid.normalized
+    problem = "is not an e-mail address. Correct or remove it."
     reserved = [
         name for name in SPECIAL_USE_DOMAIN_NAMES if re.search(rf"[@.]{re.escape(name)}$", address.strip().lower())
     ]
@@ -207,11 +199,7 @@ def _validated(address: str, field: str) -> str:
 
 
 def recipients_of_files(request: ExportRequest) -> tuple[str, ...]:
-    """The recipients of a completed request's mails; empty if no row matched and ``empty_result`` is ``skip``.
-
-    Raises:
-        ExportFailure: as ``recipients_of``.
-    """
+    """The recipients of a completed request's mails; empty if no row matched and ``empty_result`` is ``skip``."""
     return () if is_silent(request) else recipients_of(request)
 
 

@@ -59,11 +59,7 @@ def preflight(
     *,
     allow_insecure_webhooks: bool = False,
 ) -> Preflight:
-    """Check a request against the catalog and its organization.
-
-    Raises:
-        ExportFailure: the first rule that the request breaks; the fault is always the requester's.
-    """
+    """Check a request against the catalog and its organization."""
     check_webhook_url(request.webhook_url, allow_insecure=allow_insecure_webhooks)
     dataset = dataset_of(request, catalog)
     check_organization(request, dataset)
@@ -99,11 +95,7 @@ def admit(
     settings: Settings,
     request: RequestInput,
 ) -> tuple[Organization, Preflight]:
-    """Check all rules of a request: in its run, and before it is inserted to report mistakes early. Nothing is taken.
-
-    Raises:
-        ExportFailure: the first rule that the request breaks; the fault is the requester's.
-    """
+    """Check all rules of a request: in its run, and before it is inserted to report mistakes early."""
     organization = read_organization(connection, request.organization_id)
     check_permission(connection, request)
     checked = preflight(request, catalog, organization, allow_insecure_webhooks=settings.webhook_allow_insecure)

@@ -18,14 +18,10 @@ _INSIDE = [
 
 
 def check_webhook_url(url: str | None, *, allow_insecure: bool) -> None:
-    """Check that a URL may be called. Its name is resolved, and the address checked, when it is called.
+    """Check that a URL may be called (``invalid_webhook``); None passes.
 
-    Args:
-        url: ``webhook_url``; None passes.
-        allow_insecure: a setting of the installation: also allow ``http:`` and addresses that are not public.
-
-    Raises:
-        ExportFailure: ``invalid_webhook``.
+    Its name is resolved, and the address checked, when it is called. ``allow_insecure``, a setting of the installation,
+    also allows ``http:`` and addresses that are not public.
     """
     if url is None:
         return
