@@ -36,6 +36,7 @@ from export_pipeline.database.types import (
     current_instant,
     generated_uuid,
     json_type,
+    uuid_text,
     wall_clock,
 )
 
@@ -100,7 +101,7 @@ def _json(name: str, default: str, **options: Any) -> sa.Column[Any]:
 
 
 def _uuid(name: str, **options: Any) -> sa.Column[str]:
-    return sa.Column(name, UuidText, nullable=False, server_default=generated_uuid(), **options)
+    return sa.Column(name, uuid_text(), nullable=False, server_default=generated_uuid(), **options)
 
 
 def _choice(name: str, default: StrEnum, **options: Any) -> sa.Column[str]:
@@ -161,7 +162,7 @@ export_requests = _table(
     _number("attempt", comment="runs used up so far"),
     _number("uncounted_attempts", comment="of attempt, those that EXPORT_MAX_ATTEMPTS does not count"),
     sa.Column("claimed_at", UtcDateTime, comment="when a run was requested from Dagster"),
-    sa.Column("claim_id", UuidText, comment="id of the claim; its run has it as a tag"),
+    sa.Column("claim_id", uuid_text(), comment="id of the claim; its run has it as a tag"),
     sa.Column("not_before", UtcDateTime, comment="not claimed before this instant"),
     sa.Column("postponed_at", UtcDateTime, comment="when it was last postponed because something did not answer"),
     _number("postponements"),
@@ -221,7 +222,7 @@ email_charges = _table(
     "email_charges",
     _id(),
     sa.Column("organization_id", sa.Text, nullable=False, index=True),
-    sa.Column("request_uid", UuidText, nullable=False, comment="no foreign key, because charges outlive the row"),
+    sa.Column("request_uid", uuid_text(), nullable=False, comment="no foreign key, because charges outlive the row"),
     sa.Column("recipient", sa.Text, nullable=False),
     _choice("status", ChargeStatus.RESERVED),
     _now("created_at"),
@@ -231,7 +232,9 @@ email_charges = _table(
 export_events = _table(
     "export_events",
     _id(),
-    sa.Column("request_uid", UuidText, nullable=False, index=True, comment="no foreign key: the trail outlives rows"),
+    sa.Column(
+        "request_uid", uuid_text(), nullable=False, index=True, comment="no foreign key: the trail outlives rows"
+    ),
     sa.Column("organization_id", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, _one_of("kind", EventKind), nullable=False),
     sa.Column("actor", sa.Text, comment="the requester's id, or the pipeline"),
@@ -320,7 +323,7 @@ export_links = _table(
     _id(),
     sa.Column("token_hash", sa.Text, nullable=False, unique=True, comment="SHA-256 of the token, hex"),
     _parent("request_id", "export_requests.id", nullable=False),
-    sa.Column("request_uid", UuidText, comment="of the same request, because an id could be used again"),
+    sa.Column("request_uid", uuid_text(), comment="of the same request, because an id could be used again"),
     sa.Column("ordinal", sa.Integer, nullable=False, comment="which of the request's files"),
     _parent("notification_id", "export_notifications.id", comment="of the mail it is in; NULL = issued by the gateway"),
     _number("opened_count"),

@@ -80,19 +80,14 @@ def build(services: Services) -> ASGIApp:
 
 
 def create() -> ASGIApp:
-    """The gateway for the settings in the environment; a server process calls it.
-
-    Raises:
-        SettingsError, CatalogError, ExportFailure: as ``open_services``.
-    """
+    """The gateway for the settings in the environment; a server process calls it."""
     return build(open_services(Settings.from_environment()))
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int = 1) -> None:
     """Serve until SIGTERM or SIGINT: then accept no new connections and finish the requests in progress.
 
-    Raises:
-        SettingsError, CatalogError, ExportFailure: as ``open_services``.
+    Errors are those of ``open_services``.
     """
     open_services(settings).close()  # report wrong settings here, in one line
     uvicorn.run(

@@ -25,15 +25,10 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 
 def caller(dataset: str | None = None, *, endpoint: str = "all", limit: int | None = None) -> Callable[..., ApiKey]:
-    """A dependency that authenticates the caller.
+    """A dependency that authenticates the caller, or raises ``ApiError`` 401, 403, 429.
 
-    Args:
-        dataset: what the key must be allowed to export; None: the endpoint checks it.
-        endpoint: the endpoints that are counted together.
-        limit: requests a minute that the dialect allows an organization; None: the installation's number.
-
-    Raises (the dependency):
-        ApiError: 401, 403, 429.
+    The key must be allowed to export the dataset; without one the endpoint checks it. Calls of the same ``endpoint``
+    are counted together; ``limit`` is the dialect's number of requests a minute, None: the installation's.
     """
 
     def authenticate(request: Request, credentials: Credentials) -> ApiKey:
@@ -99,11 +94,7 @@ def may_export(key: ApiKey, dataset: str) -> bool:
 
 
 def check_may_export(dialect: Dialect, key: ApiKey, dataset: str) -> None:
-    """As ``may_export``.
-
-    Raises:
-        ApiError: 403.
-    """
+    """As ``may_export``; an ``ApiError`` 403 if not."""
     if not may_export(key, dataset):
         lacks_only_permission = permission_for(dataset) in key.scopes
         raise ApiError(403, dialect.forbidden, code=FailureCode.PERMISSION_DENIED if lacks_only_permission else None)

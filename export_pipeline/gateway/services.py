@@ -56,11 +56,7 @@ class Limiter:
 
     @classmethod
     def open(cls, settings: Settings, database: sa.Engine) -> Limiter:
-        """The limiter that ``EXPORT_RATE_LIMIT_URL`` names; by default it counts in the request database.
-
-        Raises:
-            SettingsError: the URL names no storage that can count.
-        """
+        """The limiter that ``EXPORT_RATE_LIMIT_URL`` names; by default it counts in the request database."""
         if not settings.rate_limit_url:
 
             def increment(key: str, seconds: int) -> int:
@@ -108,11 +104,7 @@ class Services:
         return timedelta(days=self.settings.retention_days)
 
     def dataset(self, name: str) -> Dataset:
-        """A dataset of the catalog.
-
-        Raises:
-            ExportFailure: ``unknown_dataset`` if the catalog has none of that name.
-        """
+        """A dataset of the catalog (``unknown_dataset``)."""
         if name not in self.catalog:
             message = f"dataset: this installation has no dataset {name}."
             raise ExportFailure(FailureCode.UNKNOWN_DATASET, message, field="dataset")
@@ -124,13 +116,7 @@ class Services:
 
 
 def open_services(settings: Settings) -> Services:
-    """Open everything.
-
-    Raises:
-        SettingsError: ``EXPORT_RATE_LIMIT_URL`` is wrong.
-        CatalogError: a dataset's declaration is wrong.
-        ExportFailure: ``store_refused``, as ``open_store``.
-    """
+    """Open everything; ``SettingsError``, ``CatalogError`` or ``ExportFailure`` (``store_refused``) if it cannot be."""
     database = create_engine(settings.database_url, connections=THREADS)
     return Services(
         settings=settings,

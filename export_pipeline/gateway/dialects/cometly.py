@@ -201,7 +201,6 @@ class Parameters(BaseModel):
 
 @_contacts.get(
     CONTACTS_PATH,
-    response_model=Contacts,
     response_model_exclude_unset=True,
     responses=DIALECT.documented(403, 422),
     summary="List contacts",
@@ -281,7 +280,6 @@ class ContactExport(BaseModel):
 @_exports.post(
     PATH,
     status_code=202,
-    response_model=ExportQueued,
     responses=DIALECT.documented(403, 413, 422),
     openapi_extra=described(Range, required=False),
     summary="Create contact export",
@@ -309,7 +307,6 @@ def create(
 
 @_exports.get(
     PATH + "/{export_id}",
-    response_model=ContactExport,
     response_model_exclude_none=True,
     responses=DIALECT.documented(403, 404, 422),
     summary="Get contact export",

@@ -163,7 +163,6 @@ class Revoked(BaseModel):
 @_exports.post(
     PATH,
     status_code=202,
-    response_model=ExportView,
     responses=DIALECT.documented(400, 403, 413, 422),
     openapi_extra=described(ExportInput),
     summary="Create an export",
@@ -208,9 +207,7 @@ def _view(services: Services, request: Request, state: RequestState) -> ExportVi
     )
 
 
-@_exports.get(
-    PATH + "/{uid}", response_model=ExportView, responses=DIALECT.documented(404), summary="Progress and files"
-)
+@_exports.get(PATH + "/{uid}", responses=DIALECT.documented(404), summary="Progress and files")
 def read(request: Request, uid: str, key: Caller, services: Serves) -> ExportView:
     """Each file's URL is fresh."""
     return _view(services, request, visible(services, key, DIALECT, uid))
@@ -219,7 +216,6 @@ def read(request: Request, uid: str, key: Caller, services: Serves) -> ExportVie
 @_exports.delete(
     PATH + "/{uid}",
     status_code=202,
-    response_model=ExportView,
     responses=DIALECT.documented(404, 409),
     summary="Cancel an export",
 )
@@ -236,7 +232,6 @@ def cancel(request: Request, uid: str, key: Caller, services: Serves) -> ExportV
 
 @_exports.delete(
     PATH + "/{uid}/links",
-    response_model=Revoked,
     responses=DIALECT.documented(404),
     summary="Revoke the download links of an export",
 )
@@ -247,7 +242,7 @@ def revoke(uid: str, key: Caller, services: Serves) -> Revoked:
         return Revoked(revoked=revoke_links(connection, uid))
 
 
-@_health.get("/healthz", summary="The process runs", response_model=Health)
+@_health.get("/healthz", summary="The process runs")
 async def healthy() -> Health:
     """For the decision to restart the process: it depends on no other service, and on no free thread."""
     return Health(status="ok")
