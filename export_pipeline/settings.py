@@ -141,11 +141,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="EXPORT_",
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-        allow_inf_nan=False,
+        env_prefix="EXPORT_", extra="ignore", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
     )
 
     database_url: Annotated[str, AfterValidator(_request_database), Field(repr=False)] = (

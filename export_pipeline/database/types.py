@@ -102,12 +102,8 @@ def _integer(_type: TypeEngine[Any], _compiler: SQLCompiler, **_options: Any) ->
 class UtcDateTime(TypeDecorator[datetime]):
     """An instant: ``timestamptz`` on PostgreSQL, ``YYYY-MM-DD HH:MM:SS.ffffff`` UTC text on SQLite."""
 
-    impl = sa.DateTime
+    impl = sa.DateTime(timezone=True).with_variant(_INSTANT, "sqlite")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Pick the database's own type."""
-        return dialect.type_descriptor(_INSTANT if dialect.name == "sqlite" else sa.DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Accept only aware datetimes, so that no wall clock is stored as an instant."""

@@ -6,6 +6,7 @@ every request, so ``may_export`` decides every read, download, cancel and revoke
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
@@ -72,7 +73,8 @@ def _count(request: Request, services: Services, key: ApiKey, endpoint: str, lim
         "X-RateLimit-Reset": str(tightest.ends_at),
     }
     if not tightest.allowed:
-        raise ApiError(429, dialect.too_many, headers={"Retry-After": str(tightest.retry_after)})
+        wait = max(1, tightest.ends_at - int(time.time()))
+        raise ApiError(429, dialect.too_many, headers={"Retry-After": str(wait)})
 
 
 def caller_of(request: Request) -> ApiKey:

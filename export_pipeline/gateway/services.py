@@ -38,11 +38,6 @@ class Count:
     """Unix seconds."""
     allowed: bool
 
-    @property
-    def retry_after(self) -> int:
-        """Whole seconds until the window ends, at least one."""
-        return max(1, self.ends_at - int(time.time()))
-
 
 class Limiter:
     """Counts requests in windows that begin and end with the clock's minutes and hours, over all processes.

@@ -17,73 +17,52 @@ from export_pipeline.messaging.message import MailProvider, Message, message_id
 from export_pipeline.messaging.providers import default_sender
 from export_pipeline.messaging.sending import send_all
 from export_pipeline.requests import notifications
+from export_pipeline.requests.models import status_of
 from export_pipeline.requests.organizations import find_member, read_organization
 from export_pipeline.settings import Settings
 
 _rows = export_requests.c
+_READ = ("id", "uid", "organization_id", "requested_by", "dataset", "error_code", "message", "email_locale",
+         "created_at")  # fmt: skip
 
 
 def has_failed(database: sa.Engine, request_id: int) -> bool:
     """Whether the request says ``failed`` now."""
     with reading(database) as connection:
-        status = connection.execute(sa.select(_rows.status).where(_rows.id == request_id)).scalar()
-    return bool(status == RequestStatus.FAILED)
+        return status_of(connection, request_id) == RequestStatus.FAILED
 
 
 def mail_failure(
-    database: sa.Engine,
-    provider: MailProvider,
-    settings: Settings,
-    datasets: Mapping[str, Dataset],
-    request_id: int,
+    database: sa.Engine, provider: MailProvider, settings: Settings, datasets: Mapping[str, Dataset], request_id: int
 ) -> Mapping[NotificationStatus, int]:
     """Mail the requester of a failed request why there is no export and what to do, unless that mail was sent already.
 
-    ``export_notifications`` says who gets it. The request's row does not change.
-
-    Returns:
-        How many of the request's failure mails are in each state; empty if there are none, or if the request is no
-        longer ``failed`` (it was re-executed).
+    ``export_notifications`` says who gets it. The request's row does not change. Returns how many of the request's
+    failure mails are in each state; empty if there are none, or if it is no longer ``failed`` (it was re-executed).
 
     Raises:
         MailPostponed: it was not accepted; a later call tries again.
     """
     with database.begin() as connection:
-        row = _failed_row(connection, request_id)
+        # Only these columns: the row may have failed because the rest of it cannot be read.
+        columns = sa.select(*(_rows[name] for name in _READ))
+        failed = sa.and_(_rows.id == request_id, _rows.status == RequestStatus.FAILED)
+        row = connection.execute(columns.where(failed)).first()
         if row is None:
             return {}
         notifications.close_interrupted(connection, request_id, kind=NotificationKind.FAILED)
         waiting = notifications.pending(connection, request_id, kind=NotificationKind.FAILED)
         mail, locale = _mail(connection, datasets, row)
     sender, (subject, text, html) = default_sender(settings), failure_message(mail, locale)
+    about = f"{mail.reference}.failed"
     messages = [
-        (
-            notification_id,
-            Message(sender, address, subject, text, html, message_id(f"{mail.reference}.failed", address)),
-        )
+        (notification_id, Message(sender, address, subject, text, html, message_id(about, address)))
         for notification_id, address in waiting
     ]
     result = send_all(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
     if result.pending:
         raise result.postponed("The mail about the failure could not be sent to the requester")
     return result.counts
-
-
-def _failed_row(connection: sa.Connection, request_id: int) -> sa.Row[Any] | None:
-    """What the mail needs of a failed request. The row may have failed because the rest of it cannot be read."""
-    columns = (
-        "id",
-        "uid",
-        "organization_id",
-        "requested_by",
-        "dataset",
-        "error_code",
-        "message",
-        "email_locale",
-        "created_at",
-    )
-    failed = sa.and_(_rows.id == request_id, _rows.status == RequestStatus.FAILED)
-    return connection.execute(sa.select(*(_rows[name] for name in columns)).where(failed)).first()
 
 
 def _mail(

@@ -15,27 +15,17 @@ import sqlalchemy as sa
 from export_pipeline.database.engine import database_now, impatient, reading
 from export_pipeline.database.enums import UNFINISHED, RequestStatus, WindowKind
 from export_pipeline.database.tables import export_requests, recurring_exports
-from export_pipeline.database.types import current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.recurring.models import RecurringExport, load_recurring, parse_template
 from export_pipeline.recurring.unsubscribe import without_unsubscribed
 from export_pipeline.requests import transitions
 from export_pipeline.requests.models import ExportRequest, has_uid, load_request
 from export_pipeline.requests.organizations import check_permission, email_domains, member_addresses
+from export_pipeline.requests.recurring_outcomes import change_recurring
 from export_pipeline.requests.validation import refusal
 from export_pipeline.requests.validation.mail import ascii_domain, recipients_of, sender_of
+from export_pipeline.scheduling import windows
 from export_pipeline.scheduling.cron import checked_schedule, last_fire
-from export_pipeline.scheduling.windows import (
-    Act,
-    Decision,
-    Rules,
-    Window,
-    coverage,
-    coverage_now,
-    decide,
-    is_ahead,
-    is_due,
-)
 
 _rows = recurring_exports.c
 _requests = export_requests.c
@@ -91,10 +81,10 @@ def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
 def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
     try:
         lag = timedelta() if row.window_kind == WindowKind.ALL else timedelta(seconds=row.lag_seconds)
-        rules = Rules(checked_schedule(row.cron, row.time_zone), WindowKind(row.window_kind), lag)
-        if row.counted_by != rules.schedule.name or is_ahead(now, row.last_fired_for, row.high_water_mark):
+        rules = windows.Rules(checked_schedule(row.cron, row.time_zone), WindowKind(row.window_kind), lag)
+        if row.counted_by != rules.schedule.name or windows.is_ahead(now, row.last_fired_for, row.high_water_mark):
             return True
-        return is_due(rules, row.last_fired_for or row.created_at, now)
+        return windows.is_due(rules, row.last_fired_for or row.created_at, now)
     except (ExportFailure, OverflowError):
         return True  # _look reports what is wrong
 
@@ -125,15 +115,15 @@ def _look(connection: sa.Connection, recurring_id: int, now: datetime, tick: Tic
         recurring = load_recurring(connection, recurring_id)
         rules = recurring.rules()
         recurring = _corrected(connection, recurring, rules, now, tick)
-        decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring))
-        window = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
+        decision = windows.decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring))
+        window = windows.coverage(rules, decision.fire_time or now, recurring.high_water_mark)
     except ExportFailure as failure:
         # The row is wrong until somebody corrects it: a failed request reports that, and pauses the row.
         tick.made.append(_insert_failed(connection, locked, failure, {}))
         return
-    if decision.fire_time is None or decision.act is Act.WAIT or not _move(connection, recurring, decision):
+    if decision.fire_time is None or decision.act is windows.Act.WAIT or not _move(connection, recurring, decision):
         return
-    if decision.act is Act.DROP:
+    if decision.act is windows.Act.DROP:
         tick.passed_over += 1
         return
     key = f"{KEY_PREFIX}{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
@@ -145,7 +135,7 @@ def _look(connection: sa.Connection, recurring_id: int, now: datetime, tick: Tic
 
 
 def _corrected(
-    connection: sa.Connection, recurring: RecurringExport, rules: Rules, now: datetime, tick: Tick
+    connection: sa.Connection, recurring: RecurringExport, rules: windows.Rules, now: datetime, tick: Tick
 ) -> RecurringExport:
     """Correct the marks of the row: those of an earlier cron, and those in the future."""
     changed: dict[str, Any] = {}
@@ -153,13 +143,13 @@ def _corrected(
         changed["counted_by"] = rules.schedule.name
         if recurring.counted_by is not None:
             changed["last_fired_for"] = now  # another cron or zone: its fire times count from the change on
-    if is_ahead(now, recurring.last_fired_for):
+    if windows.is_ahead(now, recurring.last_fired_for):
         made = sa.select(sa.func.max(_requests.scheduled_for)).where(
             _requests_of(recurring), _requests.scheduled_for <= now
         )
         changed["last_fired_for"] = connection.execute(made).scalar() or last_fire(rules.schedule, now)
         tick.corrected.append(recurring.id)
-    if is_ahead(now, recurring.high_water_mark):
+    if windows.is_ahead(now, recurring.high_water_mark):
         ends = sa.select(sa.func.max(_requests.window_before)).where(
             _requests_of(recurring),
             _requests.status.in_((RequestStatus.COMPLETED, RequestStatus.EXPIRED)),
@@ -172,18 +162,11 @@ def _corrected(
     return recurring.model_copy(update=changed)
 
 
-def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decision) -> bool:
+def _move(connection: sa.Connection, recurring: RecurringExport, decision: windows.Decision) -> bool:
     """Record the fire time as done; False if another process was first."""
-    moved = connection.execute(
-        recurring_exports.update()
-        .where(
-            _rows.id == recurring.id,
-            _rows.paused_at.is_(None),
-            _rows.last_fired_for.is_not_distinct_from(recurring.last_fired_for),
-        )
-        .values(last_fired_for=decision.fire_time, updated_at=current_instant())
-    )
-    return moved.rowcount == 1
+    unchanged = _rows.last_fired_for.is_not_distinct_from(recurring.last_fired_for)
+    live = sa.and_(_rows.id == recurring.id, _rows.paused_at.is_(None), unchanged)
+    return change_recurring(connection, live, last_fired_for=decision.fire_time)
 
 
 def _requests_of(recurring: RecurringExport) -> sa.ColumnElement[bool]:
@@ -200,10 +183,7 @@ def _unfinished_since(connection: sa.Connection, recurring: RecurringExport) -> 
 
 
 def _make(
-    connection: sa.Connection,
-    recurring: RecurringExport,
-    window: Window,
-    scheduled: dict[str, Any],
+    connection: sa.Connection, recurring: RecurringExport, window: windows.Window, scheduled: dict[str, Any]
 ) -> str:
     """Insert the request; if it is not allowed, insert it as failed."""
     try:
@@ -248,8 +228,8 @@ def _insert_failed(
 def check_recurring(connection: sa.Connection, request: ExportRequest) -> None:
     """Check at every fire time what was checked at the setup: the owner's permission, the sender, the recipients.
 
-    ``permission_denied`` (also for an owner who is gone), the codes of ``recipients_of`` and ``sender_of``,
-    ``recipient_outside``
+    Codes: ``permission_denied`` (also for an owner who is gone), those of ``recipients_of`` and ``sender_of``,
+    ``recipient_outside``.
     """
     check_permission(connection, request)
     if recipients := recipients_of(request):
@@ -278,11 +258,7 @@ def _check_inside(connection: sa.Connection, organization_id: str, recipients: t
 
 
 def run_now(
-    connection: sa.Connection,
-    recurring_id: int,
-    *,
-    now: datetime | None = None,
-    window: Window | None = None,
+    connection: sa.Connection, recurring_id: int, *, now: datetime | None = None, window: windows.Window | None = None
 ) -> str:
     """Make a request now, also of a paused row, and return its ``uid``. No fire time is used up.
 
@@ -304,14 +280,14 @@ def run_now(
                 "An earlier request of this recurring export has not ended, and the next window begins where it ends. "
                 "Wait for it or cancel it.",
             )
-        window = coverage_now(rules, now or database_now(connection), recurring.high_water_mark)
+        window = windows.coverage_now(rules, now or database_now(connection), recurring.high_water_mark)
     return _make(connection, recurring, window, {})
 
 
-def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Window:
+def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> windows.Window:
     """The rows that an earlier request covered; a ``LookupError`` if the recurring export does not have it."""
     window = sa.select(_requests.window_from, _requests.window_before)
     row = connection.execute(window.where(has_uid(uid), _requests.recurring_export_id == recurring_id)).first()
     if row is None:
         raise LookupError(f"recurring export {recurring_id} has no request {uid}")
-    return Window(*row)
+    return windows.Window(*row)

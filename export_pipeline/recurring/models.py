@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
 from export_pipeline.database.tables import recurring_exports
 from export_pipeline.database.types import UnreadableJson, current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.models import RequestInput, RequestTemplate
+from export_pipeline.requests.recurring_outcomes import change_recurring
 from export_pipeline.scheduling.cron import checked_schedule
 from export_pipeline.scheduling.windows import Rules
 
@@ -26,10 +27,8 @@ MANAGED = RequestInput.model_fields.keys() - RequestTemplate.model_fields.keys()
 """The input columns of a request that the recurring export sets itself, or leaves at their defaults."""
 
 
-class RecurringExport(BaseModel):
+class RecurringExport(BaseModel, frozen=True, strict=True, extra="forbid", hide_input_in_errors=True):
     """A row of ``recurring_exports``."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
     id: int
     organization_id: str
@@ -58,11 +57,7 @@ class RecurringExport(BaseModel):
         return self.last_fired_for or self.created_at
 
     def rules(self) -> Rules:
-        """The schedule and the policies.
-
-        Raises:
-            ExportFailure: ``invalid_schedule``, ``invalid_option``.
-        """
+        """The schedule and the policies (``invalid_schedule``, ``invalid_option``)."""
         return Rules(
             schedule=checked_schedule(self.cron, self.time_zone),
             window=self.window_kind,
@@ -109,12 +104,8 @@ def recurring_ids(connection: sa.Connection, organization_id: str | None = None)
 
 def pause(connection: sa.Connection, recurring_id: int, reason: str) -> bool:
     """Make no more requests; False if the row does not exist or is already paused."""
-    paused = connection.execute(
-        recurring_exports.update()
-        .where(_rows.id == recurring_id, _rows.paused_at.is_(None))
-        .values(paused_at=current_instant(), pause_reason=reason, paused_over=None, updated_at=current_instant())
-    )
-    return paused.rowcount == 1
+    live = sa.and_(_rows.id == recurring_id, _rows.paused_at.is_(None))
+    return change_recurring(connection, live, paused_at=current_instant(), pause_reason=reason, paused_over=None)
 
 
 def resume(connection: sa.Connection, recurring_id: int) -> bool:
@@ -122,9 +113,6 @@ def resume(connection: sa.Connection, recurring_id: int) -> bool:
 
     The catch-up policy decides about the fire times in between.
     """
-    resumed = connection.execute(
-        recurring_exports.update()
-        .where(_rows.id == recurring_id, _rows.paused_at.is_not(None))
-        .values(paused_at=None, pause_reason=None, paused_over=None, failures_in_a_row=0, updated_at=current_instant())
-    )
-    return resumed.rowcount == 1
+    paused = sa.and_(_rows.id == recurring_id, _rows.paused_at.is_not(None))
+    cleared = {"paused_at": None, "pause_reason": None, "paused_over": None, "failures_in_a_row": 0}
+    return change_recurring(connection, paused, **cleared)

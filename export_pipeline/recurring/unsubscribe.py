@@ -13,16 +13,11 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from export_pipeline.database import tables
 from export_pipeline.database.engine import insert_or
-from export_pipeline.database.tables import (
-    export_notifications,
-    export_requests,
-    export_unsubscriptions,
-    recurring_exports,
-)
 from export_pipeline.requests.validation.mail import person_of
 
-_rows = export_unsubscriptions.c
+_rows = tables.export_unsubscriptions.c
 _DIGEST_BYTES = 12
 _TAG_BYTES = 16
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
@@ -59,16 +54,16 @@ def leave(connection: sa.Connection, key: str, token: str) -> bool:
         return False
     recurring_id, digest = leaving
     row = connection.execute(
-        sa.select(recurring_exports.c.request).where(recurring_exports.c.id == recurring_id)
+        sa.select(tables.recurring_exports.c.request).where(tables.recurring_exports.c.id == recurring_id)
     ).first()
     if row is None:  # the recurring export was deleted
         return True
     addresses = row.request.get("recipient_emails") if isinstance(row.request, dict) else None
     mailed = connection.execute(
-        sa.select(export_notifications.c.recipient)
+        sa.select(tables.export_notifications.c.recipient)
         .distinct()
-        .join(export_requests, export_requests.c.id == export_notifications.c.request_id)
-        .where(export_requests.c.recurring_export_id == recurring_id)
+        .join(tables.export_requests, tables.export_requests.c.id == tables.export_notifications.c.request_id)
+        .where(tables.export_requests.c.recurring_export_id == recurring_id)
     ).scalars()
     for address in (*(addresses if isinstance(addresses, list) else ()), *mailed):
         if hmac.compare_digest(digest, _digest(key, recurring_id, str(address))):
@@ -78,7 +73,7 @@ def leave(connection: sa.Connection, key: str, token: str) -> bool:
 
 def unsubscribe(connection: sa.Connection, recurring_export_id: int, recipient: str) -> None:
     """Send a recipient no more mails of a recurring export; idempotent."""
-    insert = insert_or(connection, export_unsubscriptions)
+    insert = insert_or(connection, tables.export_unsubscriptions)
     left = insert.values(recurring_export_id=recurring_export_id, recipient=person_of(recipient))
     connection.execute(left.on_conflict_do_nothing())
 

@@ -24,15 +24,10 @@ _balance = organizations.c.email_balance
 
 
 def reserve(connection: sa.Connection, organization_id: str, request_uid: str, recipients: Iterable[str]) -> int:
-    """Take one execution for each recipient without a reserved or charged one: for all of them or for none.
+    """Take one execution for each recipient without a reserved or charged one: for all or none (then it raises).
 
-    Repeated for the same request, it takes nothing twice; released executions are taken again.
-
-    Returns:
-        The number of executions taken now.
-
-    Raises:
-        ExportFailure: ``insufficient_balance``.
+    Repeated for the same request, it takes nothing twice; released executions are taken again. Returns the number of
+    executions taken now.
     """
     if _locked_balance(connection, organization_id) is None:
         return 0
@@ -64,11 +59,7 @@ def reserve(connection: sa.Connection, organization_id: str, request_uid: str, r
 def check_balance(
     connection: sa.Connection, organization_id: str, request_uid: str | None, recipients: Iterable[str]
 ) -> None:
-    """Check that ``reserve`` would succeed now; nothing is taken. ``request_uid`` is None before there is a row.
-
-    Raises:
-        ExportFailure: ``insufficient_balance``.
-    """
+    """Check that ``reserve`` would succeed now; nothing is taken. ``request_uid`` is None before there is a row."""
     balance = connection.execute(sa.select(_balance).where(organizations.c.id == organization_id)).scalar()
     if balance is None:
         return
@@ -104,16 +95,6 @@ def release(connection: sa.Connection, request_uid: str, recipient: str | None =
         )
         given_back += released
     return given_back
-
-
-def charges(
-    connection: sa.Connection, *, organization_id: str | None = None, request_uid: str | None = None
-) -> dict[ChargeStatus, int]:
-    """How many executions of an organization, of a request, or of all are in each state, with zeros."""
-    wanted = {"organization_id": organization_id, "request_uid": request_uid}
-    given = [_charges[name] == value for name, value in wanted.items() if value is not None]
-    found = connection.execute(sa.select(_charges.status, sa.func.count()).where(*given).group_by(_charges.status))
-    return dict.fromkeys(ChargeStatus, 0) | {ChargeStatus(status): count for status, count in found}
 
 
 def _locked_balance(connection: sa.Connection, organization_id: str) -> int | None:

@@ -97,11 +97,7 @@ def open_link(connection: sa.Connection, token: str, *, look: bool = False) -> O
     """Open a link, count it and record it in the audit trail; with ``look`` only check whether it opens."""
     row = connection.execute(
         sa.select(
-            _links.id,
-            _links.request_id,
-            _links.ordinal,
-            _links.expires_at,
-            _links.revoked_at,
+            export_links,
             _rows.uid,
             _rows.organization_id,
             _rows.status,

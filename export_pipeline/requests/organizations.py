@@ -11,12 +11,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from export_pipeline.database.tables import (
-    organization_email_domains,
-    organization_email_senders,
-    organization_members,
-    organizations,
-)
+from export_pipeline.database import tables
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.models import RequestInput
 
@@ -31,8 +26,6 @@ class Organization:
     name: str | None = None
     email_enabled: bool = True
     """gu1's ``global_sender_email``."""
-    email_balance: int | None = None
-    """E-mail executions left; None: not billed."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +39,23 @@ class Member:
 
 def read_organization(connection: sa.Connection, organization_id: str) -> Organization:
     """The organization, or its defaults if it has no row."""
-    columns = organizations.c
+    columns = tables.organizations.c
     row = connection.execute(
         sa.select(
             columns.time_zone,
             columns.name,
             # Not as a Boolean, for which SQLAlchemy takes every text of a view as true.
             sa.type_coerce(columns.email_enabled, sa.Integer()).label("email_enabled"),
-            columns.email_balance,
         ).where(columns.id == organization_id)
     ).first()
     if row is None:
         return Organization(organization_id)
-    return Organization(organization_id, row.time_zone, row.name, row.email_enabled in (None, 1), row.email_balance)
+    return Organization(organization_id, row.time_zone, row.name, row.email_enabled in (None, 1))
 
 
 def email_domains(connection: sa.Connection, organization_id: str) -> list[tuple[str, bool]]:
     """The domains that the organization registered to send from, in its spelling, and whether each is verified."""
-    columns = organization_email_domains.c
+    columns = tables.organization_email_domains.c
     found = connection.execute(
         sa.select(columns.domain, columns.verified_at.is_not(None)).where(columns.organization_id == organization_id)
     )
@@ -76,11 +68,10 @@ def stored_sender(connection: sa.Connection, organization_id: str, sender_id: st
         canonical = str(UUID(sender_id))
     except ValueError:
         return None
-    columns = organization_email_senders.c
+    columns = tables.organization_email_senders.c
     row = connection.execute(
         sa.select(columns.email, columns.name).where(
-            columns.organization_id == organization_id,
-            sa.func.lower(sa.cast(columns.id, sa.Text)) == canonical,
+            columns.organization_id == organization_id, sa.func.lower(sa.cast(columns.id, sa.Text)) == canonical
         )
     ).first()
     return None if row is None else (row.email, row.name)
@@ -88,13 +79,13 @@ def stored_sender(connection: sa.Connection, organization_id: str, sender_id: st
 
 def keeps_members(connection: sa.Connection, organization_id: str) -> bool:
     """Whether the organization has any member rows."""
-    members = sa.exists().where(organization_members.c.organization_id == organization_id)
+    members = sa.exists().where(tables.organization_members.c.organization_id == organization_id)
     return bool(connection.execute(sa.select(members)).scalar_one())
 
 
 def find_member(connection: sa.Connection, organization_id: str, member_id: str) -> Member | None:
     """The organization's member with that id; None if it has none."""
-    columns = organization_members.c
+    columns = tables.organization_members.c
     row = connection.execute(
         sa.select(columns.email, columns.locale, columns.permissions).where(
             columns.organization_id == organization_id, columns.member_id == member_id
@@ -109,7 +100,7 @@ def find_member(connection: sa.Connection, organization_id: str, member_id: str)
 
 def member_addresses(connection: sa.Connection, organization_id: str) -> frozenset[str]:
     """The addresses of the organization's members, casefolded."""
-    columns = organization_members.c
+    columns = tables.organization_members.c
     found = connection.execute(
         sa.select(columns.email).where(columns.organization_id == organization_id, columns.email.is_not(None))
     ).scalars()
@@ -132,12 +123,10 @@ def permissions_of(connection: sa.Connection, organization_id: str, member_id: s
 
 
 def check_permission(connection: sa.Connection, request: RequestInput) -> None:
-    """Check that the requester, if one is named, is a member with the dataset's permission.
+    """Check that the requester, if one is named, is a member with the dataset's permission (``permission_denied``).
 
-    An organization without member rows does not use permissions; its application checks them.
-
-    Raises:
-        ExportFailure: ``permission_denied``; the same for an unknown requester, so that members are not disclosed.
+    The failure is the same for an unknown requester, so that members are not disclosed. An organization without member
+    rows does not use permissions; its application checks them.
     """
     held = permissions_of(connection, request.organization_id, request.requested_by)
     permission = permission_for(request.dataset)

@@ -20,7 +20,7 @@ from export_pipeline.database.tables import export_requests
 from export_pipeline.database.types import current_instant, generated_uuid
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
 from export_pipeline.requests.audit import record, record_input
-from export_pipeline.requests.models import change_request
+from export_pipeline.requests.models import change_request, status_of
 from export_pipeline.requests.queue import READ, wake
 from export_pipeline.requests.recurring_outcomes import covered_by
 
@@ -107,7 +107,7 @@ def enter(
     ``publish`` may find the row completed by an earlier try of the same ``attempt`` that died before Dagster knew.
     The other shards of a run continue after one has failed, so that a re-execution has to repeat only that one.
     """
-    if stage is Stage.PUBLISH and _is_completed(connection, request_id):
+    if stage is Stage.PUBLISH and status_of(connection, request_id) == RequestStatus.COMPLETED:
         return enter_completed(connection, request_id, stage, run_id=run_id, lineage=lineage, attempt=attempt)
     if stage in _OF_ONE_SHARD and (beside := _beside_a_failed_shard(connection, request_id, run_id)) is not None:
         return beside
@@ -140,11 +140,6 @@ def _beside_a_failed_shard(connection: sa.Connection, request_id: int, run_id: s
 def _failed_and_may_be_resumed() -> sa.ColumnElement[bool]:
     """Failed, but not by the requester's fault: such an attempt is cleaned up at once."""
     return sa.and_(_rows.status == RequestStatus.FAILED, _rows.error_code.not_in(_REQUESTERS))
-
-
-def _is_completed(connection: sa.Connection, request_id: int) -> bool:
-    status = connection.execute(sa.select(_rows.status).where(_rows.id == request_id)).scalar()
-    return bool(status == RequestStatus.COMPLETED)
 
 
 def enter_completed(

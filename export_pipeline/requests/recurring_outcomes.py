@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -46,7 +45,7 @@ def note_completed(connection: sa.Connection, request_id: int) -> None:
         end = min(recurring.window_before, recurring.requested_at) if recurring.window_before else None
         covered = Window(recurring.window_from, end)
         changed["high_water_mark"] = advance_high_water_mark(recurring.high_water_mark, covered)
-    _change(connection, recurring.id, changed)
+    change_recurring(connection, _rows.id == recurring.id, **changed)
 
 
 def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailure) -> None:
@@ -64,7 +63,7 @@ def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailu
             "pause_reason": reason if at_once else f"{failures} failures in a row, the last one: {reason}",
             "paused_over": request_id,
         }
-    _change(connection, recurring.id, changed)
+    change_recurring(connection, _rows.id == recurring.id, **changed)
 
 
 def covered_by(connection: sa.Connection, request_id: int) -> str | None:
@@ -113,6 +112,7 @@ def _locked(connection: sa.Connection, request_id: int) -> sa.Row[Any] | None:
     ).first()
 
 
-def _change(connection: sa.Connection, recurring_id: int, changed: Mapping[str, Any]) -> None:
-    change = recurring_exports.update().where(_rows.id == recurring_id)
-    connection.execute(change.values(**changed, updated_at=current_instant()))
+def change_recurring(connection: sa.Connection, condition: sa.ColumnElement[bool], **values: Any) -> bool:
+    """Change the recurring export that meets the condition; False if there is none."""
+    change = recurring_exports.update().where(condition).values(**values, updated_at=current_instant())
+    return connection.execute(change).rowcount == 1

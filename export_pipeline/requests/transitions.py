@@ -36,9 +36,7 @@ def complete(
 ) -> None:
     """Complete a request whose manifest is written, and record its files.
 
-    Raises:
-        ExportCanceled: the requester canceled at the last moment; the caller deletes the files.
-        OwnershipLost: the row belongs to another run.
+    ``ExportCanceled`` if the requester canceled at the last moment: the caller deletes the files. ``OwnershipLost``.
     """
     now = current_instant()
     rows = sum(file.rows for file in files)
@@ -162,8 +160,7 @@ _NO_ANSWER = {
 def retry(connection: sa.Connection, uid: str, *, actor: str) -> bool:
     """Return a failed or canceled request to the queue with new attempts; False if it is neither.
 
-    Raises:
-        ExportFailure: ``invalid_request``, a later request of its recurring export delivers its rows.
+    ``invalid_request`` if a later request of its recurring export delivers its rows.
     """
     ended = sa.and_(has_uid(uid), _rows.status.in_((RequestStatus.FAILED, RequestStatus.CANCELED)))
     row = connection.execute(sa.select(_rows.id, _rows.uid, _rows.organization_id).where(ended)).first()
@@ -236,20 +233,14 @@ def cancel(
 
 def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
     """Requests with a cancellation that is not carried out yet: (id, uid)."""
-    found = connection.execute(
-        sa.select(_rows.id, _rows.uid).where(_rows.status.in_(UNFINISHED), _rows.cancel_requested_at.is_not(None))
-    )
-    return [(row.id, row.uid) for row in found]
+    requested = sa.and_(_rows.status.in_(UNFINISHED), _rows.cancel_requested_at.is_not(None))
+    return [tuple(row) for row in connection.execute(sa.select(_rows.id, _rows.uid).where(requested))]
 
 
 def owned(connection: sa.Connection) -> list[tuple[int, str, str]]:
     """Running requests: (id, uid, id of the run that owns it)."""
-    found = connection.execute(
-        sa.select(_rows.id, _rows.uid, _rows.run_id).where(
-            _rows.status == RequestStatus.RUNNING, _rows.run_id.is_not(None)
-        )
-    )
-    return [(row.id, row.uid, row.run_id) for row in found]
+    running = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.run_id.is_not(None))
+    return [tuple(row) for row in connection.execute(sa.select(_rows.id, _rows.uid, _rows.run_id).where(running))]
 
 
 def note(connection: sa.Connection, request_id: int, message: str | None, *, run_id: str) -> None:
@@ -304,5 +295,4 @@ def past_retention(connection: sa.Connection) -> list[tuple[int, str]]:
         .where(_rows.status == RequestStatus.EXPIRED, export_files.c.deleted_at.is_(None))
         .distinct()
     )
-    found = [row for query in (due, undeleted) for row in connection.execute(query)]
-    return [(row.id, row.uid) for row in found]
+    return [tuple(row) for query in (due, undeleted) for row in connection.execute(query)]

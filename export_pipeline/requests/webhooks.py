@@ -47,12 +47,7 @@ def enqueue(connection: sa.Connection, request_id: int, event: WebhookEvent) -> 
 
 
 def take_due(
-    connection: sa.Connection,
-    *,
-    limit: int,
-    lease: timedelta,
-    at_once: int | None = None,
-    busy: Collection[str] = (),
+    connection: sa.Connection, *, limit: int, lease: timedelta, at_once: int | None = None, busy: Collection[str] = ()
 ) -> list[Webhook]:
     """Take due webhooks, interleaving the organizations, for ``lease`` or until the result is recorded.
 
@@ -77,11 +72,7 @@ def take_due(
     taken = connection.execute(
         export_webhooks.update()
         .where(_hooks.id.in_(ids), due)
-        .values(
-            tries=_hooks.tries + 1,
-            next_try_at=instant_after(lease.total_seconds()),
-            updated_at=current_instant(),
-        )
+        .values(tries=_hooks.tries + 1, next_try_at=instant_after(lease.total_seconds()), updated_at=current_instant())
         .returning(_hooks.id)
     ).scalars()
     found = connection.execute(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Header, Request, Response
+from pydantic import BaseModel, Field
 from pydantic.alias_generators import to_camel
 
 from export_pipeline.database.enums import RequestStatus
 from export_pipeline.gateway.auth import caller
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app
+from export_pipeline.gateway.dialect import ApiError, Dialect
 from export_pipeline.gateway.downloads import EXPIRABLE, downloads, visible
 from export_pipeline.gateway.row_pages import read_page, selection_of
-from export_pipeline.gateway.services import Serves, Services
+from export_pipeline.gateway.services import Serves
 from export_pipeline.gateway.submit import Body, IdempotencyKey, described, parsed, query_of, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.models import RequestState, RequestTemplate, overall_progress
@@ -30,10 +30,8 @@ _NOT_YET = "The files of this export are not available yet."
 _GONE = "The files of this export have expired. Create a new export."
 
 
-class Model(BaseModel):
+class Model(BaseModel, alias_generator=to_camel, populate_by_name=True):
     """camelCase in JSON; only column keys are snake_case."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
 
 class Gu1Error(BaseModel):
@@ -75,11 +73,7 @@ def gu1_caller(
 Gu1Caller = Annotated[ApiKey, Depends(gu1_caller)]
 _entities = APIRouter(tags=["entities"])
 _jobs = APIRouter(tags=["export jobs"])
-
-
-def build(services: Services) -> FastAPI:
-    """The app."""
-    return build_app(DIALECT, services, _jobs, _entities)
+ROUTERS = (_jobs, _entities)
 
 
 class Entities(BaseModel):
@@ -106,10 +100,8 @@ def entities(request: Request, key: Gu1Caller, services: Serves) -> Entities:
     return Entities(entities=read_page(services.source, selection, limit=LIMIT, headers=headers))
 
 
-class JobInput(Model):
+class JobInput(Model, extra="forbid"):
     """A bulk export by e-mail."""
-
-    model_config = ConfigDict(extra="forbid")
 
     recipient_emails: list[str] = Field(min_length=1, description="At most 26 different addresses.")
     format: Literal["csv", "xlsx", "json"]
@@ -199,11 +191,7 @@ def read(jobId: str, key: Gu1Caller, services: Serves) -> JobAnswer:  # noqa: N8
     return JobAnswer(job=_view(visible(services, key, DIALECT, jobId, DATASET)))
 
 
-@_jobs.get(
-    PATH + "/{jobId}/download",
-    responses=DIALECT.documented(400, 403, 404),
-    summary="Where the files are",
-)
+@_jobs.get(PATH + "/{jobId}/download", responses=DIALECT.documented(400, 403, 404), summary="Where the files are")
 def download(request: Request, jobId: str, key: Gu1Caller, services: Serves) -> DownloadAnswer:  # noqa: N803
     """Available once the job is completed; each URL is fresh."""
     state = visible(services, key, DIALECT, jobId, DATASET)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, Field
 
 from export_pipeline.database.engine import reading
 from export_pipeline.database.enums import UNFINISHED
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB
 from export_pipeline.gateway.auth import caller, organization_of
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, instant_text
+from export_pipeline.gateway.dialect import ApiError, Dialect, instant_text
 from export_pipeline.gateway.downloads import EXPIRABLE, base_url, downloads, has_files, visible
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import MAX_INTEGER, Body, IdempotencyKey, described, parsed, query_of, submit
@@ -31,10 +31,8 @@ LISTED = 100
 Status = Literal["pending", "ready", "failure"]
 
 
-class _Model(BaseModel):
+class _Model(BaseModel, populate_by_name=True):
     """Some names differ in JSON: `_metadata`."""
-
-    model_config = ConfigDict(populate_by_name=True)
 
 
 class SendGridError(BaseModel):
@@ -91,11 +89,7 @@ SendGridCaller = Annotated[ApiKey, Depends(sendgrid_caller)]
 
 _exports = APIRouter(tags=["exports"])
 _directory = APIRouter(tags=["lists and segments"])
-
-
-def build(services: Services) -> FastAPI:
-    """The app."""
-    return build_app(DIALECT, services, _exports, _directory)
+ROUTERS = (_exports, _directory)
 
 
 class ContactList(_Model):
@@ -143,12 +137,7 @@ class Segments(BaseModel):
     results: list[Segment]
 
 
-@_directory.get(
-    LISTS,
-    response_model_exclude_none=True,
-    responses=DIALECT.documented(400, 403),
-    summary="Lists",
-)
+@_directory.get(LISTS, response_model_exclude_none=True, responses=DIALECT.documented(400, 403), summary="Lists")
 def lists(
     request: Request, key: SendGridCaller, services: Serves,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -158,11 +147,7 @@ def lists(
     query_of(request, ("page_size", "page_token"))
     organization = organization_of(services, key)
     page = lists_page(
-        services.source,
-        services.dataset(DATASET),
-        organization.id,
-        after=page_token or None,
-        limit=page_size + 1,
+        services.source, services.dataset(DATASET), organization.id, after=page_token or None, limit=page_size + 1
     )
     base = f"{base_url(services, request)}{LISTS}"
     entries, more = page[:page_size], len(page) > page_size
@@ -199,18 +184,14 @@ def _segment(entry: SegmentEntry) -> Segment:
     )
 
 
-class Notifications(BaseModel):
+class Notifications(BaseModel, extra="forbid"):
     """Whether a link is mailed to the key's member."""
-
-    model_config = ConfigDict(extra="forbid")
 
     email: bool | None = None
 
 
-class ExportInput(BaseModel):
+class ExportInput(BaseModel, extra="forbid"):
     """All fields are optional; an unknown one is an error, because it may be meant to narrow the export."""
-
-    model_config = ConfigDict(extra="forbid")
 
     list_ids: list[str] | None = None
     segment_ids: list[str] | None = None
@@ -321,10 +302,7 @@ def _address(services: Services, key: ApiKey) -> str:
 
 
 @_exports.get(
-    PATH + "/{id}",
-    response_model_exclude_none=True,
-    responses=DIALECT.documented(403, 404),
-    summary="Export status",
+    PATH + "/{id}", response_model_exclude_none=True, responses=DIALECT.documented(403, 404), summary="Export status"
 )
 def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> ContactExport:  # noqa: A002 - its name
     """Its URLs are fresh at each read and need no credentials."""
@@ -338,12 +316,7 @@ def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> Co
     )
 
 
-@_exports.get(
-    PATH,
-    response_model_exclude_none=True,
-    responses=DIALECT.documented(400, 403),
-    summary="List exports",
-)
+@_exports.get(PATH, response_model_exclude_none=True, responses=DIALECT.documented(400, 403), summary="List exports")
 def list_exports(request: Request, key: SendGridCaller, services: Serves) -> ExportList:
     """Exports in progress or recently completed."""
     query_of(request, ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from export_pipeline.catalog.types import COMPRESSIONS, FORMATS, Compression, Format
 from export_pipeline.failures import FailureCode, abbreviate, invalid_option
@@ -15,10 +15,8 @@ BYTES_PER_MB = 1_000_000
 _SELF_COMPRESSED: tuple[Format, ...] = ("xlsx", "parquet")
 
 
-class Options(BaseModel):
+class Options(BaseModel, frozen=True, extra="forbid", strict=True, hide_input_in_errors=True):
     """``export_requests.options``: how the file is written. Unknown names are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
     time_zone: str | None = Field(
         default=None, description="IANA zone of written timestamps, or `organization`; default UTC"

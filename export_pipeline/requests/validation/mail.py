@@ -34,7 +34,8 @@ class Sender:
 def sender_of(connection: sa.Connection, request: RequestInput) -> Sender | None:
     """The sender of the request's mails; None: the sender of the platform.
 
-    ``sender_conflict``, ``invalid_sender``, ``sender_domain_unknown``, ``sender_domain_unverified``, ``sender_unknown``
+    Codes: ``sender_conflict``, ``invalid_sender``, ``sender_domain_unknown``, ``sender_domain_unverified``,
+    ``sender_unknown``.
     """
     if request.from_email is not None and request.from_sender_id is not None:
         message = "Send only one of fromSenderId or fromEmail, not both. Leave out from_sender_id or from_email."
@@ -118,16 +119,13 @@ def _one_line(name: str | None) -> str | None:
 
 
 def check_mail(
-    connection: sa.Connection,
-    request: RequestInput,
-    recipients: Sequence[str],
-    *,
-    provider_configured: bool,
+    connection: sa.Connection, request: RequestInput, recipients: Sequence[str], *, provider_configured: bool
 ) -> None:
     """Check that the request's mails may be sent. Nothing is taken; a request without recipients always passes.
 
     Source of the rules and of each message's first sentence: gu1, send-email, pre-flight errors.
-    ``email_integration_off``, ``email_provider_not_configured``, the codes of ``sender_of``, ``insufficient_balance``
+    Codes: ``email_integration_off``, ``email_provider_not_configured``, those of ``sender_of``,
+    ``insufficient_balance``.
     """
     if not recipients:
         return
@@ -158,7 +156,7 @@ def recipients_of(request: RequestInput) -> tuple[str, ...]:
     """The recipients of the request's mails: validated, trimmed, without duplicates, in the first spelling.
 
     The requester is not added (gu1). Empty if ``notify_email`` is false (SendGrid).
-    ``invalid_recipient``, ``too_many_recipients``
+    Codes: ``invalid_recipient``, ``too_many_recipients``.
     """
     spelled = dict[str, int]()
     for index, address in enumerate(request.recipient_emails):

@@ -85,7 +85,7 @@ def _invalid_range(field: str, what: str) -> ExportFailure:
 def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
     """The columns in the order of the request, with the headers of the layout; child lists come last.
 
-    ``unknown_layout``, ``unknown_column``, ``unknown_include``
+    Codes: ``unknown_layout``, ``unknown_column``, ``unknown_include``.
     """
     layout = dataset.layout(request.layout, table=file_format in TABLES)
     if layout is None:
