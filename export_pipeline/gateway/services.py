@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Annotated
 
 import sqlalchemy as sa
@@ -92,11 +91,6 @@ class Services:
     def serves_files(self) -> bool:
         """The store is a directory, whose files only the gateway can serve."""
         return local_path(self.settings.store_url) is not None
-
-    @property
-    def retention(self) -> timedelta:
-        """How long files are kept."""
-        return timedelta(days=self.settings.retention_days)
 
     def dataset(self, name: str) -> Dataset:
         """A dataset of the catalog (``unknown_dataset``)."""

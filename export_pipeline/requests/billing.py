@@ -24,10 +24,10 @@ _balance = organizations.c.email_balance
 
 
 def reserve(connection: sa.Connection, organization_id: str, request_uid: str, recipients: Iterable[str]) -> int:
-    """Take one execution for each recipient without a reserved or charged one: for all or none (then it raises).
+    """Take one execution for each recipient without a reserved or charged one: for all of them or for none.
 
     Repeated for the same request, it takes nothing twice; released executions are taken again. Returns the number of
-    executions taken now.
+    executions taken now; ``insufficient_balance``.
     """
     if _locked_balance(connection, organization_id) is None:
         return 0
@@ -71,7 +71,9 @@ def check_balance(
 def charge(connection: sa.Connection, request_uid: str, recipient: str) -> bool:
     """Charge the reserved execution of a mail that was, or may have been, handed over; False if none was reserved."""
     charged = connection.execute(
-        email_charges.update().where(_reserved(request_uid, recipient)).values(_moved_to(ChargeStatus.CHARGED))
+        email_charges.update()
+        .where(_reserved(request_uid, recipient))
+        .values(status=ChargeStatus.CHARGED, updated_at=utc_now())
     )
     return charged.rowcount == 1
 
@@ -86,7 +88,7 @@ def release(connection: sa.Connection, request_uid: str, recipient: str | None =
         released = connection.execute(
             email_charges.update()
             .where(reserved, _charges.organization_id == organization_id)
-            .values(_moved_to(ChargeStatus.RELEASED))
+            .values(status=ChargeStatus.RELEASED, updated_at=utc_now())
         ).rowcount
         connection.execute(
             organizations.update()
@@ -126,10 +128,6 @@ def _unpaid(
 def _reserved(request_uid: str, recipient: str | None) -> sa.ColumnElement[bool]:
     reserved = sa.and_(_charges.request_uid == request_uid, _charges.status == ChargeStatus.RESERVED)
     return reserved if recipient is None else sa.and_(reserved, _charges.recipient == recipient)
-
-
-def _moved_to(status: ChargeStatus) -> dict[str, object]:
-    return {"status": status, "updated_at": utc_now()}
 
 
 def _insufficient(cost: int) -> ExportFailure:

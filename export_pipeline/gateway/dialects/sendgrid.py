@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -346,7 +347,7 @@ def _facts(services: Services, request: Request, state: RequestState) -> dict[st
     """The fields of a job in both answers."""
     status = _status(state)
     # The document requires it for pending jobs too: the files will be kept at least until then.
-    expires_at = state.expires_at or state.created_at + services.retention
+    expires_at = state.expires_at or state.created_at + timedelta(days=services.settings.retention_days)
     return {
         "id": state.uid,
         "status": status,
