@@ -133,11 +133,7 @@ def invalid_option(message: str, field: str = "options") -> ExportFailure:
 
 
 def checked_zone(name: str, field: str) -> ZoneInfo:
-    """A time zone by its IANA name.
-
-    Raises:
-        ExportFailure: ``invalid_option``, naming ``field``.
-    """
+    """A time zone by its IANA name (``invalid_option``, naming ``field``)."""
     # Python also opens these files beside the zones. They differ between machines, or file writers do not know them.
     if name not in ("localtime", "posixrules", "Factory") and not name.startswith(("posix/", "right/")):
         with suppress(ZoneInfoNotFoundError, ValueError, OSError):

@@ -1,7 +1,4 @@
-"""Settings of an installation, read only from the environment.
-
-A test compares ``SETTINGS_TABLE`` in ``docs/settings.md`` with this module.
-"""
+"""Settings of an installation, read only from the environment."""
 
 from __future__ import annotations
 
@@ -138,212 +135,122 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """The settings; field ``database_url`` is variable ``EXPORT_DATABASE_URL`` and so on."""
+    """The settings; field ``database_url`` is variable ``EXPORT_DATABASE_URL`` and so on.
+
+    The text under each field is its description, also in ``docs/settings.md``.
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix="EXPORT_",
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
-        allow_inf_nan=False,
+        env_prefix="EXPORT_", extra="ignore", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
     )
 
-    database_url: Annotated[str, AfterValidator(_request_database)] = Field(
-        default=f"sqlite:///{HOME / 'export-pipeline.db'}",
-        repr=False,
-        description="Database with the `export_requests` table: `postgresql://…` or `sqlite:///path`.",
+    database_url: Annotated[str, AfterValidator(_request_database), Field(repr=False)] = (
+        f"sqlite:///{HOME / 'export-pipeline.db'}"
     )
-    source_url: Annotated[str, AfterValidator(_source_database)] = Field(
-        default="",
-        repr=False,
-        description="Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another database of "
-        "SQLAlchemy, such as `mariadb+pymysql://…`. Default: `EXPORT_DATABASE_URL`.",
-    )
-    source_row_security: bool = Field(
-        default=False,
-        description="`true`: an export holds the rows that PostgreSQL's row-level security shows to the source's "
-        "user. By default, an export fails where policies would hide rows from it.",
-    )
-    store_url: PlaceUrl = Field(
-        default=(HOME / "store").as_uri(),
-        description="Where files are delivered: `s3://bucket/prefix` or `file:///dir`. Mails from a directory carry "
-        "`file:` links, which work only on that machine, unless the gateway serves them (`EXPORT_PUBLIC_URL`).",
-    )
-    staging_url: PlaceUrl = Field(
-        default=(HOME / "staging").as_uri(),
-        description="Where rows wait between steps: `file:///dir`, or `s3://bucket/prefix` for several machines.",
-    )
-    s3_endpoint_url: HttpUrl = Field(default="", description="Endpoint of an S3-compatible store. Default: AWS.")
-    s3_public_endpoint_url: HttpUrl = Field(
-        default="",
-        description="Endpoint by which recipients reach the store, such as `https://files.example.com`. Links are "
-        "signed for it; all other traffic uses `EXPORT_S3_ENDPOINT_URL`. Default: the same endpoint.",
-    )
-    s3_server_side_encryption: Literal["none", "AES256", "aws:kms"] = Field(
-        default="none", description="`none`, `AES256` (SSE-S3) or `aws:kms` (SSE-KMS)."
-    )
-    s3_kms_key_id: str = Field(default="", description="KMS key of `aws:kms`. Default: the bucket's.")
-    mail_url: Annotated[str, AfterValidator(_mail)] = Field(
-        default=(HOME / "outbox").as_uri(),
-        repr=False,
-        description="`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from "
-        "the start; `?starttls=1` = required, `?starttls=0` = never, neither = if the server offers it), an outbox "
-        "directory `file:///dir`, or `none:`: no mail is sent, and requests with recipients are refused.",
-    )
-    mail_from: str = Field(
-        default="exports@localhost.localdomain",
-        description="Sender of mails if the request names none, `name@domain` or `Name <name@domain>`.",
-    )
-    mail_attachment_max_bytes: int = Field(
-        default=0,
-        ge=0,
-        le=20_000_000,
-        description="Largest export, in bytes of all its files, that is attached to the mail instead of linked; at "
-        "most 20000000, 0 = always links.",
-    )
-    catalog: str = Field(
-        default="",
-        description="Directory of dataset declarations (`*.yaml`). Default: the shipped `contacts` and `entities`.",
-    )
-    link_lifetime_hours: float = Field(
-        default=168.0,
-        gt=0,
-        le=168.0,
-        description="How long a mailed link works, in hours; S3 allows at most 168. Shorter if the signing "
-        "credentials expire sooner, as those of roles do: the run's log reports it, and `EXPORT_PUBLIC_URL` avoids "
-        "it.",
-    )
-    retention_days: float = Field(default=7.0, gt=0, description="How long delivered files are kept, in days.")
-    audit_retention_days: float = Field(
-        default=0.0,
-        ge=0,
-        description="How long the audit trail `export_events` keeps the events of a request, in days from the last "
-        "one; they repeat filters and addresses. Not less than `EXPORT_RETENTION_DAYS`; 0 = forever.",
-    )
-    max_attempts: int = Field(default=3, ge=1, description="How many runs a request may use before it fails.")
-    claim_lease_seconds: float = Field(
-        default=60.0,
-        gt=0,
-        description="How long a claimed request may be without a run before it is claimed again.",
-    )
-    pickup_wait_seconds: float = Field(
-        default=4.5,
-        ge=0,
-        le=30,
-        description="How long a tick of the sensor waits for a request to appear: the daemon looks for due sensors "
-        "every 5 seconds. 0 = no wait.",
-    )
-    heartbeat_seconds: float = Field(default=2.0, gt=0, description="How often a running export writes its progress.")
-    heartbeat_timeout_seconds: float = Field(
-        default=120.0,
-        gt=0,
-        description="A running export without progress for this time is considered dead.",
-    )
-    statement_timeout_seconds: float = Field(
-        default=3600.0,
-        ge=0,
-        description="Longest single statement on the source, 0 = no limit. Set on PostgreSQL, MariaDB and MySQL; on a "
-        "SQLite file of its own checked between batches of rows.",
-    )
-    shard_rows: int = Field(
-        default=2_000_000,
-        ge=1,
-        description="Rows of one shard, if an export is too large for one file.",
-    )
-    large_rows: int = Field(
-        default=LARGE_ROWS,
-        ge=1,
-        description="An export of more rows is large: its run is tagged `export/size_class: large`, which "
-        "`tag_concurrency_limits` in `dagster.yaml` limits.",
-    )
+    """Database with the `export_requests` table: `postgresql://…` or `sqlite:///path`."""
+    source_url: Annotated[str, AfterValidator(_source_database), Field(repr=False)] = ""
+    """Database with the exported tables: `postgresql://…`, `sqlite:///path`, or another database of SQLAlchemy, such as
+    `mariadb+pymysql://…`. Default: `EXPORT_DATABASE_URL`."""
+    source_row_security: bool = False
+    """`true`: an export holds the rows that PostgreSQL's row-level security shows to the source's user. By default, an
+    export fails where policies would hide rows from it."""
+    store_url: PlaceUrl = (HOME / "store").as_uri()
+    """Where files are delivered: `s3://bucket/prefix` or `file:///dir`. Mails from a directory carry `file:` links,
+    which work only on that machine, unless the gateway serves them (`EXPORT_PUBLIC_URL`)."""
+    staging_url: PlaceUrl = (HOME / "staging").as_uri()
+    """Where rows wait between steps: `file:///dir`, or `s3://bucket/prefix` for several machines."""
+    s3_endpoint_url: HttpUrl = ""
+    """Endpoint of an S3-compatible store. Default: AWS."""
+    s3_public_endpoint_url: HttpUrl = ""
+    """Endpoint by which recipients reach the store, such as `https://files.example.com`. Links are signed for it; all
+    other traffic uses `EXPORT_S3_ENDPOINT_URL`. Default: the same endpoint."""
+    s3_server_side_encryption: Literal["none", "AES256", "aws:kms"] = "none"
+    """`none`, `AES256` (SSE-S3) or `aws:kms` (SSE-KMS)."""
+    s3_kms_key_id: str = ""
+    """KMS key of `aws:kms`. Default: the bucket's."""
+    mail_url: Annotated[str, AfterValidator(_mail), Field(repr=False)] = (HOME / "outbox").as_uri()
+    """`sendgrid:` (needs `SENDGRID_API_KEY`), `smtp://user:password@host:port` (`smtps://` = TLS from the start;
+    `?starttls=1` = required, `?starttls=0` = never, neither = if the server offers it), an outbox directory
+    `file:///dir`, or `none:`: no mail is sent, and requests with recipients are refused."""
+    mail_from: str = "exports@localhost.localdomain"
+    """Sender of mails if the request names none, `name@domain` or `Name <name@domain>`."""
+    mail_attachment_max_bytes: Annotated[int, Field(ge=0, le=20_000_000)] = 0
+    """Largest export, in bytes of all its files, that is attached to the mail instead of linked; at most 20000000, 0 =
+    always links."""
+    catalog: str = ""
+    """Directory of dataset declarations (`*.yaml`). Default: the shipped `contacts` and `entities`."""
+    link_lifetime_hours: Annotated[float, Field(gt=0, le=168.0)] = 168.0
+    """How long a mailed link works, in hours; S3 allows at most 168. Shorter if the signing credentials expire sooner,
+    as those of roles do: the run's log reports it, and `EXPORT_PUBLIC_URL` avoids it."""
+    retention_days: Annotated[float, Field(gt=0)] = 7.0
+    """How long delivered files are kept, in days."""
+    audit_retention_days: Annotated[float, Field(ge=0)] = 0.0
+    """How long the audit trail `export_events` keeps the events of a request, in days from the last one; they repeat
+    filters and addresses. Not less than `EXPORT_RETENTION_DAYS`; 0 = forever."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """How many runs a request may use before it fails."""
+    claim_lease_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long a claimed request may be without a run before it is claimed again."""
+    pickup_wait_seconds: Annotated[float, Field(ge=0, le=30)] = 4.5
+    """How long a tick of the sensor waits for a request to appear: the daemon looks for due sensors every 5 seconds. 0
+    = no wait."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """How often a running export writes its progress."""
+    heartbeat_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """A running export without progress for this time is considered dead."""
+    statement_timeout_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    """Longest single statement on the source, 0 = no limit. Set on PostgreSQL, MariaDB and MySQL; on a SQLite file of
+    its own checked between batches of rows."""
+    shard_rows: Annotated[int, Field(ge=1)] = 2_000_000
+    """Rows of one shard, if an export is too large for one file."""
+    large_rows: Annotated[int, Field(ge=1)] = LARGE_ROWS
+    """An export of more rows is large: its run is tagged `export/size_class: large`, which `tag_concurrency_limits` in
+    `dagster.yaml` limits."""
 
-    executor: Executor = Field(
-        default="in_process",
-        description="Where the steps of an export run: `in_process` (all in the run's worker), `multiprocess` (forked "
-        "beside it), `celery` (Celery workers; extra `celery`) or `k8s` (a pod each; extra `k8s`).",
-    )
-    executor_concurrency: int = Field(
-        default=4,
-        ge=1,
-        description="Steps of one export at the same time, with `multiprocess` and `k8s`. With Celery the workers "
-        "decide.",
-    )
-    celery_broker_url: SecretStr = Field(
-        default=SecretStr(""),
-        description="Broker of `celery`: `redis://host:6379/0`, or `amqp://user:password@host//` for RabbitMQ.",
-    )
-    celery_result_url: SecretStr = Field(
-        default=SecretStr(""),
-        description="Where Celery keeps the results of steps. Default: the broker, which then must be Redis.",
-    )
-    run_retention_days: Annotated[float, AfterValidator(_run_retention)] = Field(
-        default=0.0,
-        ge=0,
-        description="How long Dagster keeps finished export runs, their events and logs: at least 3 days, or 0 = "
-        "forever. The requests' rows stay.",
-    )
+    executor: Executor = "in_process"
+    """Where the steps of an export run: `in_process` (all in the run's worker), `multiprocess` (forked beside it),
+    `celery` (Celery workers; extra `celery`) or `k8s` (a pod each; extra `k8s`)."""
+    executor_concurrency: Annotated[int, Field(ge=1)] = 4
+    """Steps of one export at the same time, with `multiprocess` and `k8s`. With Celery the workers decide."""
+    celery_broker_url: SecretStr = SecretStr("")
+    """Broker of `celery`: `redis://host:6379/0`, or `amqp://user:password@host//` for RabbitMQ."""
+    celery_result_url: SecretStr = SecretStr("")
+    """Where Celery keeps the results of steps. Default: the broker, which then must be Redis."""
+    run_retention_days: Annotated[float, AfterValidator(_run_retention), Field(ge=0)] = 0.0
+    """How long Dagster keeps finished export runs, their events and logs: at least 3 days, or 0 = forever. The
+    requests' rows stay."""
 
-    public_url: HttpUrl = Field(
-        default="",
-        description="Public URL of the HTTP gateway, such as `https://exports.example.com`. Mails then carry its "
-        "download links, which work as long as the files exist and can be revoked; with `EXPORT_SIGNING_KEY`, mails "
-        "of recurring exports also carry a link to unsubscribe.",
-    )
-    signing_key: Annotated[SecretStr, AfterValidator(_signing_key)] = Field(
-        default=SecretStr(""),
-        description="Secret of at least 32 characters that signs the unsubscribe links of recurring exports; the same "
-        "for every process. A change invalidates mailed unsubscribe links; `export-pipeline links UID --revoke` "
-        "revokes download links.",
-    )
-    alert_webhook_url: Annotated[SecretStr, AfterValidator(_secret_http)] = Field(
-        default=SecretStr(""),
-        description='Webhook for alerts about failed runs, compatible with Slack (JSON `{"text": …}`). Default: no '
-        "webhook.",
-    )
-    alert_email: Annotated[str, AfterValidator(_address)] = Field(
-        default="",
-        description="Address for alerts about failed runs, sent from `EXPORT_MAIL_FROM`. Default: no mail.",
-    )
-    alert_faults: Annotated[str, AfterValidator(_fault_names)] = Field(
-        default="transient,ours",
-        description="The faults that alert: some of `requester`, `transient`, `ours`, separated by commas.",
-    )
-    dagster_url: HttpUrl = Field(
-        default="", description="URL of the Dagster UI, for links in alerts. Default: no links."
-    )
-    rate_limit_url: str = Field(
-        default="",
-        repr=False,
-        description="Where the gateway counts requests, as a URL of the library `limits`: `redis://host:6379`, or "
-        "`memory://` for a single process. Default: the database of the requests.",
-    )
-    rate_limit_per_minute: int = Field(
-        default=600,
-        ge=1,
-        description="Requests per minute of an organization to each of the gateway's APIs that does not document a "
-        "limit of its own.",
-    )
-    webhook_allow_insecure: bool = Field(
-        default=False,
-        description="`true`: allow webhooks with `http:` and to private addresses. For tests and closed networks.",
-    )
-    webhook_retry_seconds: float = Field(
-        default=30.0,
-        gt=0,
-        description="Wait before a failed webhook is tried again; each further wait is four times as long, seven "
-        "tries in all.",
-    )
+    public_url: HttpUrl = ""
+    """Public URL of the HTTP gateway, such as `https://exports.example.com`. Mails then carry its download links, which
+    work as long as the files exist and can be revoked; with `EXPORT_SIGNING_KEY`, mails of recurring exports also carry
+    a link to unsubscribe."""
+    signing_key: Annotated[SecretStr, AfterValidator(_signing_key)] = SecretStr("")
+    """Secret of at least 32 characters that signs the unsubscribe links of recurring exports; the same for every
+    process. A change invalidates mailed unsubscribe links; `export-pipeline links UID --revoke` revokes download
+    links."""
+    alert_webhook_url: Annotated[SecretStr, AfterValidator(_secret_http)] = SecretStr("")
+    """Webhook for alerts about failed runs, compatible with Slack (JSON `{"text": …}`). Default: no webhook."""
+    alert_email: Annotated[str, AfterValidator(_address)] = ""
+    """Address for alerts about failed runs, sent from `EXPORT_MAIL_FROM`. Default: no mail."""
+    alert_faults: Annotated[str, AfterValidator(_fault_names)] = "transient,ours"
+    """The faults that alert: some of `requester`, `transient`, `ours`, separated by commas."""
+    dagster_url: HttpUrl = ""
+    """URL of the Dagster UI, for links in alerts. Default: no links."""
+    rate_limit_url: Annotated[str, Field(repr=False)] = ""
+    """Where the gateway counts requests, as a URL of the library `limits`: `redis://host:6379`, or `memory://` for a
+    single process. Default: the database of the requests."""
+    rate_limit_per_minute: Annotated[int, Field(ge=1)] = 600
+    """Requests per minute of an organization to each of the gateway's APIs that does not document a limit of its
+    own."""
+    webhook_allow_insecure: bool = False
+    """`true`: allow webhooks with `http:` and to private addresses. For tests and closed networks."""
+    webhook_retry_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Wait before a failed webhook is tried again; each further wait is four times as long, seven tries in all."""
 
-    sendgrid_api_key: SecretStr = Field(
-        default=SecretStr(""),
-        validation_alias="SENDGRID_API_KEY",
-        description="Key of the mail provider `sendgrid:`.",
-    )
-    sendgrid_host: HttpUrl = Field(
-        default="https://api.sendgrid.com",
-        validation_alias="SENDGRID_HOST",
-        description="Base URL of SendGrid's API (EU: `https://api.eu.sendgrid.com`).",
-    )
+    sendgrid_api_key: Annotated[SecretStr, Field(validation_alias="SENDGRID_API_KEY")] = SecretStr("")
+    """Key of the mail provider `sendgrid:`."""
+    sendgrid_host: Annotated[HttpUrl, Field(validation_alias="SENDGRID_HOST")] = "https://api.sendgrid.com"
+    """Base URL of SendGrid's API (EU: `https://api.eu.sendgrid.com`)."""
 
     @model_validator(mode="after")
     def _together(self) -> Settings:

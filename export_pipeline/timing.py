@@ -9,20 +9,18 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 T = TypeVar("T")
 
 
-class StageSeconds(BaseModel):
+class StageSeconds(BaseModel, frozen=True):
     """Wall-clock seconds of an export's parts, summed over its shards; ``stage`` overlaps with ``read``.
 
     ``read``: waiting for the database and its driver. ``stage``: writing to the staging store and
     reading back from it. ``serialize``: rows to the bytes of a format, their checksum, and what
     parquet compresses inside its own writer. ``compress``: deflate. ``upload``: staging store to store.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     read: float = 0.0
     stage: float = 0.0

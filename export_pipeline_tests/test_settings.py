@@ -10,6 +10,7 @@ import pytest
 from export_pipeline.definitions import build_definitions
 from export_pipeline.settings import HOME, Settings, SettingsError
 from export_pipeline.source.readers import source_of
+from export_pipeline_tests.docs.generated import meanings
 
 DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
 WRONG = [
@@ -171,5 +172,5 @@ def test_docs_list_every_variable_with_its_default_and_meaning() -> None:
         variable = field.validation_alias if isinstance(field.validation_alias, str) else f"EXPORT_{name.upper()}"
         default = field.get_default(call_default_factory=True)
         shown = default.get_secret_value() if hasattr(default, "get_secret_value") else str(default)
-        expected[variable] = (shown.replace("sqlite:////", "sqlite:///"), field.description)
+        expected[variable] = (shown.replace("sqlite:////", "sqlite:///"), meanings()[name])
     assert documented == expected

@@ -22,7 +22,7 @@ from export_pipeline.recurring.dispatch import check_recurring, window_of
 from export_pipeline.recurring.dispatch import run_now as make_now
 from export_pipeline.recurring.models import RecurringExport, load_recurring, parse_template
 from export_pipeline.requests.models import insert_and_load
-from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.organizations import read_organization
 from export_pipeline.requests.validation.request import preflight
 from export_pipeline.scheduling.cron import Schedule, checked_schedule, fire_times, next_fire, uneven_steps
 from export_pipeline.scheduling.wall_clock import beginning
@@ -109,7 +109,6 @@ def _check_template(engine: sa.Engine, catalog: Catalog, request: dict[str, Any]
     Raises:
         ExportFailure: the first rule that they break.
     """
-    organizations = Organizations()
     windowed = values.get("window_kind") != WindowKind.ALL
     facts = {
         "organization_id": values["organization_id"],
@@ -118,8 +117,8 @@ def _check_template(engine: sa.Engine, catalog: Catalog, request: dict[str, Any]
     }
     with engine.connect() as connection, connection.begin() as transaction:
         row = insert_and_load(connection, **request, **facts)
-        preflight(row, catalog, organizations.get(connection, row.organization_id))
-        check_recurring(connection, organizations, row)
+        preflight(row, catalog, read_organization(connection, row.organization_id))
+        check_recurring(connection, row)
         transaction.rollback()
 
 
@@ -221,7 +220,7 @@ def run_now(recurring_id: int, *, again: str | None, begin: datetime | None, end
         window = Window(begin, end) if begin or end else None
         if again is not None:
             window = window_of(connection, recurring_id, again)
-        uid = make_now(connection, Organizations(), recurring_id, window=window)
+        uid = make_now(connection, recurring_id, window=window)
     click.echo(uid)
 
 

@@ -28,7 +28,6 @@ from export_pipeline.requests.audit import operators_message
 from export_pipeline.requests.health import Line, total
 from export_pipeline.requests.health import queue as lines_of_queue
 from export_pipeline.requests.models import RequestState, insert_and_load, insert_request, overall_progress
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.validation.request import admit
 from export_pipeline.scheduling.wall_clock import read_end
 from export_pipeline.settings import Settings, dagster_home
@@ -155,12 +154,12 @@ def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any])
     from export_pipeline.source.readers import source_of
     from export_pipeline.stages.plan import estimate, make_plan
 
-    catalog, organizations = load_catalog(settings.catalog), Organizations()
+    catalog = load_catalog(settings.catalog)
     with engine.connect() as connection, connection.begin() as transaction:
         # Insert and roll back, so that the database's own defaults and constraints apply.
         # With an id below 1, so that no number of the sequence is used up: a rollback does not return it.
         request = insert_and_load(connection, id=-secrets.randbelow(2**31), **columns)
-        organization, checked = admit(connection, organizations, catalog, settings, request)
+        organization, checked = admit(connection, catalog, settings, request)
         transaction.rollback()
     source = source_of(settings)
     plan = make_plan(request, checked, organization, source, attempt=1)

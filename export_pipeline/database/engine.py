@@ -46,15 +46,16 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
     SQLite runs in WAL mode with real write transactions, so that readers never block the writer.
     """
     parsed = sa.make_url(url)
-    pool: dict[str, Any] = {"poolclass": sa.NullPool}
+    options: dict[str, Any] = {"hide_parameters": True, "json_deserializer": read_stored, "poolclass": sa.NullPool}
     if connections:
         pool = {"poolclass": sa.QueuePool, "pool_size": connections, "max_overflow": 0, "pool_pre_ping": True}
+        options |= pool
     if parsed.get_backend_name() != "sqlite":
-        return _postgresql(url, pool)
+        return _postgresql(url, options)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     busy = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": not connections}
-    engine = sa.create_engine(url, connect_args=busy, hide_parameters=True, json_deserializer=read_stored, **pool)
+    engine = sa.create_engine(url, connect_args=busy, **options)
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
@@ -74,18 +75,11 @@ def create_engine(url: str, *, connections: int = 0) -> sa.Engine:
     return engine
 
 
-def _postgresql(url: str, pool: dict[str, Any]) -> sa.Engine:
+def _postgresql(url: str, options: dict[str, Any]) -> sa.Engine:
     # pgbouncer gives one server session to many clients in turn. It refuses the connection's `options`, and the next
     # client would see what is prepared or set for the session. So nothing outlives its transaction.
     arguments = LIVELINESS | {"client_encoding": "UTF8", "prepare_threshold": None}
-    engine = sa.create_engine(
-        url,
-        hide_parameters=True,
-        connect_args=arguments,
-        isolation_level="READ COMMITTED",
-        json_deserializer=read_stored,
-        **pool,
-    )
+    engine = sa.create_engine(url, connect_args=arguments, isolation_level="READ COMMITTED", **options)
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:

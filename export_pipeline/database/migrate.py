@@ -32,13 +32,10 @@ _UPGRADE_LOCK = 0x6578706F7274
 
 
 def upgrade(engine: sa.Engine) -> str:
-    """Create or migrate the tables. Does nothing on an up-to-date database.
+    """Create or migrate the tables, and return the revision. Does nothing on an up-to-date database.
 
     An empty database gets the tables of the metadata at once; revisions run only on a database that has tables (Alembic
     cookbook, "Building an Up to Date Database from Scratch").
-
-    Returns:
-        The revision that the database has now.
     """
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":

@@ -14,20 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.types import TypeEngine
 
-from export_pipeline.database.enums import (
-    CatchUpPolicy,
-    ChargeStatus,
-    EmptyResult,
-    EventKind,
-    NotificationKind,
-    NotificationStatus,
-    OverlapPolicy,
-    RequestStatus,
-    Stage,
-    WebhookEvent,
-    WebhookStatus,
-    WindowKind,
-)
+from export_pipeline.database import enums
 from export_pipeline.database.types import (
     UtcDateTime,
     UuidText,
@@ -36,6 +23,7 @@ from export_pipeline.database.types import (
     current_instant,
     generated_uuid,
     json_type,
+    uuid_text,
     wall_clock,
 )
 
@@ -100,7 +88,7 @@ def _json(name: str, default: str, **options: Any) -> sa.Column[Any]:
 
 
 def _uuid(name: str, **options: Any) -> sa.Column[str]:
-    return sa.Column(name, UuidText, nullable=False, server_default=generated_uuid(), **options)
+    return sa.Column(name, uuid_text(), nullable=False, server_default=generated_uuid(), **options)
 
 
 def _choice(name: str, default: StrEnum, **options: Any) -> sa.Column[str]:
@@ -145,7 +133,7 @@ export_requests = _table(
     _number("max_file_size_mb", DEFAULT_MAX_FILE_SIZE_MB, comment="1 MB = 1,000,000 bytes"),
     sa.Column("notify_email", boolean(), nullable=False, server_default=sa.true()),
     sa.Column("recipient_emails", json_type(), nullable=False, comment="JSON array of addresses"),
-    _choice("empty_result", EmptyResult.SEND, comment="skip: no mails are sent if no row matched"),
+    _choice("empty_result", enums.EmptyResult.SEND, comment="skip: no mails are sent if no row matched"),
     sa.Column("email_locale", sa.Text, comment="en, es, pt; anything else = en"),
     sa.Column("from_email", sa.Text),
     sa.Column("from_sender_id", sa.Text),
@@ -156,12 +144,12 @@ export_requests = _table(
     sa.Column("scheduled_for", UtcDateTime),
     sa.Column("cancel_requested_at", UtcDateTime, comment="set it to cancel"),
     _now("created_at"),
-    _choice("status", RequestStatus.QUEUED),
-    sa.Column("stage", sa.Text, _one_of("stage", Stage)),
+    _choice("status", enums.RequestStatus.QUEUED),
+    sa.Column("stage", sa.Text, _one_of("stage", enums.Stage)),
     _number("attempt", comment="runs used up so far"),
     _number("uncounted_attempts", comment="of attempt, those that EXPORT_MAX_ATTEMPTS does not count"),
     sa.Column("claimed_at", UtcDateTime, comment="when a run was requested from Dagster"),
-    sa.Column("claim_id", UuidText, comment="id of the claim; its run has it as a tag"),
+    sa.Column("claim_id", uuid_text(), comment="id of the claim; its run has it as a tag"),
     sa.Column("not_before", UtcDateTime, comment="not claimed before this instant"),
     sa.Column("postponed_at", UtcDateTime, comment="when it was last postponed because something did not answer"),
     _number("postponements"),
@@ -208,8 +196,8 @@ export_notifications = _table(
     _id(),
     _parent("request_id", "export_requests.id", nullable=False),
     sa.Column("recipient", sa.Text, nullable=False),
-    _choice("kind", NotificationKind.READY),
-    _choice("status", NotificationStatus.PENDING),
+    _choice("kind", enums.NotificationKind.READY),
+    _choice("status", enums.NotificationStatus.PENDING),
     sa.Column("reason", sa.Text, comment="the provider's code, no address"),
     _number("tries"),
     _now("created_at"),
@@ -221,9 +209,9 @@ email_charges = _table(
     "email_charges",
     _id(),
     sa.Column("organization_id", sa.Text, nullable=False, index=True),
-    sa.Column("request_uid", UuidText, nullable=False, comment="no foreign key, because charges outlive the row"),
+    sa.Column("request_uid", uuid_text(), nullable=False, comment="no foreign key, because charges outlive the row"),
     sa.Column("recipient", sa.Text, nullable=False),
-    _choice("status", ChargeStatus.RESERVED),
+    _choice("status", enums.ChargeStatus.RESERVED),
     _now("created_at"),
     _now("updated_at"),
     sa.UniqueConstraint("request_uid", "recipient"),
@@ -231,9 +219,11 @@ email_charges = _table(
 export_events = _table(
     "export_events",
     _id(),
-    sa.Column("request_uid", UuidText, nullable=False, index=True, comment="no foreign key: the trail outlives rows"),
+    sa.Column(
+        "request_uid", uuid_text(), nullable=False, index=True, comment="no foreign key: the trail outlives rows"
+    ),
     sa.Column("organization_id", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, _one_of("kind", EventKind), nullable=False),
+    sa.Column("kind", sa.Text, _one_of("kind", enums.EventKind), nullable=False),
     sa.Column("actor", sa.Text, comment="the requester's id, or the pipeline"),
     sa.Column("detail", json_type()),
     _now("created_at"),
@@ -247,11 +237,11 @@ recurring_exports = _table(
     sa.Column("cron", sa.Text, nullable=False),
     sa.Column("time_zone", sa.Text, nullable=False, server_default="UTC"),
     sa.Column("request", json_type(), nullable=False, comment="the input columns of each request"),
-    _choice("window_kind", WindowKind.ALL),
+    _choice("window_kind", enums.WindowKind.ALL),
     # For rows that commit late.
     _number("lag_seconds", 60, comment="seconds from a fire time to the insert of a request with a window"),
-    _choice("overlap_policy", OverlapPolicy.SKIP),
-    _choice("catch_up_policy", CatchUpPolicy.LATEST),
+    _choice("overlap_policy", enums.OverlapPolicy.SKIP),
+    _choice("catch_up_policy", enums.CatchUpPolicy.LATEST),
     _number("max_failures", 5, comment="failures in a row that pause it"),
     _number("failures_in_a_row"),
     sa.Column("paused_at", UtcDateTime),
@@ -320,7 +310,7 @@ export_links = _table(
     _id(),
     sa.Column("token_hash", sa.Text, nullable=False, unique=True, comment="SHA-256 of the token, hex"),
     _parent("request_id", "export_requests.id", nullable=False),
-    sa.Column("request_uid", UuidText, comment="of the same request, because an id could be used again"),
+    sa.Column("request_uid", uuid_text(), comment="of the same request, because an id could be used again"),
     sa.Column("ordinal", sa.Integer, nullable=False, comment="which of the request's files"),
     _parent("notification_id", "export_notifications.id", comment="of the mail it is in; NULL = issued by the gateway"),
     _number("opened_count"),
@@ -336,8 +326,8 @@ export_webhooks = _table(
     _id(),
     _uuid("uid", unique=True),
     _parent("request_id", "export_requests.id", nullable=False),
-    sa.Column("event", sa.Text, _one_of("event", WebhookEvent), nullable=False),
-    _choice("status", WebhookStatus.PENDING),
+    sa.Column("event", sa.Text, _one_of("event", enums.WebhookEvent), nullable=False),
+    _choice("status", enums.WebhookStatus.PENDING),
     _number("tries"),
     _now("next_try_at"),
     sa.Column("answer", sa.Text, comment="of the last try: the status code, or what went wrong"),

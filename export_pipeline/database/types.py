@@ -102,12 +102,8 @@ def _integer(_type: TypeEngine[Any], _compiler: SQLCompiler, **_options: Any) ->
 class UtcDateTime(TypeDecorator[datetime]):
     """An instant: ``timestamptz`` on PostgreSQL, ``YYYY-MM-DD HH:MM:SS.ffffff`` UTC text on SQLite."""
 
-    impl = sa.DateTime
+    impl = sa.DateTime(timezone=True).with_variant(_INSTANT, "sqlite")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Pick the database's own type."""
-        return dialect.type_descriptor(_INSTANT if dialect.name == "sqlite" else sa.DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Accept only aware datetimes, so that no wall clock is stored as an instant."""
@@ -118,25 +114,20 @@ class UtcDateTime(TypeDecorator[datetime]):
         utc = value.astimezone(UTC)
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Return aware datetimes in UTC."""
-        del dialect
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class UuidText(TypeDecorator[str]):
+class UuidText(sa.Text):
+    """A UUID as hyphenated text; ``uuid_text`` is it in a column."""
+
+
+def uuid_text() -> TypeEngine[str]:
     """A UUID as hyphenated text in Python: ``uuid`` on PostgreSQL, text elsewhere."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Pick the database's own type."""
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.UUID(as_uuid=False))
-        return dialect.type_descriptor(sa.Text())
+    return UuidText().with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 
 
 def wall_clock() -> TypeEngine[datetime]:
@@ -160,24 +151,19 @@ def big_integer() -> TypeEngine[int]:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
+def _compile(function: type[GenericFunction[Any]], dialect: str, text: str) -> None:
+    """The function is ``text`` in the SQL of a database; ``{}`` are its arguments."""
+
+    @compiles(function, dialect)
+    def compiled(element: GenericFunction[Any], compiler: SQLCompiler, **options: Any) -> str:
+        return text.format(compiler.process(element.clauses, **options))
+
+
 class generated_uuid(GenericFunction[str]):  # noqa: N801 - named like a SQL function
     """Database-side default: a random (version 4) UUID."""
 
-    type = UuidText()
+    type = uuid_text()
     inherit_cache = True
-
-
-@compiles(generated_uuid, "postgresql")
-def _generated_uuid_postgresql(_element: generated_uuid, _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "gen_random_uuid()"
-
-
-@compiles(generated_uuid, "sqlite")
-def _generated_uuid_sqlite(_element: generated_uuid, _compiler: SQLCompiler, **_kw: Any) -> str:
-    return (
-        "(lower(hex(randomblob(4)) || '-' || hex(randomblob(2)) || '-4' || substr(hex(randomblob(2)), 2) || '-' || "
-        "substr('89ab', abs(random() % 4) + 1, 1) || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
-    )
 
 
 class current_instant(GenericFunction[datetime]):  # noqa: N801 - named like a SQL function
@@ -185,16 +171,6 @@ class current_instant(GenericFunction[datetime]):  # noqa: N801 - named like a S
 
     type = UtcDateTime()
     inherit_cache = True
-
-
-@compiles(current_instant, "postgresql")
-def _current_instant_postgresql(_element: current_instant, _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "clock_timestamp()"
-
-
-@compiles(current_instant, "sqlite")
-def _current_instant_sqlite(_element: current_instant, _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
 class instant_after(GenericFunction[datetime]):  # noqa: N801 - named like a SQL function
@@ -207,13 +183,15 @@ class instant_after(GenericFunction[datetime]):  # noqa: N801 - named like a SQL
     inherit_cache = True
 
 
-@compiles(instant_after, "postgresql")
-def _instant_after_postgresql(element: instant_after, compiler: SQLCompiler, **options: Any) -> str:
-    seconds = compiler.process(element.clauses, **options)
-    return f"(statement_timestamp() + make_interval(secs => CAST({seconds} AS double precision)))"
-
-
-@compiles(instant_after, "sqlite")
-def _instant_after_sqlite(element: instant_after, compiler: SQLCompiler, **options: Any) -> str:
-    seconds = compiler.process(element.clauses, **options)
-    return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {seconds})) || '000')"
+_compile(generated_uuid, "postgresql", "gen_random_uuid()")
+_compile(
+    generated_uuid,
+    "sqlite",
+    "(lower(hex(randomblob(4)) || '-' || hex(randomblob(2)) || '-4' || substr(hex(randomblob(2)), 2) || '-' || "
+    "substr('89ab', abs(random() % 4) + 1, 1) || substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))",
+)
+_compile(current_instant, "postgresql", "clock_timestamp()")
+_compile(current_instant, "sqlite", "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')")
+_AFTER = "(statement_timestamp() + make_interval(secs => CAST({} AS double precision)))"
+_compile(instant_after, "postgresql", _AFTER)
+_compile(instant_after, "sqlite", "(strftime('%Y-%m-%d %H:%M:%f', 'now', printf('%+.3f seconds', {})) || '000')")

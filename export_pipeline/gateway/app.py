@@ -18,18 +18,18 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from export_pipeline.gateway.dialect import HEAD
+from export_pipeline.gateway.dialect import HEAD, build_app
 from export_pipeline.gateway.dialects import cometly, gu1, native, sendgrid
 from export_pipeline.gateway.services import THREADS, Services, open_services
 from export_pipeline.settings import Settings
 
 LOGGER = logging.getLogger("export_pipeline.gateway")
 _DIALECTS = (
-    (sendgrid.build, ("/v3", "/sendgrid")),
-    (cometly.build, (cometly.BASE, "/cometly")),
-    (gu1.build, (gu1.BASE, "/gu1")),
+    (sendgrid.DIALECT, sendgrid.ROUTERS, ("/v3", "/sendgrid")),
+    (cometly.DIALECT, cometly.ROUTERS, (cometly.BASE, "/cometly")),
+    (gu1.DIALECT, gu1.ROUTERS, (gu1.BASE, "/gu1")),
 )
-"""Each dialect's app, and where its paths and its documents begin."""
+"""The dialects, and where the paths and the documents of each begin."""
 GRACE_SECONDS = 30
 """How long a stopping process waits for requests in progress."""
 LOG_CONFIG: dict[str, Any] = {
@@ -44,24 +44,20 @@ LOG_CONFIG: dict[str, Any] = {
 }
 
 
-class _ByPath:
+def _by_path(native_app: ASGIApp, dialects: Mapping[str, ASGIApp], root: str) -> ASGIApp:
     """Routes a request to the dialect of its path, and every other request to our own API.
 
     ``root`` is the path of ``EXPORT_PUBLIC_URL``, which a proxy has removed: ASGI wants it back in front of the path.
     """
 
-    def __init__(self, native_app: ASGIApp, dialects: Mapping[str, ASGIApp], root: str) -> None:
-        self._native = native_app
-        self._dialects = dialects
-        self._root = root
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
         path = f"{scope.get('path', '')}/"
-        found = (app for prefix, app in self._dialects.items() if path.startswith(f"{prefix}/"))
-        if scope["type"] == "http" and self._root:
-            scope["root_path"], scope["path"] = self._root, self._root + scope["path"]
-        await next(found, self._native)(scope, receive, send)
+        found = (app for prefix, app in dialects.items() if path.startswith(f"{prefix}/"))
+        if scope["type"] == "http" and root:
+            scope["root_path"], scope["path"] = root, root + scope["path"]
+        await next(found, native_app)(scope, receive, send)
+
+    return route
 
 
 def build(services: Services) -> ASGIApp:
@@ -73,26 +69,21 @@ def build(services: Services) -> ASGIApp:
         yield
         services.close()
 
-    apps = [(build_dialect(services), prefixes) for build_dialect, prefixes in _DIALECTS]
+    apps = [(build_app(dialect, services, *routers), prefixes) for dialect, routers, prefixes in _DIALECTS]
     dialects: dict[str, ASGIApp] = {prefix: app for app, prefixes in apps for prefix in prefixes}
     root = urlsplit(services.settings.public_url).path.rstrip("/")
-    return RequestLog(_ByPath(native.build(services, lifespan=lifespan), dialects, root))
+    return RequestLog(_by_path(build_app(native.DIALECT, services, *native.ROUTERS, lifespan=lifespan), dialects, root))
 
 
 def create() -> ASGIApp:
-    """The gateway for the settings in the environment; a server process calls it.
-
-    Raises:
-        SettingsError, CatalogError, ExportFailure: as ``open_services``.
-    """
+    """The gateway for the settings in the environment; a server process calls it."""
     return build(open_services(Settings.from_environment()))
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int = 1) -> None:
     """Serve until SIGTERM or SIGINT: then accept no new connections and finish the requests in progress.
 
-    Raises:
-        SettingsError, CatalogError, ExportFailure: as ``open_services``.
+    Errors are those of ``open_services``.
     """
     open_services(settings).close()  # report wrong settings here, in one line
     uvicorn.run(

@@ -6,6 +6,7 @@ every request, so ``may_export`` decides every read, download, cancel and revoke
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
@@ -18,22 +19,17 @@ from export_pipeline.failures import FailureCode
 from export_pipeline.gateway.dialect import ApiError, Dialect, dialect_of
 from export_pipeline.gateway.services import HOUR, MINUTE, Services, services_of
 from export_pipeline.requests.api_keys import ApiKey, find_key
-from export_pipeline.requests.organizations import Organization, permission_for, permissions_of
+from export_pipeline.requests.organizations import Organization, permission_for, permissions_of, read_organization
 
 _bearer = HTTPBearer(auto_error=False, description="A key made by `export-pipeline api-key create`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 
 def caller(dataset: str | None = None, *, endpoint: str = "all", limit: int | None = None) -> Callable[..., ApiKey]:
-    """A dependency that authenticates the caller.
+    """A dependency that authenticates the caller, or raises ``ApiError`` 401, 403, 429.
 
-    Args:
-        dataset: what the key must be allowed to export; None: the endpoint checks it.
-        endpoint: the endpoints that are counted together.
-        limit: requests a minute that the dialect allows an organization; None: the installation's number.
-
-    Raises (the dependency):
-        ApiError: 401, 403, 429.
+    The key must be allowed to export the dataset; without one the endpoint checks it. Calls of the same ``endpoint``
+    are counted together; ``limit`` is the dialect's number of requests a minute, None: the installation's.
     """
 
     def authenticate(request: Request, credentials: Credentials) -> ApiKey:
@@ -57,7 +53,7 @@ def _key(services: Services, credentials: HTTPAuthorizationCredentials | None) -
         key = find_key(connection, credentials.credentials)
         if key is None:
             return None
-        permissions = permissions_of(connection, services.organizations, key.organization_id, key.member_id)
+        permissions = permissions_of(connection, key.organization_id, key.member_id)
     return replace(key, member_permissions=permissions)
 
 
@@ -77,7 +73,8 @@ def _count(request: Request, services: Services, key: ApiKey, endpoint: str, lim
         "X-RateLimit-Reset": str(tightest.ends_at),
     }
     if not tightest.allowed:
-        raise ApiError(429, dialect.too_many, headers={"Retry-After": str(tightest.retry_after)})
+        wait = max(1, tightest.ends_at - int(time.time()))
+        raise ApiError(429, dialect.too_many, headers={"Retry-After": str(wait)})
 
 
 def caller_of(request: Request) -> ApiKey:
@@ -89,7 +86,7 @@ def caller_of(request: Request) -> ApiKey:
 def organization_of(services: Services, key: ApiKey) -> Organization:
     """The organization of a key."""
     with reading(services.database) as connection:
-        return services.organizations.get(connection, key.organization_id)
+        return read_organization(connection, key.organization_id)
 
 
 def may_export(key: ApiKey, dataset: str) -> bool:
@@ -99,11 +96,7 @@ def may_export(key: ApiKey, dataset: str) -> bool:
 
 
 def check_may_export(dialect: Dialect, key: ApiKey, dataset: str) -> None:
-    """As ``may_export``.
-
-    Raises:
-        ApiError: 403.
-    """
+    """As ``may_export``; an ``ApiError`` 403 if not."""
     if not may_export(key, dataset):
         lacks_only_permission = permission_for(dataset) in key.scopes
         raise ApiError(403, dialect.forbidden, code=FailureCode.PERMISSION_DENIED if lacks_only_permission else None)

@@ -34,11 +34,7 @@ class Download:
 
 
 def visible(services: Services, caller: ApiKey, dialect: Dialect, uid: str, dataset: str | None = None) -> RequestState:
-    """A request of the caller's organization that they may export.
-
-    Raises:
-        ApiError: 404, for every other request as for a uid that does not exist.
-    """
+    """A request that the caller may export; ``ApiError`` 404 for every other one as for a uid that does not exist."""
     with reading(services.database) as connection:
         state = visible_to(caller, read_state(connection, uid), dataset)
     if state is None:

@@ -14,17 +14,10 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from export_pipeline.database.engine import reading, utc_now
 from export_pipeline.gateway.dialect import ApiError
 from export_pipeline.gateway.downloads import URL_LIFETIME, is_head
-from export_pipeline.gateway.services import Serves, Services
+from export_pipeline.gateway.services import Serves
 from export_pipeline.messaging.texts import language_of
 from export_pipeline.recurring.unsubscribe import leave, verify_token
-from export_pipeline.requests.download_links import (
-    PATH,
-    Closed,
-    Opened,
-    StoredFile,
-    language_of_link,
-    open_link,
-)
+from export_pipeline.requests.download_links import PATH, Closed, Opened, StoredFile, language_of_link, open_link
 from export_pipeline.stages.upload import describe
 from export_pipeline.storage.store import content_disposition
 
@@ -32,7 +25,10 @@ Language = Annotated[str | None, Header()]
 UNSUBSCRIBE_PATH = "/unsubscribe/"
 router = APIRouter(tags=["links"])
 _PAGE: dict[str, Any] = {"content": {"text/html": {}}}
-_NO_SUCH_LINK: dict[int | str, dict[str, Any]] = {404: {"description": "No such link.", **_PAGE}}
+_UNSUBSCRIBE: dict[str, Any] = {
+    "response_class": HTMLResponse,
+    "responses": {404: {"description": "No such link.", **_PAGE}},
+}
 _CHUNK = 2**18
 """Bytes of a served file that are read at a time."""
 _TEXTS: Mapping[str, Mapping[str, tuple[str, str]]] = {
@@ -174,17 +170,13 @@ def open_mailed_link(request: Request, token: str, services: Serves, accept_lang
         length = {"Content-Length": str(opened.file.bytes)}
         return Response(None, 200, {**_headers(opened.file), **length}, opened.file.media_type)
     if services.serves_files:
-        return _served(services, opened.file)
+        path = url2pathname(urlsplit(services.store.object_url(opened.file.key)).path)
+        answer = FileResponse(path, 200, _headers(opened.file), opened.file.media_type)
+        answer.chunk_size = _CHUNK
+        return answer
     lifetime = min(URL_LIFETIME, opened.expires_at - utc_now())
     link = services.store.link(describe(opened.file), lifetime)
     return RedirectResponse(link.url, 302, {"Referrer-Policy": "no-referrer"})
-
-
-def _served(services: Services, file: StoredFile) -> Response:
-    path = url2pathname(urlsplit(services.store.object_url(file.key)).path)
-    answer = FileResponse(path, 200, _headers(file), file.media_type)
-    answer.chunk_size = _CHUNK
-    return answer
 
 
 def _headers(file: StoredFile) -> dict[str, str]:
@@ -192,12 +184,7 @@ def _headers(file: StoredFile) -> dict[str, str]:
     return {"Content-Disposition": content_disposition(file.name), "Accept-Ranges": "bytes", **encoding}
 
 
-@router.get(
-    UNSUBSCRIBE_PATH + "{token}",
-    response_class=HTMLResponse,
-    responses=_NO_SUCH_LINK,
-    summary="Page to leave a recurring export",
-)
+@router.get(UNSUBSCRIBE_PATH + "{token}", summary="Page to leave a recurring export", **_UNSUBSCRIBE)
 def ask(token: str, services: Serves, accept_language: Language = None) -> HTMLResponse:
     """Changes nothing."""
     key = services.settings.signing_key.get_secret_value()
@@ -205,12 +192,7 @@ def ask(token: str, services: Serves, accept_language: Language = None) -> HTMLR
     return _page("ask", accept_language) if is_valid else _page("unknown", accept_language, 404)
 
 
-@router.post(
-    UNSUBSCRIBE_PATH + "{token}",
-    response_class=HTMLResponse,
-    responses=_NO_SUCH_LINK,
-    summary="Leave a recurring export",
-)
+@router.post(UNSUBSCRIBE_PATH + "{token}", summary="Leave a recurring export", **_UNSUBSCRIBE)
 def unsubscribe(token: str, services: Serves, accept_language: Language = None) -> HTMLResponse:
     """May be repeated; the result is the same."""
     key = services.settings.signing_key.get_secret_value()

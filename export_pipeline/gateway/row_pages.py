@@ -56,20 +56,10 @@ def read_page(
     headers: Sequence[str] | None = None,
     timestamps: TimestampPrecision = "microseconds",
 ) -> list[dict[str, Any]]:
-    """Read the first rows of a selection, in the order of the key.
+    """Read at most ``limit`` rows of a selection in the order of the key, or in descending order (``newest_first``).
 
-    Args:
-        source: the source database.
-        selection: which rows, which columns.
-        limit: the most rows.
-        after: only rows whose key is greater.
-        before: only rows whose key is smaller.
-        newest_first: in descending order of the key.
-        headers: the objects' keys, in the order of the columns; None: the columns' names.
-        timestamps: their precision.
-
-    Raises:
-        ExportFailure: as reading raises it.
+    Only rows whose key is greater than ``after`` and smaller than ``before``. ``headers`` are the objects' keys, in the
+    order of the columns; None: the columns' names.
     """
     key = selection.dataset.key_column
     bounds = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Annotated
 
 import sqlalchemy as sa
@@ -18,7 +17,6 @@ from export_pipeline.catalog.model import Dataset
 from export_pipeline.database.engine import create_engine
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import rate_windows
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings, SettingsError, local_path
 from export_pipeline.source.readers import Source, source_of
 from export_pipeline.storage.store import Store, open_store
@@ -39,11 +37,6 @@ class Count:
     """Unix seconds."""
     allowed: bool
 
-    @property
-    def retry_after(self) -> int:
-        """Whole seconds until the window ends, at least one."""
-        return max(1, self.ends_at - int(time.time()))
-
 
 class Limiter:
     """Counts requests in windows that begin and end with the clock's minutes and hours, over all processes.
@@ -57,11 +50,7 @@ class Limiter:
 
     @classmethod
     def open(cls, settings: Settings, database: sa.Engine) -> Limiter:
-        """The limiter that ``EXPORT_RATE_LIMIT_URL`` names; by default it counts in the request database.
-
-        Raises:
-            SettingsError: the URL names no storage that can count.
-        """
+        """The limiter that ``EXPORT_RATE_LIMIT_URL`` names; by default it counts in the request database."""
         if not settings.rate_limit_url:
 
             def increment(key: str, seconds: int) -> int:
@@ -94,7 +83,6 @@ class Services:
     settings: Settings
     database: sa.Engine
     catalog: Catalog
-    organizations: Organizations
     source: Source
     store: Store
     limiter: Limiter
@@ -104,17 +92,8 @@ class Services:
         """The store is a directory, whose files only the gateway can serve."""
         return local_path(self.settings.store_url) is not None
 
-    @property
-    def retention(self) -> timedelta:
-        """How long files are kept."""
-        return timedelta(days=self.settings.retention_days)
-
     def dataset(self, name: str) -> Dataset:
-        """A dataset of the catalog.
-
-        Raises:
-            ExportFailure: ``unknown_dataset`` if the catalog has none of that name.
-        """
+        """A dataset of the catalog (``unknown_dataset``)."""
         if name not in self.catalog:
             message = f"dataset: this installation has no dataset {name}."
             raise ExportFailure(FailureCode.UNKNOWN_DATASET, message, field="dataset")
@@ -126,19 +105,12 @@ class Services:
 
 
 def open_services(settings: Settings) -> Services:
-    """Open everything.
-
-    Raises:
-        SettingsError: ``EXPORT_RATE_LIMIT_URL`` is wrong.
-        CatalogError: a dataset's declaration is wrong.
-        ExportFailure: ``store_refused``, as ``open_store``.
-    """
+    """Open everything; ``SettingsError``, ``CatalogError`` or ``ExportFailure`` (``store_refused``) if it cannot be."""
     database = create_engine(settings.database_url, connections=THREADS)
     return Services(
         settings=settings,
         database=database,
         catalog=load_catalog(settings.catalog),
-        organizations=Organizations(),
         source=source_of(settings),
         store=open_store(settings),
         limiter=Limiter.open(settings, database),

@@ -41,13 +41,8 @@ IdempotencyKey = Annotated[
 
 
 async def _received(request: Request) -> bytes:
-    """The body's bytes.
-
-    Raises:
-        ApiError: too large.
-        KeyError: a bug: the endpoint names its body before its caller, so the caller is not authenticated yet.
-    """
-    caller_of(request)
+    """The body's bytes; an ``ApiError`` if they are too many."""
+    caller_of(request)  # a KeyError is a bug: the endpoint names its body before its caller, who is not checked yet
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
@@ -58,10 +53,9 @@ async def _received(request: Request) -> bytes:
 
 # Not asynchronous: parsing takes a thread, and the event loop goes on.
 def json_body(request: Request, data: Annotated[bytes, Depends(_received)]) -> Any:
-    """The body as JSON; an empty one is ``{}``, whatever its ``Content-Type`` (SendGrid's clients send none).
+    """The body, a JSON object of values that databases store; an empty one is ``{}``.
 
-    Raises:
-        ApiError: it is not a JSON object, or holds a value that no database stores.
+    Its ``Content-Type`` does not matter, because SendGrid's clients send none.
     """
     status = dialect_of(request).invalid_status
     if not data.strip():
@@ -105,8 +99,7 @@ Body = Annotated[dict[str, Any], Depends(json_body)]
 def parsed(request: Request, model: type[M], body: dict[str, Any], *, in_query: Sequence[str] = ()) -> M:
     """The body as a model, with the fields that may stand in the query instead.
 
-    Raises:
-        ApiError: names the first field that is wrong, unknown or given twice.
+    An ``ApiError`` names the first field that is wrong, unknown or given twice.
     """
     status = dialect_of(request).invalid_status
     query = query_of(request, in_query)
@@ -126,11 +119,7 @@ def parsed(request: Request, model: type[M], body: dict[str, Any], *, in_query: 
 
 
 def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:
-    """The parameters of the query.
-
-    Raises:
-        ApiError: one is given twice, or is unknown: ignoring it could return too many rows.
-    """
+    """The parameters of the query, each known and given once: ignoring one could return too many rows."""
     status, found = dialect_of(request).invalid_status, dict[str, str]()
     for name, value in request.query_params.multi_items():
         if name not in known:
@@ -172,17 +161,10 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 def submit(
     services: Services, caller: ApiKey, columns: Mapping[str, Any], key: str | None, response: Response
 ) -> ExportRequest:
-    """Insert a request as an application does, if it passes every rule.
+    """Insert a request as an application does; an ``ExportFailure`` for the first rule that it breaks.
 
-    Args:
-        services: the installation.
-        caller: the key, with its organization and member.
-        columns: of ``export_requests``; always the same ones in a dialect, so that two requests can be compared.
-        key: ``Idempotency-Key``.
-        response: gets a header if an earlier request with the same key is returned.
-
-    Raises:
-        ExportFailure: the first rule that the request breaks; nothing is inserted.
+    The columns are always the same ones in a dialect, so that two requests with the same key (``Idempotency-Key``) can
+    be compared. The response gets a header if an earlier one is returned.
     """
     # A key of a fire time, used beforehand, would take the place of its request.
     if key is not None and key.startswith(KEY_PREFIX):
@@ -232,7 +214,7 @@ def _check_names(services: Services, row: Mapping[str, Any], key: str | None) ->
 def _admit(connection: sa.Connection, services: Services, row: Mapping[str, Any]) -> tuple[Organization, Preflight]:
     try:
         request = RequestInput(**row)
-        return admit(connection, services.organizations, services.catalog, services.settings, request)
+        return admit(connection, services.catalog, services.settings, request)
     except (ValidationError, sa.exc.DataError, OverflowError, UnicodeError):
         raise _cannot_be_stored() from None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.headerregistry import Address
+from functools import partial
 from html import escape
-from typing import Protocol
 
-from export_pipeline.messaging.message import MailNotAccepted, MailOutcomeUnknown, MailProvider, Message
+from export_pipeline.messaging.message import MailProvider, Message
 from export_pipeline.messaging.providers import default_sender, open_mail_provider
 from export_pipeline.settings import Settings
 
@@ -32,60 +33,44 @@ class AlertOutcomeUnknown(Exception):
     """Perhaps delivered, because the answer was lost: it must not be sent again."""
 
 
-class Channel(Protocol):
-    """One way to operators."""
-
-    def send(self, notice: Notice) -> None:
-        """Deliver a notice.
-
-        Raises:
-            AlertNotAccepted: certainly not delivered.
-            AlertOutcomeUnknown: perhaps delivered.
-        """
-        ...
+Channel = Callable[[Notice], None]
+"""One way to operators. It delivers a notice, or raises ``AlertNotAccepted`` or ``AlertOutcomeUnknown``, or their
+counterparts of the mail provider."""
 
 
 def open_channels(settings: Settings) -> dict[str, Channel]:
-    """The channels that the settings name, by the name that tags their alerts; empty if alerts are off.
-
-    Raises:
-        SettingsError: the mail provider or the sender cannot be used.
-    """
+    """The channels that the settings name, by the name that tags their alerts; empty if alerts are off."""
     channels: dict[str, Channel] = {}
     url = settings.alert_webhook_url.get_secret_value()
     if url:
-        channels["webhook"] = SlackWebhook(url)
+        channels["webhook"] = partial(post_notice, url)
     if settings.alert_email:
-        channels["mail"] = AlertMail(open_mail_provider(settings), default_sender(settings), settings.alert_email)
+        provider, sender = open_mail_provider(settings), default_sender(settings)
+        channels["mail"] = partial(_mail_notice, provider, sender, settings.alert_email)
     return channels
 
 
-class SlackWebhook:
-    """POSTs ``{"text": …}``, as the incoming webhooks of Slack, Mattermost, Rocket.Chat and Zulip expect it."""
+def post_notice(url: str, notice: Notice) -> None:
+    """POST ``{"text": …}``, as the incoming webhooks of Slack, Mattermost, Rocket.Chat and Zulip expect it.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    Redirects are not followed: the URL is a credential.
+    """
+    import requests
 
-    def send(self, notice: Notice) -> None:
-        """POST a notice; see ``Channel.send``. Redirects are not followed: the URL is a credential."""
-        import requests
-
-        # Slack, "Formatting text for app surfaces": these three characters are escaped, and no others.
-        text = escape(f"{notice.subject}\n{notice.text}", quote=False)
-        timeout = CONNECT_SECONDS, ANSWER_SECONDS
-        try:
-            # stream: only the status matters, and a body without an end is not read.
-            with requests.post(
-                self._url, json={"text": text}, timeout=timeout, allow_redirects=False, stream=True
-            ) as answer:
-                status = answer.status_code
-        except requests.RequestException as error:
-            outcome = _outcome(error)
-        else:
-            if status // 100 == 2:
-                return
-            outcome = AlertNotAccepted(f"http {status}")
-        raise outcome from None
+    # Slack, "Formatting text for app surfaces": these three characters are escaped, and no others.
+    text = escape(f"{notice.subject}\n{notice.text}", quote=False)
+    timeout = CONNECT_SECONDS, ANSWER_SECONDS
+    try:
+        # stream: only the status matters, and a body without an end is not read.
+        with requests.post(url, json={"text": text}, timeout=timeout, allow_redirects=False, stream=True) as answer:
+            status = answer.status_code
+    except requests.RequestException as error:
+        outcome = _outcome(error)
+    else:
+        if status // 100 == 2:
+            return
+        outcome = AlertNotAccepted(f"http {status}")
+    raise outcome from None
 
 
 def _outcome(error: Exception) -> Exception:
@@ -101,26 +86,8 @@ def _outcome(error: Exception) -> Exception:
     return AlertNotAccepted(reason) if never_connected else AlertOutcomeUnknown(reason)
 
 
-class AlertMail:
-    """Mails a notice through the provider of the export mails."""
-
-    def __init__(self, provider: MailProvider, sender: Address, recipient: str) -> None:
-        self._provider = provider
-        self._sender = sender
-        self._recipient = recipient
-
-    def send(self, notice: Notice) -> None:
-        """Mail a notice; see ``Channel.send``."""
-        digest = hashlib.sha256(f"{self._recipient} {notice.text}".encode()).hexdigest()[:32]
-        html = f"<!DOCTYPE html><html><body><pre>{escape(notice.text)}</pre></body></html>"
-        try:
-            self._provider.send(
-                Message(self._sender, self._recipient, notice.subject, notice.text, html, f"alert.{digest}")
-            )
-        except MailNotAccepted as refusal:
-            outcome: Exception = AlertNotAccepted(refusal.reason)
-        except MailOutcomeUnknown as unknown:
-            outcome = AlertOutcomeUnknown(unknown.reason)
-        else:
-            return
-        raise outcome
+def _mail_notice(provider: MailProvider, sender: Address, recipient: str, notice: Notice) -> None:
+    """Mail a notice through the provider of the export mails."""
+    digest = hashlib.sha256(f"{recipient} {notice.text}".encode()).hexdigest()[:32]
+    html = f"<!DOCTYPE html><html><body><pre>{escape(notice.text)}</pre></body></html>"
+    provider.send(Message(sender, recipient, notice.subject, notice.text, html, f"alert.{digest}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -38,21 +39,27 @@ class ReadyFile:
     url: str | None
 
 
-@dataclass(frozen=True)
-class ReadyMail:
+@dataclass(frozen=True, kw_only=True)
+class _Mail:
+    """The facts of both mails."""
+
+    time_zone: str
+    """The organization's IANA zone, in which instants are shown; an unknown one is UTC."""
+    dataset_titles: Mapping[str, str] = field(default_factory=dict)
+    """The dataset's title by language; empty for an unknown dataset."""
+    organization_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyMail(_Mail):
     """The facts of the mail of a finished export."""
 
-    dataset_titles: Mapping[str, str]
-    """The dataset's title by language."""
     rows: int
     files: tuple[ReadyFile, ...]
     snapshot_at: datetime
     """Aware: the files show the data as of this instant."""
     expires_at: datetime | None
     """Aware: when the first of the links expires; None if no link expires, or without links."""
-    time_zone: str
-    """The organization's IANA zone, in which instants are shown; an unknown one is UTC."""
-    organization_name: str | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     unsubscribe_url: str | None = None
     """Where the recipient unsubscribes from a recurring export."""
@@ -60,8 +67,8 @@ class ReadyMail:
     """Name of the attached file with the links of all files, if there are more than the mail lists."""
 
 
-@dataclass(frozen=True)
-class FailureMail:
+@dataclass(frozen=True, kw_only=True)
+class FailureMail(_Mail):
     """The facts of the mail of a failed export, without links and recipients."""
 
     fault: Fault
@@ -71,12 +78,7 @@ class FailureMail:
     reference: str
     """The request's ``uid``."""
     asked_at: datetime | None
-    """Aware; None if the row does not say."""
-    time_zone: str
-    """The organization's IANA zone, in which instants are shown; an unknown one is UTC."""
-    dataset_titles: Mapping[str, str] = field(default_factory=dict)
-    """The dataset's title by language; empty for an unknown dataset."""
-    organization_name: str | None = None
+    """Aware; None if it is not known."""
     paused_recurring: int | None = None
     """The recurring export that was paused because of this failure."""
 
@@ -108,9 +110,6 @@ class _Writing:
             value, unit = value / 1000, larger
         return f"{self.number(round(value, 1))} {unit}"
 
-    def part(self, number: int, count: int) -> str:
-        return self.texts["part"].format(number=self.number(number), count=self.number(count))
-
     def instant(self, value: datetime) -> str:
         """Date, time to the minute (rounded down: an expiry is never shown too late), zone and offset."""
         local = value.astimezone(self.zone)
@@ -132,30 +131,34 @@ class _Writing:
 
 
 def ready_message(mail: ReadyMail, locale: str | None) -> tuple[str, str, str]:
-    """Write the mail of a finished export.
+    """Write the mail of a finished export: subject, text and HTML.
 
-    Args:
-        mail: the facts.
-        locale: ``en``, ``es``, ``pt`` or a regional form of one (``es-MX``); anything else is ``en``.
-
-    Returns:
-        Subject, text and HTML.
+    The locale is ``en``, ``es``, ``pt`` or a regional form of one (``es-MX``); anything else is ``en``.
     """
     writing = _Writing.of(locale, mail.time_zone)
     texts = writing.texts
     title = _title(mail.dataset_titles, writing.language)
     linked = any(file.url for file in mail.files)
     one = "_one" if len(mail.files) == 1 else ""
+    file_count = writing.number(len(mail.files))
     expires = None
     if mail.expires_at is not None:
         expires = texts[f"expires{one}"].format(instant=writing.instant(mail.expires_at))
     context: dict[str, Any] = {
         "heading": texts["heading"],
         "intro": texts["empty"] if mail.rows == 0 else texts["intro"],
-        "facts": _ready_facts(mail, writing, title),
+        "facts": _facts(
+            texts,
+            title=title,
+            organization=one_line(mail.organization_name or ""),
+            rows=writing.number(mail.rows),
+            files="" if len(mail.files) <= 1 else file_count,
+            size=writing.size(sum(file.bytes for file in mail.files)),
+            snapshot=writing.instant(mail.snapshot_at),
+        ),
         "files": [
             {
-                "part": "" if one else writing.part(number, len(mail.files)),
+                "part": "" if one else texts["part"].format(number=writing.number(number), count=file_count),
                 "name": one_line(file.name),
                 "size": writing.size(file.bytes),
                 "url": file.url,
@@ -185,15 +188,7 @@ def _more(mail: ReadyMail, writing: _Writing, *, linked: bool) -> str | None:
 
 
 def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, str]:
-    """Write the mail of a failed export: why there is no file, and what to do.
-
-    Args:
-        mail: the facts.
-        locale: as ``ready_message``; the details stay English.
-
-    Returns:
-        Subject, text and HTML.
-    """
+    """As ``ready_message``, for a failed export: why there is no file, and what to do. The details stay English."""
     writing = _Writing.of(locale, mail.time_zone)
     texts = writing.texts
     title = _title(mail.dataset_titles, writing.language)
@@ -205,7 +200,15 @@ def failure_message(mail: FailureMail, locale: str | None) -> tuple[str, str, st
     context: dict[str, Any] = {
         "heading": heading,
         "intro": intro,
-        "facts": _failure_facts(mail, writing, title),
+        "facts": _facts(
+            texts,
+            title=title,
+            organization=one_line(mail.organization_name or ""),
+            recurring="" if mail.paused_recurring is None else str(mail.paused_recurring),
+            asked="" if mail.asked_at is None else writing.instant(mail.asked_at),
+            error_code=one_line(mail.error_code),
+            reference=one_line(mail.reference),
+        ),
         "details": one_line(mail.details or "", longest=_LONGEST_DETAILS),
     }
     return f"{heading}: {title}" if title else heading, *_render("failed", writing, context)
@@ -227,30 +230,9 @@ def _render(template: str, writing: _Writing, context: Mapping[str, Any]) -> tup
     return text, html
 
 
-def _ready_facts(mail: ReadyMail, writing: _Writing, title: str) -> list[tuple[str, str]]:
-    texts = writing.texts
-    facts = [
-        (texts["title"], title),
-        (texts["organization"], one_line(mail.organization_name or "")),
-        (texts["rows"], writing.number(mail.rows)),
-        (texts["files"], writing.number(len(mail.files)) if len(mail.files) > 1 else ""),
-        (texts["size"], writing.size(sum(file.bytes for file in mail.files))),
-        (texts["snapshot"], writing.instant(mail.snapshot_at)),
-    ]
-    return [(name, value) for name, value in facts if value]
-
-
-def _failure_facts(mail: FailureMail, writing: _Writing, title: str) -> list[tuple[str, str]]:
-    texts = writing.texts
-    facts = [
-        (texts["title"], title),
-        (texts["organization"], one_line(mail.organization_name or "")),
-        (texts["recurring"], "" if mail.paused_recurring is None else str(mail.paused_recurring)),
-        (texts["asked"], "" if mail.asked_at is None else writing.instant(mail.asked_at)),
-        (texts["error_code"], one_line(mail.error_code)),
-        (texts["reference"], one_line(mail.reference)),
-    ]
-    return [(name, value) for name, value in facts if value]
+def _facts(texts: Texts, **values: str) -> list[tuple[str, str]]:
+    """Phrases and values for the reader, without the empty ones."""
+    return [(texts[name], value) for name, value in values.items() if value]
 
 
 def _title(titles: Mapping[str, str], language: str) -> str:
@@ -259,20 +241,17 @@ def _title(titles: Mapping[str, str], language: str) -> str:
 
 def _babel_locale(locale: str | None, language: str) -> Locale:
     """The region's way of writing numbers and dates if the locale names one: ``es-MX`` is 1,234 and ``es`` 1.234."""
-    try:
+    with suppress(ValueError, UnknownLocaleError):
         regional = Locale.parse((locale or "").strip().replace("-", "_"))
-    except (ValueError, UnknownLocaleError):
-        regional = None
-    if regional is not None and regional.language == language and regional.territory:
-        return regional
+        if regional.language == language and regional.territory:
+            return regional
     return Locale.parse(_BABEL_LOCALES[language])
 
 
 def _zone(name: str) -> ZoneInfo:
-    try:
+    with suppress(ZoneInfoNotFoundError, ValueError, OSError):
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return ZoneInfo("UTC")
+    return ZoneInfo("UTC")
 
 
 def _offset(offset: timedelta) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,51 +17,46 @@ from export_pipeline.messaging.message import MailProvider, Message, message_id
 from export_pipeline.messaging.providers import default_sender
 from export_pipeline.messaging.sending import send_all
 from export_pipeline.requests import notifications
-from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.models import status_of
+from export_pipeline.requests.organizations import find_member, read_organization
 from export_pipeline.settings import Settings
 
 _rows = export_requests.c
+_READ = ("id", "uid", "organization_id", "requested_by", "dataset", "error_code", "message", "email_locale",
+         "created_at")  # fmt: skip
 
 
 def has_failed(database: sa.Engine, request_id: int) -> bool:
     """Whether the request says ``failed`` now."""
     with reading(database) as connection:
-        status = connection.execute(sa.select(_rows.status).where(_rows.id == request_id)).scalar()
-    return bool(status == RequestStatus.FAILED)
+        return status_of(connection, request_id) == RequestStatus.FAILED
 
 
 def mail_failure(
-    database: sa.Engine,
-    provider: MailProvider,
-    settings: Settings,
-    organizations: Organizations,
-    datasets: Mapping[str, Dataset],
-    request_id: int,
+    database: sa.Engine, provider: MailProvider, settings: Settings, datasets: Mapping[str, Dataset], request_id: int
 ) -> Mapping[NotificationStatus, int]:
     """Mail the requester of a failed request why there is no export and what to do, unless that mail was sent already.
 
-    ``export_notifications`` says who gets it. The request's row does not change.
-
-    Returns:
-        How many of the request's failure mails are in each state; empty if there are none, or if the request is no
-        longer ``failed`` (it was re-executed).
+    ``export_notifications`` says who gets it. The request's row does not change. Returns how many of the request's
+    failure mails are in each state; empty if there are none, or if it is no longer ``failed`` (it was re-executed).
 
     Raises:
         MailPostponed: it was not accepted; a later call tries again.
     """
     with database.begin() as connection:
-        row = _failed_row(connection, request_id)
+        # Only these columns: the row may have failed because the rest of it cannot be read.
+        columns = sa.select(*(_rows[name] for name in _READ))
+        failed = sa.and_(_rows.id == request_id, _rows.status == RequestStatus.FAILED)
+        row = connection.execute(columns.where(failed)).first()
         if row is None:
             return {}
         notifications.close_interrupted(connection, request_id, kind=NotificationKind.FAILED)
         waiting = notifications.pending(connection, request_id, kind=NotificationKind.FAILED)
-        mail, locale = _mail(connection, organizations, datasets, row)
+        mail, locale = _mail(connection, datasets, row)
     sender, (subject, text, html) = default_sender(settings), failure_message(mail, locale)
+    about = f"{mail.reference}.failed"
     messages = [
-        (
-            notification_id,
-            Message(sender, address, subject, text, html, message_id(f"{mail.reference}.failed", address)),
-        )
+        (notification_id, Message(sender, address, subject, text, html, message_id(about, address)))
         for notification_id, address in waiting
     ]
     result = send_all(database, provider, request_id, messages, kind=NotificationKind.FAILED, check=lambda: None)
@@ -71,29 +65,22 @@ def mail_failure(
     return result.counts
 
 
-def _failed_row(connection: sa.Connection, request_id: int) -> sa.Row[Any] | None:
-    """What the mail needs of a failed request. The row may have failed because the rest of it cannot be read."""
-    columns = ("id", "uid", "organization_id", "requested_by", "dataset", "error_code", "message", "email_locale")
-    failed = sa.and_(_rows.id == request_id, _rows.status == RequestStatus.FAILED)
-    return connection.execute(sa.select(*(_rows[name] for name in columns)).where(failed)).first()
-
-
 def _mail(
-    connection: sa.Connection, organizations: Organizations, datasets: Mapping[str, Dataset], row: sa.Row[Any]
+    connection: sa.Connection, datasets: Mapping[str, Dataset], row: sa.Row[Any]
 ) -> tuple[FailureMail, str | None]:
     """The mail's facts and its locale: the requester's own if it is known, else the request's."""
-    organization = organizations.get(connection, str(row.organization_id))
-    member = organizations.member(connection, str(row.organization_id), str(row.requested_by or ""))
-    dataset = datasets.get(str(row.dataset))
+    organization = read_organization(connection, row.organization_id)
+    member = find_member(connection, row.organization_id, row.requested_by or "")
+    dataset = datasets.get(row.dataset)
     fault = next((code.fault for code in FailureCode if code == row.error_code), Fault.OURS)
     paused = recurring_exports.c
     mail = FailureMail(
         fault=fault,
         error_code=str(row.error_code),
         # For other faults the message is for operators (rows of older versions), or repeats what the mail says anyway.
-        details=str(row.message) if fault is Fault.REQUESTER else None,
-        reference=str(row.uid),
-        asked_at=_created_at(connection, row.id),
+        details=row.message if fault is Fault.REQUESTER else None,
+        reference=row.uid,
+        asked_at=row.created_at,
         time_zone=organization.time_zone,
         dataset_titles=titles_of(dataset) if dataset is not None else {},
         organization_name=organization.name,
@@ -101,12 +88,4 @@ def _mail(
             sa.select(paused.id).where(paused.paused_over == row.id, paused.paused_at.is_not(None))
         ).scalar(),
     )
-    locale = None if row.email_locale is None else str(row.email_locale)
-    return mail, (member.locale if member is not None else None) or locale
-
-
-def _created_at(connection: sa.Connection, request_id: int) -> datetime | None:
-    try:
-        return connection.execute(sa.select(_rows.created_at).where(_rows.id == request_id)).scalar()
-    except (ValueError, TypeError):
-        return None  # SQLite may hold any text there
+    return mail, (member.locale if member is not None else None) or row.email_locale

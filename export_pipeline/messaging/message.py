@@ -46,10 +46,7 @@ class Message:
         """The headers by which a mail client offers to unsubscribe (RFC 2369, RFC 8058)."""
         if self.unsubscribe_url is None:
             return {}
-        return {
-            "List-Unsubscribe": f"<{self.unsubscribe_url}>",
-            "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
-        }
+        return {"List-Unsubscribe": f"<{self.unsubscribe_url}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
 
 
 def message_id(about: str, recipient: str) -> str:
@@ -127,8 +124,7 @@ class MailProvider(Protocol):
 def parse_sender(text: str) -> Address:
     """The sender in a setting or a request: ``name@domain`` or ``Name <name@domain>``, any script in the name.
 
-    Raises:
-        ValueError: it is neither; the message does not repeat the text.
+    A ``ValueError`` does not repeat the text.
     """
     problem = "expected name@domain or Name <name@domain>"
     if re.search(r"[\x00-\x1f\x7f]", text):
@@ -140,8 +136,7 @@ def parse_sender(text: str) -> Address:
 def parse_address(spec: str, *, display_name: str = "") -> Address:
     """``name@domain`` with the domain in DNS form (``xn--...``); the name may be in any script.
 
-    Raises:
-        ValueError: it is not an address; the message does not repeat it.
+    A ``ValueError`` does not repeat the text.
     """
     name, _, domain = spec.rpartition("@")
     try:

@@ -90,11 +90,7 @@ _LONGEST_SUBJECT = 200
 
 
 def to_mime(message: Message) -> EmailMessage:
-    """The message with text and HTML, a Message-ID that is the same at every try, and the current date.
-
-    Raises:
-        MailNotAccepted: permanent, the recipient's address does not fit into a header.
-    """
+    """The message with text and HTML, a Message-ID that is the same at every try, and the current date."""
     recipient = recipient_address(message.recipient)
     international = not (recipient.addr_spec.isascii() and message.sender.addr_spec.isascii())
     mime = EmailMessage(policy=_INTERNATIONAL if international else _POLICY)
@@ -122,11 +118,7 @@ def to_mime(message: Message) -> EmailMessage:
 
 
 def recipient_address(recipient: str) -> Address:
-    """The recipient as an address, its domain in DNS form.
-
-    Raises:
-        MailNotAccepted: permanent, it is not an address.
-    """
+    """The recipient as an address, its domain in DNS form; ``MailNotAccepted`` (permanent) if it is none."""
     try:
         return parse_address(recipient)
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 from email.headerregistry import Address
 from pathlib import Path
 
@@ -16,8 +17,7 @@ from export_pipeline.settings import NO_MAIL, Settings, SettingsError, local_pat
 def open_mail_provider(settings: Settings) -> MailProvider:
     """The provider that ``EXPORT_MAIL_URL`` names.
 
-    Raises:
-        SettingsError: the URL cannot be used, or says that no mail is sent; check ``Settings.sends_mail`` first.
+    ``SettingsError`` if it cannot be used, or says that no mail is sent: check ``Settings.sends_mail`` first.
     """
     if not settings.sends_mail:
         raise SettingsError(f"EXPORT_MAIL_URL: {NO_MAIL} sends no mail; set it to a provider to send mails")
@@ -34,50 +34,36 @@ def open_mail_provider(settings: Settings) -> MailProvider:
     try:
         return SmtpMail(SmtpServer.from_url(settings.mail_url))
     except ValueError as error:
-        problem = str(error)
-    raise SettingsError(f"EXPORT_MAIL_URL: {problem}")
+        raise SettingsError(f"EXPORT_MAIL_URL: {error}") from None
 
 
 def default_sender(settings: Settings) -> Address:
-    """The sender of mails whose request names none.
-
-    Raises:
-        SettingsError: ``EXPORT_MAIL_FROM`` is not an address.
-    """
+    """The sender of mails whose request names none; ``SettingsError`` if ``EXPORT_MAIL_FROM`` is not an address."""
     try:
         return parse_sender(settings.mail_from)
     except ValueError as error:
-        problem = str(error)
-    raise SettingsError(f"EXPORT_MAIL_FROM: {problem}")
+        raise SettingsError(f"EXPORT_MAIL_FROM: {error}") from None
 
 
+@dataclass(frozen=True)
 class Outbox:
     """A directory instead of a mail provider, with one ``.eml`` file per message; implements ``MailProvider``."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    directory: Path
 
     def send(self, message: Message) -> None:
-        """Write ``{message id}.eml``, whole or not at all; sending a message again overwrites its file.
-
-        Raises:
-            MailNotAccepted: the directory cannot be written (not permanent), or the recipient is not an address.
-        """
+        """Write ``{message id}.eml``, whole or not at all; sending a message again overwrites its file."""
         self._write(f"{safe_message_id(message)}.eml", to_mime(message).as_bytes())
 
     def check(self) -> None:
-        """Write a file and delete it.
-
-        Raises:
-            MailNotAccepted: the directory cannot be written.
-        """
+        """Write a file and delete it."""
         self._write(f".check.{secrets.token_hex(4)}", b"").unlink()
 
     def _write(self, name: str, content: bytes) -> Path:
-        path = self._directory / name
+        path = self.directory / name
         temporary = path.with_name(f".{name}.{secrets.token_hex(4)}")
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()

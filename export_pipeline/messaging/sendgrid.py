@@ -41,12 +41,7 @@ class SendGridMail:
         logging.getLogger("python_http_client").setLevel(logging.INFO)
 
     def send(self, message: Message) -> None:
-        """Send one message.
-
-        Raises:
-            MailNotAccepted: SendGrid answered with an error, or was not reached.
-            MailOutcomeUnknown: the request was sent and the answer was lost, or a gateway answered for SendGrid.
-        """
+        """Send one message; the outcome is unknown also if a gateway answered for SendGrid."""
         body = _request(message)
         try:
             reply = self._client.send(body)
@@ -66,11 +61,7 @@ class SendGridMail:
         raise failure from None
 
     def check(self) -> None:
-        """Check that the key may send mail.
-
-        Raises:
-            MailNotAccepted: SendGrid cannot be reached, or the key may not send mail.
-        """
+        """Check that the key may send mail."""
         try:
             reply = self._client.client.scopes.get()
             scopes = json.loads(reply.body).get("scopes", [])

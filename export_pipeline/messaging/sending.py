@@ -89,13 +89,7 @@ def send_all(
     request was accepted, and the installation's if none was. Sending stops if the provider demands a wait (HTTP 429
     with ``Retry-After``), cannot be reached or refuses the login.
 
-    Args:
-        database: the request database.
-        provider: how mail leaves.
-        request_id: the request.
-        messages: notification ids and their messages.
-        kind: of the notifications.
-        check: called before each mail; may raise to stop.
+    ``messages`` are notification ids and their messages. ``check`` is called before each mail; it may raise to stop.
     """
     done = SendResult()
     unclear: dict[int, str] = {}

@@ -19,12 +19,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from export_pipeline.messaging.message import Blame, MailNotAccepted, MailOutcomeUnknown, Message
 from export_pipeline.messaging.mime import recipient_address, to_mime
 
-_CONNECT_SECONDS = 30.0
-_COMMAND_SECONDS = 300.0
-"""RFC 5321, 4.5.3.2: for the answer to MAIL and RCPT; 3 minutes would do for a block of the message."""
-_VERDICT_SECONDS = 600.0
-"""RFC 5321, 4.5.3.2.6: for the answer to the final dot. A client that hangs up earlier never knows whether the mail was
-accepted."""
 _GOODBYE_SECONDS = 5.0
 _BLOCK = 65_536
 _FORM = "expected smtp://user:password@host:port or smtps://..., with starttls=1 or starttls=0 or neither"
@@ -81,8 +75,7 @@ class SmtpServer:
     def from_url(cls, url: str) -> SmtpServer:
         """Read ``smtp://user:password@host:port?starttls=1`` or ``smtps://...``; default ports 25, 587, 465.
 
-        Raises:
-            ValueError: it is not such a URL; the message does not repeat it, because it holds the password.
+        The ``ValueError`` for any other text does not repeat it, because it holds the password.
         """
         words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
         try:
@@ -105,39 +98,24 @@ class SmtpServer:
         )
 
 
+@dataclass(frozen=True)
 class SmtpMail:
-    """Implements ``MailProvider``.
+    """Implements ``MailProvider``; timeouts in seconds."""
 
-    Args:
-        server: where, as which user, and with which encryption.
-        timeout: seconds for connecting, greeting, TLS and login, each.
-        command_timeout: seconds for the answer to a command, and without any progress while the message is written.
-        verdict_timeout: seconds for the answer to the whole message.
-        tls: how certificates are verified; the system's way if None.
-    """
-
-    def __init__(
-        self,
-        server: SmtpServer,
-        *,
-        timeout: float = _CONNECT_SECONDS,
-        command_timeout: float = _COMMAND_SECONDS,
-        verdict_timeout: float = _VERDICT_SECONDS,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        self._server = server
-        self._timeout = timeout
-        self._command_timeout = command_timeout
-        self._verdict_timeout = verdict_timeout
-        self._tls = tls
+    server: SmtpServer
+    timeout: float = 30.0
+    """For connecting, greeting, TLS and login, each."""
+    command_timeout: float = 300.0
+    """For the answer to a command, and without any progress while the message is written (RFC 5321, 4.5.3.2: for MAIL
+    and RCPT; 3 minutes would do for a block of the message)."""
+    verdict_timeout: float = 600.0
+    """For the answer to the final dot (RFC 5321, 4.5.3.2.6). A client that hangs up earlier never knows whether the
+    mail was accepted."""
+    tls: ssl.SSLContext | None = None
+    """How certificates are verified; None: the system's way."""
 
     def send(self, message: Message) -> None:
-        """Send one message in its own conversation.
-
-        Raises:
-            MailNotAccepted: refused, or the connection was lost before the message was handed over.
-            MailOutcomeUnknown: the connection was lost after that.
-        """
+        """Send one message in its own conversation."""
         recipient, mime = recipient_address(message.recipient).addr_spec, to_mime(message)
         client = self._connect()
         try:
@@ -146,11 +124,7 @@ class SmtpMail:
             _hang_up(client)
 
     def check(self) -> None:
-        """Connect, log in and say NOOP.
-
-        Raises:
-            MailNotAccepted: the server cannot be reached, or refuses.
-        """
+        """Connect, log in and say NOOP."""
         client = self._connect()
         try:
             code, _ = client.noop()
@@ -162,31 +136,32 @@ class SmtpMail:
             raise MailNotAccepted(f"smtp {code}", permanent=False)
 
     def _connect(self) -> smtplib.SMTP:
-        server = self._server
+        server = self.server
         client: smtplib.SMTP | None = None
         try:
             if server.tls_from_start:
-                client = smtplib.SMTP_SSL(server.host, server.port, timeout=self._timeout, context=self._verifying())
+                client = smtplib.SMTP_SSL(server.host, server.port, timeout=self.timeout, context=self._verifying())
             else:
-                client = smtplib.SMTP(server.host, server.port, timeout=self._timeout)
+                client = smtplib.SMTP(server.host, server.port, timeout=self.timeout)
             client.ehlo_or_helo_if_needed()
             if not server.tls_from_start:
                 self._encrypt(client)
+            if server.user and not client.has_extn("auth"):
+                hint = "; it may be after STARTTLS" if server.starttls is False else ""
+                raise _misconfigured(f"no AUTH offered{hint}")
             if server.user:
-                _log_in(client, server)
+                client.login(server.user, server.password)
         except (smtplib.SMTPException, OSError, MailNotAccepted) as error:
             _hang_up(client)
-            failure = error if isinstance(error, MailNotAccepted) else _not_connected(error)
-        else:
-            return client
-        raise failure
+            raise error if isinstance(error, MailNotAccepted) else _not_connected(error) from None
+        return client
 
     def _encrypt(self, client: smtplib.SMTP) -> None:
         """Start TLS if it is required or offered. A password is sent in clear only with ``starttls=0`` or locally."""
-        server = self._server
+        server = self.server
         if server.starttls is False:
             return
-        sends_password = bool(server.user) and not _is_here(client)
+        sends_password = bool(server.user) and not ip_address(_socket(client).getpeername()[0]).is_loopback
         offered = client.has_extn("starttls")
         if not offered and sends_password and server.starttls is None:
             raise _misconfigured("no STARTTLS for the password; starttls=0 sends it in clear")
@@ -199,29 +174,22 @@ class SmtpMail:
         client.ehlo()
 
     def _verifying(self) -> ssl.SSLContext:
-        return self._tls or ssl.create_default_context()
+        return self.tls or ssl.create_default_context()
 
     def _converse(self, client: smtplib.SMTP, sender: str, recipient: str, mime: EmailMessage) -> None:
         try:
-            _socket(client).settimeout(self._command_timeout)
+            _socket(client).settimeout(self.command_timeout)
             # If sending fails, the final dot was not sent: the server cannot have accepted the message.
             _write(_socket(client), _offer(client, sender, recipient, mime))
         except (smtplib.SMTPException, OSError, UnicodeError) as error:
             raise MailNotAccepted(f"smtp {type(error).__name__}", permanent=False) from None
         try:
-            _socket(client).settimeout(self._verdict_timeout)
+            _socket(client).settimeout(self.verdict_timeout)
             code, text = client.getreply()
         except (smtplib.SMTPException, OSError) as error:
             raise MailOutcomeUnknown(f"smtp lost after DATA: {type(error).__name__}") from None
         if code != 250:
             raise refused(code, text)
-
-
-def _log_in(client: smtplib.SMTP, server: SmtpServer) -> None:
-    if not client.has_extn("auth"):
-        hint = "; it may be after STARTTLS" if server.starttls is False else ""
-        raise _misconfigured(f"no AUTH offered{hint}")
-    client.login(server.user, server.password)
 
 
 def _misconfigured(problem: str) -> MailNotAccepted:
@@ -237,11 +205,6 @@ def _not_connected(error: Exception) -> MailNotAccepted:
     elif isinstance(error, smtplib.SMTPNotSupportedError | ssl.SSLCertVerificationError):
         blame = Blame.INSTALLATION
     return MailNotAccepted(f"smtp connect {cause}", permanent=False, blame=blame, reached=False)
-
-
-def _is_here(client: smtplib.SMTP) -> bool:
-    """Whether the server is on this machine."""
-    return ip_address(_socket(client).getpeername()[0]).is_loopback
 
 
 def _socket(client: smtplib.SMTP) -> socket.socket:
@@ -302,12 +265,10 @@ def _hang_up(client: smtplib.SMTP | None) -> None:
 
 
 def refused(code: int, text: bytes, *, blame: Blame | None = None) -> MailNotAccepted:
-    """What an unwanted reply means. Whose fault it is follows from its enhanced code (RFC 3463), else from its text.
+    """What an unwanted reply means.
 
-    Args:
-        code: the reply's three digits.
-        text: the rest of it, with lines joined by a line break.
-        blame: whose fault a permanent refusal is, if the command leaves no doubt.
+    Whose fault a permanent refusal is follows from its command (``blame``), else from its enhanced code (RFC 3463),
+    else from its text.
     """
     words = text.decode("ascii", "replace").lower()
     enhanced = re.match(r"\s*([245]\.\d{1,3}\.\d{1,3})\b", words)

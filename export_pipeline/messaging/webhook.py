@@ -64,18 +64,16 @@ def deliver_due(database: sa.Engine, settings: Settings, *, seconds: float = mat
     with ThreadPoolExecutor(_THREADS) as threads:
         while True:
             if time.monotonic() < ends and len(under_way) < _THREADS:
-                for webhook in _taken(database, limit=_THREADS - len(under_way), busy=set(under_way.values())):
+                room, busy = _THREADS - len(under_way), set(under_way.values())
+                with database.begin() as connection:
+                    taken = webhooks.take_due(connection, limit=room, lease=_LEASE, at_once=_AT_ONCE, busy=busy)
+                for webhook in taken:
                     under_way[threads.submit(_deliver, database, settings, webhook)] = webhook.organization_id
             if not under_way:
                 return counts
             for ended in wait(under_way, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                 del under_way[ended]
                 counts["delivered" if ended.result().taken else "not_taken"] += 1
-
-
-def _taken(database: sa.Engine, *, limit: int, busy: set[str]) -> list[Webhook]:
-    with database.begin() as connection:
-        return webhooks.take_due(connection, limit=limit, lease=_LEASE, at_once=_AT_ONCE, busy=busy)
 
 
 def _deliver(database: sa.Engine, settings: Settings, webhook: Webhook) -> Call:

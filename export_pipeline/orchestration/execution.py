@@ -131,9 +131,7 @@ def send_failure_mail(exports: ExportResource, request_id: int) -> Mapping[Notif
     """Mail the requester of a failed request; see ``mail_failure``."""
     if not exports.settings.sends_mail:
         return {}
-    return mail_failure(
-        exports.database, exports.mail, exports.settings, exports.organizations, exports.catalog, request_id
-    )
+    return mail_failure(exports.database, exports.mail, exports.settings, exports.catalog, request_id)
 
 
 @contextmanager

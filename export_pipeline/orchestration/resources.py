@@ -21,7 +21,6 @@ from export_pipeline.database.engine import create_engine
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.messaging.message import MailProvider
 from export_pipeline.messaging.providers import open_mail_provider
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings
 from export_pipeline.source.readers import Source, source_of
 from export_pipeline.storage.s3_client import build_client
@@ -141,11 +140,6 @@ class ExportResource(dg.ConfigurableResource["ExportResource"]):
     def catalog(self) -> Catalog:
         """What may be exported; the last good one while the live one does not load."""
         return load_catalog_or_last_good(self.settings, self.staging).catalog
-
-    @cached_property
-    def organizations(self) -> Organizations:
-        """Where organizations are read from."""
-        return Organizations()
 
     @cached_property
     def source(self) -> Source:

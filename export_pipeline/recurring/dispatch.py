@@ -15,26 +15,17 @@ import sqlalchemy as sa
 from export_pipeline.database.engine import database_now, impatient, reading
 from export_pipeline.database.enums import UNFINISHED, RequestStatus, WindowKind
 from export_pipeline.database.tables import export_requests, recurring_exports
-from export_pipeline.database.types import current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.recurring.models import RecurringExport, load_recurring, parse_template
 from export_pipeline.recurring.unsubscribe import without_unsubscribed
 from export_pipeline.requests import transitions
 from export_pipeline.requests.models import ExportRequest, has_uid, load_request
-from export_pipeline.requests.organizations import Organizations, check_permission
+from export_pipeline.requests.organizations import check_permission, email_domains, member_addresses
+from export_pipeline.requests.recurring_outcomes import change_recurring
+from export_pipeline.requests.validation import refusal
 from export_pipeline.requests.validation.mail import ascii_domain, recipients_of, sender_of
+from export_pipeline.scheduling import windows
 from export_pipeline.scheduling.cron import checked_schedule, last_fire
-from export_pipeline.scheduling.windows import (
-    Act,
-    Decision,
-    Rules,
-    Window,
-    coverage,
-    coverage_now,
-    decide,
-    is_ahead,
-    is_due,
-)
 
 _rows = recurring_exports.c
 _requests = export_requests.c
@@ -58,13 +49,10 @@ class Tick:
     """Recurring exports with a mark in the future: a clock was wrong, and nothing would have been due until then."""
 
 
-def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, now: datetime | None = None) -> Tick:
+def make_due(database: sa.Engine, *, limit: int, now: datetime | None = None) -> Tick:
     """Make requests of due fire times, or skip them: one fire time each of at most ``limit`` recurring exports.
 
     Recurring exports that wait for an earlier request do not count. An error in one does not stop the others.
-
-    Raises:
-        sqlalchemy.exc.OperationalError: the database cannot be read.
     """
     tick = Tick()
     ends_at = time.monotonic() + _LONGEST_SECONDS
@@ -74,7 +62,7 @@ def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, n
     for recurring_id in due:
         try:
             with impatient(database).begin() as connection:
-                _look(connection, organizations, recurring_id, now, tick)
+                _look(connection, recurring_id, now, tick)
         except Exception:  # noqa: BLE001 - the tick reports it, and the next one tries again
             tick.not_done.append(recurring_id)
         if len(tick.made) + tick.passed_over >= limit or time.monotonic() >= ends_at:
@@ -84,34 +72,20 @@ def make_due(database: sa.Engine, organizations: Organizations, *, limit: int, n
 
 def _due(connection: sa.Connection, now: datetime) -> Sequence[Any]:
     """The rows that may be due. Locks nothing, and is cheap because fire times are cached."""
-    live = sa.select(
-        _rows.id,
-        _rows.organization_id,
-        _rows.cron,
-        _rows.time_zone,
-        _rows.window_kind,
-        _rows.lag_seconds,
-        _rows.last_fired_for,
-        _rows.high_water_mark,
-        _rows.counted_by,
-        _rows.created_at,
-    ).where(_rows.paused_at.is_(None))
-    try:
-        rows: Sequence[Any] = connection.execute(live).all()
-    except (ValueError, TypeError):
-        # SQLite holds a malformed value in some row: check every row by itself, and the wrong one reports it.
-        return connection.execute(live.with_only_columns(_rows.id, _rows.organization_id)).all()
-    return [row for row in rows if _may_be_due(row, now)]
+    names = ("id", "organization_id", "cron", "time_zone", "window_kind", "lag_seconds", "last_fired_for",
+             "high_water_mark", "counted_by", "created_at")  # fmt: skip
+    live = sa.select(*(_rows[name] for name in names)).where(_rows.paused_at.is_(None))
+    return [row for row in connection.execute(live) if _may_be_due(row, now)]
 
 
 def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
     try:
         lag = timedelta() if row.window_kind == WindowKind.ALL else timedelta(seconds=row.lag_seconds)
-        rules = Rules(checked_schedule(row.cron, row.time_zone), WindowKind(row.window_kind), lag)
-        if row.counted_by != rules.schedule.name or is_ahead(now, row.last_fired_for, row.high_water_mark):
+        rules = windows.Rules(checked_schedule(row.cron, row.time_zone), WindowKind(row.window_kind), lag)
+        if row.counted_by != rules.schedule.name or windows.is_ahead(now, row.last_fired_for, row.high_water_mark):
             return True
-        return is_due(rules, row.last_fired_for or row.created_at, now)
-    except (ExportFailure, ValueError, TypeError, OverflowError):
+        return windows.is_due(rules, row.last_fired_for or row.created_at, now)
+    except (ExportFailure, OverflowError):
         return True  # _look reports what is wrong
 
 
@@ -128,9 +102,7 @@ def _in_turn(due: Sequence[Any]) -> list[int]:
     return sorted(turn_of, key=turn_of.__getitem__)
 
 
-def _look(
-    connection: sa.Connection, organizations: Organizations, recurring_id: int, now: datetime, tick: Tick
-) -> None:
+def _look(connection: sa.Connection, recurring_id: int, now: datetime, tick: Tick) -> None:
     """Decide and act with the row locked: another daemon skips it, or finds the work done."""
     locked = connection.execute(
         sa.select(_rows.id, _rows.organization_id, _rows.owner)
@@ -143,15 +115,15 @@ def _look(
         recurring = load_recurring(connection, recurring_id)
         rules = recurring.rules()
         recurring = _corrected(connection, recurring, rules, now, tick)
-        decision = decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring))
-        window = coverage(rules, decision.fire_time or now, recurring.high_water_mark)
+        decision = windows.decide(rules, recurring.last_done, now, _unfinished_since(connection, recurring))
+        window = windows.coverage(rules, decision.fire_time or now, recurring.high_water_mark)
     except ExportFailure as failure:
         # The row is wrong until somebody corrects it: a failed request reports that, and pauses the row.
         tick.made.append(_insert_failed(connection, locked, failure, {}))
         return
-    if decision.fire_time is None or decision.act is Act.WAIT or not _move(connection, recurring, decision):
+    if decision.fire_time is None or decision.act is windows.Act.WAIT or not _move(connection, recurring, decision):
         return
-    if decision.act is Act.DROP:
+    if decision.act is windows.Act.DROP:
         tick.passed_over += 1
         return
     key = f"{KEY_PREFIX}{recurring.id}:{decision.fire_time.astimezone(UTC).isoformat()}"
@@ -159,11 +131,11 @@ def _look(
     same = sa.exists().where(_requests_of(recurring), _requests.idempotency_key == key)
     if not connection.execute(sa.select(same)).scalar_one():
         scheduled = {"scheduled_for": decision.fire_time, "idempotency_key": key}
-        tick.made.append(_make(connection, organizations, recurring, window, scheduled))
+        tick.made.append(_make(connection, recurring, window, scheduled))
 
 
 def _corrected(
-    connection: sa.Connection, recurring: RecurringExport, rules: Rules, now: datetime, tick: Tick
+    connection: sa.Connection, recurring: RecurringExport, rules: windows.Rules, now: datetime, tick: Tick
 ) -> RecurringExport:
     """Correct the marks of the row: those of an earlier cron, and those in the future."""
     changed: dict[str, Any] = {}
@@ -171,13 +143,13 @@ def _corrected(
         changed["counted_by"] = rules.schedule.name
         if recurring.counted_by is not None:
             changed["last_fired_for"] = now  # another cron or zone: its fire times count from the change on
-    if is_ahead(now, recurring.last_fired_for):
+    if windows.is_ahead(now, recurring.last_fired_for):
         made = sa.select(sa.func.max(_requests.scheduled_for)).where(
             _requests_of(recurring), _requests.scheduled_for <= now
         )
         changed["last_fired_for"] = connection.execute(made).scalar() or last_fire(rules.schedule, now)
         tick.corrected.append(recurring.id)
-    if is_ahead(now, recurring.high_water_mark):
+    if windows.is_ahead(now, recurring.high_water_mark):
         ends = sa.select(sa.func.max(_requests.window_before)).where(
             _requests_of(recurring),
             _requests.status.in_((RequestStatus.COMPLETED, RequestStatus.EXPIRED)),
@@ -190,18 +162,11 @@ def _corrected(
     return recurring.model_copy(update=changed)
 
 
-def _move(connection: sa.Connection, recurring: RecurringExport, decision: Decision) -> bool:
+def _move(connection: sa.Connection, recurring: RecurringExport, decision: windows.Decision) -> bool:
     """Record the fire time as done; False if another process was first."""
-    moved = connection.execute(
-        recurring_exports.update()
-        .where(
-            _rows.id == recurring.id,
-            _rows.paused_at.is_(None),
-            _rows.last_fired_for.is_not_distinct_from(recurring.last_fired_for),
-        )
-        .values(last_fired_for=decision.fire_time, updated_at=current_instant())
-    )
-    return moved.rowcount == 1
+    unchanged = _rows.last_fired_for.is_not_distinct_from(recurring.last_fired_for)
+    live = sa.and_(_rows.id == recurring.id, _rows.paused_at.is_(None), unchanged)
+    return change_recurring(connection, live, last_fired_for=decision.fire_time)
 
 
 def _requests_of(recurring: RecurringExport) -> sa.ColumnElement[bool]:
@@ -218,11 +183,7 @@ def _unfinished_since(connection: sa.Connection, recurring: RecurringExport) -> 
 
 
 def _make(
-    connection: sa.Connection,
-    organizations: Organizations,
-    recurring: RecurringExport,
-    window: Window,
-    scheduled: dict[str, Any],
+    connection: sa.Connection, recurring: RecurringExport, window: windows.Window, scheduled: dict[str, Any]
 ) -> str:
     """Insert the request; if it is not allowed, insert it as failed."""
     try:
@@ -230,12 +191,12 @@ def _make(
     except ExportFailure as failure:
         return _insert_failed(connection, recurring, failure, scheduled)
     recipients = columns["recipient_emails"]
-    columns["recipient_emails"] = without_unsubscribed(connection, recurring.id, recipients)
-    columns |= {"window_from": window.begin, "window_before": window.end, **scheduled}
+    left = without_unsubscribed(connection, recurring.id, recipients)
+    columns |= {"recipient_emails": left, "window_from": window.begin, "window_before": window.end, **scheduled}
     request_id, uid = _insert(connection, recurring, columns)
     try:
-        _check_any_left(recipients, columns["recipient_emails"])
-        check_recurring(connection, organizations, load_request(connection, request_id))
+        _check_any_left(recipients, left)
+        check_recurring(connection, load_request(connection, request_id))
     except ExportFailure as failure:
         transitions.give_up(connection, request_id, failure, attempt=0, run_id=None)
     return uid
@@ -243,25 +204,15 @@ def _make(
 
 def _check_any_left(named: Sequence[str], left: Sequence[str]) -> None:
     if named and not left:
-        raise ExportFailure(
-            FailureCode.NO_RECIPIENT_LEFT,
-            "recipient_emails: every recipient has unsubscribed. Name others, or delete the recurring export.",
-            field="recipient_emails",
-        )
+        problem = "every recipient has unsubscribed. Name others, or delete the recurring export."
+        raise refusal(FailureCode.NO_RECIPIENT_LEFT, "recipient_emails", problem)
 
 
 def _insert(connection: sa.Connection, recurring: RecurringExport | Any, columns: dict[str, Any]) -> tuple[int, str]:
-    inserted = connection.execute(
-        export_requests.insert()
-        .values(
-            **columns,
-            organization_id=recurring.organization_id,
-            requested_by=recurring.owner,
-            recurring_export_id=recurring.id,
-        )
-        .returning(_requests.id, _requests.uid)
-    ).one()
-    return inserted.id, str(inserted.uid)
+    owner = {"organization_id": recurring.organization_id, "requested_by": recurring.owner}
+    insert = export_requests.insert().values(**columns, **owner, recurring_export_id=recurring.id)
+    request_id, uid = connection.execute(insert.returning(_requests.id, _requests.uid)).one()
+    return request_id, uid
 
 
 def _insert_failed(
@@ -274,31 +225,26 @@ def _insert_failed(
     return uid
 
 
-def check_recurring(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
+def check_recurring(connection: sa.Connection, request: ExportRequest) -> None:
     """Check at every fire time what was checked at the setup: the owner's permission, the sender, the recipients.
 
-    Raises:
-        ExportFailure: ``permission_denied`` (also for an owner who is gone), ``invalid_recipient``,
-            ``too_many_recipients``, the codes of ``sender_of``, ``recipient_outside``.
+    Codes: ``permission_denied`` (also for an owner who is gone), those of ``recipients_of`` and ``sender_of``,
+    ``recipient_outside``.
     """
-    check_permission(connection, organizations, request)
+    check_permission(connection, request)
     if recipients := recipients_of(request):
-        sender_of(connection, organizations, request)
-        _check_inside(connection, organizations, request.organization_id, recipients)
+        sender_of(connection, request)
+        _check_inside(connection, request.organization_id, recipients)
 
 
-def _check_inside(
-    connection: sa.Connection, organizations: Organizations, organization_id: str, recipients: tuple[str, ...]
-) -> None:
+def _check_inside(connection: sa.Connection, organization_id: str, recipients: tuple[str, ...]) -> None:
     """Allow only members and addresses on verified domains, because no person reads this mail before it is sent.
 
     An organization without members' addresses and verified domains does not say who belongs to it: there the
     application is responsible for the recipients.
     """
-    members = organizations.member_addresses(connection, organization_id)
-    domains = {
-        ascii_domain(each.domain) for each in organizations.domains(connection, organization_id) if each.verified
-    }
+    members = member_addresses(connection, organization_id)
+    domains = {ascii_domain(name) for name, verified in email_domains(connection, organization_id) if verified}
     if not members and not domains:
         return
     for index, recipient in enumerate(recipients):
@@ -312,21 +258,11 @@ def _check_inside(
 
 
 def run_now(
-    connection: sa.Connection,
-    organizations: Organizations,
-    recurring_id: int,
-    *,
-    now: datetime | None = None,
-    window: Window | None = None,
+    connection: sa.Connection, recurring_id: int, *, now: datetime | None = None, window: windows.Window | None = None
 ) -> str:
     """Make a request now, also of a paused row, and return its ``uid``. No fire time is used up.
 
-    Args:
-        connection: an open transaction.
-        organizations: the source of organizations.
-        recurring_id: the row.
-        now: the current instant. Default: the database's clock.
-        window: the rows to cover, such as those of an earlier request. Default: the rows that are due.
+    It covers the rows that are due, or ``window``, such as that of an earlier request. ``now`` is the database's clock.
 
     Raises:
         LookupError: the row does not exist.
@@ -344,21 +280,14 @@ def run_now(
                 "An earlier request of this recurring export has not ended, and the next window begins where it ends. "
                 "Wait for it or cancel it.",
             )
-        window = coverage_now(rules, now or database_now(connection), recurring.high_water_mark)
-    return _make(connection, organizations, recurring, window, {})
+        window = windows.coverage_now(rules, now or database_now(connection), recurring.high_water_mark)
+    return _make(connection, recurring, window, {})
 
 
-def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> Window:
-    """The rows that an earlier request of a recurring export covered.
-
-    Raises:
-        LookupError: the recurring export does not have this request.
-    """
-    row = connection.execute(
-        sa.select(_requests.window_from, _requests.window_before).where(
-            has_uid(uid), _requests.recurring_export_id == recurring_id
-        )
-    ).first()
+def window_of(connection: sa.Connection, recurring_id: int, uid: str) -> windows.Window:
+    """The rows that an earlier request covered; a ``LookupError`` if the recurring export does not have it."""
+    window = sa.select(_requests.window_from, _requests.window_before)
+    row = connection.execute(window.where(has_uid(uid), _requests.recurring_export_id == recurring_id)).first()
     if row is None:
         raise LookupError(f"recurring export {recurring_id} has no request {uid}")
-    return Window(row.window_from, row.window_before)
+    return windows.Window(*row)

@@ -6,13 +6,14 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from export_pipeline.database.enums import CatchUpPolicy, OverlapPolicy, WindowKind
-from export_pipeline.database.tables import LONGEST_LAG_SECONDS, recurring_exports
+from export_pipeline.database.tables import recurring_exports
 from export_pipeline.database.types import UnreadableJson, current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.models import RequestInput, RequestTemplate
+from export_pipeline.requests.recurring_outcomes import change_recurring
 from export_pipeline.scheduling.cron import checked_schedule
 from export_pipeline.scheduling.windows import Rules
 
@@ -26,10 +27,8 @@ MANAGED = RequestInput.model_fields.keys() - RequestTemplate.model_fields.keys()
 """The input columns of a request that the recurring export sets itself, or leaves at their defaults."""
 
 
-class RecurringExport(BaseModel):
+class RecurringExport(BaseModel, frozen=True, strict=True, extra="forbid", hide_input_in_errors=True):
     """A row of ``recurring_exports``."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
     id: int
     organization_id: str
@@ -38,7 +37,7 @@ class RecurringExport(BaseModel):
     time_zone: str
     request: Any
     window_kind: Annotated[WindowKind, Field(strict=False)]
-    lag_seconds: Annotated[int, Field(ge=0, le=LONGEST_LAG_SECONDS)]
+    lag_seconds: int
     overlap_policy: Annotated[OverlapPolicy, Field(strict=False)]
     catch_up_policy: Annotated[CatchUpPolicy, Field(strict=False)]
     max_failures: int
@@ -58,11 +57,7 @@ class RecurringExport(BaseModel):
         return self.last_fired_for or self.created_at
 
     def rules(self) -> Rules:
-        """The schedule and the policies.
-
-        Raises:
-            ExportFailure: ``invalid_schedule``, ``invalid_option``.
-        """
+        """The schedule and the policies (``invalid_schedule``, ``invalid_option``)."""
         return Rules(
             schedule=checked_schedule(self.cron, self.time_zone),
             window=self.window_kind,
@@ -74,11 +69,7 @@ class RecurringExport(BaseModel):
 
 
 def parse_template(stored: Any) -> RequestTemplate:
-    """Parse a template.
-
-    Raises:
-        ExportFailure: ``invalid_request``, naming the first wrong column.
-    """
+    """Parse a template; ``invalid_request``, naming the first wrong column."""
     try:
         return RequestTemplate.model_validate(stored)
     except ValidationError as error:
@@ -98,42 +89,23 @@ def parse_template(stored: Any) -> RequestTemplate:
 
 
 def load_recurring(connection: sa.Connection, recurring_id: int) -> RecurringExport:
-    """Read a row.
-
-    Raises:
-        LookupError: the row does not exist.
-        ExportFailure: ``invalid_schedule``, naming the column whose value cannot be read.
-    """
-    try:
-        row = connection.execute(sa.select(recurring_exports).where(_rows.id == recurring_id)).mappings().first()
-        if row is None:
-            raise LookupError(f"no row {recurring_id} in recurring_exports")
-        return RecurringExport(**row)
-    except ValidationError as error:
-        column = str(error.errors(include_input=False, include_url=False)[0]["loc"][0])
-    except (ValueError, TypeError):
-        column = "created_at, last_fired_for, high_water_mark, paused_at or request"
-    raise ExportFailure(
-        FailureCode.INVALID_SCHEDULE, f"recurring_exports: {column} cannot be read; correct it.", field="cron"
-    )
+    """Read a row; a ``LookupError`` if it does not exist."""
+    row = connection.execute(sa.select(recurring_exports).where(_rows.id == recurring_id)).mappings().first()
+    if row is None:
+        raise LookupError(f"no row {recurring_id} in recurring_exports")
+    return RecurringExport(**row)
 
 
 def recurring_ids(connection: sa.Connection, organization_id: str | None = None) -> list[int]:
     """The ids of all recurring exports, or of one organization's, sorted."""
-    ids = sa.select(_rows.id).order_by(_rows.id)
-    if organization_id is not None:
-        ids = ids.where(_rows.organization_id == organization_id)
-    return list(connection.execute(ids).scalars())
+    wanted = sa.true() if organization_id is None else _rows.organization_id == organization_id
+    return list(connection.execute(sa.select(_rows.id).where(wanted).order_by(_rows.id)).scalars())
 
 
 def pause(connection: sa.Connection, recurring_id: int, reason: str) -> bool:
     """Make no more requests; False if the row does not exist or is already paused."""
-    paused = connection.execute(
-        recurring_exports.update()
-        .where(_rows.id == recurring_id, _rows.paused_at.is_(None))
-        .values(paused_at=current_instant(), pause_reason=reason, paused_over=None, updated_at=current_instant())
-    )
-    return paused.rowcount == 1
+    live = sa.and_(_rows.id == recurring_id, _rows.paused_at.is_(None))
+    return change_recurring(connection, live, paused_at=current_instant(), pause_reason=reason, paused_over=None)
 
 
 def resume(connection: sa.Connection, recurring_id: int) -> bool:
@@ -141,9 +113,6 @@ def resume(connection: sa.Connection, recurring_id: int) -> bool:
 
     The catch-up policy decides about the fire times in between.
     """
-    resumed = connection.execute(
-        recurring_exports.update()
-        .where(_rows.id == recurring_id, _rows.paused_at.is_not(None))
-        .values(paused_at=None, pause_reason=None, paused_over=None, failures_in_a_row=0, updated_at=current_instant())
-    )
-    return resumed.rowcount == 1
+    paused = sa.and_(_rows.id == recurring_id, _rows.paused_at.is_not(None))
+    cleared = {"paused_at": None, "pause_reason": None, "paused_over": None, "failures_in_a_row": 0}
+    return change_recurring(connection, paused, **cleared)

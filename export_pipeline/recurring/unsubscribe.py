@@ -10,32 +10,17 @@ import base64
 import hmac
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from export_pipeline.database import tables
 from export_pipeline.database.engine import insert_or
-from export_pipeline.database.tables import (
-    export_notifications,
-    export_requests,
-    export_unsubscriptions,
-    recurring_exports,
-)
 from export_pipeline.requests.validation.mail import person_of
 
-_rows = export_unsubscriptions.c
+_rows = tables.export_unsubscriptions.c
 _DIGEST_BYTES = 12
 _TAG_BYTES = 16
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Leave:
-    """The content of a token: one recipient leaves one recurring export."""
-
-    recurring_export_id: int
-    digest: bytes
-    """Of the recipient's address."""
 
 
 def make_token(key: str, recurring_export_id: int, recipient: str) -> str:
@@ -44,8 +29,8 @@ def make_token(key: str, recurring_export_id: int, recipient: str) -> str:
     return base64.urlsafe_b64encode(payload + _tag(key, payload)).decode().rstrip("=")
 
 
-def verify_token(key: str, token: str) -> Leave | None:
-    """The content of a token; None if it was not made with this key."""
+def verify_token(key: str, token: str) -> tuple[int, bytes] | None:
+    """The recurring export of a token and the digest of its recipient; None if it was not made with this key."""
     if not _TOKEN.fullmatch(token):
         return None
     try:
@@ -55,7 +40,7 @@ def verify_token(key: str, token: str) -> Leave | None:
     payload, tag = signed[:-_TAG_BYTES], signed[-_TAG_BYTES:]
     if len(payload) != 8 + _DIGEST_BYTES or not hmac.compare_digest(tag, _tag(key, payload)):
         return None
-    return Leave(int.from_bytes(payload[:8], "big"), payload[8:])
+    return int.from_bytes(payload[:8], "big"), payload[8:]
 
 
 def leave(connection: sa.Connection, key: str, token: str) -> bool:
@@ -67,28 +52,28 @@ def leave(connection: sa.Connection, key: str, token: str) -> bool:
     leaving = verify_token(key, token)
     if leaving is None:
         return False
+    recurring_id, digest = leaving
     row = connection.execute(
-        sa.select(recurring_exports.c.request).where(recurring_exports.c.id == leaving.recurring_export_id)
+        sa.select(tables.recurring_exports.c.request).where(tables.recurring_exports.c.id == recurring_id)
     ).first()
     if row is None:  # the recurring export was deleted
         return True
     addresses = row.request.get("recipient_emails") if isinstance(row.request, dict) else None
     mailed = connection.execute(
-        sa.select(export_notifications.c.recipient)
+        sa.select(tables.export_notifications.c.recipient)
         .distinct()
-        .join(export_requests, export_requests.c.id == export_notifications.c.request_id)
-        .where(export_requests.c.recurring_export_id == leaving.recurring_export_id)
+        .join(tables.export_requests, tables.export_requests.c.id == tables.export_notifications.c.request_id)
+        .where(tables.export_requests.c.recurring_export_id == recurring_id)
     ).scalars()
     for address in (*(addresses if isinstance(addresses, list) else ()), *mailed):
-        digest = _digest(key, leaving.recurring_export_id, str(address))
-        if hmac.compare_digest(digest, leaving.digest):
-            unsubscribe(connection, leaving.recurring_export_id, str(address))
+        if hmac.compare_digest(digest, _digest(key, recurring_id, str(address))):
+            unsubscribe(connection, recurring_id, str(address))
     return True
 
 
 def unsubscribe(connection: sa.Connection, recurring_export_id: int, recipient: str) -> None:
     """Send a recipient no more mails of a recurring export; idempotent."""
-    insert = insert_or(connection, export_unsubscriptions)
+    insert = insert_or(connection, tables.export_unsubscriptions)
     left = insert.values(recurring_export_id=recurring_export_id, recipient=person_of(recipient))
     connection.execute(left.on_conflict_do_nothing())
 

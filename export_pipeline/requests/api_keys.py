@@ -15,7 +15,6 @@ from export_pipeline.database.engine import utc_now
 from export_pipeline.database.tables import api_keys
 from export_pipeline.requests.models import is_uuid
 
-_BYTES = 32
 PREFIX = "ek_"
 """The prefix of every key, so that secret scanners recognize one."""
 _keys = api_keys.c
@@ -23,7 +22,7 @@ _keys = api_keys.c
 
 def new_token() -> str:
     """256 random bits, safe in a URL."""
-    return secrets.token_urlsafe(_BYTES)
+    return secrets.token_urlsafe(32)
 
 
 def digest_of(token: str) -> str:
@@ -68,40 +67,26 @@ def create_key(
 ) -> NewKey:
     """Create a key. Its secret cannot be read again."""
     secret = PREFIX + new_token()
-    key_id = connection.execute(
-        api_keys.insert()
-        .values(
-            organization_id=organization_id,
-            name=name,
-            key_hash=digest_of(secret),
-            scopes=list(scopes),
-            member_id=member_id,
-            requests_per_hour=requests_per_hour,
-        )
-        .returning(_keys.id)
-    ).scalar_one()
-    return NewKey(str(key_id), secret)
+    insert = api_keys.insert().values(
+        organization_id=organization_id,
+        name=name,
+        key_hash=digest_of(secret),
+        scopes=list(scopes),
+        member_id=member_id,
+        requests_per_hour=requests_per_hour,
+    )
+    return NewKey(connection.execute(insert.returning(_keys.id)).scalar_one(), secret)
 
 
 def find_key(connection: sa.Connection, secret: str) -> ApiKey | None:
     """The key with a secret; None if it is unknown or revoked."""
     digest = digest_of(secret)
-    row = connection.execute(
-        sa.select(
-            _keys.id,
-            _keys.organization_id,
-            _keys.key_hash,
-            _keys.scopes,
-            _keys.member_id,
-            _keys.requests_per_hour,
-            _keys.revoked_at.is_(None).label("valid"),
-        ).where(_keys.key_hash == digest)
-    ).first()
-    if row is None or not row.valid or not hmac.compare_digest(row.key_hash, digest):
+    row = connection.execute(sa.select(api_keys).where(_keys.key_hash == digest, _keys.revoked_at.is_(None))).first()
+    if row is None or not hmac.compare_digest(row.key_hash, digest):
         return None
     listed = row.scopes if isinstance(row.scopes, list) else []
     scopes = frozenset(entry for entry in listed if isinstance(entry, str))
-    return ApiKey(str(row.id), row.organization_id, scopes, row.member_id, row.requests_per_hour)
+    return ApiKey(row.id, row.organization_id, scopes, row.member_id, row.requests_per_hour)
 
 
 def revoke_key(connection: sa.Connection, key_id: str) -> bool:
@@ -121,4 +106,4 @@ def list_keys(connection: sa.Connection, organization_id: str) -> list[tuple[str
         .where(_keys.organization_id == organization_id)
         .order_by(_keys.created_at)
     )
-    return [(str(row.id), row.name, list(row.scopes or ()), bool(row.valid)) for row in found]
+    return [(row.id, row.name, list(row.scopes or ()), bool(row.valid)) for row in found]

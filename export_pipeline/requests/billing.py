@@ -26,13 +26,8 @@ _balance = organizations.c.email_balance
 def reserve(connection: sa.Connection, organization_id: str, request_uid: str, recipients: Iterable[str]) -> int:
     """Take one execution for each recipient without a reserved or charged one: for all of them or for none.
 
-    Repeated for the same request, it takes nothing twice; released executions are taken again.
-
-    Returns:
-        The number of executions taken now.
-
-    Raises:
-        ExportFailure: ``insufficient_balance``.
+    Repeated for the same request, it takes nothing twice; released executions are taken again. Returns the number of
+    executions taken now; ``insufficient_balance``.
     """
     if _locked_balance(connection, organization_id) is None:
         return 0
@@ -64,11 +59,7 @@ def reserve(connection: sa.Connection, organization_id: str, request_uid: str, r
 def check_balance(
     connection: sa.Connection, organization_id: str, request_uid: str | None, recipients: Iterable[str]
 ) -> None:
-    """Check that ``reserve`` would succeed now; nothing is taken. ``request_uid`` is None before there is a row.
-
-    Raises:
-        ExportFailure: ``insufficient_balance``.
-    """
+    """Check that ``reserve`` would succeed now; nothing is taken. ``request_uid`` is None before there is a row."""
     balance = connection.execute(sa.select(_balance).where(organizations.c.id == organization_id)).scalar()
     if balance is None:
         return
@@ -80,7 +71,9 @@ def check_balance(
 def charge(connection: sa.Connection, request_uid: str, recipient: str) -> bool:
     """Charge the reserved execution of a mail that was, or may have been, handed over; False if none was reserved."""
     charged = connection.execute(
-        email_charges.update().where(_reserved(request_uid, recipient)).values(_moved_to(ChargeStatus.CHARGED))
+        email_charges.update()
+        .where(_reserved(request_uid, recipient))
+        .values(status=ChargeStatus.CHARGED, updated_at=utc_now())
     )
     return charged.rowcount == 1
 
@@ -95,7 +88,7 @@ def release(connection: sa.Connection, request_uid: str, recipient: str | None =
         released = connection.execute(
             email_charges.update()
             .where(reserved, _charges.organization_id == organization_id)
-            .values(_moved_to(ChargeStatus.RELEASED))
+            .values(status=ChargeStatus.RELEASED, updated_at=utc_now())
         ).rowcount
         connection.execute(
             organizations.update()
@@ -104,16 +97,6 @@ def release(connection: sa.Connection, request_uid: str, recipient: str | None =
         )
         given_back += released
     return given_back
-
-
-def charges(
-    connection: sa.Connection, *, organization_id: str | None = None, request_uid: str | None = None
-) -> dict[ChargeStatus, int]:
-    """How many executions of an organization, of a request, or of all are in each state, with zeros."""
-    wanted = {"organization_id": organization_id, "request_uid": request_uid}
-    given = [_charges[name] == value for name, value in wanted.items() if value is not None]
-    found = connection.execute(sa.select(_charges.status, sa.func.count()).where(*given).group_by(_charges.status))
-    return dict.fromkeys(ChargeStatus, 0) | {ChargeStatus(status): count for status, count in found}
 
 
 def _locked_balance(connection: sa.Connection, organization_id: str) -> int | None:
@@ -145,10 +128,6 @@ def _unpaid(
 def _reserved(request_uid: str, recipient: str | None) -> sa.ColumnElement[bool]:
     reserved = sa.and_(_charges.request_uid == request_uid, _charges.status == ChargeStatus.RESERVED)
     return reserved if recipient is None else sa.and_(reserved, _charges.recipient == recipient)
-
-
-def _moved_to(status: ChargeStatus) -> dict[str, object]:
-    return {"status": status, "updated_at": utc_now()}
 
 
 def _insufficient(cost: int) -> ExportFailure:

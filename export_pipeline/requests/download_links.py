@@ -33,6 +33,7 @@ class StoredFile:
     name: str
     bytes: int
     rows: int
+    sha256: str
     media_type: str
     content_encoding: str | None
 
@@ -61,15 +62,10 @@ def create(
     expires_at: datetime,
     notification_id: int | None = None,
 ) -> list[str]:
-    """Create a token for each of a request's files, in their order.
+    """Create a token for each of a request's files, by their ordinals and in their order.
 
-    Args:
-        connection: an open transaction.
-        request_id: the request.
-        ordinals: which of its files.
-        expires_at: when the links expire; the files may be deleted sooner.
-        notification_id: the mail that holds the links; None: issued by the gateway, which creates new ones at every
-            read, so its expired ones are deleted here.
+    ``notification_id`` is the mail that holds the links. Without it they are issued by the gateway, which creates new
+    ones at every read, so its expired ones are deleted here. The files may be deleted before the links expire.
     """
     if notification_id is None:
         connection.execute(
@@ -79,17 +75,14 @@ def create(
         )
     uid = connection.execute(sa.select(_rows.uid).where(_rows.id == request_id)).scalar_one()
     tokens = [new_token() for _ in ordinals]
-    rows = [
-        {
-            "token_hash": digest_of(token),
-            "request_id": request_id,
-            "request_uid": uid,
-            "ordinal": ordinal,
-            "notification_id": notification_id,
-            "expires_at": expires_at,
-        }
-        for token, ordinal in zip(tokens, ordinals, strict=True)
-    ]
+    common = {
+        "request_id": request_id,
+        "request_uid": uid,
+        "notification_id": notification_id,
+        "expires_at": expires_at,
+    }
+    digests = map(digest_of, tokens)
+    rows = [{**common, "token_hash": one, "ordinal": ordinal} for one, ordinal in zip(digests, ordinals, strict=True)]
     if rows:
         connection.execute(export_links.insert(), rows)
     return tokens
@@ -104,11 +97,7 @@ def open_link(connection: sa.Connection, token: str, *, look: bool = False) -> O
     """Open a link, count it and record it in the audit trail; with ``look`` only check whether it opens."""
     row = connection.execute(
         sa.select(
-            _links.id,
-            _links.request_id,
-            _links.ordinal,
-            _links.expires_at,
-            _links.revoked_at,
+            export_links,
             _rows.uid,
             _rows.organization_id,
             _rows.status,

@@ -10,18 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from export_pipeline.database.engine import database_now, insert_or
+from export_pipeline.database.engine import insert_or
 from export_pipeline.database.enums import NotificationStatus, RequestStatus, WebhookStatus
 from export_pipeline.database.tables import export_notifications, export_requests, export_ticks, export_webhooks
 from export_pipeline.database.types import current_instant
 
 
-class Line(BaseModel):
+class Line(BaseModel, frozen=True):
     """The unfinished requests of one organization, or of all."""
-
-    model_config = ConfigDict(frozen=True)
 
     organization_id: str | None
     """None: all organizations."""
@@ -32,9 +30,10 @@ class Line(BaseModel):
     """Seconds since the oldest waiting request was inserted; None if none waits."""
 
 
-def _unix_seconds(instant: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
-    """An instant as seconds since 1970; whole seconds on SQLite."""
-    return sa.cast(sa.extract("epoch", instant), sa.Double)
+def _age(instant: sa.ColumnElement[Any]) -> sa.ColumnElement[float]:
+    """The seconds since an instant; whole seconds on SQLite."""
+    now, then = (sa.cast(sa.extract("epoch", at), sa.Double) for at in (current_instant(), instant))
+    return now - then
 
 
 def queue(connection: sa.Connection, organization_id: str | None = None) -> list[Line]:
@@ -46,18 +45,17 @@ def queue(connection: sa.Connection, organization_id: str | None = None) -> list
             rows.organization_id,
             sa.func.count().filter(waits).label("waiting"),
             sa.func.count().filter(runs).label("running"),
-            sa.func.min(_unix_seconds(rows.created_at)).filter(waits).label("oldest"),
+            sa.func.max(_age(rows.created_at)).filter(waits).label("oldest"),
         )
         .where(sa.or_(waits, runs), sa.true() if organization_id is None else rows.organization_id == organization_id)
         .group_by(rows.organization_id)
     )
-    now = database_now(connection).timestamp()
     lines = [
         Line(
             organization_id=str(row.organization_id),
             waiting=row.waiting,
             running=row.running,
-            oldest_wait_seconds=None if row.oldest is None else max(now - row.oldest, 0.0),
+            oldest_wait_seconds=None if row.oldest is None else max(row.oldest, 0.0),
         )
         for row in counted
     ]
@@ -89,10 +87,8 @@ MOST_POSTPONEMENTS = 5
 _rows = export_requests.c
 
 
-class Check(BaseModel):
+class Check(BaseModel, frozen=True):
     """One number and its bound."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     value: float | None
@@ -178,8 +174,8 @@ def _oldest(
     connection: sa.Connection, instant: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]
 ) -> float | None:
     """Seconds since the earliest instant of the rows that meet the condition, 0 if it is to come; None if none does."""
-    age = _unix_seconds(current_instant()) - _unix_seconds(instant)
-    seconds: float | None = connection.execute(sa.select(sa.func.max(age)).where(condition)).scalar_one_or_none()
+    oldest = sa.select(sa.func.max(_age(instant))).where(condition)
+    seconds: float | None = connection.execute(oldest).scalar_one_or_none()
     return None if seconds is None else max(seconds, 0.0)
 
 
@@ -189,5 +185,4 @@ def _owes_mail() -> sa.ColumnElement[bool]:
         export_notifications.c.status.in_([NotificationStatus.PENDING, NotificationStatus.SENDING]),
     )
     ended = _rows.status.in_([RequestStatus.COMPLETED, RequestStatus.FAILED])
-    age = _unix_seconds(current_instant()) - _unix_seconds(_rows.completed_at)
-    return sa.and_(ended, age < TRIED_FOR_SECONDS, waiting)
+    return sa.and_(ended, _age(_rows.completed_at) < TRIED_FOR_SECONDS, waiting)

@@ -7,20 +7,18 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from export_pipeline.database.enums import UNFINISHED, EmptyResult, RequestStatus, Stage
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB, export_requests
-from export_pipeline.database.types import UnreadableJson
+from export_pipeline.database.types import UnreadableJson, current_instant
 from export_pipeline.failures import ExportFailure, FailureCode
 
 _Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
-class RequestTemplate(BaseModel):
+class RequestTemplate(BaseModel, frozen=True, strict=True, extra="forbid", hide_input_in_errors=True):
     """The input columns that every request of a recurring export repeats; the defaults are those of the table."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
     dataset: str
     format: str
@@ -28,11 +26,11 @@ class RequestTemplate(BaseModel):
     compression: str | None = None
     layout: str = "default"
     columns: list[str] | None = None
-    filters: dict[str, Any] = Field(default_factory=dict)
+    filters: dict[str, Any] = {}
     list_ids: list[str] | None = None
     segment_ids: list[str] | None = None
     include: list[str] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = {}
     max_file_size_mb: _Int32 = DEFAULT_MAX_FILE_SIZE_MB
     notify_email: bool = True
     empty_result: Annotated[EmptyResult, Field(strict=False)] = EmptyResult.SEND
@@ -61,10 +59,8 @@ class RequestInput(RequestTemplate):
     scheduled_for: datetime | None = None
 
 
-class RequestState(BaseModel):
+class RequestState(BaseModel, frozen=True):
     """The state of a request, for clients that poll it."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: int
     uid: str
@@ -152,9 +148,25 @@ def is_canonical_uuid(text: str) -> bool:
     return is_uuid(text) and str(UUID(text)) == text
 
 
+def change_request(connection: sa.Connection, *conditions: sa.ColumnElement[bool], **values: Any) -> sa.Row[Any] | None:
+    """Change the request that meets the conditions; returns its identity, or None if there is none."""
+    rows = export_requests.c
+    return connection.execute(
+        export_requests.update()
+        .where(*conditions)
+        .values(**values, updated_at=current_instant())
+        .returning(rows.uid, rows.organization_id, rows.attempt, rows.claim_id, rows.rows_total, rows.manifest_key)
+    ).first()
+
+
 def read_state(connection: sa.Connection, uid: str) -> RequestState | None:
     """The state of a request by its ``uid``; None if there is no such request or the text is not a UUID."""
     return find_state(connection, has_uid(uid))
+
+
+def status_of(connection: sa.Connection, request_id: int) -> str | None:
+    """The current status of a request; None if there is no such request."""
+    return connection.execute(sa.select(export_requests.c.status).where(export_requests.c.id == request_id)).scalar()
 
 
 def find_state(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> RequestState | None:
@@ -165,11 +177,7 @@ def find_state(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> 
 
 
 def insert_and_load(connection: sa.Connection, **values: Any) -> ExportRequest:
-    """Insert a request and read the whole row back.
-
-    Raises:
-        ExportFailure: as ``load_request``.
-    """
+    """Insert a request, and read the whole row back as ``load_request`` does."""
     inserted = connection.execute(export_requests.insert().values(**values).returning(export_requests.c.id))
     return load_request(connection, inserted.scalar_one())
 

@@ -10,17 +10,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
-from email_validator import EmailNotValidError, validate_email
 
 from export_pipeline.database.engine import utc_now
 from export_pipeline.database.enums import EventKind, NotificationKind, NotificationStatus
 from export_pipeline.database.tables import export_notifications, export_requests
 from export_pipeline.requests import billing
 from export_pipeline.requests.audit import COMMAND, record
-from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.organizations import find_member, keeps_members, read_organization
+from export_pipeline.requests.validation.mail import parse_email
 
 _rows = export_notifications.c
-_ORGANIZATIONS = Organizations()
 
 
 def enqueue(
@@ -53,11 +52,9 @@ def enlist_failure(connection: sa.Connection, request_id: int) -> None:
     ).one()
     if not request.notify_email or request.requested_by is None:
         return
-    if not _ORGANIZATIONS.get(connection, request.organization_id).email_enabled:
-        return
-    address = _requester_address(connection, request)
-    if address is not None:
-        enqueue(connection, request_id, [address], NotificationKind.FAILED)
+    if read_organization(connection, request.organization_id).email_enabled:
+        address = _requester_address(connection, request)
+        enqueue(connection, request_id, [address] if address else [], NotificationKind.FAILED)
 
 
 def _requester_address(connection: sa.Connection, request: Any) -> str | None:
@@ -65,10 +62,10 @@ def _requester_address(connection: sa.Connection, request: Any) -> str | None:
 
     Where the application keeps no members: ``requested_by`` itself, if it is an address that the request mails anyway.
     """
-    member = _ORGANIZATIONS.member(connection, request.organization_id, request.requested_by)
+    member = find_member(connection, request.organization_id, request.requested_by)
     if member is not None:
-        return _address(member.email)
-    if _ORGANIZATIONS.keeps_members(connection, request.organization_id):
+        return _address(member.email or "")
+    if keeps_members(connection, request.organization_id):
         return None
     address = _address(request.requested_by)
     # The request may have failed because these are malformed.
@@ -77,11 +74,9 @@ def _requester_address(connection: sa.Connection, request: Any) -> str | None:
     return address if address is not None and _canonical(address) in mailed else None
 
 
-def _address(text: object) -> str | None:
-    try:
-        return validate_email(str(text or "").strip(), check_deliverability=False).normalized
-    except EmailNotValidError:
-        return None
+def _address(text: str) -> str | None:
+    valid = parse_email(text)
+    return valid.normalized if valid else None
 
 
 def _canonical(address: str) -> str:
@@ -108,7 +103,7 @@ def pending(
         .where(_of(request_id, kind), _rows.status == NotificationStatus.PENDING)
         .order_by(_rows.id)
     )
-    return [(row.id, row.recipient) for row in found]
+    return [tuple(row) for row in found]
 
 
 def start_sending(connection: sa.Connection, notification_id: int) -> bool:
@@ -156,15 +151,8 @@ def put_back(
 ) -> dict[NotificationStatus, int]:
     """Make refused mails pending again, so that the next run sends them, and reserve their executions again.
 
-    Args:
-        connection: an open transaction.
-        request_id: the request.
-        kind: the kind of mails.
-        only: recipients; all if empty.
-        unknown: also mails that may have been sent. They were charged and are not charged again.
-
-    Returns:
-        How many mails of the named recipients are in each state now.
+    ``only`` names recipients; all if empty. ``unknown``: also mails that may have been sent; they were charged and are
+    not charged again. Returns how many mails of the named recipients are in each state now.
 
     Raises:
         LookupError: a named recipient has no mail of this request.
@@ -201,7 +189,7 @@ def reasons(connection: sa.Connection, request_id: int) -> list[tuple[str, str, 
     found = connection.execute(
         sa.select(*grouped, sa.func.count()).where(_rows.request_id == request_id).group_by(*grouped).order_by(*grouped)
     )
-    return [(kind, status, reason, number) for kind, status, reason, number in found]
+    return [tuple(row) for row in found]
 
 
 def counts(

@@ -1,4 +1,8 @@
-"""Organizations: their settings, their members, and the domains and senders of their mail."""
+"""Organizations: their settings, their members, and the domains and senders of their mail.
+
+The application keeps them in the tables or in views of the same names. A view may hold what the tables refuse: NULL or
+text as a truth value, text as an instant, an upper-case UUID.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from export_pipeline.database.tables import (
-    organization_email_domains,
-    organization_email_senders,
-    organization_members,
-    organizations,
-)
+from export_pipeline.database import tables
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.models import RequestInput
 
@@ -27,115 +26,85 @@ class Organization:
     name: str | None = None
     email_enabled: bool = True
     """gu1's ``global_sender_email``."""
-    email_balance: int | None = None
-    """E-mail executions left; None: not billed."""
-
-
-@dataclass(frozen=True)
-class EmailDomain:
-    """A domain that an organization registered to send from."""
-
-    domain: str
-    verified: bool
-
-
-@dataclass(frozen=True)
-class StoredSender:
-    """A sender that an organization stores under an id."""
-
-    email: str
-    name: str | None
 
 
 @dataclass(frozen=True)
 class Member:
     """A member of an organization, who may request exports."""
 
-    id: str
     email: str | None = field(repr=False)
     locale: str | None
     permissions: frozenset[str]
 
 
-class Organizations:
-    """Reads what the application keeps about its organizations, in the tables or in views of the same names.
+def read_organization(connection: sa.Connection, organization_id: str) -> Organization:
+    """The organization, or its defaults if it has no row."""
+    columns = tables.organizations.c
+    row = connection.execute(
+        sa.select(
+            columns.time_zone,
+            columns.name,
+            # Not as a Boolean, for which SQLAlchemy takes every text of a view as true.
+            sa.type_coerce(columns.email_enabled, sa.Integer()).label("email_enabled"),
+        ).where(columns.id == organization_id)
+    ).first()
+    if row is None:
+        return Organization(organization_id)
+    return Organization(organization_id, row.time_zone, row.name, row.email_enabled in (None, 1))
 
-    A view may hold what the tables refuse: NULL or text as a truth value, text as an instant, an upper-case UUID.
-    """
 
-    def get(self, connection: sa.Connection, organization_id: str) -> Organization:
-        """The organization, or its defaults if it has no row."""
-        columns = organizations.c
-        row = connection.execute(
-            sa.select(
-                columns.time_zone,
-                columns.name,
-                # Not as a Boolean, for which SQLAlchemy takes every text of a view as true.
-                sa.type_coerce(columns.email_enabled, sa.Integer()).label("email_enabled"),
-                columns.email_balance,
-            ).where(columns.id == organization_id)
-        ).first()
-        if row is None:
-            return Organization(organization_id)
-        return Organization(
-            id=organization_id,
-            time_zone=row.time_zone,
-            name=row.name,
-            email_enabled=row.email_enabled in (None, 1),
-            email_balance=row.email_balance,
+def email_domains(connection: sa.Connection, organization_id: str) -> list[tuple[str, bool]]:
+    """The domains that the organization registered to send from, in its spelling, and whether each is verified."""
+    columns = tables.organization_email_domains.c
+    found = connection.execute(
+        sa.select(columns.domain, columns.verified_at.is_not(None)).where(columns.organization_id == organization_id)
+    )
+    return [(domain, bool(verified)) for domain, verified in found]
+
+
+def stored_sender(connection: sa.Connection, organization_id: str, sender_id: str) -> tuple[str, str | None] | None:
+    """Address and name of the organization's sender with that id; None if only another organization has it."""
+    try:
+        canonical = str(UUID(sender_id))
+    except ValueError:
+        return None
+    columns = tables.organization_email_senders.c
+    row = connection.execute(
+        sa.select(columns.email, columns.name).where(
+            columns.organization_id == organization_id, sa.func.lower(sa.cast(columns.id, sa.Text)) == canonical
         )
+    ).first()
+    return None if row is None else (row.email, row.name)
 
-    def domains(self, connection: sa.Connection, organization_id: str) -> list[EmailDomain]:
-        """The domains that the organization registered, in its spelling."""
-        columns = organization_email_domains.c
-        found = connection.execute(
-            sa.select(columns.domain, columns.verified_at.is_not(None).label("verified")).where(
-                columns.organization_id == organization_id
-            )
+
+def keeps_members(connection: sa.Connection, organization_id: str) -> bool:
+    """Whether the organization has any member rows."""
+    members = sa.exists().where(tables.organization_members.c.organization_id == organization_id)
+    return bool(connection.execute(sa.select(members)).scalar_one())
+
+
+def find_member(connection: sa.Connection, organization_id: str, member_id: str) -> Member | None:
+    """The organization's member with that id; None if it has none."""
+    columns = tables.organization_members.c
+    row = connection.execute(
+        sa.select(columns.email, columns.locale, columns.permissions).where(
+            columns.organization_id == organization_id, columns.member_id == member_id
         )
-        return [EmailDomain(row.domain, bool(row.verified)) for row in found]
+    ).first()
+    if row is None:
+        return None
+    # A list only: in text, every part of a permission would be found.
+    listed = row.permissions if isinstance(row.permissions, list) else []
+    return Member(row.email, row.locale, frozenset(entry for entry in listed if isinstance(entry, str)))
 
-    def sender(self, connection: sa.Connection, organization_id: str, sender_id: str) -> StoredSender | None:
-        """The organization's sender with that id; None if it has none, even if another organization does."""
-        try:
-            canonical = str(UUID(sender_id))
-        except ValueError:
-            return None
-        columns = organization_email_senders.c
-        row = connection.execute(
-            sa.select(columns.email, columns.name).where(
-                columns.organization_id == organization_id,
-                sa.func.lower(sa.cast(columns.id, sa.Text)) == canonical,
-            )
-        ).first()
-        return StoredSender(row.email, row.name) if row else None
 
-    def keeps_members(self, connection: sa.Connection, organization_id: str) -> bool:
-        """Whether the organization has any member rows."""
-        members = sa.exists().where(organization_members.c.organization_id == organization_id)
-        return bool(connection.execute(sa.select(members)).scalar_one())
-
-    def member(self, connection: sa.Connection, organization_id: str, member_id: str) -> Member | None:
-        """The organization's member with that id; None if it has none."""
-        columns = organization_members.c
-        row = connection.execute(
-            sa.select(columns.email, columns.locale, columns.permissions).where(
-                columns.organization_id == organization_id, columns.member_id == member_id
-            )
-        ).first()
-        if row is None:
-            return None
-        # A list only: in text, every part of a permission would be found.
-        listed = row.permissions if isinstance(row.permissions, list) else []
-        return Member(member_id, row.email, row.locale, frozenset(entry for entry in listed if isinstance(entry, str)))
-
-    def member_addresses(self, connection: sa.Connection, organization_id: str) -> frozenset[str]:
-        """The addresses of the organization's members, casefolded."""
-        columns = organization_members.c
-        found = connection.execute(
-            sa.select(columns.email).where(columns.organization_id == organization_id, columns.email.is_not(None))
-        ).scalars()
-        return frozenset(str(address).strip().casefold() for address in found)
+def member_addresses(connection: sa.Connection, organization_id: str) -> frozenset[str]:
+    """The addresses of the organization's members, casefolded."""
+    columns = tables.organization_members.c
+    found = connection.execute(
+        sa.select(columns.email).where(columns.organization_id == organization_id, columns.email.is_not(None))
+    ).scalars()
+    return frozenset(str(address).strip().casefold() for address in found)
 
 
 def permission_for(dataset: str) -> str:
@@ -143,27 +112,23 @@ def permission_for(dataset: str) -> str:
     return f"{dataset}:export"
 
 
-def permissions_of(
-    connection: sa.Connection, organizations: Organizations, organization_id: str, member_id: str | None
-) -> frozenset[str] | None:
+def permissions_of(connection: sa.Connection, organization_id: str, member_id: str | None) -> frozenset[str] | None:
     """The permissions of a member, none if they left; None if no member is named or the organization keeps none."""
     if member_id is None:
         return None
-    member = organizations.member(connection, organization_id, member_id)
+    member = find_member(connection, organization_id, member_id)
     if member is not None:
         return member.permissions
-    return frozenset() if organizations.keeps_members(connection, organization_id) else None
+    return frozenset() if keeps_members(connection, organization_id) else None
 
 
-def check_permission(connection: sa.Connection, organizations: Organizations, request: RequestInput) -> None:
-    """Check that the requester, if one is named, is a member with the dataset's permission.
+def check_permission(connection: sa.Connection, request: RequestInput) -> None:
+    """Check that the requester, if one is named, is a member with the dataset's permission (``permission_denied``).
 
-    An organization without member rows does not use permissions; its application checks them.
-
-    Raises:
-        ExportFailure: ``permission_denied``; the same for an unknown requester, so that members are not disclosed.
+    The failure is the same for an unknown requester, so that members are not disclosed. An organization without member
+    rows does not use permissions; its application checks them.
     """
-    held = permissions_of(connection, organizations, request.organization_id, request.requested_by)
+    held = permissions_of(connection, request.organization_id, request.requested_by)
     permission = permission_for(request.dataset)
     if held is not None and permission not in held:
         raise ExportFailure(

@@ -1,7 +1,10 @@
 """Which run owns a request: taking the row, entering a stage, and sending heartbeats.
 
 The run in ``run_id`` owns the row. A re-execution in the Dagster UI takes the row over from its parent or root run,
-which then no longer owns it.
+which then no longer owns it: ``lineage`` names the runs that a run re-executes.
+
+A run that may not go on gets ``ExportCanceled`` if the requester canceled, and ``OwnershipLost`` if the row belongs to
+another run or is finished.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from export_pipeline.database.tables import export_requests
 from export_pipeline.database.types import current_instant, generated_uuid
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
 from export_pipeline.requests.audit import record, record_input
+from export_pipeline.requests.models import change_request, status_of
 from export_pipeline.requests.queue import READ, wake
 from export_pipeline.requests.recurring_outcomes import covered_by
 
@@ -52,17 +56,7 @@ def begin(
 ) -> Ownership:
     """Take the row for its run, in the first op.
 
-    Args:
-        connection: an open transaction.
-        request_id: the row.
-        run_id: this run.
-        lineage: the runs that this one re-executes.
-        attempt: the attempt that this run was launched for; None if an operator launched it by hand.
-        claim_id: the claim that it was launched for.
-
-    Raises:
-        ExportCanceled: the requester canceled before it began.
-        OwnershipLost: the row belongs to another run, or is finished.
+    ``attempt`` and ``claim_id`` are those that this run was launched for; None if an operator launched it by hand.
     """
     _check_not_covered(connection, request_id, lineage)
     fresh = sa.and_(_rows.status == RequestStatus.QUEUED, _rows.run_id.is_(None))
@@ -112,12 +106,8 @@ def enter(
 
     ``publish`` may find the row completed by an earlier try of the same ``attempt`` that died before Dagster knew.
     The other shards of a run continue after one has failed, so that a re-execution has to repeat only that one.
-
-    Raises:
-        ExportCanceled: the requester canceled.
-        OwnershipLost: the row belongs to another run, or is finished.
     """
-    if stage is Stage.PUBLISH and _is_completed(connection, request_id):
+    if stage is Stage.PUBLISH and status_of(connection, request_id) == RequestStatus.COMPLETED:
         return enter_completed(connection, request_id, stage, run_id=run_id, lineage=lineage, attempt=attempt)
     if stage in _OF_ONE_SHARD and (beside := _beside_a_failed_shard(connection, request_id, run_id)) is not None:
         return beside
@@ -152,11 +142,6 @@ def _failed_and_may_be_resumed() -> sa.ColumnElement[bool]:
     return sa.and_(_rows.status == RequestStatus.FAILED, _rows.error_code.not_in(_REQUESTERS))
 
 
-def _is_completed(connection: sa.Connection, request_id: int) -> bool:
-    status = connection.execute(sa.select(_rows.status).where(_rows.id == request_id)).scalar()
-    return bool(status == RequestStatus.COMPLETED)
-
-
 def enter_completed(
     connection: sa.Connection,
     request_id: int,
@@ -168,29 +153,16 @@ def enter_completed(
 ) -> Ownership:
     """Enter a stage of a completed request: the stage changes, the status stays.
 
-    Args:
-        connection: an open transaction.
-        request_id: the row.
-        stage: ``notify_recipients``, or ``publish`` tried again after it had completed the row.
-        run_id: this run.
-        lineage: the runs that this one re-executes; None to take the row from any run (for mails, because only
-            ``export_notifications`` decides who gets one).
-        attempt: the attempt that this run was launched for; it also owns the row if the row has the same attempt.
-
-    Raises:
-        ExportCanceled, OwnershipLost: as ``enter``.
+    The stage is ``notify_recipients``, or ``publish`` tried again after it had completed the row. Without ``lineage``
+    the row is taken from any run (for mails, because only ``export_notifications`` decides who gets one). A run also
+    owns the row if it was launched for the same ``attempt``.
     """
     owned = _rows.status == RequestStatus.COMPLETED
     if lineage is not None:
         same_attempt = sa.false() if attempt is None else _rows.attempt == attempt
         owned = sa.and_(owned, sa.or_(_rows.run_id.in_([run_id, *lineage]), same_attempt))
-    now = current_instant()
-    taken = connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, owned)
-        .values(stage=stage, run_id=run_id, message=None, heartbeat_at=now, updated_at=now)
-        .returning(_rows.uid, _rows.attempt, _rows.manifest_key, _rows.claim_id)
-    ).first()
+    change = {"stage": stage, "run_id": run_id, "message": None, "heartbeat_at": current_instant()}
+    taken = change_request(connection, _rows.id == request_id, owned, **change)
     if taken is None:
         raise ownership_error(connection, request_id)
     return Ownership(taken.uid, taken.attempt, taken.manifest_key, claim_id=taken.claim_id)
@@ -201,24 +173,20 @@ def _take(
 ) -> Ownership:
     now = current_instant()
     read = {"postponed_at": None} if stage is Stage.SERIALIZE else {}
-    taken = connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, condition, _rows.cancel_requested_at.is_(None))
-        .values(
-            status=RequestStatus.RUNNING,
-            stage=stage,
-            run_id=run_id,
-            rows_done=0,
-            error_code=None,
-            message=None,
-            completed_at=None,
-            heartbeat_at=now,
-            started_at=sa.func.coalesce(_rows.started_at, now),
-            updated_at=now,
-            **read,
-        )
-        .returning(_rows.uid, _rows.organization_id, _rows.attempt, _rows.rows_total, _rows.claim_id)
-    ).first()
+    taken = change_request(
+        connection,
+        sa.and_(_rows.id == request_id, condition, _rows.cancel_requested_at.is_(None)),
+        status=RequestStatus.RUNNING,
+        stage=stage,
+        run_id=run_id,
+        rows_done=0,
+        error_code=None,
+        message=None,
+        completed_at=None,
+        heartbeat_at=now,
+        started_at=sa.func.coalesce(_rows.started_at, now),
+        **read,
+    )
     if taken is None:
         raise ownership_error(connection, request_id)
     if read:
@@ -244,19 +212,8 @@ def ownership_error(connection: sa.Connection, request_id: int) -> Exception:
 
 
 def heartbeat(connection: sa.Connection, request_id: int, *, run_id: str, values: Mapping[str, Any]) -> None:
-    """Write a heartbeat and the progress of the run (``rows_done``, ``rows_total``, ``snapshot_at``).
-
-    Raises:
-        ExportCanceled: the requester canceled.
-        OwnershipLost: the row belongs to another run, or is finished.
-    """
-    now = current_instant()
-    found = connection.execute(
-        export_requests.update()
-        .where(_is_active(request_id, run_id))
-        .values(heartbeat_at=now, updated_at=now, **values)
-    )
-    if found.rowcount != 1:
+    """Write a heartbeat and the progress of the run (``rows_done``, ``rows_total``, ``snapshot_at``)."""
+    if change_request(connection, _is_active(request_id, run_id), heartbeat_at=current_instant(), **values) is None:
         raise ownership_error(connection, request_id)
 
 
@@ -265,10 +222,6 @@ def lock(connection: sa.Connection, request_id: int, *, run_id: str) -> None:
 
     For work that has to be undone if the request ends. A cancellation comes before, and this raises, or after the
     transaction, and finds the work. (SQLite ignores the lock; its write transactions exclude each other.)
-
-    Raises:
-        ExportCanceled: the requester canceled.
-        OwnershipLost: the row belongs to another run, or is finished.
     """
     if connection.execute(sa.select(_rows.id).where(_is_active(request_id, run_id)).with_for_update()).first() is None:
         raise ownership_error(connection, request_id)

@@ -20,6 +20,7 @@ from export_pipeline.database.tables import export_events, export_notifications,
 from export_pipeline.database.types import current_instant, generated_uuid, instant_after
 from export_pipeline.failures import FailureCode
 from export_pipeline.requests.audit import COMMAND, record, record_input
+from export_pipeline.requests.models import change_request
 
 FIRST_WAIT_SECONDS = 15.0
 LONGEST_WAIT_SECONDS = 3600.0
@@ -112,18 +113,15 @@ def claim(
     The state of the table is the cursor, so a row that commits late is found whatever its id. Locked rows are skipped.
     While the source or the store does not answer, one request at a time probes it.
 
-    Args:
-        connection: an open transaction.
-        limit: the maximum number of claims.
-        per_organization: the maximum number of requests of an organization that are claimed and have not begun. The
-            others wait here, where waiting costs nothing and ``priority`` counts; None = no bound.
-        in_total: the same for all organizations together. The organization with the fewest claims goes first.
+    At most ``per_organization`` requests of an organization, and ``in_total`` of all, are claimed and have not begun;
+    None = no bound. The others wait here, where waiting costs nothing and ``priority`` counts. The organization with
+    the fewest claims goes first.
     """
     limit = _allowed(connection, limit, in_total)
     if limit <= 0:
         return []
     probe = is_any_postponed(connection)
-    ids = list(connection.execute(_chosen(limit, per_organization, probe=probe)).scalars())
+    ids = connection.execute(_chosen(limit, per_organization, probe=probe)).scalars().all()
     ended = _ENDED_BEFORE  # EXPORT_MAX_ATTEMPTS counts from zero again
     uncounted = sa.case((ended, _rows.attempt), (_rows.uncounted_attempts > _rows.attempt, _rows.attempt))
     claimed = connection.execute(
@@ -221,20 +219,8 @@ def requeue(
     connection: sa.Connection, condition: sa.ColumnElement[bool], detail: Mapping[str, Any], **values: Any
 ) -> bool:
     """Return the request that meets the condition to the queue, without its run, and record why."""
-    requeued = connection.execute(
-        export_requests.update()
-        .where(condition)
-        .values(
-            status=RequestStatus.QUEUED,
-            stage=None,
-            run_id=None,
-            claimed_at=None,
-            rows_done=0,
-            updated_at=current_instant(),
-            **values,
-        )
-        .returning(_rows.uid, _rows.organization_id)
-    ).first()
+    reset = {"status": RequestStatus.QUEUED, "stage": None, "run_id": None, "claimed_at": None, "rows_done": 0}
+    requeued = change_request(connection, condition, **reset, **values)
     if requeued is not None:
         record(connection, requeued.uid, requeued.organization_id, EventKind.REQUEUED, detail)
     return requeued is not None

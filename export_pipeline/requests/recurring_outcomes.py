@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -37,41 +36,34 @@ PAUSE_AT_ONCE = frozenset(
 
 def note_completed(connection: sa.Connection, request_id: int) -> None:
     """Advance the high-water mark past the window of a completed request, and reset the failure count."""
-
-    def values(recurring: sa.Row[Any], request: sa.Row[Any]) -> dict[str, Any]:
-        changed: dict[str, Any] = {"failures_in_a_row": 0}
-        if recurring.window_kind == WindowKind.SINCE_LAST_SUCCESS:
-            # Rows that were created after the request are not in its files, wherever its window ends.
-            end = min(request.window_before, request.created_at) if request.window_before else None
-            covered = Window(request.window_from, end)
-            changed["high_water_mark"] = advance_high_water_mark(recurring.high_water_mark, covered)
-        return changed
-
-    read = (_rows.window_kind, _rows.high_water_mark)
-    _update(
-        connection, request_id, read, (_requests.window_from, _requests.window_before, _requests.created_at), values
-    )
+    recurring = _locked(connection, request_id)
+    if recurring is None:
+        return
+    changed: dict[str, Any] = {"failures_in_a_row": 0}
+    if recurring.window_kind == WindowKind.SINCE_LAST_SUCCESS:
+        # Rows that were created after the request are not in its files, wherever its window ends.
+        end = min(recurring.window_before, recurring.requested_at) if recurring.window_before else None
+        covered = Window(recurring.window_from, end)
+        changed["high_water_mark"] = advance_high_water_mark(recurring.high_water_mark, covered)
+    change_recurring(connection, _rows.id == recurring.id, **changed)
 
 
 def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailure) -> None:
     """Count a failure; pause the recurring export after too many, or if only a person can correct the cause."""
-
-    def values(recurring: sa.Row[Any], _request: sa.Row[Any]) -> dict[str, Any]:
-        failures = recurring.failures_in_a_row + 1
-        changed: dict[str, Any] = {"failures_in_a_row": failures}
-        too_many = failures >= recurring.max_failures
-        if not recurring.paused and (too_many or failure.code in PAUSE_AT_ONCE):
-            reason = f"{failure.code}: {failure.requester_message}"
-            counted = f"{failures} failures in a row, the last one: {reason}"
-            changed |= {
-                "paused_at": current_instant(),
-                "pause_reason": reason if failure.code in PAUSE_AT_ONCE else counted,
-                "paused_over": request_id,
-            }
-        return changed
-
-    read = (_rows.failures_in_a_row, _rows.max_failures, _rows.paused_at.is_not(None).label("paused"))
-    _update(connection, request_id, read, (), values)
+    recurring = _locked(connection, request_id)
+    if recurring is None:
+        return
+    failures = recurring.failures_in_a_row + 1
+    changed: dict[str, Any] = {"failures_in_a_row": failures}
+    at_once = failure.code in PAUSE_AT_ONCE
+    if recurring.paused_at is None and (at_once or failures >= recurring.max_failures):
+        reason = f"{failure.code}: {failure.requester_message}"
+        changed |= {
+            "paused_at": current_instant(),
+            "pause_reason": reason if at_once else f"{failures} failures in a row, the last one: {reason}",
+            "paused_over": request_id,
+        }
+    change_recurring(connection, _rows.id == recurring.id, **changed)
 
 
 def covered_by(connection: sa.Connection, request_id: int) -> str | None:
@@ -81,7 +73,7 @@ def covered_by(connection: sa.Connection, request_id: int) -> str | None:
     """
     later = export_requests.alias()
     its = later.c
-    found = connection.execute(
+    return connection.execute(
         sa.select(its.uid)
         .join_from(export_requests, recurring_exports, _rows.id == _requests.recurring_export_id)
         .join(later, its.recurring_export_id == _requests.recurring_export_id)
@@ -102,24 +94,25 @@ def covered_by(connection: sa.Connection, request_id: int) -> str | None:
         .order_by(its.id)
         .limit(1)
     ).scalar()
-    return None if found is None else str(found)
 
 
-def _update(
-    connection: sa.Connection,
-    request_id: int,
-    read: tuple[sa.ColumnElement[Any], ...],
-    columns: tuple[sa.ColumnElement[Any], ...],
-    values: Callable[[sa.Row[Any], sa.Row[Any]], dict[str, Any]],
-) -> None:
-    """Update the recurring export of a request, if its organization has it, and lock its row meanwhile."""
-    request = connection.execute(
-        sa.select(_requests.recurring_export_id, _requests.organization_id, *columns).where(_requests.id == request_id)
-    ).one()
-    if request.recurring_export_id is None:
-        return
-    own = sa.and_(_rows.id == request.recurring_export_id, _rows.organization_id == request.organization_id)
-    recurring = connection.execute(sa.select(*read).where(own).with_for_update()).first()
-    if recurring is not None:
-        changed = values(recurring, request)
-        connection.execute(recurring_exports.update().where(own).values(**changed, updated_at=current_instant()))
+def _locked(connection: sa.Connection, request_id: int) -> sa.Row[Any] | None:
+    """The recurring export of a request, locked, if its organization has it; with the request's window and creation."""
+    own = sa.and_(_requests.recurring_export_id == _rows.id, _requests.organization_id == _rows.organization_id)
+    return connection.execute(
+        sa.select(
+            recurring_exports,
+            _requests.window_from,
+            _requests.window_before,
+            _requests.created_at.label("requested_at"),
+        )
+        .join(export_requests, own)
+        .where(_requests.id == request_id)
+        .with_for_update(of=recurring_exports)
+    ).first()
+
+
+def change_recurring(connection: sa.Connection, condition: sa.ColumnElement[bool], **values: Any) -> bool:
+    """Change the recurring export that meets the condition; False if there is none."""
+    change = recurring_exports.update().where(condition).values(**values, updated_at=current_instant())
+    return connection.execute(change).rowcount == 1

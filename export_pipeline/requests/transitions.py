@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -17,7 +16,8 @@ from export_pipeline.database.types import current_instant, instant_after
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.requests import billing, notifications, webhooks
 from export_pipeline.requests.audit import record, record_input
-from export_pipeline.requests.models import has_uid
+from export_pipeline.requests.download_links import StoredFile
+from export_pipeline.requests.models import change_request, has_uid
 from export_pipeline.requests.ownership import ownership_error
 from export_pipeline.requests.queue import MOST_POSTPONEMENTS, requeue, wait_seconds, wake
 from export_pipeline.requests.recurring_outcomes import covered_by, note_completed, note_failed
@@ -25,60 +25,35 @@ from export_pipeline.requests.recurring_outcomes import covered_by, note_complet
 _rows = export_requests.c
 
 
-@dataclass(frozen=True)
-class DeliveredFile:
-    """A file to record in ``export_files``."""
-
-    ordinal: int
-    key: str
-    name: str
-    bytes: int
-    rows: int
-    sha256: str
-    media_type: str
-    content_encoding: str | None
-
-
 def complete(
     connection: sa.Connection,
     request_id: int,
     *,
     run_id: str,
-    files: Sequence[DeliveredFile],
+    files: Sequence[StoredFile],
     manifest_key: str,
     expires_at: datetime,
 ) -> None:
     """Complete a request whose manifest is written, and record its files.
 
-    Raises:
-        ExportCanceled: the requester canceled at the last moment; the caller deletes the files.
-        OwnershipLost: the row belongs to another run.
+    ``ExportCanceled`` if the requester canceled at the last moment: the caller deletes the files. ``OwnershipLost``.
     """
     now = current_instant()
     rows = sum(file.rows for file in files)
-    done = connection.execute(
-        export_requests.update()
-        .where(
-            _rows.id == request_id,
-            _rows.run_id == run_id,
-            _rows.status == RequestStatus.RUNNING,
-            _rows.cancel_requested_at.is_(None),
-        )
-        .values(
-            status=RequestStatus.COMPLETED,
-            rows_done=rows,
-            row_count=rows,
-            byte_count=sum(file.bytes for file in files),
-            file_count=len(files),
-            manifest_key=manifest_key,
-            heartbeat_at=now,
-            completed_at=now,
-            expires_at=expires_at,
-            postponed_at=None,
-            updated_at=now,
-        )
-        .returning(_rows.uid, _rows.organization_id)
-    ).first()
+    done = change_request(
+        connection,
+        _is_working(request_id, run_id),
+        status=RequestStatus.COMPLETED,
+        rows_done=rows,
+        row_count=rows,
+        byte_count=sum(file.bytes for file in files),
+        file_count=len(files),
+        manifest_key=manifest_key,
+        heartbeat_at=now,
+        completed_at=now,
+        expires_at=expires_at,
+        postponed_at=None,
+    )
     if done is None:
         raise ownership_error(connection, request_id)
     connection.execute(export_files.delete().where(export_files.c.request_id == request_id))
@@ -87,6 +62,16 @@ def complete(
     note_completed(connection, request_id)
     webhooks.enqueue(connection, request_id, WebhookEvent.COMPLETED)
     record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
+
+
+def _is_working(request_id: int, run_id: str) -> sa.ColumnElement[bool]:
+    """The run owns the request and works on it, and no cancellation was requested."""
+    return sa.and_(
+        _rows.id == request_id,
+        _rows.run_id == run_id,
+        _rows.status == RequestStatus.RUNNING,
+        _rows.cancel_requested_at.is_(None),
+    )
 
 
 def fail(connection: sa.Connection, request_id: int, failure: ExportFailure, *, run_id: str) -> bool:
@@ -119,19 +104,14 @@ def _fail(
 def _write_failure(
     connection: sa.Connection, request_id: int, failure: ExportFailure, condition: sa.ColumnElement[bool]
 ) -> bool:
-    now = current_instant()
-    failed = connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, condition)
-        .values(
-            status=RequestStatus.FAILED,
-            error_code=failure.code.value,
-            message=failure.requester_message,
-            completed_at=now,
-            updated_at=now,
-        )
-        .returning(_rows.uid, _rows.organization_id)
-    ).first()
+    failed = change_request(
+        connection,
+        sa.and_(_rows.id == request_id, condition),
+        status=RequestStatus.FAILED,
+        error_code=failure.code.value,
+        message=failure.requester_message,
+        completed_at=current_instant(),
+    )
     if failed is not None:
         record_input(connection, [request_id])  # a request that was refused when it was made has no trail yet
         note_failed(connection, request_id, failure)
@@ -149,16 +129,9 @@ def _write_failure(
 def postpone(connection: sa.Connection, request_id: int, failure: ExportFailure, *, run_id: str) -> bool:
     """Return a request to the queue because something that its run needs does not answer; no attempt is used up.
 
-    Returns:
-        False if the run no longer owns the request, or if it was postponed for about a day and has to fail.
+    False if the run no longer owns the request, or if it was postponed for about a day and has to fail.
     """
-    owned = sa.and_(
-        _rows.id == request_id,
-        _rows.run_id == run_id,
-        _rows.status == RequestStatus.RUNNING,
-        _rows.cancel_requested_at.is_(None),
-        _rows.postponements < MOST_POSTPONEMENTS,
-    )
+    owned = sa.and_(_is_working(request_id, run_id), _rows.postponements < MOST_POSTPONEMENTS)
     now = current_instant().label("now")
     row = connection.execute(sa.select(_rows.attempt, _rows.postponements, now).where(owned)).first()
     if row is None:
@@ -187,8 +160,7 @@ _NO_ANSWER = {
 def retry(connection: sa.Connection, uid: str, *, actor: str) -> bool:
     """Return a failed or canceled request to the queue with new attempts; False if it is neither.
 
-    Raises:
-        ExportFailure: ``invalid_request``, a later request of its recurring export delivers its rows.
+    ``invalid_request`` if a later request of its recurring export delivers its rows.
     """
     ended = sa.and_(has_uid(uid), _rows.status.in_((RequestStatus.FAILED, RequestStatus.CANCELED)))
     row = connection.execute(sa.select(_rows.id, _rows.uid, _rows.organization_id).where(ended)).first()
@@ -200,34 +172,27 @@ def retry(connection: sa.Connection, uid: str, *, actor: str) -> bool:
             f"The later request {later} of the same recurring export delivers rows of this one, which would be "
             f"delivered twice. To deliver them twice, run: export-pipeline recurring run-now ID --again {row.uid}.",
         )
-    again = connection.execute(
-        export_requests.update()
-        .where(ended)
-        .values(
-            status=RequestStatus.QUEUED,
-            claimed_at=None,
-            run_id=None,
-            cancel_requested_at=None,
-            not_before=None,
-            postponed_at=None,
-            postponements=0,
-            updated_at=current_instant(),
-        )
+    again = change_request(
+        connection,
+        ended,
+        status=RequestStatus.QUEUED,
+        claimed_at=None,
+        run_id=None,
+        cancel_requested_at=None,
+        not_before=None,
+        postponed_at=None,
+        postponements=0,
     )
-    if again.rowcount:
+    if again is not None:
         record(connection, row.uid, row.organization_id, EventKind.REQUEUED, {"retried": True}, actor=actor)
-    return bool(again.rowcount)
+    return again is not None
 
 
 def request_cancel(connection: sa.Connection, uid: str) -> bool:
     """Request that a request is canceled; False if it is unknown or already finished."""
-    now = current_instant()
-    requested = connection.execute(
-        export_requests.update()
-        .where(has_uid(uid), _rows.status.in_(UNFINISHED))
-        .values(cancel_requested_at=sa.func.coalesce(_rows.cancel_requested_at, now), updated_at=now)
-    )
-    return requested.rowcount == 1
+    requested_at = sa.func.coalesce(_rows.cancel_requested_at, current_instant())
+    unfinished = sa.and_(has_uid(uid), _rows.status.in_(UNFINISHED))
+    return change_request(connection, unfinished, cancel_requested_at=requested_at) is not None
 
 
 def cancel(
@@ -247,23 +212,17 @@ def cancel(
     """
     now = current_instant()
     requested = _rows.cancel_requested_at
-    canceled = connection.execute(
-        export_requests.update()
-        .where(
-            _rows.id == request_id,
-            _rows.status.in_(UNFINISHED),
-            sa.true() if run_id is None else sa.or_(_rows.run_id == run_id, requested.is_not(None)),
-            sa.true() if claim_id is None else sa.and_(_rows.claim_id == claim_id, _rows.run_id.is_(None)),
-        )
-        .values(
-            status=RequestStatus.CANCELED,
-            message=sa.case((requested.is_not(None), by_requester), else_=by_operator),
-            cancel_requested_at=sa.func.coalesce(requested, now),
-            completed_at=now,
-            updated_at=now,
-        )
-        .returning(_rows.uid, _rows.organization_id)
-    ).first()
+    canceled = change_request(
+        connection,
+        _rows.id == request_id,
+        _rows.status.in_(UNFINISHED),
+        sa.true() if run_id is None else sa.or_(_rows.run_id == run_id, requested.is_not(None)),
+        sa.true() if claim_id is None else sa.and_(_rows.claim_id == claim_id, _rows.run_id.is_(None)),
+        status=RequestStatus.CANCELED,
+        message=sa.case((requested.is_not(None), by_requester), else_=by_operator),
+        cancel_requested_at=sa.func.coalesce(requested, now),
+        completed_at=now,
+    )
     if canceled is not None:
         record_input(connection, [request_id])  # a request that was never claimed has no trail yet
         billing.release(connection, canceled.uid)
@@ -274,28 +233,22 @@ def cancel(
 
 def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
     """Requests with a cancellation that is not carried out yet: (id, uid)."""
-    found = connection.execute(
-        sa.select(_rows.id, _rows.uid).where(_rows.status.in_(UNFINISHED), _rows.cancel_requested_at.is_not(None))
-    )
-    return [(row.id, row.uid) for row in found]
+    requested = sa.and_(_rows.status.in_(UNFINISHED), _rows.cancel_requested_at.is_not(None))
+    return [tuple(row) for row in connection.execute(sa.select(_rows.id, _rows.uid).where(requested))]
 
 
 def owned(connection: sa.Connection) -> list[tuple[int, str, str]]:
     """Running requests: (id, uid, id of the run that owns it)."""
-    found = connection.execute(
-        sa.select(_rows.id, _rows.uid, _rows.run_id).where(
-            _rows.status == RequestStatus.RUNNING, _rows.run_id.is_not(None)
-        )
-    )
-    return [(row.id, row.uid, row.run_id) for row in found]
+    running = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.run_id.is_not(None))
+    return [tuple(row) for row in connection.execute(sa.select(_rows.id, _rows.uid, _rows.run_id).where(running))]
 
 
 def note(connection: sa.Connection, request_id: int, message: str | None, *, run_id: str) -> None:
     """Write a message on a completed request for its application, such as that a mail was not sent."""
-    connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED, _rows.run_id == run_id)
-        .values(message=message, updated_at=current_instant())
+    change_request(
+        connection,
+        sa.and_(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED, _rows.run_id == run_id),
+        message=message,
     )
 
 
@@ -307,19 +260,14 @@ def notified(connection: sa.Connection, request_id: int, counts: Mapping[Notific
 
 
 INTERNAL = ExportFailure(
-    FailureCode.INTERNAL_ERROR,
-    "The export failed inside the pipeline: the failed step's metadata says where.",
+    FailureCode.INTERNAL_ERROR, "The export failed inside the pipeline: the failed step's metadata says where."
 )
 
 
 def expire(connection: sa.Connection, request_id: int) -> None:
     """Mark a completed request expired, before its files are deleted."""
-    expired = connection.execute(
-        export_requests.update()
-        .where(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED)
-        .values(status=RequestStatus.EXPIRED, updated_at=current_instant())
-        .returning(_rows.uid, _rows.organization_id)
-    ).first()
+    completed = sa.and_(_rows.id == request_id, _rows.status == RequestStatus.COMPLETED)
+    expired = change_request(connection, completed, status=RequestStatus.EXPIRED)
     if expired is not None:
         billing.release(connection, expired.uid)  # a mail that is not sent by now never will be
         record(connection, expired.uid, expired.organization_id, EventKind.EXPIRED)
@@ -347,5 +295,4 @@ def past_retention(connection: sa.Connection) -> list[tuple[int, str]]:
         .where(_rows.status == RequestStatus.EXPIRED, export_files.c.deleted_at.is_(None))
         .distinct()
     )
-    found = [row for query in (due, undeleted) for row in connection.execute(query)]
-    return [(row.id, row.uid) for row in found]
+    return [tuple(row) for query in (due, undeleted) for row in connection.execute(query)]

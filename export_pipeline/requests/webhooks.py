@@ -47,23 +47,12 @@ def enqueue(connection: sa.Connection, request_id: int, event: WebhookEvent) -> 
 
 
 def take_due(
-    connection: sa.Connection,
-    *,
-    limit: int,
-    lease: timedelta,
-    at_once: int | None = None,
-    busy: Collection[str] = (),
+    connection: sa.Connection, *, limit: int, lease: timedelta, at_once: int | None = None, busy: Collection[str] = ()
 ) -> list[Webhook]:
     """Take due webhooks, interleaving the organizations, for ``lease`` or until the result is recorded.
 
-    A process that dies with a webhook uses up one try, because the call may have arrived.
-
-    Args:
-        connection: an open transaction.
-        limit: the maximum number.
-        lease: how long no other process takes them.
-        at_once: the maximum number of one organization; None for any number.
-        busy: organizations of which none is taken now.
+    A process that dies with a webhook uses up one try, because the call may have arrived. Of one organization at most
+    ``at_once`` are taken (None for any number), of the ``busy`` ones none.
     """
     due = sa.and_(_hooks.status == WebhookStatus.PENDING, _hooks.next_try_at <= instant_after(0))
     turn = sa.func.row_number().over(partition_by=_rows.organization_id, order_by=_hooks.next_try_at).label("turn")
@@ -83,11 +72,7 @@ def take_due(
     taken = connection.execute(
         export_webhooks.update()
         .where(_hooks.id.in_(ids), due)
-        .values(
-            tries=_hooks.tries + 1,
-            next_try_at=instant_after(lease.total_seconds()),
-            updated_at=current_instant(),
-        )
+        .values(tries=_hooks.tries + 1, next_try_at=instant_after(lease.total_seconds()), updated_at=current_instant())
         .returning(_hooks.id)
     ).scalars()
     found = connection.execute(
@@ -105,10 +90,7 @@ def take_due(
         .where(_hooks.id.in_(list(taken)))
         .order_by(_hooks.id)
     )
-    return [
-        Webhook(row.id, str(row.uid), WebhookEvent(row.event), *row[3:5], str(row[5]), row[6], str(row[7]))
-        for row in found
-    ]
+    return [Webhook(row.id, row.uid, WebhookEvent(row.event), *row[3:]) for row in found]
 
 
 def any_due(connection: sa.Connection) -> bool:
@@ -125,14 +107,9 @@ def any_due(connection: sa.Connection) -> bool:
 def record_result(
     connection: sa.Connection, webhook: Webhook, *, taken: bool, answer: str, retry_seconds: float | None
 ) -> None:
-    """Write the result of a try.
+    """Write the result of a try: whether it was ``taken`` (2xx), and the status code or what went wrong.
 
-    Args:
-        connection: an open transaction.
-        webhook: the call.
-        taken: whether it was answered with 2xx.
-        answer: the status code, or what went wrong.
-        retry_seconds: the first wait; each further one is four times as long, up to ``MAX_TRIES``; None = no retry.
+    ``retry_seconds`` is the first wait; each further one is four times as long, up to ``MAX_TRIES``; None = no retry.
     """
     status, wait = WebhookStatus.DELIVERED, 0.0
     if not taken:

@@ -57,11 +57,7 @@ class Schedule:
 
 @lru_cache(maxsize=_CACHED)
 def checked_schedule(cron: str, time_zone: str) -> Schedule:
-    """A schedule that fires at least once.
-
-    Raises:
-        ExportFailure: ``invalid_schedule`` or ``invalid_option``, naming ``cron`` or ``time_zone``.
-    """
+    """A schedule that fires at least once (``invalid_schedule``, ``invalid_option``)."""
     checked_zone(time_zone, "time_zone")
     if len(cron) > _LONGEST_EXPRESSION or len(cron.split()) != 5:
         raise _invalid(cron, "needs five fields: minute, hour, day of month, month, day of week, such as 0 6 * * MON")
@@ -97,28 +93,19 @@ def _invalid(cron: str, problem: str) -> ExportFailure:
 def next_fire(schedule: Schedule, after: datetime) -> datetime:
     """The first fire time (UTC) after an instant.
 
-    Raises:
-        ExportFailure: ``invalid_schedule``, it never fires again (within cronsim's 50 years, or before the year 9999).
+    ``invalid_schedule`` if it never fires again (within cronsim's 50 years, or before the year 9999).
     """
     return _fire(schedule, after.astimezone(UTC), reverse=False)
 
 
 @lru_cache(maxsize=_CACHED)
 def last_fire(schedule: Schedule, until: datetime) -> datetime:
-    """The last fire time (UTC) at or before an instant.
-
-    Raises:
-        ExportFailure: ``invalid_schedule``, it never fired before (within cronsim's 50 years).
-    """
+    """The last fire time (UTC) at or before an instant; ``invalid_schedule`` if there is none in 50 years (cronsim)."""
     return _fire(schedule, until.astimezone(UTC), reverse=True)
 
 
 def fire_times(schedule: Schedule, after: datetime) -> Iterator[datetime]:
-    """All fire times (UTC) after an instant, in order and without end.
-
-    Raises:
-        ExportFailure: as ``next_fire``.
-    """
+    """All fire times (UTC) after an instant, in order and without end."""
     while True:
         after = next_fire(schedule, after)
         yield after

@@ -2,7 +2,8 @@
 
 A time that occurs twice begins at its first occurrence and ends at its second. A time that never occurs means the
 instant at which the clock jumps over it: if 00:30 is skipped, the rows at or after 00:30 are the rows from the jump on,
-and the rows at or before it are the rows until the jump.
+and the rows at or before it are the rows until the jump. An instant outside the years 1 to 9999 in UTC is an
+``OverflowError``.
 """
 
 from __future__ import annotations
@@ -36,21 +37,13 @@ def read_end(parsed: datetime, text: object) -> datetime:
 
 
 def beginning(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The first instant (UTC) of a naive wall time.
-
-    Raises:
-        OverflowError: the instant is outside the years 1 to 9999 in UTC.
-    """
+    """The first instant (UTC) of a naive wall time."""
     earlier, later = _readings(wall, zone)
     return offset_change(later, earlier, zone) if later < earlier else earlier
 
 
 def end_of_second(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The instant (UTC) at which the second of a naive wall time ends for the last time.
-
-    Raises:
-        OverflowError: the instant is outside the years 1 to 9999 in UTC.
-    """
+    """The instant (UTC) at which the second of a naive wall time ends for the last time."""
     earlier, later = _readings(wall.replace(microsecond=0), zone)
     return offset_change(later, earlier, zone) if later < earlier else later + _SECOND
 

@@ -1,4 +1,7 @@
-"""Decide what a recurring export does at an instant, and which rows each of its requests covers."""
+"""Decide what a recurring export does at an instant, and which rows each of its requests covers.
+
+A schedule that never fires again is ``invalid_schedule``.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +60,7 @@ class Decision:
 
 
 def is_due(rules: Rules, last_fired_for: datetime, now: datetime) -> bool:
-    """Whether a fire time is due.
-
-    Raises:
-        ExportFailure: ``invalid_schedule``, it never fires again.
-    """
+    """Whether a fire time is due."""
     return next_fire(rules.schedule, last_fired_for) + rules.lag <= now
 
 
@@ -73,14 +72,8 @@ def is_ahead(now: datetime, *marks: datetime | None) -> bool:
 def decide(rules: Rules, last_fired_for: datetime, now: datetime, unfinished_since: datetime | None) -> Decision:
     """Decide about the fire times since the last one that became a request or was skipped.
 
-    Args:
-        rules: the rules of the recurring export.
-        last_fired_for: that last fire time; before the first, the creation of the row.
-        now: the current instant.
-        unfinished_since: the creation of the newest unfinished request; None if all have ended.
-
-    Raises:
-        ExportFailure: ``invalid_schedule``, it never fires again.
+    Before the first that is the creation of the row. ``unfinished_since`` is the creation of the newest unfinished
+    request; None if all have ended.
     """
     if not is_due(rules, last_fired_for, now):
         return Decision(Act.WAIT)

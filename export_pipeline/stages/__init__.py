@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from export_pipeline.catalog.loader import Catalog
     from export_pipeline.messaging.message import MailProvider
-    from export_pipeline.requests.organizations import Organizations
     from export_pipeline.settings import Settings
     from export_pipeline.source.readers import Source
     from export_pipeline.storage.staging import Staging
@@ -43,10 +42,6 @@ class Services(Protocol):
     @property
     def catalog(self) -> Catalog:
         """What may be exported."""
-
-    @property
-    def organizations(self) -> Organizations:
-        """Where organizations are read from."""
 
     @property
     def source(self) -> Source:

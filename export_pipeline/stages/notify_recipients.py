@@ -23,7 +23,7 @@ from export_pipeline.recurring.unsubscribe import make_token
 from export_pipeline.requests import notifications, transitions
 from export_pipeline.requests.download_links import create, download_url
 from export_pipeline.requests.models import ExportRequest, load_request
-from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.organizations import read_organization
 from export_pipeline.requests.validation.mail import is_silent, recipients_of_files, sender_of
 from export_pipeline.settings import Settings
 from export_pipeline.stages import Services
@@ -77,8 +77,8 @@ def mail_recipients(
     """
     with reading(services.database) as connection:
         request = load_request(connection, request_id)
-        organization = services.organizations.get(connection, request.organization_id)
-        sender, sender_note = sender_for(connection, services.organizations, request)
+        organization = read_organization(connection, request.organization_id)
+        sender, sender_note = sender_for(connection, request)
     announcement = Announcement(
         request_id=request_id,
         manifest=read_manifest(services.store, request.manifest_key or ""),
@@ -150,16 +150,14 @@ def _raise_for(result: SendResult) -> None:
         )
 
 
-def sender_for(
-    connection: sa.Connection, organizations: Organizations, request: ExportRequest
-) -> tuple[Address | None, str | None]:
+def sender_for(connection: sa.Connection, request: ExportRequest) -> tuple[Address | None, str | None]:
     """The sender of a published export's mails (None for the platform's address), and a note for its row.
 
     ``plan`` has already refused senders that could not be used then. A sender that was lost since then does not stop
     the mails: the platform sends what is still to be sent, and the row says so.
     """
     try:
-        sender = sender_of(connection, organizations, request)
+        sender = sender_of(connection, request)
         return (None if sender is None else parse_address(sender.email, display_name=sender.name or "")), None
     except ExportFailure as failure:
         lost: str = failure.code

@@ -34,7 +34,7 @@ from export_pipeline.requests.models import ExportRequest, load_request
 from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.validation.files import Options
 from export_pipeline.requests.validation.request import Preflight, admit
-from export_pipeline.requests.validation.rows import Identity, layout_of
+from export_pipeline.requests.validation.rows import Identity
 from export_pipeline.source.lookups import check_lists, find_custom_fields, find_segments
 from export_pipeline.source.query import Selection, build_query
 from export_pipeline.source.readers import Source, open_snapshot
@@ -113,7 +113,7 @@ def plan_request(services: Services, request_id: int, *, run_id: str, attempt: i
     """
     with reading(services.database) as connection:
         request = load_request(connection, request_id)
-        organization, checked = admit(connection, services.organizations, services.catalog, services.settings, request)
+        organization, checked = admit(connection, services.catalog, services.settings, request)
     if checked.recipients:
         reserve_mails(services.database, request, checked.recipients, run_id=run_id)
     plan = make_plan(request, checked, organization, services.source, attempt)
@@ -185,7 +185,7 @@ def _check_size(conditions: Sequence[Condition]) -> None:
 
 def _layout(dataset: Dataset, name: str) -> Layout:
     """How the request's layout writes; for the default layout, the defaults of every option."""
-    return layout_of(dataset, name) or Layout(columns=(dataset.key,))
+    return dataset.layouts.get(name) or Layout(columns=(dataset.key,))
 
 
 def _expands(checked: Preflight, layout: Layout) -> bool:

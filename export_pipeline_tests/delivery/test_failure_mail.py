@@ -18,7 +18,6 @@ from export_pipeline.messaging.smtp import SmtpMail, SmtpServer
 from export_pipeline.messaging.texts import CATALOG
 from export_pipeline.requests import transitions
 from export_pipeline.requests.audit import operators_message
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.requests.test_states import ask, begin, claim
@@ -59,7 +58,7 @@ def failed(
 
 def tell(database: sa.Engine, provider: MailProvider, request_id: int) -> dict[str, int]:
     settings = Settings(mail_from="Exports <exports@example.org>")
-    counts = mail_failure(database, provider, settings, Organizations(), {"people": DATASET}, request_id)
+    counts = mail_failure(database, provider, settings, {"people": DATASET}, request_id)
     return {status.value: number for status, number in counts.items()}
 
 

@@ -28,7 +28,6 @@ from export_pipeline.messaging.texts import CATALOG
 from export_pipeline.requests import notifications
 from export_pipeline.requests.api_keys import digest_of
 from export_pipeline.requests.models import load_request
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline.settings import Settings
 from export_pipeline.stages.manifest import Manifest, ManifestFile
 from export_pipeline.stages.notify_recipients import Announcement, notify, sender_for
@@ -368,7 +367,7 @@ def test_mails_are_from_the_organizations_sender_while_it_may_be_used(
 
     def sender() -> tuple[Any, str | None]:
         with database.connect() as connection:
-            return sender_for(connection, Organizations(), load_request(connection, request_id))
+            return sender_for(connection, load_request(connection, request_id))
 
     with database.begin() as connection:
         notifications.enqueue(connection, request_id, RECIPIENTS[:1])

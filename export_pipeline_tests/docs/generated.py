@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -32,15 +35,25 @@ def pages() -> dict[Path, str]:
     }
 
 
+def meanings() -> dict[str, str]:
+    """The text under each field of ``Settings``."""
+    (declared,) = ast.parse(inspect.getsource(Settings)).body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(declared.body)
+        if isinstance(field, ast.AnnAssign)
+    }
+
+
 def settings(page: str) -> str:
     """The page with the default and the meaning of each variable as ``Settings`` has them."""
-    entries = {}
+    entries, meaning = {}, meanings()
     for name, field in Settings.model_fields.items():
         variable = field.validation_alias if isinstance(field.validation_alias, str) else f"EXPORT_{name.upper()}"
         default = field.get_default(call_default_factory=True)
         text = default.get_secret_value() if hasattr(default, "get_secret_value") else str(default)
         text = text.replace("sqlite:////", "sqlite:///").replace(str(HOME.parent)[1:], "~")
-        entries[variable] = f"* `{variable}`{f' (`{text}`)' if text else ''}: {field.description}"
+        entries[variable] = f"* `{variable}`{f' (`{text}`)' if text else ''}: {meaning[name]}"
     return re.sub(r"^\* `([A-Z0-9_]+)`.*$", lambda line: entries.get(line[1], line[0]), page, flags=re.MULTILINE)
 
 

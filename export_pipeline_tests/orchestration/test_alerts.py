@@ -188,7 +188,7 @@ def test_a_process_that_dies_while_sending_tells_nobody_twice(
 
     before = watch.cursor
     with monkeypatch.context() as patch:
-        patch.setattr("export_pipeline.messaging.alerts.SlackWebhook.send", die)
+        patch.setattr("export_pipeline.messaging.alerts.post_notice", die)
         with pytest.raises(KeyboardInterrupt):
             watch.tick()
     assert watch.cursor == before

@@ -13,10 +13,11 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.messaging.message import MailNotAccepted
 from export_pipeline.messaging.providers import Outbox
 from export_pipeline.orchestration import ops, tags
-from export_pipeline.requests import billing, transitions
+from export_pipeline.requests import transitions
 from export_pipeline.requests.validation import request as admission
 from export_pipeline.stages import plan
 from export_pipeline_tests.orchestration.conftest import Pipeline
+from export_pipeline_tests.requests.charges import charges
 
 TWO = ["ana@example.com", "bob@example.com"]
 
@@ -29,7 +30,7 @@ def organization(pipeline: Pipeline, **values: Any) -> None:
 def account(pipeline: Pipeline) -> tuple[int | None, dict[str, int]]:
     with pipeline.database.connect() as connection:
         balance = connection.execute(sa.select(organizations.c.email_balance)).scalar()
-        counted = billing.charges(connection, organization_id="acme")
+        counted = charges(connection, organization_id="acme")
         return balance, {status.value: number for status, number in counted.items() if number}
 
 

@@ -12,9 +12,8 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.recurring.dispatch import Tick, make_due
 from export_pipeline.recurring.models import RecurringExport, load_recurring
 from export_pipeline.requests import ownership, transitions
+from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import ExportRequest, load_request
-from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.transitions import DeliveredFile
 
 TEMPLATE = {"dataset": "people", "format": "csv", "recipient_emails": ["ana@example.com"]}
 REFUSED = ExportFailure(FailureCode.STORE_REFUSED, "The store refused.")
@@ -36,7 +35,7 @@ def add(database: sa.Engine, **columns: Any) -> int:
 
 
 def look(database: sa.Engine, now: str) -> Tick:
-    return make_due(database, Organizations(), limit=50, now=at(now))
+    return make_due(database, limit=50, now=at(now))
 
 
 def row(database: sa.Engine, recurring_id: int) -> RecurringExport:
@@ -58,7 +57,7 @@ def update(database: sa.Engine, recurring_id: int, **values: Any) -> None:
 
 def complete(database: sa.Engine, request_id: int, *, rows: int = 3) -> None:
     """As its run does."""
-    file = DeliveredFile(1, "a/b", "b.csv", 10, rows, "0" * 64, "text/csv", None)
+    file = StoredFile(1, "a/b", "b.csv", 10, rows, "0" * 64, "text/csv", None)
     with database.begin() as connection:
         ownership.begin(connection, request_id, run_id="run", lineage=["run"], attempt=None)
         transitions.complete(

@@ -63,7 +63,15 @@ def test_only_recurring_mails_have_a_way_out_and_only_where_it_is_served() -> No
     ],
 )
 def test_a_pause_is_told_in_the_owners_language(locale: str, heading: str) -> None:
-    told = FailureMail(Fault.REQUESTER, "permission_denied", "gone.", "uid", None, "UTC", paused_recurring=12)
+    told = FailureMail(
+        fault=Fault.REQUESTER,
+        error_code="permission_denied",
+        details="gone.",
+        reference="uid",
+        asked_at=None,
+        time_zone="UTC",
+        paused_recurring=12,
+    )
     subject, text, html = failure_message(told, locale)
     assert subject == heading
     for body in (text, html):

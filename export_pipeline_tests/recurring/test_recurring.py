@@ -19,7 +19,6 @@ from export_pipeline.recurring import dispatch, models
 from export_pipeline.recurring.models import MANAGED
 from export_pipeline.requests import transitions
 from export_pipeline.requests.models import ExportRequest, RequestTemplate, insert_request
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline.scheduling.windows import Act, Decision, Window
 from export_pipeline_tests.recurring.rows import TEMPLATE, add, at, cancel, complete, fail, look, made, row, update
 
@@ -47,8 +46,8 @@ def test_the_first_fire_time_is_after_the_row_was_made(database: sa.Engine) -> N
             "INSERT INTO recurring_exports (organization_id, cron, request) VALUES ('acme', '* * * * *', "
             """'{"dataset": "people", "format": "csv", "recipient_emails": []}')"""
         )
-    dispatch.make_due(database, Organizations(), limit=50)
-    dispatch.make_due(database, Organizations(), limit=50, now=utc_now() + timedelta(minutes=1))
+    dispatch.make_due(database, limit=50)
+    dispatch.make_due(database, limit=50, now=utc_now() + timedelta(minutes=1))
     assert 1 <= len(made(database)) <= 2
 
 
@@ -107,7 +106,6 @@ KILLED = """
 import os, sys
 from export_pipeline.recurring import dispatch
 from export_pipeline.database.engine import create_engine
-from export_pipeline.requests.organizations import Organizations
 from export_pipeline_tests.recurring.rows import at
 url, moment = sys.argv[1:]
 original = getattr(dispatch, moment)
@@ -115,7 +113,7 @@ def die(*arguments):
     original(*arguments)
     os._exit(9)
 setattr(dispatch, moment, die)
-dispatch.make_due(create_engine(url), Organizations(), limit=50, now=at("2 10:00"))
+dispatch.make_due(create_engine(url), limit=50, now=at("2 10:00"))
 """
 
 
@@ -309,7 +307,7 @@ def test_the_mark_never_passes_the_instant_at_which_the_request_was_made(databas
     recurring_id = add(database, window_kind="since_last_success", lag_seconds=0)
     with database.begin() as connection:
         later = utc_now() + timedelta(days=30)
-        dispatch.run_now(connection, Organizations(), recurring_id, window=Window(None, later))
+        dispatch.run_now(connection, recurring_id, window=Window(None, later))
     complete(database, made(database)[0].id)
     assert row(database, recurring_id).high_water_mark == made(database)[0].created_at
 
@@ -347,7 +345,7 @@ def test_an_unfinished_request_of_another_organization_holds_nothing_up(database
     for request in made(database)[3:]:
         complete(database, request.id)
     with database.begin() as connection:
-        assert dispatch.run_now(connection, Organizations(), ids[2], now=at("2 10:30"))
+        assert dispatch.run_now(connection, ids[2], now=at("2 10:30"))
 
 
 def test_a_row_that_nothing_can_be_made_of_is_paused_and_says_so_in_a_failed_request(database: sa.Engine) -> None:
@@ -411,7 +409,7 @@ def test_out_of_turn_it_covers_its_turn_or_any_window_again(database: sa.Engine)
 
     def run_now(**options: Any) -> str:
         with database.begin() as connection:
-            return dispatch.run_now(connection, Organizations(), recurring_id, now=at("2 09:30"), **options)
+            return dispatch.run_now(connection, recurring_id, now=at("2 09:30"), **options)
 
     run_now()
     assert windows(database) == [(at("2 08:00"), at("2 09:29"))]

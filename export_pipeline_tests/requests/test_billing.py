@@ -15,6 +15,7 @@ from export_pipeline.database.enums import ChargeStatus, NotificationStatus, Sta
 from export_pipeline.database.tables import email_charges, export_requests, organizations
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode
 from export_pipeline.requests import billing, notifications, ownership, queue, transitions
+from export_pipeline_tests.requests.charges import charges
 from export_pipeline_tests.requests.test_states import FAILURE, ask, begin, claim, complete, enter, row, running
 
 ANA, BOB, EVE = "ana@example.com", "bob@example.com", "eve@example.com"
@@ -38,7 +39,7 @@ def balance_of(connection: sa.Connection, organization: str = "acme") -> int | N
 def account(database: sa.Engine, organization: str = "acme") -> tuple[int | None, int, int, int]:
     """Balance, reserved, charged, released."""
     with database.connect() as connection:
-        counted = billing.charges(connection, organization_id=organization)
+        counted = charges(connection, organization_id=organization)
         reserved, charged, released = (counted[status] for status in ChargeStatus)
         return balance_of(connection, organization), reserved, charged, released
 
@@ -182,7 +183,7 @@ def test_nothing_is_lost_or_made_on_any_way(database: sa.Engine, seed: int) -> N
                 case "top up":
                     put_in += 1
                     connection.execute(organizations.update().values(email_balance=organizations.c.email_balance + 1))
-            counted = billing.charges(connection, organization_id="acme")
+            counted = charges(connection, organization_id="acme")
             assert {status: n for status, n in counted.items() if n} == Counter(model.values())
             balance = balance_of(connection) or 0
             assert balance >= 0
@@ -204,7 +205,7 @@ def test_whatever_ends_a_request_without_mail_gives_everything_back_once(databas
             match end:
                 case "fail":
                     assert not transitions.fail(connection, request_id, FAILURE, run_id="another")
-                    assert billing.charges(connection, request_uid=_uid(connection, request_id))["reserved"] == 2
+                    assert charges(connection, request_uid=_uid(connection, request_id))["reserved"] == 2
                     assert transitions.fail(connection, request_id, FAILURE, run_id="run-1")
                 case "give up":
                     assert transitions.give_up(connection, request_id, FAILURE, attempt=1, run_id="run-1")
@@ -269,8 +270,8 @@ def test_a_re_executed_request_is_paid_again_and_each_mail_is_charged_by_its_end
     with database.connect() as connection:
         charged = sa.select(email_charges.c.recipient).where(email_charges.c.status == "charged")
         assert set(connection.execute(charged).scalars()) == {ANA, EVE, "dan@example.com"}
-        assert sum(billing.charges(connection, request_uid=uid).values()) == 4
-        assert billing.charges(connection) == billing.charges(connection, organization_id="acme")
+        assert sum(charges(connection, request_uid=uid).values()) == 4
+        assert charges(connection) == charges(connection, organization_id="acme")
 
 
 def test_a_mail_of_who_is_not_billed_settles_all_the_same(database: sa.Engine) -> None:

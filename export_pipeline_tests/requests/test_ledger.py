@@ -13,6 +13,7 @@ from export_pipeline.database.enums import NotificationKind, NotificationStatus,
 from export_pipeline.database.tables import organization_members, organizations
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import billing, notifications, queue, transitions
+from export_pipeline_tests.requests.charges import charges
 from export_pipeline_tests.requests.test_states import FAILURE, ask, begin, claim, complete, enter, update
 
 
@@ -153,7 +154,7 @@ def test_recipients_that_cannot_be_read_keep_no_request_from_failing(database: s
 def balance(database: sa.Engine) -> tuple[int, dict[str, int]]:
     with database.connect() as connection:
         left = connection.execute(sa.select(organizations.c.email_balance)).scalar_one()
-        charged = billing.charges(connection, organization_id="acme")
+        charged = charges(connection, organization_id="acme")
     return left, {status.value: number for status, number in charged.items() if number}
 
 

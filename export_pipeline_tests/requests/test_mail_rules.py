@@ -17,7 +17,15 @@ from export_pipeline.database.tables import (
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.messaging.providers import open_mail_provider
 from export_pipeline.requests.models import load_request
-from export_pipeline.requests.organizations import Organization, Organizations, check_permission
+from export_pipeline.requests.organizations import (
+    Organization,
+    check_permission,
+    email_domains,
+    find_member,
+    keeps_members,
+    read_organization,
+    stored_sender,
+)
 from export_pipeline.requests.validation.mail import Sender, check_mail, sender_of
 from export_pipeline.settings import Settings, SettingsError
 from export_pipeline_tests.requests.test_states import ask
@@ -65,7 +73,7 @@ def acme(database: sa.Engine) -> sa.Engine:
 def sender(database: sa.Engine, **asked: Any) -> Sender | None:
     request_id = ask(database, **asked)
     with database.connect() as connection:
-        return sender_of(connection, Organizations(), load_request(connection, request_id))
+        return sender_of(connection, load_request(connection, request_id))
 
 
 FROM = [
@@ -196,10 +204,10 @@ def test_mail_is_refused_by_the_first_rule_it_breaks_and_only_if_somebody_is_mai
             request = load_request(connection, request_id)
             mailed = request.recipient_emails if request.notify_email else []
             if code is None:
-                check_mail(connection, Organizations(), request, mailed, provider_configured=provider_configured)
+                check_mail(connection, request, mailed, provider_configured=provider_configured)
                 continue
             with pytest.raises(ExportFailure) as refused:
-                check_mail(connection, Organizations(), request, mailed, provider_configured=provider_configured)
+                check_mail(connection, request, mailed, provider_configured=provider_configured)
         assert refused.value.code is code, MAIL_RULES[number]
         assert refused.value.message.startswith(SENTENCES[code])
 
@@ -239,10 +247,10 @@ def test_a_named_requester_needs_the_datasets_permission_where_members_are_kept(
         with database.connect() as connection:
             request = load_request(connection, request_id)
             if allowed:
-                check_permission(connection, Organizations(), request)
+                check_permission(connection, request)
                 continue
             with pytest.raises(ExportFailure, match="entities:export") as refused:
-                check_permission(connection, Organizations(), request)
+                check_permission(connection, request)
         assert (refused.value.code, refused.value.field) == (FailureCode.PERMISSION_DENIED, "requested_by")
         refusals.add(refused.value.message)
     assert len(refusals) == 1  # whoever is unknown is not told so
@@ -255,9 +263,9 @@ def test_an_organization_without_a_row_has_the_defaults_and_a_row_says_its_own(d
             organizations,
             {"id": "acme", "name": "Acme", "email_enabled": False, "email_balance": 7, "time_zone": "Europe/Madrid"},
         )
-        found = Organizations().get(connection, "acme")
-        assert found == Organization("acme", "Europe/Madrid", "Acme", email_enabled=False, email_balance=7)
-        assert Organizations().get(connection, "new") == Organization("new", email_enabled=True, email_balance=None)
+        found = read_organization(connection, "acme")
+        assert found == Organization("acme", "Europe/Madrid", "Acme", email_enabled=False)
+        assert read_organization(connection, "new") == Organization("new", email_enabled=True)
 
 
 def test_organizations_are_read_from_views_of_the_applications_own(database: sa.Engine) -> None:
@@ -279,14 +287,11 @@ def test_organizations_are_read_from_views_of_the_applications_own(database: sa.
         for name, columns in views.items():
             connection.exec_driver_sql(f"DROP TABLE {name}")
             connection.exec_driver_sql(f"CREATE VIEW {name} AS SELECT {columns}")
-        found = Organizations()
-        assert found.get(connection, "acme") == Organization("acme", "UTC", "Acme")
-        assert [(one.domain, one.verified) for one in found.domains(connection, "acme")] == [("acme.com", True)]
-        stored = found.sender(connection, "acme", OURS)
-        assert stored is not None
-        assert stored.email == "a@acme.com"
-        assert found.keeps_members(connection, "acme")
-        member = found.member(connection, "acme", "m")
+        assert read_organization(connection, "acme") == Organization("acme", "UTC", "Acme")
+        assert email_domains(connection, "acme") == [("acme.com", True)]
+        assert stored_sender(connection, "acme", OURS) == ("a@acme.com", "A")
+        assert keeps_members(connection, "acme")
+        member = find_member(connection, "acme", "m")
         assert member is not None
         assert member.permissions == {"p"}
 

@@ -9,15 +9,15 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from export_pipeline.database.engine import reading
 from export_pipeline.database.enums import UNFINISHED, RequestStatus
 from export_pipeline.database.tables import export_requests
 from export_pipeline.gateway.auth import caller
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, instant_text
+from export_pipeline.gateway.dialect import ApiError, Dialect, instant_text
 from export_pipeline.gateway.downloads import EXPIRABLE, base_url, downloads, has_files, visible_to
 from export_pipeline.gateway.row_pages import read_page, selection_of
 from export_pipeline.gateway.services import Serves, Services
@@ -100,10 +100,8 @@ WallClock = Annotated[
 Flag = Annotated[bool, BeforeValidator(_flag), WithJsonSchema({"enum": [0, 1, "0", "1", True, False, "true", "false"]})]
 
 
-class Range(BaseModel):
+class Range(BaseModel, extra="forbid"):
     """Which contacts, and which lists besides their own fields."""
-
-    model_config = ConfigDict(extra="forbid")
 
     start_date: WallClock = Field(description="Created from, in the space's time zone.")
     # Always a time here: midnight means that second, not the whole day.
@@ -114,10 +112,12 @@ class Range(BaseModel):
     include_all_emails: Flag = Field(default=False, description="Those of merged profiles too.")
 
     @property
-    def include(self) -> list[str]:
-        """The requested child lists."""
+    def columns(self) -> dict[str, Any]:
+        """The columns of ``export_requests`` that say which rows, and which child lists."""
         flags = {"comet_tokens": self.include_comet_tokens, "all_emails": self.include_all_emails}
-        return [name for name, wanted in flags.items() if wanted]
+        include = [name for name, wanted in flags.items() if wanted]
+        dates = {"start_date": self.start_date, "end_date": self.end_date}
+        return {"dataset": DATASET, "layout": LAYOUT, "include": include, **dates}
 
 
 Lister = Annotated[ApiKey, Depends(caller(DATASET, endpoint="list contacts", limit=LISTS))]
@@ -125,11 +125,7 @@ Creator = Annotated[ApiKey, Depends(caller(DATASET, endpoint="create export", li
 Reader = Annotated[ApiKey, Depends(caller(DATASET, endpoint="read export", limit=READS))]
 _contacts = APIRouter(tags=["contacts"])
 _exports = APIRouter(tags=["exports"])
-
-
-def build(services: Services) -> FastAPI:
-    """The app."""
-    return build_app(DIALECT, services, _exports, _contacts)
+ROUTERS = (_exports, _contacts)
 
 
 class Contact(BaseModel):
@@ -200,11 +196,7 @@ class Parameters(BaseModel):
 
 
 @_contacts.get(
-    CONTACTS_PATH,
-    response_model=Contacts,
-    response_model_exclude_unset=True,
-    responses=DIALECT.documented(403, 422),
-    summary="List contacts",
+    CONTACTS_PATH, response_model_exclude_unset=True, responses=DIALECT.documented(403, 422), summary="List contacts"
 )
 def contacts(request: Request, key: Lister, services: Serves, _documented: Annotated[Parameters, Query()]) -> Contacts:
     """The newest first."""
@@ -233,15 +225,7 @@ def _page(
     services: Services, key: ApiKey, query: Listed, place: _Cursor | None
 ) -> tuple[list[dict[str, Any]], bool, bool]:
     """A page, newest first, and whether there are newer and older ones."""
-    selection, checked = selection_of(
-        services,
-        key,
-        dataset=DATASET,
-        layout=LAYOUT,
-        start_date=query.start_date,
-        end_date=query.end_date,
-        include=query.include,
-    )
+    selection, checked = selection_of(services, key, **query.columns)
     backward = place is not None and not place.forward
     found = read_page(
         services.source,
@@ -281,7 +265,6 @@ class ContactExport(BaseModel):
 @_exports.post(
     PATH,
     status_code=202,
-    response_model=ExportQueued,
     responses=DIALECT.documented(403, 413, 422),
     openapi_extra=described(Range, required=False),
     summary="Create contact export",
@@ -293,13 +276,9 @@ def create(
     """The contacts created from one wall-clock time to another, both included, in the space's time zone."""
     dates = parsed(request, Range, body, in_query=tuple(Range.model_fields))
     columns = {
-        "dataset": DATASET,
+        **dates.columns,
         "format": "ndjson",
         "compression": "gzip",
-        "layout": LAYOUT,
-        "start_date": dates.start_date,
-        "end_date": dates.end_date,
-        "include": dates.include,
         "max_file_size_mb": LARGEST_FILE_MB,
         "notify_email": False,
         "recipient_emails": [],
@@ -309,7 +288,6 @@ def create(
 
 @_exports.get(
     PATH + "/{export_id}",
-    response_model=ContactExport,
     response_model_exclude_none=True,
     responses=DIALECT.documented(403, 404, 422),
     summary="Get contact export",
@@ -326,17 +304,16 @@ def read(
 
 
 def _view(services: Services, request: Request, state: RequestState) -> ContactExport:
-    created_at = instant_text(state.created_at)
+    facts: dict[str, Any] = {"export_id": state.id, "created_at": instant_text(state.created_at)}
     if state.status in UNFINISHED:
         status: Literal["queued", "processing"] = "queued" if state.status is RequestStatus.QUEUED else "processing"
-        return ContactExport(export_id=state.id, status=status, created_at=created_at, message=BEING_PROCESSED)
+        return ContactExport(**facts, status=status, message=BEING_PROCESSED)
     if not has_files(state):
-        return ContactExport(export_id=state.id, status="failed", created_at=created_at, message=_message(state))
+        return ContactExport(**facts, status="failed", message=_message(state))
     (download,) = downloads(services, request, state)[:1]
     return ContactExport(
-        export_id=state.id,
+        **facts,
         status="completed",
-        created_at=created_at,
         completed_at=instant_text(state.completed_at) if state.completed_at else None,
         download_url=download.url,
         expires_at=instant_text(download.expires_at),

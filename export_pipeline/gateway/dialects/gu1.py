@@ -5,16 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Header, Request, Response
+from pydantic import BaseModel, Field
 from pydantic.alias_generators import to_camel
 
 from export_pipeline.database.enums import RequestStatus
 from export_pipeline.gateway.auth import caller
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app
+from export_pipeline.gateway.dialect import ApiError, Dialect
 from export_pipeline.gateway.downloads import EXPIRABLE, downloads, visible
 from export_pipeline.gateway.row_pages import read_page, selection_of
-from export_pipeline.gateway.services import Serves, Services
+from export_pipeline.gateway.services import Serves
 from export_pipeline.gateway.submit import Body, IdempotencyKey, described, parsed, query_of, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.models import RequestState, RequestTemplate, overall_progress
@@ -30,10 +30,8 @@ _NOT_YET = "The files of this export are not available yet."
 _GONE = "The files of this export have expired. Create a new export."
 
 
-class Model(BaseModel):
+class Model(BaseModel, alias_generator=to_camel, populate_by_name=True):
     """camelCase in JSON; only column keys are snake_case."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
 
 class Gu1Error(BaseModel):
@@ -75,11 +73,7 @@ def gu1_caller(
 Gu1Caller = Annotated[ApiKey, Depends(gu1_caller)]
 _entities = APIRouter(tags=["entities"])
 _jobs = APIRouter(tags=["export jobs"])
-
-
-def build(services: Services) -> FastAPI:
-    """The app."""
-    return build_app(DIALECT, services, _jobs, _entities)
+ROUTERS = (_jobs, _entities)
 
 
 class Entities(BaseModel):
@@ -90,7 +84,6 @@ class Entities(BaseModel):
 
 @_entities.get(
     BASE,
-    response_model=Entities,
     responses=DIALECT.documented(400, 403),
     openapi_extra={
         "parameters": [
@@ -107,10 +100,8 @@ def entities(request: Request, key: Gu1Caller, services: Serves) -> Entities:
     return Entities(entities=read_page(services.source, selection, limit=LIMIT, headers=headers))
 
 
-class JobInput(Model):
+class JobInput(Model, extra="forbid"):
     """A bulk export by e-mail."""
-
-    model_config = ConfigDict(extra="forbid")
 
     recipient_emails: list[str] = Field(min_length=1, description="At most 26 different addresses.")
     format: Literal["csv", "xlsx", "json"]
@@ -181,7 +172,6 @@ class DownloadAnswer(Model):
 @_jobs.post(
     PATH,
     status_code=202,
-    response_model=JobQueued,
     responses=DIALECT.documented(400, 403, 413),
     openapi_extra=described(JobInput),
     summary="Export entities and mail them",
@@ -195,63 +185,45 @@ def create(
     return JobQueued(job_id=submit(services, key, columns, idempotency_key, response).uid, message=MESSAGE)
 
 
-@_jobs.get(PATH + "/{jobId}", response_model=JobAnswer, responses=DIALECT.documented(400, 403, 404), summary="A job")
+@_jobs.get(PATH + "/{jobId}", responses=DIALECT.documented(400, 403, 404), summary="A job")
 def read(jobId: str, key: Gu1Caller, services: Serves) -> JobAnswer:  # noqa: N803 - its documented name
     """Poll every few seconds until it is completed or failed."""
     return JobAnswer(job=_view(visible(services, key, DIALECT, jobId, DATASET)))
 
 
-@_jobs.get(
-    PATH + "/{jobId}/download",
-    response_model=DownloadAnswer,
-    responses=DIALECT.documented(400, 403, 404),
-    summary="Where the files are",
-)
+@_jobs.get(PATH + "/{jobId}/download", responses=DIALECT.documented(400, 403, 404), summary="Where the files are")
 def download(request: Request, jobId: str, key: Gu1Caller, services: Serves) -> DownloadAnswer:  # noqa: N803
     """Available once the job is completed; each URL is fresh."""
     state = visible(services, key, DIALECT, jobId, DATASET)
     files = [
-        File(
-            url=one.url,
-            file_name=one.file.name,
-            size_bytes=one.file.bytes,
-            rows=one.file.rows,
-            expires_at=one.expires_at,
-        )
+        File(url=one.url, file_name=file.name, size_bytes=file.bytes, rows=file.rows, expires_at=one.expires_at)
         for one in downloads(services, request, state)
+        for file in [one.file]
     ]
     if not files:
         raise ApiError(404, _GONE if state.status in EXPIRABLE else _NOT_YET)
     return DownloadAnswer(download=Download(**files[0].model_dump(), job_id=state.uid, files=files))
 
 
-def _status(status: RequestStatus) -> Literal["queued", "running", "completed", "failed"]:
-    """Four statuses: a canceled job has failed, an expired one was completed [?]."""
-    match status:
-        case RequestStatus.QUEUED:
-            return "queued"
-        case RequestStatus.RUNNING:
-            return "running"
-        case RequestStatus.COMPLETED | RequestStatus.EXPIRED:
-            return "completed"
-        case RequestStatus.FAILED | RequestStatus.CANCELED:
-            return "failed"
+_SHOWN_AS = {RequestStatus.CANCELED: RequestStatus.FAILED, RequestStatus.EXPIRED: RequestStatus.COMPLETED}
+"""gu1 has four statuses: a canceled job has failed, an expired one was completed [?]."""
 
 
 def _view(state: RequestState) -> Job:
     done, total = overall_progress(state)
-    ended_badly = state.status in (RequestStatus.FAILED, RequestStatus.CANCELED)
+    status = _SHOWN_AS.get(state.status, state.status)
+    has_failed = status is RequestStatus.FAILED
     return Job(
         job_id=state.uid,
-        status=_status(state.status),
+        status=status.value,
         format=state.format,
         total_items=state.rows_total,
         processed_items=state.row_count if state.row_count is not None else state.rows_done,
         progress=round(100 * done / total, 1) if total else None,
         file_count=state.file_count,
         size_bytes=state.byte_count,
-        error=DIALECT.translate(state.message) if ended_badly and state.message else None,
-        error_code=state.error_code if ended_badly else None,
+        error=DIALECT.translate(state.message) if has_failed and state.message else None,
+        error_code=state.error_code if has_failed else None,
         created_at=state.created_at,
         started_at=state.started_at,
         completed_at=state.completed_at,

@@ -6,24 +6,24 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import BaseModel, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from export_pipeline.database.engine import utc_now
-from export_pipeline.database.enums import EmptyResult, RequestStatus, Stage
+from export_pipeline.database.enums import RequestStatus, Stage
 from export_pipeline.database.migrate import is_behind
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB
 from export_pipeline.gateway import pages
 from export_pipeline.gateway.auth import caller, check_may_export
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app
+from export_pipeline.gateway.dialect import ApiError, Dialect
 from export_pipeline.gateway.downloads import downloads, visible
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import MAX_INTEGER, Body, IdempotencyKey, described, parsed, submit
 from export_pipeline.requests import transitions
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.download_links import revoke_links
-from export_pipeline.requests.models import RequestState, eta_seconds, overall_progress
+from export_pipeline.requests.models import RequestState, RequestTemplate, eta_seconds, overall_progress
 from export_pipeline.scheduling.wall_clock import read_end
 
 PATH = "/v1/exports"
@@ -65,11 +65,7 @@ DIALECT = Dialect(
 )
 _exports = APIRouter(tags=["exports"])
 _health = APIRouter(tags=["health"])
-
-
-def build(services: Services, **options: Any) -> FastAPI:
-    """The app."""
-    return build_app(DIALECT, services, _exports, pages.router, _health, **options)
+ROUTERS = (_exports, pages.router, _health)
 
 
 def _end_date(value: Any, parse: ValidatorFunctionWrapHandler) -> datetime | None:
@@ -77,36 +73,18 @@ def _end_date(value: Any, parse: ValidatorFunctionWrapHandler) -> datetime | Non
     return parsed and read_end(parsed, value)
 
 
-class ExportInput(BaseModel):
+class ExportInput(RequestTemplate, strict=False):
     """Columns of `export_requests` that a caller may set; docs/requests.md describes each.
 
     `window_from` and `window_before` are only for recurring exports: a caller sends dates.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    dataset: str
-    format: str
-    recipient_emails: list[str] = []
-    compression: str | None = None
-    layout: str = "default"
-    columns: list[str] | None = None
-    filters: dict[str, Any] = {}
-    list_ids: list[str] | None = None
-    segment_ids: list[str] | None = None
+    recipient_emails: list[str] = Field(default=[])
     start_date: datetime | None = Field(default=None, description="Wall clock of the organization, without an offset.")
     end_date: Annotated[datetime | None, WrapValidator(_end_date)] = Field(
         default=None, description="Wall clock of the organization, without an offset; a date means that whole day."
     )
-    include: list[str] | None = None
-    options: dict[str, Any] = {}
     max_file_size_mb: int = Field(default=DEFAULT_MAX_FILE_SIZE_MB, ge=1, le=MAX_INTEGER)
-    notify_email: bool = True
-    empty_result: EmptyResult = EmptyResult.SEND
-    email_locale: str | None = None
-    from_email: str | None = None
-    from_sender_id: str | None = None
-    webhook_url: str | None = None
     priority: int = Field(default=0, ge=-MAX_INTEGER, le=MAX_INTEGER)
 
 
@@ -163,7 +141,6 @@ class Revoked(BaseModel):
 @_exports.post(
     PATH,
     status_code=202,
-    response_model=ExportView,
     responses=DIALECT.documented(400, 403, 413, 422),
     openapi_extra=described(ExportInput),
     summary="Create an export",
@@ -208,21 +185,13 @@ def _view(services: Services, request: Request, state: RequestState) -> ExportVi
     )
 
 
-@_exports.get(
-    PATH + "/{uid}", response_model=ExportView, responses=DIALECT.documented(404), summary="Progress and files"
-)
+@_exports.get(PATH + "/{uid}", responses=DIALECT.documented(404), summary="Progress and files")
 def read(request: Request, uid: str, key: Caller, services: Serves) -> ExportView:
     """Each file's URL is fresh."""
     return _view(services, request, visible(services, key, DIALECT, uid))
 
 
-@_exports.delete(
-    PATH + "/{uid}",
-    status_code=202,
-    response_model=ExportView,
-    responses=DIALECT.documented(404, 409),
-    summary="Cancel an export",
-)
+@_exports.delete(PATH + "/{uid}", status_code=202, responses=DIALECT.documented(404, 409), summary="Cancel an export")
 def cancel(request: Request, uid: str, key: Caller, services: Serves) -> ExportView:
     """Its run ends within seconds."""
     visible(services, key, DIALECT, uid)
@@ -235,10 +204,7 @@ def cancel(request: Request, uid: str, key: Caller, services: Serves) -> ExportV
 
 
 @_exports.delete(
-    PATH + "/{uid}/links",
-    response_model=Revoked,
-    responses=DIALECT.documented(404),
-    summary="Revoke the download links of an export",
+    PATH + "/{uid}/links", responses=DIALECT.documented(404), summary="Revoke the download links of an export"
 )
 def revoke(uid: str, key: Caller, services: Serves) -> Revoked:
     """Those of mails and of this API."""
@@ -247,7 +213,7 @@ def revoke(uid: str, key: Caller, services: Serves) -> Revoked:
         return Revoked(revoked=revoke_links(connection, uid))
 
 
-@_health.get("/healthz", summary="The process runs", response_model=Health)
+@_health.get("/healthz", summary="The process runs")
 async def healthy() -> Health:
     """For the decision to restart the process: it depends on no other service, and on no free thread."""
     return Health(status="ok")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, Field
 
 from export_pipeline.database.engine import reading
 from export_pipeline.database.enums import UNFINISHED
 from export_pipeline.database.tables import DEFAULT_MAX_FILE_SIZE_MB
 from export_pipeline.gateway.auth import caller, organization_of
-from export_pipeline.gateway.dialect import ApiError, Dialect, build_app, instant_text
+from export_pipeline.gateway.dialect import ApiError, Dialect, instant_text
 from export_pipeline.gateway.downloads import EXPIRABLE, base_url, downloads, has_files, visible
 from export_pipeline.gateway.services import Serves, Services
 from export_pipeline.gateway.submit import MAX_INTEGER, Body, IdempotencyKey, described, parsed, query_of, submit
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.models import RecentRequest, RequestState, recent_requests
+from export_pipeline.requests.organizations import find_member
 from export_pipeline.source.lookups import SegmentEntry, lists_page, names_of, segments_of
 
 PATH = "/v3/marketing/contacts/exports"
@@ -30,10 +32,8 @@ LISTED = 100
 Status = Literal["pending", "ready", "failure"]
 
 
-class _Model(BaseModel):
+class _Model(BaseModel, populate_by_name=True):
     """Some names differ in JSON: `_metadata`."""
-
-    model_config = ConfigDict(populate_by_name=True)
 
 
 class SendGridError(BaseModel):
@@ -90,11 +90,7 @@ SendGridCaller = Annotated[ApiKey, Depends(sendgrid_caller)]
 
 _exports = APIRouter(tags=["exports"])
 _directory = APIRouter(tags=["lists and segments"])
-
-
-def build(services: Services) -> FastAPI:
-    """The app."""
-    return build_app(DIALECT, services, _exports, _directory)
+ROUTERS = (_exports, _directory)
 
 
 class ContactList(_Model):
@@ -142,13 +138,7 @@ class Segments(BaseModel):
     results: list[Segment]
 
 
-@_directory.get(
-    LISTS,
-    response_model=Lists,
-    response_model_exclude_none=True,
-    responses=DIALECT.documented(400, 403),
-    summary="Lists",
-)
+@_directory.get(LISTS, response_model_exclude_none=True, responses=DIALECT.documented(400, 403), summary="Lists")
 def lists(
     request: Request, key: SendGridCaller, services: Serves,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -158,11 +148,7 @@ def lists(
     query_of(request, ("page_size", "page_token"))
     organization = organization_of(services, key)
     page = lists_page(
-        services.source,
-        services.dataset(DATASET),
-        organization.id,
-        after=page_token or None,
-        limit=page_size + 1,
+        services.source, services.dataset(DATASET), organization.id, after=page_token or None, limit=page_size + 1
     )
     base = f"{base_url(services, request)}{LISTS}"
     entries, more = page[:page_size], len(page) > page_size
@@ -178,7 +164,7 @@ def lists(
     return Lists(result=result, metadata=metadata)
 
 
-@_directory.get(SEGMENTS, response_model=Segments, responses=DIALECT.documented(400, 403), summary="Segments")
+@_directory.get(SEGMENTS, responses=DIALECT.documented(400, 403), summary="Segments")
 def segments(request: Request, key: SendGridCaller, services: Serves) -> Segments:
     """Each counted now, as long as the time limit allows."""
     query_of(request, ())
@@ -199,18 +185,14 @@ def _segment(entry: SegmentEntry) -> Segment:
     )
 
 
-class Notifications(BaseModel):
+class Notifications(BaseModel, extra="forbid"):
     """Whether a link is mailed to the key's member."""
-
-    model_config = ConfigDict(extra="forbid")
 
     email: bool | None = None
 
 
-class ExportInput(BaseModel):
+class ExportInput(BaseModel, extra="forbid"):
     """All fields are optional; an unknown one is an error, because it may be meant to narrow the export."""
-
-    model_config = ConfigDict(extra="forbid")
 
     list_ids: list[str] | None = None
     segment_ids: list[str] | None = None
@@ -275,7 +257,6 @@ class ExportList(_Model):
 @_exports.post(
     PATH,
     status_code=202,
-    response_model=ExportCreated,
     response_model_exclude_none=True,
     responses=DIALECT.documented(400, 403, 413),
     openapi_extra=described(ExportInput, required=False),
@@ -314,7 +295,7 @@ def _address(services: Services, key: ApiKey) -> str:
     member = None
     if key.member_id is not None:
         with reading(services.database) as connection:
-            member = services.organizations.member(connection, key.organization_id, key.member_id)
+            member = find_member(connection, key.organization_id, key.member_id)
     if member is None or member.email is None:
         message = "notifications.email: this key has no member with an address; set it to false."
         raise ApiError(400, message, field="notifications")
@@ -322,11 +303,7 @@ def _address(services: Services, key: ApiKey) -> str:
 
 
 @_exports.get(
-    PATH + "/{id}",
-    response_model=ContactExport,
-    response_model_exclude_none=True,
-    responses=DIALECT.documented(403, 404),
-    summary="Export status",
+    PATH + "/{id}", response_model_exclude_none=True, responses=DIALECT.documented(403, 404), summary="Export status"
 )
 def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> ContactExport:  # noqa: A002 - its name
     """Its URLs are fresh at each read and need no credentials."""
@@ -340,13 +317,7 @@ def read(request: Request, id: str, key: SendGridCaller, services: Serves) -> Co
     )
 
 
-@_exports.get(
-    PATH,
-    response_model=ExportList,
-    response_model_exclude_none=True,
-    responses=DIALECT.documented(400, 403),
-    summary="List exports",
-)
+@_exports.get(PATH, response_model_exclude_none=True, responses=DIALECT.documented(400, 403), summary="List exports")
 def list_exports(request: Request, key: SendGridCaller, services: Serves) -> ExportList:
     """Exports in progress or recently completed."""
     query_of(request, ())
@@ -376,7 +347,7 @@ def _facts(services: Services, request: Request, state: RequestState) -> dict[st
     """The fields of a job in both answers."""
     status = _status(state)
     # The document requires it for pending jobs too: the files will be kept at least until then.
-    expires_at = state.expires_at or state.created_at + services.retention
+    expires_at = state.expires_at or state.created_at + timedelta(days=services.settings.retention_days)
     return {
         "id": state.uid,
         "status": status,

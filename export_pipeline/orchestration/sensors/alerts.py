@@ -20,6 +20,7 @@ from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.database.engine import why_unavailable
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.messaging.alerts import AlertNotAccepted, AlertOutcomeUnknown, Channel, Notice, open_channels
+from export_pipeline.messaging.message import MailNotAccepted, MailOutcomeUnknown
 from export_pipeline.orchestration import descriptions, tags
 from export_pipeline.orchestration.execution import POSTPONED_UNTIL
 from export_pipeline.orchestration.jobs import JANITOR_JOB_NAME, NOTIFY_JOB_NAME, OUR_JOBS, WEBHOOKS_JOB_NAME
@@ -269,10 +270,10 @@ def _alert_of_runs(
 def _send(channel: Channel, notice: Notice) -> tuple[str, str]:
     """Send a notice; returns what became of it, and what the tick says."""
     try:
-        channel.send(notice)
-    except AlertNotAccepted as refusal:
+        channel(notice)
+    except (AlertNotAccepted, MailNotAccepted) as refusal:
         return WAITING, f"not delivered ({refusal}), tried twice at most"
-    except AlertOutcomeUnknown as unknown:
+    except (AlertOutcomeUnknown, MailOutcomeUnknown) as unknown:
         return UNKNOWN, f"the answer was lost ({unknown}), not sent again"
     return SENT, "alert sent"
 

@@ -22,7 +22,7 @@ MADE_PER_TICK = 50
 def recurring_exports(_context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
     """Needs no cursor: each row has its own, ``last_fired_for``."""
     try:
-        tick = make_due(exports.database, exports.organizations, limit=MADE_PER_TICK)
+        tick = make_due(exports.database, limit=MADE_PER_TICK)
     except sa.exc.DBAPIError as error:
         return skipped(error)
     text = f"{len(tick.made)} requests made, {tick.passed_over} recurring exports with fire times passed over."

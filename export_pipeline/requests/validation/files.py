@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from export_pipeline.catalog.types import COMPRESSIONS, FORMATS, Compression, Format
 from export_pipeline.failures import FailureCode, abbreviate, invalid_option
@@ -15,10 +15,8 @@ BYTES_PER_MB = 1_000_000
 _SELF_COMPRESSED: tuple[Format, ...] = ("xlsx", "parquet")
 
 
-class Options(BaseModel):
+class Options(BaseModel, frozen=True, extra="forbid", strict=True, hide_input_in_errors=True):
     """``export_requests.options``: how the file is written. Unknown names are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
     time_zone: str | None = Field(
         default=None, description="IANA zone of written timestamps, or `organization`; default UTC"
@@ -32,11 +30,7 @@ class Options(BaseModel):
 
 
 def format_of(request: RequestInput) -> Format:
-    """The format.
-
-    Raises:
-        ExportFailure: ``unknown_format``.
-    """
+    """The format (``unknown_format``)."""
     for known in FORMATS:
         if request.format == known:
             return known
@@ -45,11 +39,7 @@ def format_of(request: RequestInput) -> Format:
 
 
 def compression_of(request: RequestInput, file_format: Format) -> Compression:
-    """The compression; if the request names none, gzip for ndjson and none for the others.
-
-    Raises:
-        ExportFailure: ``unknown_compression``.
-    """
+    """The compression; if the request names none, gzip for ndjson and none for the others (``unknown_compression``)."""
     if request.compression is None:
         return "gzip" if file_format == "ndjson" else "none"
     for known in COMPRESSIONS:
@@ -63,11 +53,7 @@ def compression_of(request: RequestInput, file_format: Format) -> Compression:
 
 
 def options_of(request: RequestInput) -> Options:
-    """The options.
-
-    Raises:
-        ExportFailure: ``invalid_option``.
-    """
+    """The options (``invalid_option``)."""
     try:
         return Options(**request.options)
     except (ValidationError, TypeError) as error:
@@ -78,11 +64,7 @@ def options_of(request: RequestInput) -> Options:
 
 
 def max_bytes_of(request: RequestInput) -> int:
-    """The ceiling of a file in bytes; 1 MB = 1,000,000 (SendGrid, ``max_file_size``).
-
-    Raises:
-        ExportFailure: ``invalid_max_file_size``.
-    """
+    """The ceiling of a file in bytes; 1 MB = 1,000,000 (SendGrid, ``max_file_size``) (``invalid_max_file_size``)."""
     if not 1 <= request.max_file_size_mb <= 5_000_000:
         message = "must be from 1 to 5,000,000 (1 MB = 1,000,000 bytes; S3 holds objects up to 5 TB)."
         raise refusal(FailureCode.INVALID_MAX_FILE_SIZE, "max_file_size_mb", message)

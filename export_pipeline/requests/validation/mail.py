@@ -17,7 +17,7 @@ from export_pipeline.database.enums import EmptyResult
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests.billing import check_balance
 from export_pipeline.requests.models import ExportRequest, RequestInput
-from export_pipeline.requests.organizations import Organizations
+from export_pipeline.requests.organizations import email_domains, read_organization, stored_sender
 from export_pipeline.requests.validation import refusal
 
 
@@ -31,36 +31,30 @@ class Sender:
     """On one line."""
 
 
-def sender_of(connection: sa.Connection, organizations: Organizations, request: RequestInput) -> Sender | None:
+def sender_of(connection: sa.Connection, request: RequestInput) -> Sender | None:
     """The sender of the request's mails; None: the sender of the platform.
 
-    Raises:
-        ExportFailure: ``sender_conflict``, ``invalid_sender``, ``sender_domain_unknown``,
-            ``sender_domain_unverified``, ``sender_unknown``.
+    Codes: ``sender_conflict``, ``invalid_sender``, ``sender_domain_unknown``, ``sender_domain_unverified``,
+    ``sender_unknown``.
     """
     if request.from_email is not None and request.from_sender_id is not None:
         message = "Send only one of fromSenderId or fromEmail, not both. Leave out from_sender_id or from_email."
         raise ExportFailure(FailureCode.SENDER_CONFLICT, message, field="from_email")
     if request.from_email is not None:
-        return _from_domain(connection, organizations, request.organization_id, request.from_email)
+        return _from_domain(connection, request.organization_id, request.from_email)
     if request.from_sender_id is not None:
-        return _from_row(connection, organizations, request.organization_id, request.from_sender_id)
+        return _from_row(connection, request.organization_id, request.from_sender_id)
     return None
 
 
-def _from_domain(
-    connection: sa.Connection, organizations: Organizations, organization_id: str, from_email: str
-) -> Sender:
+def _from_domain(connection: sa.Connection, organization_id: str, from_email: str) -> Sender:
     """Any local part on a verified domain of the organization. Its subdomains need their own verification."""
-    address = _address(from_email)
+    address = parse_email(from_email)
     if address is None:
         message = "is not an e-mail address such as exports@your-domain.com; correct it or leave it out."
         raise refusal(FailureCode.INVALID_SENDER, "from_email", message)
-    verified = [
-        one.verified
-        for one in organizations.domains(connection, organization_id)
-        if ascii_domain(one.domain) == address.ascii_domain
-    ]
+    registered = email_domains(connection, organization_id)
+    verified = [is_verified for name, is_verified in registered if ascii_domain(name) == address.ascii_domain]
     if not verified:
         raise ExportFailure(
             FailureCode.SENDER_DOMAIN_UNKNOWN,
@@ -78,13 +72,13 @@ def _from_domain(
     return Sender(_for_dns(address))
 
 
-def _from_row(connection: sa.Connection, organizations: Organizations, organization_id: str, sender_id: str) -> Sender:
+def _from_row(connection: sa.Connection, organization_id: str, sender_id: str) -> Sender:
     """A row of the organization's senders. Its domain is not checked: the row is the permission [I].
 
     gu1's sentence is cut off after "fromSe" in the source [?]. This one follows gu1's sentence for a template that is
     unknown or belongs to another organization, which does not distinguish the two either.
     """
-    stored = organizations.sender(connection, organization_id, sender_id)
+    stored = stored_sender(connection, organization_id, sender_id)
     if stored is None:
         raise ExportFailure(
             FailureCode.SENDER_UNKNOWN,
@@ -92,14 +86,16 @@ def _from_row(connection: sa.Connection, organizations: Organizations, organizat
             "leave from_sender_id out.",
             field="from_sender_id",
         )
-    address = _address(stored.email)
+    email, name = stored
+    address = parse_email(email)
     if address is None:
         message = "the address stored for this sender is not an e-mail address; correct it there, or leave it out."
         raise refusal(FailureCode.INVALID_SENDER, "from_sender_id", message)
-    return Sender(_for_dns(address), _one_line(stored.name))
+    return Sender(_for_dns(address), _one_line(name))
 
 
-def _address(text: str) -> ValidatedEmail | None:
+def parse_email(text: str) -> ValidatedEmail | None:
+    """An address, trimmed; None if it is none."""
     try:
         return validate_email(text.strip(), check_deliverability=False)
     except EmailNotValidError:
@@ -108,7 +104,7 @@ def _address(text: str) -> ValidatedEmail | None:
 
 def ascii_domain(domain: str) -> str | None:
     """The domain in the form for DNS, by the same rules as a sender's; None if it is invalid."""
-    address = _address(f"postmaster@{domain.strip().removesuffix('.')}")
+    address = parse_email(f"postmaster@{domain.strip().removesuffix('.')}")
     return address.ascii_domain if address else None
 
 
@@ -123,24 +119,17 @@ def _one_line(name: str | None) -> str | None:
 
 
 def check_mail(
-    connection: sa.Connection,
-    organizations: Organizations,
-    request: RequestInput,
-    recipients: Sequence[str],
-    *,
-    provider_configured: bool,
+    connection: sa.Connection, request: RequestInput, recipients: Sequence[str], *, provider_configured: bool
 ) -> None:
     """Check that the request's mails may be sent. Nothing is taken; a request without recipients always passes.
 
     Source of the rules and of each message's first sentence: gu1, send-email, pre-flight errors.
-
-    Raises:
-        ExportFailure: the first of ``email_integration_off``, ``email_provider_not_configured``, the codes of
-            ``sender_of``, ``insufficient_balance``.
+    Codes: ``email_integration_off``, ``email_provider_not_configured``, those of ``sender_of``,
+    ``insufficient_balance``.
     """
     if not recipients:
         return
-    if not organizations.get(connection, request.organization_id).email_enabled:
+    if not read_organization(connection, request.organization_id).email_enabled:
         raise ExportFailure(
             FailureCode.EMAIL_INTEGRATION_OFF,
             "Email integration is not active. Enable Email (global_sender_email) in Applications (Marketplace) for "
@@ -154,7 +143,7 @@ def check_mail(
             "(This installation sends no mail: leave the recipients out, or ask its operators to set mail up.)",
             field="recipient_emails",
         )
-    sender_of(connection, organizations, request)
+    sender_of(connection, request)
     uid = request.uid if isinstance(request, ExportRequest) else None
     check_balance(connection, request.organization_id, uid, recipients)
 
@@ -167,9 +156,7 @@ def recipients_of(request: RequestInput) -> tuple[str, ...]:
     """The recipients of the request's mails: validated, trimmed, without duplicates, in the first spelling.
 
     The requester is not added (gu1). Empty if ``notify_email`` is false (SendGrid).
-
-    Raises:
-        ExportFailure: ``invalid_recipient``, ``too_many_recipients``.
+    Codes: ``invalid_recipient``, ``too_many_recipients``.
     """
     spelled = dict[str, int]()
     for index, address in enumerate(request.recipient_emails):
@@ -189,17 +176,15 @@ def person_of(address: str) -> str:
 
     Case is lowered, not folded, because ``straße.de`` and ``strasse.de`` are two domains.
     """
-    try:
-        return validate_email(address.strip(), check_deliverability=False).normalized.lower()
-    except EmailNotValidError:
-        return address.strip().lower()
+    valid = parse_email(address)
+    return (valid.normalized if valid else address.strip()).lower()
 
 
 def _validated(address: str, field: str) -> str:
-    try:
-        return validate_email(address.strip(), check_deliverability=False).normalized
-    except EmailNotValidError:
-        problem = "is not an e-mail address. Correct or remove it."
+    valid = parse_email(address)
+    if valid is not None:
+        return valid.normalized
+    problem = "is not an e-mail address. Correct or remove it."
     reserved = [
         name for name in SPECIAL_USE_DOMAIN_NAMES if re.search(rf"[@.]{re.escape(name)}$", address.strip().lower())
     ]
@@ -212,11 +197,7 @@ def _validated(address: str, field: str) -> str:
 
 
 def recipients_of_files(request: ExportRequest) -> tuple[str, ...]:
-    """The recipients of a completed request's mails; empty if no row matched and ``empty_result`` is ``skip``.
-
-    Raises:
-        ExportFailure: as ``recipients_of``.
-    """
+    """The recipients of a completed request's mails; empty if no row matched and ``empty_result`` is ``skip``."""
     return () if is_silent(request) else recipients_of(request)
 
 

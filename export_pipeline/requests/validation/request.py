@@ -14,18 +14,10 @@ from export_pipeline.failures import checked_zone, invalid_option
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.tree import AllOf
 from export_pipeline.requests.models import RequestInput
-from export_pipeline.requests.organizations import Organization, Organizations, check_permission
+from export_pipeline.requests.organizations import Organization, check_permission, read_organization
+from export_pipeline.requests.validation import rows
 from export_pipeline.requests.validation.files import Options, compression_of, format_of, max_bytes_of, options_of
 from export_pipeline.requests.validation.mail import check_mail, recipients_of
-from export_pipeline.requests.validation.rows import (
-    Identity,
-    check_organization,
-    columns_of,
-    dataset_of,
-    date_range_of,
-    list_ids_of,
-    segment_ids_of,
-)
 from export_pipeline.requests.validation.webhook import check_webhook_url
 from export_pipeline.settings import Settings
 
@@ -39,8 +31,8 @@ class Preflight:
     compression: Compression
     columns: tuple[OutputColumn, ...]
     filters: AllOf
-    list_ids: tuple[Identity, ...]
-    segment_ids: tuple[Identity, ...]
+    list_ids: tuple[rows.Identity, ...]
+    segment_ids: tuple[rows.Identity, ...]
     created_from: datetime | None
     """Inclusive, UTC."""
     created_before: datetime | None
@@ -59,19 +51,15 @@ def preflight(
     *,
     allow_insecure_webhooks: bool = False,
 ) -> Preflight:
-    """Check a request against the catalog and its organization.
-
-    Raises:
-        ExportFailure: the first rule that the request breaks; the fault is always the requester's.
-    """
+    """Check a request against the catalog and its organization."""
     check_webhook_url(request.webhook_url, allow_insecure=allow_insecure_webhooks)
-    dataset = dataset_of(request, catalog)
-    check_organization(request, dataset)
+    dataset = rows.dataset_of(request, catalog)
+    rows.check_organization(request, dataset)
     file_format = format_of(request)
     compression = compression_of(request, file_format)
     options = options_of(request)
     zone = checked_zone(organization.time_zone, "organizations.time_zone")
-    created_from, created_before = date_range_of(request, dataset, zone)
+    created_from, created_before = rows.date_range_of(request, dataset, zone)
     time_zone = organization.time_zone if options.time_zone == "organization" else options.time_zone or "UTC"
     checked_zone(time_zone, "options.time_zone")
     if options.csv_delimiter == "," and options.csv_decimal_mark == ",":
@@ -80,10 +68,10 @@ def preflight(
         dataset=dataset,
         format=file_format,
         compression=compression,
-        columns=columns_of(request, dataset, file_format),
+        columns=rows.columns_of(request, dataset, file_format),
         filters=parse_filters(request.filters, dataset, organization.time_zone),
-        list_ids=list_ids_of(request, dataset),
-        segment_ids=segment_ids_of(request, dataset),
+        list_ids=rows.list_ids_of(request, dataset),
+        segment_ids=rows.segment_ids_of(request, dataset),
         created_from=created_from,
         created_before=created_before,
         options=options,
@@ -94,19 +82,11 @@ def preflight(
 
 
 def admit(
-    connection: sa.Connection,
-    organizations: Organizations,
-    catalog: Mapping[str, Dataset],
-    settings: Settings,
-    request: RequestInput,
+    connection: sa.Connection, catalog: Mapping[str, Dataset], settings: Settings, request: RequestInput
 ) -> tuple[Organization, Preflight]:
-    """Check all rules of a request: in its run, and before it is inserted to report mistakes early. Nothing is taken.
-
-    Raises:
-        ExportFailure: the first rule that the request breaks; the fault is the requester's.
-    """
-    organization = organizations.get(connection, request.organization_id)
-    check_permission(connection, organizations, request)
+    """Check all rules of a request: in its run, and before it is inserted to report mistakes early."""
+    organization = read_organization(connection, request.organization_id)
+    check_permission(connection, request)
     checked = preflight(request, catalog, organization, allow_insecure_webhooks=settings.webhook_allow_insecure)
-    check_mail(connection, organizations, request, checked.recipients, provider_configured=settings.sends_mail)
+    check_mail(connection, request, checked.recipients, provider_configured=settings.sends_mail)
     return organization, checked

@@ -7,7 +7,7 @@ from datetime import datetime
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset, Layout
+from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset
 from export_pipeline.catalog.types import TABLES, ColumnType, Format, IdentityType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode, abbreviate
 from export_pipeline.requests.models import RequestInput
@@ -21,11 +21,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def dataset_of(request: RequestInput, catalog: Mapping[str, Dataset]) -> Dataset:
-    """The dataset.
-
-    Raises:
-        ExportFailure: ``unknown_dataset``.
-    """
+    """The dataset (``unknown_dataset``)."""
     dataset = catalog.get(request.dataset)
     if dataset is None:
         known = ", ".join(sorted(catalog))
@@ -38,10 +34,7 @@ def check_organization(request: RequestInput, dataset: Dataset) -> None:
     """Check that the organization's id has the spelling that its own tables have.
 
     PostgreSQL finds the same rows under several spellings of a UUID, but the organization's permissions, integration
-    and balance only under one.
-
-    Raises:
-        ExportFailure: ``invalid_request``.
+    and balance only under one (``invalid_request``).
     """
     try:
         canonical = str(identity_of(request.organization_id, dataset.tenant_type))
@@ -59,10 +52,7 @@ def date_range_of(request: RequestInput, dataset: Dataset, zone: ZoneInfo) -> tu
 
     Dates are wall clock, both ends inclusive to the second (Cometly, Create Contact Export). An end without a time of
     day includes the whole day (``last_moment``). ``wall_clock`` defines times that happen twice or never. A window
-    consists of instants, so that windows meet exactly.
-
-    Raises:
-        ExportFailure: ``invalid_date_range``.
+    consists of instants, so that windows meet exactly (``invalid_date_range``).
     """
     if request.window_from or request.window_before:
         return _window_of(request, dataset)
@@ -95,8 +85,7 @@ def _invalid_range(field: str, what: str) -> ExportFailure:
 def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> tuple[OutputColumn, ...]:
     """The columns in the order of the request, with the headers of the layout; child lists come last.
 
-    Raises:
-        ExportFailure: ``unknown_layout``, ``unknown_column``, ``unknown_include``.
+    Codes: ``unknown_layout``, ``unknown_column``, ``unknown_include``.
     """
     layout = dataset.layout(request.layout, table=file_format in TABLES)
     if layout is None:
@@ -108,11 +97,6 @@ def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> 
     columns = [OutputColumn(name, headers[name], types[name]) for name in names]
     children = [OutputColumn(child.name, child.header, child.type, "child") for child in _children(request, dataset)]
     return (*columns, *children)
-
-
-def layout_of(dataset: Dataset, name: str) -> Layout | None:
-    """A layout of the dataset; None for the default layout."""
-    return dataset.layouts.get(name)
 
 
 def _column_names(request: RequestInput, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:
@@ -144,21 +128,13 @@ def _children(request: RequestInput, dataset: Dataset) -> Sequence[ChildList]:
 
 
 def list_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]:
-    """The lists of the request, without duplicates, in the type of the catalog.
-
-    Raises:
-        ExportFailure: ``unknown_list`` for an id that no list can have.
-    """
+    """The lists of the request, without duplicates, in the type of the catalog (``unknown_list``: none can exist)."""
     kind = dataset.lists.lists.id_type if dataset.lists else None
     return _identities(request.list_ids, kind, dataset, "list", FailureCode.UNKNOWN_LIST)
 
 
 def segment_ids_of(request: RequestInput, dataset: Dataset) -> tuple[Identity, ...]:
-    """The segments of the request, without duplicates, in the type of the catalog.
-
-    Raises:
-        ExportFailure: ``unknown_segment`` for an id that no segment can have.
-    """
+    """The segments of the request, without duplicates, in the type of the catalog (``unknown_segment``)."""
     kind = dataset.segments.id_type if dataset.segments else None
     return _identities(request.segment_ids, kind, dataset, "segment", FailureCode.UNKNOWN_SEGMENT)
 
@@ -185,11 +161,7 @@ def _identities(
 
 
 def identity_of(text: str, kind: IdentityType) -> Identity:
-    """Convert an id to the type of its column.
-
-    Raises:
-        ValueError: no such id can exist.
-    """
+    """Convert an id to the type of its column; a ``ValueError`` if no such id can exist."""
     if kind is ColumnType.UUID:
         return str(UUID(text))
     if kind is ColumnType.INTEGER:

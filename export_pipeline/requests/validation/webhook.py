@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from export_pipeline.failures import ExportFailure, FailureCode
@@ -18,14 +19,10 @@ _INSIDE = [
 
 
 def check_webhook_url(url: str | None, *, allow_insecure: bool) -> None:
-    """Check that a URL may be called. Its name is resolved, and the address checked, when it is called.
+    """Check that a URL may be called (``invalid_webhook``); None passes.
 
-    Args:
-        url: ``webhook_url``; None passes.
-        allow_insecure: a setting of the installation: also allow ``http:`` and addresses that are not public.
-
-    Raises:
-        ExportFailure: ``invalid_webhook``.
+    Its name is resolved, and the address checked, when it is called. ``allow_insecure``, a setting of the installation,
+    also allows ``http:`` and addresses that are not public.
     """
     if url is None:
         return
@@ -42,9 +39,9 @@ def check_webhook_url(url: str | None, *, allow_insecure: bool) -> None:
         raise _invalid("must begin with https://")
     if not host or "@" in parts.netloc or parts.fragment:
         raise _invalid("must name a host, and no user, password or fragment")
-    address = _address(host)
-    if address is not None and not allow_insecure and not is_public(address):
-        raise _invalid("is at an address that is not public")
+    with suppress(ValueError):  # a name
+        if not allow_insecure and not is_public(ipaddress.ip_address(host)):
+            raise _invalid("is at an address that is not public")
 
 
 def is_public(address: _Address) -> bool:
@@ -67,13 +64,6 @@ def _nat64(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if address in ipaddress.IPv6Network("64:ff9b::/96"):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return None
-
-
-def _address(host: str) -> _Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
 
 
 def _invalid(what: str) -> ExportFailure:
