@@ -23,10 +23,9 @@ from export_pipeline.orchestration.references import io_manager_of
 from export_pipeline.orchestration.resources import S3, ExportResource, load_catalog_or_last_good
 from export_pipeline.orchestration.sensors.alerts import alerts_sensor, always_broken, export_installation
 from export_pipeline.orchestration.sensors.cancellations import export_cancellations
+from export_pipeline.orchestration.sensors.due import export_webhooks, recurring_exports
 from export_pipeline.orchestration.sensors.reconciler import export_reconciler
-from export_pipeline.orchestration.sensors.recurring import recurring_exports
 from export_pipeline.orchestration.sensors.requests import export_requests
-from export_pipeline.orchestration.sensors.webhooks import export_webhooks
 from export_pipeline.settings import Settings, SettingsError
 
 

@@ -12,17 +12,12 @@ from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.jobs import JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runs import runs_of, terminated_before_they_began, terminated_of
-from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, RECONCILE_SECONDS, done, skipped, summary
+from export_pipeline.orchestration.sensors import RECONCILE_SECONDS, done, sensor, skipped, summary
 from export_pipeline.requests import queue, transitions
 from export_pipeline.stages.cleanup import cancel_and_discard
 
 
-@dg.sensor(
-    minimum_interval_seconds=INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    job_name=JOB_NAME,
-    description=descriptions.EXPORT_CANCELLATIONS,
-)
+@sensor(descriptions.EXPORT_CANCELLATIONS, job_name=JOB_NAME)
 def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
     """Carry cancels from rows to runs, and from terminated runs to rows.
 

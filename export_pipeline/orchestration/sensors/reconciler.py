@@ -25,11 +25,12 @@ from export_pipeline.orchestration.jobs import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.orchestration.runs import RUNS_PER_CALL, RunView, has_waiting_step, is_of, runs_of, runs_of_each
-from export_pipeline.orchestration.sensors.common import (
-    RECONCILE_INTERVAL_SECONDS,
+from export_pipeline.orchestration.sensors import (
     RECONCILE_SECONDS,
     ROWS_PER_TICK,
+    SLOW_INTERVAL_SECONDS,
     done,
+    sensor,
     skipped,
     summary,
 )
@@ -331,12 +332,7 @@ class Looks:
         return replace(self, at=now, silent=too_soon if self.silent else away)
 
 
-@dg.sensor(
-    minimum_interval_seconds=RECONCILE_INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    job_name=NOTIFY_JOB_NAME,
-    description=descriptions.EXPORT_RECONCILER,
-)
+@sensor(descriptions.EXPORT_RECONCILER, seconds=SLOW_INTERVAL_SECONDS, job_name=NOTIFY_JOB_NAME)
 def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
     """What crashed processes left behind. The cursor is a ``Looks``."""
     settings = exports.settings

@@ -10,7 +10,7 @@ from export_pipeline.database.engine import impatient, reading
 from export_pipeline.orchestration import descriptions, tags
 from export_pipeline.orchestration.jobs import JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
-from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, ROWS_PER_TICK, done, skipped
+from export_pipeline.orchestration.sensors import ROWS_PER_TICK, done, sensor, skipped
 from export_pipeline.requests import queue, transitions
 from export_pipeline.settings import LARGE_ROWS
 
@@ -33,12 +33,7 @@ PROBING = (
 A_TEST = "This is a test of the sensor: it claims nothing, because a test launches no run."
 
 
-@dg.sensor(
-    job_name=JOB_NAME,
-    minimum_interval_seconds=INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=descriptions.EXPORT_REQUESTS,
-)
+@sensor(descriptions.EXPORT_REQUESTS, job_name=JOB_NAME)
 def export_requests(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
     """Needs no cursor: the table's state is the cursor."""
     if _is_test(context):

@@ -1,4 +1,4 @@
-"""The sensor of webhooks: it starts a run of the job ``webhooks`` when calls are due."""
+"""The sensors of what is due: fire times of recurring exports become rows, and webhook calls get a run."""
 
 import time
 
@@ -7,19 +7,33 @@ import sqlalchemy as sa
 
 from export_pipeline.database.engine import reading
 from export_pipeline.orchestration import descriptions
-from export_pipeline.orchestration.jobs import LONGEST_WEBHOOKS, WEBHOOKS_JOB_NAME
+from export_pipeline.orchestration.jobs import JOB_NAME, LONGEST_WEBHOOKS, WEBHOOKS_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runs import unfinished_runs
-from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, skipped
+from export_pipeline.orchestration.sensors import sensor, skipped
+from export_pipeline.recurring.dispatch import make_due
 from export_pipeline.requests.webhooks import any_due
 
+MADE_PER_TICK = 50
+"""Each has its own transaction; one that waits for an earlier request does not count."""
 
-@dg.sensor(
-    job_name=WEBHOOKS_JOB_NAME,
-    minimum_interval_seconds=INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=descriptions.EXPORT_WEBHOOKS,
-)
+
+@sensor(descriptions.RECURRING_EXPORTS, job_name=JOB_NAME)
+def recurring_exports(_context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
+    """Needs no cursor: each row has its own, ``last_fired_for``."""
+    try:
+        tick = make_due(exports.database, exports.organizations, limit=MADE_PER_TICK)
+    except sa.exc.DBAPIError as error:
+        return skipped(error)
+    text = f"{len(tick.made)} requests made, {tick.passed_over} recurring exports with fire times passed over."
+    if tick.not_done:
+        text += f" Not done, to be tried again: {', '.join(map(str, tick.not_done))}"
+    if tick.corrected:
+        text += f" A clock was wrong, marks in the future are corrected: {', '.join(map(str, tick.corrected))}."
+    return dg.SkipReason(text)
+
+
+@sensor(descriptions.EXPORT_WEBHOOKS, job_name=WEBHOOKS_JOB_NAME)
 def export_webhooks(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.RunRequest | dg.SkipReason:
     """One run at a time makes all calls that are due."""
     try:
