@@ -286,7 +286,7 @@ def _runs(uid: str) -> list[dict[str, Any]]:
     from export_pipeline.orchestration.runs import run_statuses
 
     with DagsterInstance.get() as instance:
-        return [run.model_dump(mode="json") for run in run_statuses(instance, uid)]
+        return run_statuses(instance, uid)
 
 
 def _show_status(

@@ -32,6 +32,8 @@ NOTIFY_JOB_NAME = "notify"
 WEBHOOKS_JOB_NAME = "webhooks"
 JANITOR_JOB_NAME = "janitor"
 OUR_JOBS = (JANITOR_JOB_NAME, JOB_NAME, NOTIFY_JOB_NAME, WEBHOOKS_JOB_NAME)
+LONGEST_EXPORT = timedelta(days=7)
+"""Last resort: an export whose process is gone ends long before, by its heartbeat."""
 LONGEST_NOTIFY = timedelta(minutes=30)
 """26 mails, each with the provider's time-outs."""
 CALLING_SECONDS = 240.0
@@ -43,7 +45,7 @@ LONGEST_JANITOR = timedelta(hours=6)
 
 
 # definitions.py gives this job the executor of the settings.
-@dg.job(name=JOB_NAME, description=descriptions.EXPORT, run_tags=tags.export_job_tags())
+@dg.job(name=JOB_NAME, description=descriptions.EXPORT, run_tags=tags.job_tags(LONGEST_EXPORT))
 def export_job() -> None:
     """From the row to the mail."""
     shards, snapshot = filter_entities(plan())
@@ -51,15 +53,18 @@ def export_job() -> None:
     notify_recipients(publish(snapshot, uploaded.collect()))
 
 
-@dg.job(
-    name=NOTIFY_JOB_NAME,
-    description=descriptions.NOTIFY,
-    executor_def=dg.in_process_executor,
-    run_tags=tags.other_job_tags(LONGEST_NOTIFY),
-)
-def notify_job() -> None:
-    """One op."""
-    resume_notification()
+def _job_of(op: dg.OpDefinition, name: str, description: str, longest: timedelta) -> dg.JobDefinition:
+    """A job of one op, which gets a priority over exports in the queue and ends after ``longest``."""
+    run_tags = tags.job_tags(longest) | {"dagster/priority": "10"}
+
+    @dg.job(name=name, description=description, executor_def=dg.in_process_executor, run_tags=run_tags)
+    def job() -> None:
+        op()
+
+    return job
+
+
+notify_job = _job_of(resume_notification, NOTIFY_JOB_NAME, descriptions.NOTIFY, LONGEST_NOTIFY)
 
 
 def run_parts(context: dg.OpExecutionContext, parts: Mapping[str, Callable[[], Mapping[str, int]]]) -> None:
@@ -104,15 +109,7 @@ def call_webhooks(context: dg.OpExecutionContext, exports: ExportResource) -> No
     run_parts(context, {"webhooks": lambda: deliver_due(exports.database, exports.settings, seconds=CALLING_SECONDS)})
 
 
-@dg.job(
-    name=WEBHOOKS_JOB_NAME,
-    description=descriptions.WEBHOOKS,
-    executor_def=dg.in_process_executor,
-    run_tags=tags.other_job_tags(LONGEST_WEBHOOKS),
-)
-def webhook_job() -> None:
-    """One op."""
-    call_webhooks()
+webhook_job = _job_of(call_webhooks, WEBHOOKS_JOB_NAME, descriptions.WEBHOOKS, LONGEST_WEBHOOKS)
 
 
 @dg.op(description=descriptions.CLEAN)
@@ -157,17 +154,7 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     )
 
 
-@dg.job(
-    name=JANITOR_JOB_NAME,
-    description=descriptions.JANITOR,
-    executor_def=dg.in_process_executor,
-    run_tags=tags.other_job_tags(LONGEST_JANITOR),
-)
-def janitor() -> None:
-    """One op."""
-    clean()
-
-
+janitor = _job_of(clean, JANITOR_JOB_NAME, descriptions.JANITOR, LONGEST_JANITOR)
 janitor_schedule = dg.ScheduleDefinition(
     job=janitor, cron_schedule="17 * * * *", default_status=dg.DefaultScheduleStatus.RUNNING
 )

@@ -1,34 +1,88 @@
-"""The ops of the export job: each opens its stage, calls plain functions of ``stages``, and returns a reference."""
+"""The ops of the export job: each opens its stage, calls plain functions of ``stages``, and returns a reference.
+
+References are what steps hand to each other: never data, and nothing personal.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 
 import dagster as dg
+from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.database.enums import NotificationStatus, Stage
 from export_pipeline.failures import ExportFailure
 from export_pipeline.messaging.failure_mail import has_failed
 from export_pipeline.orchestration import descriptions, tags
 from export_pipeline.orchestration.execution import Work, send_failure_mail, stage, without_ownership
-from export_pipeline.orchestration.metadata import materialization, object_links, row_metadata, stage_metadata
-from export_pipeline.orchestration.references import (
-    PlanReference,
-    PublishedExport,
-    SerializedShard,
-    ShardReference,
-    SnapshotReference,
-    UploadedShard,
-)
+from export_pipeline.orchestration.metadata import materialization, object_links, stage_metadata, status_command
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.stages.filter_entities import stage_rows
+from export_pipeline.stages.manifest import ManifestFile
 from export_pipeline.stages.notify_recipients import mail_recipients
 from export_pipeline.stages.plan import load_plan, plan_request, selection
 from export_pipeline.stages.publish import complete_request, make_manifest
 from export_pipeline.stages.publish import publish as publish_export
-from export_pipeline.stages.serialize import serialize_shard
+from export_pipeline.stages.serialize import SerializedFiles, serialize_shard
 from export_pipeline.stages.upload import upload_files
 from export_pipeline.timing import StageSeconds, Stopwatch
+
+
+class _Reference(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PlanReference(_Reference):
+    """A planned request, and the staging key of its plan."""
+
+    request_id: int
+    key: str
+
+
+class SnapshotReference(_Reference):
+    """The snapshot: its exact number of rows, and its instant (UTC)."""
+
+    plan: PlanReference
+    rows: int
+    snapshot_at: datetime
+    seconds: StageSeconds = StageSeconds()
+
+
+class ShardReference(_Reference):
+    """A staged shard: its number from 1 to ``shards``, its staging key, its rows, and the rows of the shards before."""
+
+    plan: PlanReference
+    snapshot_at: datetime
+    ordinal: int
+    shards: int
+    key: str
+    rows: int
+    rows_before: int
+
+
+class SerializedShard(_Reference):
+    """A shard whose files are finished and wait in staging."""
+
+    shard: ShardReference
+    output: SerializedFiles
+
+
+class UploadedShard(_Reference):
+    """A shard whose files are in the store; ordinals count within the shard."""
+
+    plan: PlanReference
+    ordinal: int
+    files: tuple[ManifestFile, ...]
+    counters: dict[str, int]
+    seconds: StageSeconds = StageSeconds()
+    """Of serializing and uploading."""
+
+
+class PublishedExport(_Reference):
+    """An export whose manifest is written."""
+
+    plan: PlanReference
+    manifest_key: str
 
 
 class PlanConfig(dg.Config):
@@ -50,10 +104,10 @@ def plan(context: dg.OpExecutionContext, config: PlanConfig, exports: ExportReso
                 "columns": len(made.columns),
                 "recipients": recipients,
                 "max_file_bytes": made.max_bytes,
-                "row": row_metadata(made.uid),
+                "row": status_command(made.uid),
             }
         )
-        return PlanReference(request_id=made.request_id, uid=made.uid, attempt=made.attempt, key=key)
+        return PlanReference(request_id=made.request_id, key=key)
 
 
 @dg.op(
@@ -94,7 +148,8 @@ def filter_entities(
         yield dg.DynamicOutput(
             reference, mapping_key=f"{shard.ordinal:05d}", output_name="shards", metadata={"rows": shard.rows}
         )
-    yield dg.Output(SnapshotReference.of(planned, staged), output_name="snapshot", metadata=metadata)
+    snapshot = SnapshotReference(plan=planned, rows=staged.rows, snapshot_at=staged.snapshot_at, seconds=staged.seconds)
+    yield dg.Output(snapshot, output_name="snapshot", metadata=metadata)
 
 
 def _counted(
@@ -124,7 +179,7 @@ def serialize(context: dg.OpExecutionContext, shard: ShardReference, exports: Ex
             progress=lambda rows: work.heartbeat.report(shard.rows_before + rows),
         )
         metadata = stage_metadata(watch, output.seconds, rows=output.rows, size=output.bytes, files=len(output.files))
-        context.add_output_metadata(metadata | {name: dg.MetadataValue.int(n) for name, n in output.counters.items()})
+        context.add_output_metadata({**metadata, **output.counters})
         return SerializedShard(shard=shard, output=output)
 
 
@@ -147,7 +202,13 @@ def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports:
         output, seconds = serialized.output, StageSeconds(upload=watch.seconds)
         metadata = stage_metadata(watch, seconds, rows=output.rows, size=output.bytes, files=len(files))
         context.add_output_metadata(metadata | object_links(exports.store, files))
-        return serialized.uploaded(files, seconds)
+        return UploadedShard(
+            plan=shard.plan,
+            ordinal=shard.ordinal,
+            files=files,
+            counters=output.counters,
+            seconds=output.seconds + seconds,
+        )
 
 
 @dg.op(description=descriptions.PUBLISH)

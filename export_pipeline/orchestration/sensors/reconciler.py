@@ -6,7 +6,7 @@ It also starts runs for mails that a dead run did not send, and tells Dagster of
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -150,24 +150,17 @@ def _for_each(
 ) -> tuple[list[str], int]:
     """Do each row's work until ``is_over``; returns the uids of those that failed, and how many rows are left."""
     failed: list[str] = []
-    for number, (stale, runs) in enumerate(_with_runs(instance, rows)):
+    runs: dict[str, list[RunView]] = {}
+    for number, stale in enumerate(rows):
         if is_over():
             return failed, len(rows) - number
-        if runs is None or not done(step, stale, runs):
+        if number % RUNS_PER_CALL == 0:
+            runs = {}
+            with suppress(Exception):  # the tick names these rows, and the next tick tries again
+                runs = runs_of_each(instance, [one.uid for one in rows[number : number + RUNS_PER_CALL]])
+        if stale.uid not in runs or not done(step, stale, runs[stale.uid]):
             failed.append(stale.uid)
     return failed, 0
-
-
-def _with_runs(
-    instance: DagsterInstance, rows: Sequence[StaleRequest]
-) -> Iterator[tuple[StaleRequest, list[RunView] | None]]:
-    """Each row with its runs; None if they could not be read."""
-    for begin in range(0, len(rows), RUNS_PER_CALL):
-        some = rows[begin : begin + RUNS_PER_CALL]
-        runs: dict[str, list[RunView]] = {}
-        with suppress(Exception):  # the tick names these rows, and the next tick tries again
-            runs = runs_of_each(instance, [stale.uid for stale in some])
-        yield from ((stale, runs.get(stale.uid)) for stale in some)
 
 
 def _reconcile(
