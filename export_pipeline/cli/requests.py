@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import sqlalchemy as sa
@@ -33,10 +33,14 @@ from export_pipeline.requests.validation.request import admit
 from export_pipeline.scheduling.wall_clock import read_end
 from export_pipeline.settings import Settings, dagster_home
 
-if TYPE_CHECKING:
-    from export_pipeline.stages.plan import Estimate
-
 POLL_SECONDS = 1.0
+ESTIMATE = """\
+rows        {rows:,}
+bytes       about {bytes:,}
+files       about {files:,}
+seconds     about {seconds:,.1f} to read and write on this machine
+recipients  {recipients:,}
+Nothing was inserted."""
 
 
 class EndDate(click.DateTime):
@@ -91,7 +95,11 @@ def request(*, dry_run: bool, as_json: bool, **columns: Any) -> None:
         name: list(value) if isinstance(value, tuple) else value for name, value in columns.items() if value is not None
     }
     if dry_run:
-        _estimate_only(engine, settings, values, as_json=as_json)
+        try:
+            found = _estimate(engine, settings, values)
+        except ExportFailure as failure:
+            raise click.ClickException(f"{failure.code}: {failure.message}") from None
+        click.echo(json.dumps(found) if as_json else ESTIMATE.format(**found))
         return
     load_catalog(settings.catalog)  # report a broken catalog now: no request could be served
     with engine.begin() as connection:
@@ -135,23 +143,12 @@ def retry(uid: str) -> None:
     click.echo("Queued again.")
 
 
-def _estimate_only(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any], *, as_json: bool) -> None:
-    """Check a request as its run would, and print the estimate.
+def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any]) -> dict[str, float]:
+    """Check a request as its run would, and estimate its export.
 
     Raises:
-        click.ClickException: the request would fail, with its code.
+        ExportFailure: the request would fail.
     """
-    try:
-        recipients, found = _estimate(engine, settings, columns)
-    except ExportFailure as failure:
-        code, message = failure.code, failure.message
-    else:
-        _print(recipients, found, as_json=as_json)
-        return
-    raise click.ClickException(f"{code}: {message}")
-
-
-def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any]) -> tuple[int, Estimate]:
     from export_pipeline.source.readers import source_of
     from export_pipeline.stages.plan import estimate, make_plan
 
@@ -163,27 +160,14 @@ def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any])
         organization, checked = admit(connection, organizations, catalog, settings, request)
         transaction.rollback()
     source = source_of(settings)
-    plan = make_plan(request, checked, organization, source, attempt=1)
-    return len(checked.recipients), estimate(plan, catalog, source)
-
-
-def _print(recipients: int, found: Estimate, *, as_json: bool) -> None:
-    facts = {
+    found = estimate(make_plan(request, checked, organization, source, attempt=1), catalog, source)
+    return {
         "rows": found.rows,
         "bytes": found.bytes,
         "files": found.files,
         "seconds": round(found.seconds, 1),
-        "recipients": recipients,
+        "recipients": len(checked.recipients),
     }
-    if as_json:
-        click.echo(json.dumps(facts))
-        return
-    click.echo(f"rows        {found.rows:,}")
-    click.echo(f"bytes       about {found.bytes:,}")
-    click.echo(f"files       about {found.files:,}")
-    click.echo(f"seconds     about {found.seconds:,.1f} to read and write on this machine")
-    click.echo(f"recipients  {recipients:,}")
-    click.echo("Nothing was inserted.")
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import socket
@@ -18,7 +19,6 @@ from export_pipeline.launcher.protocol import (
     Reply,
     Request,
     Specification,
-    StartReport,
     check_peer,
     digest,
     private_directory,
@@ -176,7 +176,8 @@ def _spawn(specification: Specification, environment: Mapping[str, str]) -> str 
         if not select.select([reports], [], [], START_SECONDS)[0]:
             return f"it did not start within {START_SECONDS:.0f} s"
         report = reports.read()
-    return StartReport.model_validate_json(report).reason if report else "it ended while it was loading"
+    reason: str | None = json.loads(report or '"it ended while it was loading"')
+    return reason
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.recurring.models import RecurringExport, load_recurring, parse_template
 from export_pipeline.recurring.unsubscribe import without_unsubscribed
 from export_pipeline.requests import transitions
-from export_pipeline.requests.models import ExportRequest, has_uid, load_request
+from export_pipeline.requests.models import RequestInput, has_uid, load_request
 from export_pipeline.requests.organizations import Organizations, check_permission
 from export_pipeline.requests.validation.mail import ascii_domain, recipients_of, sender_of
 from export_pipeline.scheduling.cron import checked_schedule, last_fire
@@ -274,7 +274,7 @@ def _insert_failed(
     return uid
 
 
-def check_recurring(connection: sa.Connection, organizations: Organizations, request: ExportRequest) -> None:
+def check_recurring(connection: sa.Connection, organizations: Organizations, request: RequestInput) -> None:
     """Check at every fire time what was checked at the setup: the owner's permission, the sender, the recipients.
 
     Raises:
