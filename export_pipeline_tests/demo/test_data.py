@@ -21,7 +21,8 @@ from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.model import CustomField
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS, DemoDataError, schema
-from export_pipeline.demo.data.contacts import (
+from export_pipeline.demo.data.generator import FIRST_ROWS
+from export_pipeline.demo.data.rows import (
     EMAILS_AT_MOST,
     SEGMENTS,
     TOKENS_AT_MOST,
@@ -29,7 +30,6 @@ from export_pipeline.demo.data.contacts import (
     generate_tokens,
     list_ids,
 )
-from export_pipeline.demo.data.generator import FIRST_ROWS
 from export_pipeline.filters.segments import StoredSegment, segment_condition
 from export_pipeline_tests import adversarial
 from export_pipeline_tests.adversarial import (
