@@ -165,11 +165,17 @@ def test_the_page_has_every_code_with_the_words_of_the_runbook() -> None:
 
 
 def test_descriptions_name_tags_that_exist() -> None:
-    from export_pipeline.orchestration import descriptions
-    from export_pipeline.orchestration.sensors import alerts
+    from export_pipeline.orchestration import jobs, ops
+    from export_pipeline.orchestration.sensors import alerts, cancellations, due, reconciler, requests
 
     known = {value for value in vars(tags).values() if isinstance(value, str)} | {
         alerts.TAG + channel for channel in ("webhook", "mail")
     }
-    written = [text for text in vars(descriptions).values() if isinstance(text, str)] + [OPERATIONS.read_text()]
+    modules = (jobs, ops, alerts, cancellations, due, reconciler, requests)
+    declared = [*(value for module in modules for value in vars(module).values()), alerts.alerts_sensor(running=True)]
+    kinds = dg.OpDefinition | dg.JobDefinition | dg.SensorDefinition
+    written = [value.description or "" for value in declared if isinstance(value, kinds)]
+    assert len(written) >= 19
+    assert all(text.strip() for text in written)
+    written.append(OPERATIONS.read_text())
     assert {tag for text in written for tag in re.findall(r"export/[a-z_]+", text)} <= known

@@ -20,13 +20,19 @@ RECONCILE_SECONDS = 30.0
 
 
 def sensor(
-    description: str, *, seconds: int = INTERVAL_SECONDS, job_name: str | None = None, running: bool = True
+    *, job_name: str | None = None, seconds: int = INTERVAL_SECONDS, running: bool = True
 ) -> Callable[[Callable[..., Any]], dg.SensorDefinition]:
-    """Decorate a sensor that ticks every ``seconds``, unless an operator turned it off."""
+    """Decorate a sensor that ticks every ``seconds``. Its docstring is the UI's description, for operators."""
     status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
-    return dg.sensor(
-        job_name=job_name, minimum_interval_seconds=seconds, default_status=status, description=description
-    )
+
+    def decorate(evaluate: Callable[..., Any]) -> dg.SensorDefinition:
+        text = " ".join((evaluate.__doc__ or "").split())  # the UI shows it as plain text
+        declared = dg.sensor(
+            job_name=job_name, minimum_interval_seconds=seconds, default_status=status, description=text
+        )
+        return declared(evaluate)
+
+    return decorate
 
 
 def done(step: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> bool:

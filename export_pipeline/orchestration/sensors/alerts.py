@@ -20,7 +20,7 @@ from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.database.engine import why_unavailable
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.messaging.alerts import AlertNotAccepted, AlertOutcomeUnknown, Channel, Notice, open_channels
-from export_pipeline.orchestration import descriptions, tags
+from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.execution import POSTPONED_UNTIL
 from export_pipeline.orchestration.jobs import JANITOR_JOB_NAME, NOTIFY_JOB_NAME, OUR_JOBS, WEBHOOKS_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource, keep_catalog, load_catalog_or_last_good
@@ -78,9 +78,13 @@ def _database_problems(exports: ExportResource) -> list[str]:
     return [] if outage.ok else [f"Exports wait, and go on by themselves when it answers: {outage.meaning}"]
 
 
-@sensor(descriptions.EXPORT_INSTALLATION, seconds=SLOW_INTERVAL_SECONDS)
+@sensor(seconds=SLOW_INTERVAL_SECONDS)
 def export_installation(_context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
-    """Red while something is wrong."""
+    """Fails while something keeps the whole installation from working; the error of the tick says what to correct.
+
+    That is: wrong settings, a catalog that does not load (exports go on with the last good one), a request database
+    that does not answer. export_alerts alerts operators of it once.
+    """
     found = problems(exports)
     if found:
         raise InstallationBroken("\n\n".join(found))
@@ -90,8 +94,9 @@ def export_installation(_context: dg.SensorEvaluationContext, exports: ExportRes
 def always_broken(problem: str) -> dg.SensorDefinition:
     """``export_installation`` for a code location that could not be assembled: it can only say why."""
 
-    @sensor(descriptions.EXPORT_INSTALLATION, seconds=SLOW_INTERVAL_SECONDS)
+    @sensor(seconds=SLOW_INTERVAL_SECONDS)
     def export_installation(_context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        """Fails while the settings are wrong; the error of the tick says what to correct."""
         raise InstallationBroken(f"No export can start. Correct the settings, then restart.\n{problem}")
 
     return export_installation
@@ -170,9 +175,15 @@ class Cursor:
 def alerts_sensor(*, running: bool) -> dg.SensorDefinition:
     """The sensor ``export_alerts``; ``running``: on from the start, because a channel is configured."""
 
-    @sensor(descriptions.EXPORT_ALERTS, seconds=SLOW_INTERVAL_SECONDS, running=running)
+    @sensor(seconds=SLOW_INTERVAL_SECONDS, running=running)
     def export_alerts(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult:
-        """Failed runs, and a broken installation, to operators."""
+        """Alerts operators of failed runs and of a broken installation.
+
+        It uses a Slack-compatible webhook (EXPORT_ALERT_WEBHOOK_URL), mail (EXPORT_ALERT_EMAIL), or both, and is off
+        unless one of them is set. Faults of requesters send no alert (EXPORT_ALERT_FAULTS). Each failed run is alerted
+        once per channel; its tags export/alert_webhook and export/alert_mail say what became of the alert. If a tick
+        says 'not delivered', check the webhook or the mail provider: the alert is tried once more, a minute later.
+        """
         channels = open_channels(exports.settings)
         if not channels:
             return dg.SensorResult(cursor="{}", skip_reason=dg.SkipReason(NOT_CONFIGURED))

@@ -6,7 +6,6 @@ import dagster as dg
 import sqlalchemy as sa
 
 from export_pipeline.database.engine import reading
-from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.jobs import JOB_NAME, LONGEST_WEBHOOKS, WEBHOOKS_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runs import unfinished_runs
@@ -18,9 +17,10 @@ MADE_PER_TICK = 50
 """Each has its own transaction; one that waits for an earlier request does not count."""
 
 
-@sensor(descriptions.RECURRING_EXPORTS, job_name=JOB_NAME)
+@sensor(job_name=JOB_NAME)
 def recurring_exports(_context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
-    """Needs no cursor: each row has its own, ``last_fired_for``."""
+    """Inserts a row into export_requests for each fire time of recurring_exports that is due, once."""
+    # Needs no cursor: each row has its own, `last_fired_for`.
     try:
         tick = make_due(exports.database, exports.organizations, limit=MADE_PER_TICK)
     except sa.exc.DBAPIError as error:
@@ -33,9 +33,9 @@ def recurring_exports(_context: dg.SensorEvaluationContext, exports: ExportResou
     return dg.SkipReason(text)
 
 
-@sensor(descriptions.EXPORT_WEBHOOKS, job_name=WEBHOOKS_JOB_NAME)
+@sensor(job_name=WEBHOOKS_JOB_NAME)
 def export_webhooks(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.RunRequest | dg.SkipReason:
-    """One run at a time makes all calls that are due."""
+    """Starts a run of the job webhooks when calls are due, one run at a time."""
     try:
         with reading(exports.database) as connection:
             is_due = any_due(connection)

@@ -20,7 +20,7 @@ from dagster import DagsterInstance, RunsFilter
 from export_pipeline.database.engine import database_now, impatient, reading
 from export_pipeline.database.enums import RequestStatus
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import descriptions, tags
+from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.jobs import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runbook import RUNBOOK
@@ -325,9 +325,13 @@ class Looks:
         return replace(self, at=now, silent=too_soon if self.silent else away)
 
 
-@sensor(descriptions.EXPORT_RECONCILER, seconds=SLOW_INTERVAL_SECONDS, job_name=NOTIFY_JOB_NAME)
+@sensor(job_name=NOTIFY_JOB_NAME, seconds=SLOW_INTERVAL_SECONDS)
 def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
-    """What crashed processes left behind. The cursor is a ``Looks``."""
+    """Compares rows with their runs and heartbeats. Leave it on: else a killed export stays 'running' for ever.
+
+    A request whose process died gets a new attempt; mails that a dead run did not send get a notify run. If a tick
+    lists uids, those failed now and are tried again at the next tick.
+    """
     settings = exports.settings
     quiet_seconds = QUIET_HEARTBEATS * settings.heartbeat_seconds
     try:

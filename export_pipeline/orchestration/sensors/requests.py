@@ -7,7 +7,7 @@ import dagster as dg
 import sqlalchemy as sa
 
 from export_pipeline.database.engine import impatient, reading
-from export_pipeline.orchestration import descriptions, tags
+from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.jobs import JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.sensors import ROWS_PER_TICK, done, sensor, skipped
@@ -33,9 +33,15 @@ PROBING = (
 A_TEST = "This is a test of the sensor: it claims nothing, because a test launches no run."
 
 
-@sensor(descriptions.EXPORT_REQUESTS, job_name=JOB_NAME)
+@sensor(job_name=JOB_NAME)
 def export_requests(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
-    """Needs no cursor: the table's state is the cursor."""
+    """Claims queued rows of export_requests, at most 50 a tick, in turns across organizations, and starts their runs.
+
+    At most 100 requests of an organization, and 300 in total, are claimed and have not begun. Turn it off to stop new
+    exports: rows then wait, and 'export-pipeline queue' shows them. If ticks are skipped with 'could not be read',
+    check the request database.
+    """
+    # Needs no cursor: the table's state is the cursor.
     if _is_test(context):
         return dg.SkipReason(A_TEST)
     try:
