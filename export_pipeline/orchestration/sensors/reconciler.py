@@ -105,6 +105,33 @@ def exhausted(attempts: int) -> ExportFailure:
     )
 
 
+@dataclass
+class Looks:
+    """The reconciler's cursor."""
+
+    after: int = 0
+    """The id of the last row whose mails were looked at: the next tick goes on behind it."""
+    at: float = 0.0
+    """When it last looked, by the request database's clock; 0 before the first look."""
+    silent: bool = False
+    """Take no run for dead: after an outage or a pause, live runs may not have sent a heartbeat yet."""
+
+    @classmethod
+    def of(cls, cursor: str | None) -> Self:
+        """From the cursor; a new one if an operator or an older version wrote something else there."""
+        try:
+            return cls(**json.loads(cursor or "{}"))
+        except (ValueError, TypeError):
+            return cls()
+
+    def next(self, now: float, quiet_seconds: float) -> Self:
+        """The look at this instant. A silent one is followed by another only if that comes too soon for heartbeats."""
+        apart = now - self.at
+        away = self.at > 0 and not 0 <= apart <= LOOK_GAP_SECONDS
+        too_soon = 0 <= apart < quiet_seconds
+        return replace(self, at=now, silent=too_soon if self.silent else away)
+
+
 class RowLocked(Exception):
     """Another transaction holds the row: a later tick reconciles it."""
 
@@ -123,22 +150,24 @@ def reconcile_all(
     )
 
 
-def resume_all(
-    instance: DagsterInstance, rows: Sequence[StaleRequest], *, seconds: float, at_most: int
+def _resume_mails(
+    looks: Looks, instance: DagsterInstance, unnotified: list[StaleRequest]
 ) -> tuple[list[dg.RunRequest], list[str], int]:
-    """Make run requests for unsent mails, for ``seconds`` and ``at_most`` so many.
+    """Make run requests for unsent mails; returns them, the uids of rows that failed, and how many rows are left.
 
-    Returns:
-        The run requests, the uids of the rows that failed, and how many rows, the last ones, are left.
+    It goes on from the row at which the last tick ended: after an outage every row gets its turn.
     """
-    ends = time.monotonic() + seconds
+    in_turn = sorted(unnotified, key=lambda stale: (stale.id <= looks.after, stale.id))
+    ends = time.monotonic() + RESUME_SECONDS
     requests: list[dg.RunRequest] = []
     failed, left = _for_each(
         instance,
-        rows,
+        in_turn,
         lambda stale, runs: requests.extend(_resumed(instance, stale, runs)),
-        lambda: time.monotonic() >= ends or len(requests) >= at_most,
+        lambda: time.monotonic() >= ends or len(requests) >= ROWS_PER_TICK,
     )
+    if left < len(in_turn):
+        looks.after = in_turn[len(in_turn) - left - 1].id
     return requests, failed, left
 
 
@@ -298,33 +327,6 @@ def _resumed(instance: DagsterInstance, stale: StaleRequest, runs: Sequence[RunV
     ]
 
 
-@dataclass
-class Looks:
-    """The reconciler's cursor."""
-
-    after: int = 0
-    """The id of the last row whose mails were looked at: the next tick goes on behind it."""
-    at: float = 0.0
-    """When it last looked, by the request database's clock; 0 before the first look."""
-    silent: bool = False
-    """Take no run for dead: after an outage or a pause, live runs may not have sent a heartbeat yet."""
-
-    @classmethod
-    def of(cls, cursor: str | None) -> Self:
-        """From the cursor; a new one if an operator or an older version wrote something else there."""
-        try:
-            return cls(**json.loads(cursor or "{}"))
-        except (ValueError, TypeError):
-            return cls()
-
-    def next(self, now: float, quiet_seconds: float) -> Self:
-        """The look at this instant. A silent one is followed by another only if that comes too soon for heartbeats."""
-        apart = now - self.at
-        away = self.at > 0 and not 0 <= apart <= LOOK_GAP_SECONDS
-        too_soon = 0 <= apart < quiet_seconds
-        return replace(self, at=now, silent=too_soon if self.silent else away)
-
-
 @sensor(job_name=NOTIFY_JOB_NAME, seconds=SLOW_INTERVAL_SECONDS)
 def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
     """Compares rows with their runs and heartbeats. Leave it on: else a killed export stays 'running' for ever.
@@ -368,14 +370,3 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
     left += not_resumed
     text += f" {left} are left to the next tick." if left else ""
     return dg.SkipReason(text + (" After a gap in its looks, no run is taken for dead yet." if looks.silent else ""))
-
-
-def _resume_mails(
-    looks: Looks, instance: DagsterInstance, unnotified: list[StaleRequest]
-) -> tuple[list[dg.RunRequest], list[str], int]:
-    """``resume_all`` from the row at which the last tick ended: after an outage every row gets its turn."""
-    in_turn = sorted(unnotified, key=lambda stale: (stale.id <= looks.after, stale.id))
-    requests, failed, left = resume_all(instance, in_turn, seconds=RESUME_SECONDS, at_most=ROWS_PER_TICK)
-    if left < len(in_turn):
-        looks.after = in_turn[len(in_turn) - left - 1].id
-    return requests, failed, left

@@ -70,12 +70,10 @@ def _run_requests(exports: ExportResource, claimed: list[queue.Claim]) -> list[d
     """The runs of claimed requests. The claims are committed, so a row for which no run can be made fails."""
     expected = _expected_rows(exports, claimed)
     found: list[dg.RunRequest] = []
-
-    def add(claim: queue.Claim) -> None:
-        found.append(run_request(claim, expected.get(claim.id), exports.settings.large_rows))
-
     for claim in claimed:
-        if not done(add, claim):
+        try:
+            found.append(run_request(claim, expected.get(claim.id), exports.settings.large_rows))
+        except Exception:  # noqa: BLE001 - the others start
             done(_give_up, exports, claim)
     return found
 
