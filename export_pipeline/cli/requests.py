@@ -25,8 +25,8 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.requests import notifications, transitions
 from export_pipeline.requests.audit import operators_message
-from export_pipeline.requests.health import Line, total
 from export_pipeline.requests.health import queue as lines_of_queue
+from export_pipeline.requests.health import total
 from export_pipeline.requests.models import RequestState, insert_and_load, insert_request, overall_progress
 from export_pipeline.requests.organizations import Organizations
 from export_pipeline.requests.validation.request import admit
@@ -186,27 +186,19 @@ def queue(organization: str | None, *, as_json: bool) -> None:
     """
     with reading(open_database()) as connection:
         lines = lines_of_queue(connection, organization)
+        everything = total(lines)
     if as_json:
-        document = {
-            "organizations": [line.model_dump() for line in lines],
-            "total": total(lines).model_dump(exclude={"organization_id"}),
-        }
-        print_json(document)
+        organizations = [line.model_dump() for line in lines]
+        print_json({"organizations": organizations, "total": everything.model_dump(exclude={"organization_id"})})
         return
-    _show(lines)
-
-
-def _show(lines: list[Line]) -> None:
     names = ("waiting", "running", "oldest wait")
     table = Table("organization", *(Column(name, justify="right") for name in names), box=None)
-    for name, line in [*((line.organization_id, line) for line in lines), ("all", total(lines))]:
-        table.add_row(name, f"{line.waiting:,}", f"{line.running:,}", _duration(line.oldest_wait_seconds))
+    for line in (*lines, everything):
+        seconds = line.oldest_wait_seconds
+        waited = "-" if seconds is None else str(timedelta(seconds=int(seconds)))  # 0:03:20; 2 days, 1:00:00
+        name = "all" if line is everything else line.organization_id
+        table.add_row(name, f"{line.waiting:,}", f"{line.running:,}", waited)
     Console(highlight=False, markup=False).print(table)
-
-
-def _duration(seconds: float | None) -> str:
-    """``0:03:20``, ``2 days, 1:00:00``; a dash if nothing waits."""
-    return "-" if seconds is None else str(timedelta(seconds=int(seconds)))
 
 
 @click.command()

@@ -20,17 +20,10 @@ _START_SECONDS = 20.0
 
 
 @contextmanager
-def serve_s3(directory: Path, port: int | None = None, *, access_key_id: str, secret_access_key: str) -> Iterator[str]:
-    """Serve the directory's sub-directories as buckets until the block ends.
+def serve_s3(directory: Path, *, access_key_id: str, secret_access_key: str) -> Iterator[str]:
+    """Serve the directory's sub-directories as buckets until the block ends; yields the endpoint's URL.
 
-    Args:
-        directory: of the buckets and objects; created if missing.
-        port: on 127.0.0.1; None for a free one.
-        access_key_id: no comma, no quote.
-        secret_access_key: no comma, no quote. Both are passed in the environment, never on the command line.
-
-    Yields:
-        The endpoint, ``http://127.0.0.1:port``.
+    The directory is created if it is missing. The keys are passed in the environment, never on the command line.
 
     Raises:
         RuntimeError: rclone is not installed, or does not start.
@@ -46,16 +39,16 @@ def serve_s3(directory: Path, port: int | None = None, *, access_key_id: str, se
         "RCLONE_CONFIG": os.devnull,
         "RCLONE_AUTH_KEY": f'"{access_key_id},{secret_access_key}"',
     }
-    # Checked first: another process on the port would answer instead of rclone.
-    chosen = free_port(port or 0)
-    command = [str(binary), "serve", "s3", "--addr", f"{HOST}:{chosen}", "--no-cleanup", str(directory.resolve())]
+    port = free_port()
+    command = [str(binary), "serve", "s3", "--addr", f"{HOST}:{port}", "--no-cleanup", str(directory.resolve())]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            if not listens(process, chosen, _START_SECONDS):
+            if not listens(process, port, _START_SECONDS):
                 log.seek(0)
-                raise RuntimeError(f"rclone serve s3 did not start on port {chosen}: {_last_line(log.read())}")
-            yield f"http://{HOST}:{chosen}"
+                lines = log.read().decode(errors="replace").strip().splitlines() or ["no output"]
+                raise RuntimeError(f"rclone serve s3 did not start on port {port}: {lines[-1][:300]}")
+            yield f"http://{HOST}:{port}"
         finally:
             _end(process)
 
@@ -87,8 +80,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _last_line(log: bytes) -> str:
-    lines = log.decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "no output"

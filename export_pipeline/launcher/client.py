@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from export_pipeline.launcher.protocol import (
@@ -136,7 +136,8 @@ def _connect(path: Path) -> socket.socket | None:
 def _start(specification: Specification, environment: Mapping[str, str]) -> socket.socket:
     """Start the server, unless another process is starting it right now, and connect to it."""
     path = socket_of(specification.name)
-    with _locked(path.parent / "start.lock"):
+    with (path.parent / "start.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # one process and thread at a time; released when its holder dies
         connection = _connect(path)
         if connection is not None:
             return connection
@@ -178,11 +179,3 @@ def _spawn(specification: Specification, environment: Mapping[str, str]) -> str 
         report = reports.read()
     reason: str | None = json.loads(report or '"it ended while it was loading"')
     return reason
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process and thread at a time; the kernel releases the lock when its holder dies."""
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
