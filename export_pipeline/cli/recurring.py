@@ -100,11 +100,7 @@ def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
 
 
 def _check_template(engine: sa.Engine, catalog: Catalog, request: dict[str, Any], values: dict[str, Any]) -> None:
-    """Check that its requests could be served now.
-
-    Raises:
-        ExportFailure: the first rule that they break.
-    """
+    """Check that its requests could be served now."""
     organizations = Organizations()
     row = RequestInput(
         **request,

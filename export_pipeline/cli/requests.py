@@ -144,11 +144,7 @@ def retry(uid: str) -> None:
 
 
 def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any]) -> dict[str, float]:
-    """Check a request as its run would, and estimate its export.
-
-    Raises:
-        ExportFailure: the request would fail.
-    """
+    """Check a request as its run would, and estimate its export."""
     from export_pipeline.source.readers import source_of
     from export_pipeline.stages.plan import estimate, make_plan
 

@@ -48,7 +48,6 @@ WARM_MODULES = (
     "adbc_driver_sqlite",
     "babel.dates",
     "babel.numbers",
-    "boto3",
     "boto3.s3.transfer",
     "dagster_aws.s3",
     "export_pipeline.formats.csv_format",

@@ -245,17 +245,11 @@ class _Frame:
         if isinstance(error, ExportCanceled):
             return self._canceled()
         if isinstance(error, OwnershipLost):
-            self._discard_abandoned()
+            # What this worker wrote after its attempt had been cleared away.
+            exports = self._exports
+            self._clear(lambda *owned: discard_abandoned(exports.database, exports.store, exports.staging, *owned))
             return dg.Failure(f"This run does not own the request: {error}. Nothing was done.", allow_retries=False)
         return self._failed(error)
-
-    def _discard_abandoned(self) -> None:
-        """Delete what this worker wrote after its attempt had been cleared away."""
-        if self._owned is None:
-            return
-        exports = self._exports
-        with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # then the janitor deletes it
-            discard_abandoned(exports.database, exports.store, exports.staging, self._owned.uid, self._owned.attempt)
 
     def _canceled(self) -> Exception:
         if self._uid is not None:
@@ -286,11 +280,15 @@ class _Frame:
         with suppress(Exception):  # the step's metadata says the same
             self._context.instance.add_run_tags(self._context.run_id, new)
 
+    def _clear(self, discard: Callable[[str, int], object]) -> None:
+        """Delete what the attempt wrote, given its uid and number."""
+        if self._owned is not None:
+            with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # then the janitor deletes it
+                discard(self._owned.uid, self._owned.attempt)
+
     def _discard(self) -> None:
         """Delete what the attempt wrote to both stores."""
-        if self._owned is not None:
-            with suppress(ExportFailure):  # then the janitor deletes it
-                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        self._clear(lambda *owned: discard_attempt(self._exports.store, self._exports.staging, *owned))
 
     def _wait(self, failure: ExportFailure) -> float | None:
         """Seconds until the op is retried; None if it is not."""
@@ -322,10 +320,7 @@ class _Frame:
 
     def _postponed(self, failure: ExportFailure, until: str) -> Exception:
         """Delete what this run staged: the next run starts anew, and a full disk gets its space back."""
-        if self._owned is not None:
-            prefix = staging_prefix(self._owned.uid, self._owned.attempt)
-            with suppress(ExportFailure):
-                self._exports.staging.delete_tree(prefix)
+        self._clear(lambda *owned: self._exports.staging.delete_tree(staging_prefix(*owned)))
         if failure.code is not FailureCode.STORE_UNAVAILABLE:
             self._discard()
         self._tag({tags.POSTPONED: failure.code.value})

@@ -80,13 +80,6 @@ class UploadedShard(_Reference):
     """Of serializing and uploading."""
 
 
-class PublishedExport(_Reference):
-    """An export whose manifest is written."""
-
-    plan: PlanReference
-    manifest_key: str
-
-
 class PlanConfig(dg.Config):
     """The run's only configuration: the request."""
 
@@ -235,7 +228,7 @@ def publish(
     snapshot: SnapshotReference,
     uploaded: list[UploadedShard],
     exports: ExportResource,
-) -> PublishedExport:
+) -> PlanReference:
     """Verifies that all files arrived, writes the **manifest last**, and marks the request `completed`.
 
     After that, this run cannot make the export again.
@@ -244,7 +237,7 @@ def publish(
     with stage(context, exports, planned.request_id, Stage.PUBLISH) as work:
         if work.completed is not None:
             # An earlier try completed the row and died before Dagster recorded it: nothing is left to publish.
-            return PublishedExport(plan=planned, manifest_key=work.completed)
+            return planned
         watch = Stopwatch()
         made = load_plan(exports.staging, planned.key)
         in_order = sorted(uploaded, key=lambda shard: shard.ordinal)
@@ -267,17 +260,17 @@ def publish(
         metadata = stage_metadata(watch, parts, rows=manifest.rows, size=manifest.bytes, files=len(manifest.files))
         context.add_output_metadata(metadata | {"manifest": dg.MetadataValue.url(exports.store.object_url(key))})
         context.log_event(materialization(manifest, parts))
-        return PublishedExport(plan=planned, manifest_key=key)
+        return planned
 
 
 @dg.op
-def notify_recipients(context: dg.OpExecutionContext, published: PublishedExport, exports: ExportResource) -> None:
+def notify_recipients(context: dg.OpExecutionContext, published: PlanReference, exports: ExportResource) -> None:
     """Mails links or files to every recipient, **once**. The files are already there: the row is `completed`.
 
     **If it fails**, check the mail provider. `notify` runs try again by themselves. A re-execution mails only the
     recipients who have no mail yet.
     """
-    with stage(context, exports, published.plan.request_id, Stage.NOTIFY_RECIPIENTS) as work:
+    with stage(context, exports, published.request_id, Stage.NOTIFY_RECIPIENTS) as work:
         _notify(context, exports, work)
 
 

@@ -54,7 +54,11 @@ def load_demo_data(
     Raises:
         DemoDataError: one of the tables already holds rows, or the database is neither PostgreSQL nor SQLite.
     """
-    url = _supported(make_url(engine_url))
+    url = make_url(engine_url)
+    if url.get_backend_name() == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    elif url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        raise DemoDataError("The demo's data needs postgresql://… or sqlite:///path; give one of them.")
     began = time.perf_counter()
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
@@ -81,15 +85,6 @@ def _tables(contacts: int, entities: int, seed: int) -> dict[Table, Iterator[pa.
         schema.contact_field_definitions: iter([made.field_definitions()]),
         schema.contact_segments: iter([made.segments()]),
     }
-
-
-def _supported(url: URL) -> URL:
-    backend = url.get_backend_name()
-    if backend == "postgresql":
-        return url.set(drivername="postgresql+psycopg")
-    if backend == "sqlite" and url.database not in (None, "", ":memory:"):
-        return url
-    raise DemoDataError("The demo's data needs postgresql://… or sqlite:///path; give one of them.")
 
 
 def _create_tables(connection: Connection) -> None:
