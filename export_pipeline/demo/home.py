@@ -124,7 +124,7 @@ class Processes(ExitStack):
             stderr=log,
             start_new_session=True,
         )
-        self.callback(_end, process)
+        self.callback(end, process)
         self._started[name] = process
 
     def _wait_for(self, port: int, name: str) -> None:
@@ -132,7 +132,7 @@ class Processes(ExitStack):
             raise RuntimeError(f"the {name} did not start; see {self._logs / name}.log")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """Stop it, then kill its whole group: a code server's run workers must not outlive it."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)

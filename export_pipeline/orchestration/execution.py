@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any
 from urllib.parse import urlsplit
 
 import dagster as dg
@@ -31,7 +31,6 @@ from export_pipeline.stages.cleanup import BY_REQUESTER, cancel_and_discard, dis
 from export_pipeline.stages.plan import staging_prefix
 from export_pipeline.storage.s3_client import STAGING, translated
 
-P = ParamSpec("P")
 POSTPONED_UNTIL = "postponed_until"
 """Metadata of a failed step whose run put its request back into the queue: nothing has to be done."""
 MAX_RETRIES = 3
@@ -45,15 +44,6 @@ LONGEST_RETRY_SECONDS = 60.0
 """A provider that asks for a longer wait gets a later run: this one would hold its slot for nothing."""
 POSTPONED = frozenset({FailureCode.SOURCE_UNAVAILABLE, FailureCode.STORE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE})
 """If these outlast the retries of an op, the request waits in the queue instead of in a slot."""
-
-
-def error_of(step: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> Exception | None:
-    """Do one item's work; returns its error, so that one failing item does not stop the others."""
-    try:
-        step(*arguments, **options)
-    except Exception as error:  # noqa: BLE001 - the caller reports it; a later run or tick tries again
-        return error
-    return None
 
 
 @dataclass(frozen=True)

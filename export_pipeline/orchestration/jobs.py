@@ -10,7 +10,6 @@ import dagster as dg
 from export_pipeline.failures import Fault
 from export_pipeline.messaging.webhook import deliver_due
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.execution import error_of
 from export_pipeline.orchestration.metadata import describe, failure_of, metadata_of
 from export_pipeline.orchestration.ops import (
     filter_entities,
@@ -83,33 +82,20 @@ def run_parts(context: dg.OpExecutionContext, parts: Mapping[str, Callable[[], M
         dagster.Failure: names the parts that failed. Not retried: the next run does what is left.
     """
     counted: Counter[str] = Counter()
-    failed: dict[str, Exception] = {}
-
-    def count(part: Callable[[], Mapping[str, int]]) -> None:
-        counted.update(part())
-
+    failed: list[Exception] = []
+    lines = ["Not done, and tried again by the next run:"]
     for name, part in parts.items():
-        if (error := error_of(count, part)) is not None:
-            failed[name] = error
+        try:
+            counted.update(part())
+        except Exception as error:  # noqa: BLE001 - the other parts are done
+            failed.append(error)
+            failure = failure_of(error)
+            lines.append(f"- {name}: {failure.code if failure is transitions.INTERNAL else describe(failure)}")
     if failed:
-        raise _failure(failed, counted)
+        # A failure that passes by itself must not hide one that an operator has to fix.
+        worst = min(failed, key=lambda error: failure_of(error).fault is Fault.TRANSIENT)
+        raise dg.Failure("\n".join(lines), metadata={**metadata_of(worst), **counted}, allow_retries=False)
     context.add_output_metadata(counted)
-
-
-def _failure(failed: Mapping[str, Exception], counted: Mapping[str, int]) -> dg.Failure:
-    # A failure that passes by itself must not hide one that an operator has to fix.
-    worst = min(failed.values(), key=lambda error: failure_of(error).fault is Fault.TRANSIENT)
-    lines = [f"- {name}: {_summary(error)}" for name, error in failed.items()]
-    return dg.Failure(
-        "\n".join(["Not done, and tried again by the next run:", *lines]),
-        metadata={**metadata_of(worst), **counted},
-        allow_retries=False,
-    )
-
-
-def _summary(error: Exception) -> str:
-    failure = failure_of(error)
-    return failure.code.value if failure is transitions.INTERNAL else describe(failure)
 
 
 @dg.op
