@@ -130,13 +130,10 @@ def list_(*, organization_id: str | None, as_json: bool) -> None:
         print_json(rows)
         return
     for row in rows:
-        click.echo("  ".join(_cells(row)))
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    failures = f"{row['failures_in_a_row']} failures in a row"
-    state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"next {row['next']}, {failures}"
-    return [*(str(row[name]) for name in ("id", "organization_id", "cron", "time_zone", "window_kind")), state]
+        failures = f"{row['failures_in_a_row']} failures in a row"
+        state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"next {row['next']}, {failures}"
+        named = (str(row[name]) for name in ("id", "organization_id", "cron", "time_zone", "window_kind"))
+        click.echo("  ".join([*named, state]))
 
 
 def _next_of(one: RecurringExport) -> str | None:

@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import sqlite3
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def run_demo(home: Home, rows: int, *, ui: bool) -> None:
             states = _watch(console, engine, uids)
             _show_results(console, open_store(settings), home, states)
             if ui:
-                _stay(console)
+                console.print("\nThe UI and the S3 endpoint stay up until Ctrl-C.")
+                with suppress(KeyboardInterrupt):
+                    threading.Event().wait()
+                console.print("Stopping.")
     console.print("\nEverything is stopped; the links work while the S3 endpoint is up: export-pipeline demo --ui")
 
 
@@ -156,7 +160,9 @@ def _watch(console: Console, engine: sa.Engine, uids: dict[str, str]) -> dict[st
         tasks = {title: progress.add_task(title, total=None, phase="queued") for title in uids}
         last: dict[str, str] = {}
         while True:
-            states = _states(engine, uids)
+            with reading(engine) as connection:
+                found = {title: read_state(connection, uid) for title, uid in uids.items()}
+            states = {title: state for title, state in found.items() if state is not None}
             for title, state in states.items():
                 done, total = overall_progress(state)
                 progress.update(tasks[title], completed=done, total=total, phase=_phase(state))
@@ -168,12 +174,6 @@ def _watch(console: Console, engine: sa.Engine, uids: dict[str, str]) -> dict[st
             if time.monotonic() > deadline:
                 raise click.ClickException(f"the exports did not end within {TIMEOUT_SECONDS} s; see the logs")
             time.sleep(POLL_SECONDS)
-
-
-def _states(engine: sa.Engine, uids: dict[str, str]) -> dict[str, RequestState]:
-    with reading(engine) as connection:
-        found = {title: read_state(connection, uid) for title, uid in uids.items()}
-    return {title: state for title, state in found.items() if state is not None}
 
 
 def _phase(state: RequestState) -> str:
@@ -234,12 +234,3 @@ def _wait_for_mails(outbox: Path) -> list[str]:
 def _summary(file: Path) -> str:
     message = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
     return f"{file.name}  to {message['To']}: {message['Subject']}"
-
-
-def _stay(console: Console) -> None:
-    console.print("\nThe UI and the S3 endpoint stay up until Ctrl-C.")
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        console.print("Stopping.")

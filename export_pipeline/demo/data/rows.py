@@ -98,7 +98,7 @@ def generate_list_members(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS)
         organizations = organization_numbers(part)
         for at, rate in enumerate((0.5, 0.2, 0.05)):
             on_list = part.chance(f"list {at}", rate)
-            ids = text_pool(tuple(lists[at] for lists in list_ids()))
+            ids = text_pool(tuple(list_id(one, at) for one in ORGANIZATIONS))
             yield pa.record_batch(
                 {
                     "list_id": ids.take(pa.array(organizations[on_list])),
@@ -272,11 +272,6 @@ def segment_id(organization: Organization, number: int) -> str:
     return _id(organization, f"segment {number}")
 
 
-def list_ids() -> list[list[str]]:
-    """The ids of all lists, in the order of ``ORGANIZATIONS``."""
-    return [[list_id(organization, at) for at in range(len(LIST_NAMES))] for organization in ORGANIZATIONS]
-
-
 def lists() -> pa.RecordBatch:
     """The table of lists."""
     return _of_every_organization({f"list {at}": {"name": name} for at, name in enumerate(LIST_NAMES)})
@@ -344,8 +339,7 @@ def _entities(rows: Rows) -> pa.RecordBatch:
             "external_id": joined("ent-", numbers_as_text(rows.index, width=9)),
             "organization_id": organization_ids(organization_numbers(rows)),
             **_identity(rows),
-            **_risk(rows),
-            **_data(rows),
+            **_assessment(rows),
             "created_at": timestamps(created_at),
             "updated_at": timestamps(updated_at),
             "deleted_at": timestamps(updated_at, null=~rows.chance("deleted", 0.04)),
@@ -370,21 +364,16 @@ def _identity(rows: Rows) -> dict[str, pa.Array]:
     }
 
 
-def _risk(rows: Rows) -> dict[str, pa.Array]:
-    return {
-        "is_client": pa.array(rows.chance("client", 0.4)),
-        "risk_score": rows.sparse("risk", pa.array(rows.below("risk", 101)), null=0.1),
-        "risk_factors": rows.sparse("factors", rows.pick("factors", _FACTORS), null=0.2),
-        "status": rows.pick("status", _STATUSES),
-    }
-
-
-def _data(rows: Rows) -> dict[str, pa.Array]:
+def _assessment(rows: Rows) -> dict[str, pa.Array]:
     verified = pa.array(rows.chance("verified", 0.5))
     kyc = joined('{"level": ', numbers_as_text(rows.below("level", 4)), ', "source": "documento"}')
     person = joined('{"person": {"age": ', numbers_as_text(rows.below("age", 90)), ', "job": "médica"}}')
     attributes = joined('{"tier": ', numbers_as_text(rows.below("tier", 5)), ', "canal": "web"}')
     return {
+        "is_client": pa.array(rows.chance("client", 0.4)),
+        "risk_score": rows.sparse("risk", pa.array(rows.below("risk", 101)), null=0.1),
+        "risk_factors": rows.sparse("factors", rows.pick("factors", _FACTORS), null=0.2),
+        "status": rows.pick("status", _STATUSES),
         "kyc_verified": verified,
         "kyc_provider": pc.if_else(verified, rows.pick("provider", _PROVIDERS), pa.scalar(None, pa.string())),
         "kyc_data": pc.if_else(verified, kyc, pa.scalar(None, pa.string())),

@@ -77,28 +77,6 @@ entities = sa.Table(
     *_optional(INSTANT, "deleted_at"),
     sa.Index("entities_organization_id_id", "organization_id", "id"),
 )
-contact_tokens = sa.Table(
-    "contact_tokens",
-    metadata,
-    _key(NUMBER),
-    *_columns(NUMBER, "contact_id"),
-    *_columns(UUID, "organization_id"),
-    *_columns(TEXT, "token"),
-    *_columns(INSTANT, "created_at"),
-    sa.Index("contact_tokens_contact_id_id", "contact_id", "id"),
-)
-contact_emails = sa.Table(
-    "contact_emails",
-    metadata,
-    _key(NUMBER),
-    *_columns(NUMBER, "contact_id"),
-    *_columns(UUID, "organization_id"),
-    *_columns(TEXT, "email"),
-    # The contact that had the address before it was merged into this one; its row is deleted.
-    *_optional(NUMBER, "merged_from"),
-    *_columns(INSTANT, "created_at"),
-    sa.Index("contact_emails_contact_id_id", "contact_id", "id"),
-)
 contact_list_members = sa.Table(
     "contact_list_members",
     metadata,
@@ -109,11 +87,20 @@ contact_list_members = sa.Table(
 )
 
 
+def _of_contacts(name: str, *columns: sa.Column[Any]) -> sa.Table:
+    owner = [*_columns(NUMBER, "contact_id"), *_columns(UUID, "organization_id")]
+    index = sa.Index(f"{name}_contact_id_id", "contact_id", "id")
+    return sa.Table(name, metadata, _key(NUMBER), *owner, *columns, *_columns(INSTANT, "created_at"), index)
+
+
 def _of_every_organization(name: str, *columns: sa.Column[Any]) -> sa.Table:
     made_at = _columns(INSTANT, "created_at")
     return sa.Table(name, metadata, _key(UUID), *_columns(UUID, "organization_id"), *columns, *made_at)
 
 
+contact_tokens = _of_contacts("contact_tokens", *_columns(TEXT, "token"))
+# `merged_from`: the contact that had the address before it was merged into this one; its row is deleted.
+contact_emails = _of_contacts("contact_emails", *_columns(TEXT, "email"), *_optional(NUMBER, "merged_from"))
 contact_lists = _of_every_organization("contact_lists", *_columns(TEXT, "name"))
 contact_field_definitions = _of_every_organization("contact_field_definitions", *_columns(TEXT, "name", "field_type"))
 contact_segments = _of_every_organization(
