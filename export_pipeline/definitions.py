@@ -10,6 +10,7 @@ from export_pipeline.catalog.loader import CatalogError
 from export_pipeline.check.environment import warn_of_unknown_variables
 from export_pipeline.failures import ExportFailure
 from export_pipeline.messaging.providers import default_sender, open_mail_provider
+from export_pipeline.orchestration.execution import io_manager_of
 from export_pipeline.orchestration.jobs import (
     executor_of,
     export_job,
@@ -19,14 +20,12 @@ from export_pipeline.orchestration.jobs import (
     webhook_job,
 )
 from export_pipeline.orchestration.metadata import dataset_assets
-from export_pipeline.orchestration.references import io_manager_of
 from export_pipeline.orchestration.resources import S3, ExportResource, load_catalog_or_last_good
 from export_pipeline.orchestration.sensors.alerts import alerts_sensor, always_broken, export_installation
 from export_pipeline.orchestration.sensors.cancellations import export_cancellations
+from export_pipeline.orchestration.sensors.due import export_webhooks, recurring_exports
 from export_pipeline.orchestration.sensors.reconciler import export_reconciler
-from export_pipeline.orchestration.sensors.recurring import recurring_exports
 from export_pipeline.orchestration.sensors.requests import export_requests
-from export_pipeline.orchestration.sensors.webhooks import export_webhooks
 from export_pipeline.settings import Settings, SettingsError
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from export_pipeline.demo import data as demo
-from export_pipeline.demo.data import contacts, entities
+from export_pipeline.demo.data import rows as made
 from export_pipeline.demo.data.generator import (
     FIRST_ROWS,
     Integers,
@@ -250,7 +250,7 @@ EXTRA_FIELDS = (
     ("number", "Number"),
     ("profile_field_01", "Text"),
 )
-CUSTOM_FIELDS = (*contacts.CUSTOM_FIELDS, *EXTRA_FIELDS)
+CUSTOM_FIELDS = (*made.CUSTOM_FIELDS, *EXTRA_FIELDS)
 
 
 def load_demo_data(url: str, *, seed: int = demo.DEFAULT_SEED, **options: Any) -> demo.LoadReport:
@@ -260,12 +260,12 @@ def load_demo_data(url: str, *, seed: int = demo.DEFAULT_SEED, **options: Any) -
 
 def generate_contacts(rows: int, seed: int, **options: Any) -> Iterator[pa.RecordBatch]:
     """As the demo's, with adversarial values among the rows."""
-    return _altered(seed, "contacts", contacts.generate_contacts(rows, seed, **options))
+    return _altered(seed, "contacts", made.generate_contacts(rows, seed, **options))
 
 
 def generate_entities(rows: int, seed: int, **options: Any) -> Iterator[pa.RecordBatch]:
     """As the demo's, with adversarial values among the rows."""
-    return _altered(seed, "entities", entities.generate_entities(rows, seed, **options))
+    return _altered(seed, "entities", made.generate_entities(rows, seed, **options))
 
 
 def _altered(seed: int, table: str, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -275,7 +275,7 @@ def _altered(seed: int, table: str, batches: Iterator[pa.RecordBatch]) -> Iterat
         start = rows.stop
         yield _with_adversarial_values(rows, batch) if table in _POOLS else batch
     if table == "contact_field_definitions":
-        yield contacts.field_definitions(EXTRA_FIELDS)
+        yield made.field_definitions(EXTRA_FIELDS)
 
 
 def _with_adversarial_values(rows: Rows, batch: pa.RecordBatch) -> pa.RecordBatch:

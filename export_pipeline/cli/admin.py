@@ -18,7 +18,7 @@ from export_pipeline.database import migrate
 from export_pipeline.database.engine import create_engine, reading, why_unavailable
 from export_pipeline.messaging.mime import one_line
 from export_pipeline.requests.api_keys import create_key, list_keys, revoke_key
-from export_pipeline.requests.audit import LONGEST_KEPT, Event, events_of
+from export_pipeline.requests.audit import LONGEST_KEPT, events_of
 from export_pipeline.requests.organizations import permission_for
 from export_pipeline.requests.webhooks import renew_secret, secret_of
 from export_pipeline.settings import Settings
@@ -195,7 +195,9 @@ def audit(uid: UUID, *, as_json: bool) -> None:
         raise click.ClickException(f"the audit trail has no events of {uid}")
     if as_json:
         for event in events:
-            click.echo(_line(event))
+            # The detail is already JSON, and may nest deeper than Python can read.
+            facts = json.dumps({"at": event.at.isoformat(), "kind": event.kind, "actor": event.actor})
+            click.echo(f'{facts[:-1]}, "detail": {event.detail or "null"}}}')
         return
     table = Table("at", "kind", "actor", "detail", box=None)
     for event in events:
@@ -208,9 +210,3 @@ def audit(uid: UUID, *, as_json: bool) -> None:
 def _printable(text: str | None) -> Text:
     """The text without terminal control characters, and not read as markup: an id may hold brackets."""
     return Text(one_line(text or "", longest=LONGEST_KEPT))
-
-
-def _line(event: Event) -> str:
-    # The detail is already JSON, and may nest deeper than Python can read.
-    facts = json.dumps({"at": event.at.isoformat(), "kind": event.kind, "actor": event.actor})
-    return f'{facts[:-1]}, "detail": {event.detail or "null"}}}'

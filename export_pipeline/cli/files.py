@@ -117,9 +117,11 @@ def resend(uid: str, *, recipients: tuple[str, ...], unknown: bool) -> None:
             counts = notifications.put_back(connection, state.id, kind=kind, only=recipients, unknown=unknown)
             pending = counts.get(NotificationStatus.PENDING, 0) + counts.get(NotificationStatus.SENDING, 0)
             lost = counts.get(NotificationStatus.UNKNOWN, 0)
-            hint = _warning(lost) if lost else ""
+            again = "with --unknown they are, and may arrive a second time."
+            hint = f": {lost} may have arrived and are not sent again; {again}" if lost else ""
             if not pending:
-                raise click.ClickException(f"there is no mail to send ({_listed(counts)}){hint}")
+                listed = ", ".join(f"{status} {number}" for status, number in counts.items())
+                raise click.ClickException(f"there is no mail to send ({listed or 'the request has no mails'}){hint}")
     except LookupError as error:
         raise click.ClickException(f"{error} have no mail of this request") from None
     click.echo(f"Mails to send: {pending}. A run of the job notify sends them within a minute.")
@@ -136,11 +138,3 @@ def _kind(state: RequestState) -> NotificationKind:
     if state.status is RequestStatus.COMPLETED and not has_expired:
         return NotificationKind.READY
     raise click.ClickException(f"the request is {'expired' if has_expired else state.status}: there is nothing to mail")
-
-
-def _warning(lost: int) -> str:
-    return f": {lost} may have arrived and are not sent again; with --unknown they are, and may arrive a second time."
-
-
-def _listed(counts: dict[NotificationStatus, int]) -> str:
-    return ", ".join(f"{status} {number}" for status, number in counts.items()) or "the request has no mails"

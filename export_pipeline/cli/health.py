@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from export_pipeline.catalog.loader import CatalogError, load_catalog
 from export_pipeline.check import State
@@ -99,8 +99,16 @@ def health(only: tuple[str, ...], longest_wait: float, *, as_json: bool) -> None
     ok = all(check.ok for check in found)
     if as_json:
         print_json({"ok": ok, "checks": [check.model_dump() for check in found]})
-    else:
-        _show(found)
+        raise SystemExit(0 if ok else 1)
+    table = Table("", "check", Column("value", justify="right"), Column("bound", justify="right"), box=None)
+    for check in found:
+        value = "-" if check.value is None else f"{check.value:,.0f}"
+        table.add_row("ok" if check.ok else "BAD", check.name, value, f"{check.bound:,.0f}")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    for check in found:
+        if not check.ok:
+            console.print(f"\n{check.name}: {check.meaning}")
     if not ok:
         raise SystemExit(1)
 
@@ -113,17 +121,3 @@ def _catalog(settings: Settings) -> Check:
         problems = error.problems
     meaning = "problems of the catalog; exports go on with the last good one." + "".join(f"\n{one}" for one in problems)
     return Check(name="catalog_problems", value=len(problems), bound=0, ok=not problems, meaning=meaning)
-
-
-def _show(found: list[Check]) -> None:
-    table = Table("", "check", box=None)
-    table.add_column("value", justify="right")
-    table.add_column("bound", justify="right")
-    for check in found:
-        value = "-" if check.value is None else f"{check.value:,.0f}"
-        table.add_row("ok" if check.ok else "BAD", check.name, value, f"{check.bound:,.0f}")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
-    for check in found:
-        if not check.ok:
-            console.print(f"\n{check.name}: {check.meaning}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import sqlalchemy as sa
@@ -21,7 +21,7 @@ from export_pipeline.recurring import models
 from export_pipeline.recurring.dispatch import check_recurring, window_of
 from export_pipeline.recurring.dispatch import run_now as make_now
 from export_pipeline.recurring.models import RecurringExport, load_recurring, parse_template
-from export_pipeline.requests.models import insert_and_load
+from export_pipeline.requests.models import RequestInput
 from export_pipeline.requests.organizations import read_organization
 from export_pipeline.requests.validation.request import preflight
 from export_pipeline.scheduling.cron import Schedule, checked_schedule, fire_times, next_fire, uneven_steps
@@ -37,15 +37,11 @@ class Instant(click.ParamType[datetime]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Parse it."""
-        try:
+        with suppress(ValueError, OverflowError):
             instant = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-            # Without an offset it would depend on the clock of this machine.
-            return instant.astimezone(UTC) if instant.tzinfo else self._refuse(param, ctx)
-        except (ValueError, OverflowError):
-            return self._refuse(param, ctx)
-
-    def _refuse(self, param: click.Parameter | None, ctx: click.Context | None) -> NoReturn:
-        self.fail("is not an instant with its offset, such as 2026-03-29T00:00:00Z", param, ctx)
+            if instant.tzinfo:  # without an offset it would depend on the clock of this machine
+                return instant.astimezone(UTC)
+        return self.fail("is not an instant with its offset, such as 2026-03-29T00:00:00Z", param, ctx)
 
 
 @click.group()
@@ -104,22 +100,16 @@ def add(*, cron: str, time_zone: str, template: Any, **columns: Any) -> None:
 
 
 def _check_template(engine: sa.Engine, catalog: Catalog, request: dict[str, Any], values: dict[str, Any]) -> None:
-    """Check that its requests could be served now, with a request that is rolled back.
-
-    Raises:
-        ExportFailure: the first rule that they break.
-    """
-    windowed = values.get("window_kind") != WindowKind.ALL
-    facts = {
-        "organization_id": values["organization_id"],
-        "requested_by": values.get("owner"),
-        "window_before": utc_now() if windowed else None,
-    }
-    with engine.connect() as connection, connection.begin() as transaction:
-        row = insert_and_load(connection, **request, **facts)
+    """Check that its requests could be served now."""
+    row = RequestInput(
+        **request,
+        organization_id=values["organization_id"],
+        requested_by=values.get("owner"),
+        window_before=utc_now() if values.get("window_kind") != WindowKind.ALL else None,
+    )
+    with reading(engine) as connection:
         preflight(row, catalog, read_organization(connection, row.organization_id))
         check_recurring(connection, row)
-        transaction.rollback()
 
 
 @recurring.command("list")
@@ -133,29 +123,16 @@ def list_(*, organization_id: str | None, as_json: bool) -> None:
       export-pipeline recurring list --organization 6f0c
     """
     with reading(open_database()) as connection:
-        rows = [_row_of(connection, one) for one in models.recurring_ids(connection, organization_id)]
+        found = [load_recurring(connection, one) for one in models.recurring_ids(connection, organization_id)]
+    rows = [one.model_dump(mode="json") | {"next": _next_of(one)} for one in found]
     if as_json:
         print_json(rows)
         return
     for row in rows:
-        click.echo("  ".join(_cells(row)))
-
-
-def _row_of(connection: sa.Connection, recurring_id: int) -> dict[str, Any]:
-    """A row and its next fire time, or why it cannot be read."""
-    try:
-        one = load_recurring(connection, recurring_id)
-    except ExportFailure as failure:
-        return {"id": recurring_id, "unreadable": failure.message}
-    return one.model_dump(mode="json") | {"next": _next_of(one)}
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    if "unreadable" in row:
-        return [str(row["id"]), row["unreadable"]]
-    failures = f"{row['failures_in_a_row']} failures in a row"
-    state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"next {row['next']}, {failures}"
-    return [*(str(row[name]) for name in ("id", "organization_id", "cron", "time_zone", "window_kind")), state]
+        failures = f"{row['failures_in_a_row']} failures in a row"
+        state = f"paused: {row['pause_reason']}" if row["paused_at"] else f"next {row['next']}, {failures}"
+        named = (str(row[name]) for name in ("id", "organization_id", "cron", "time_zone", "window_kind"))
+        click.echo("  ".join([*named, state]))
 
 
 def _next_of(one: RecurringExport) -> str | None:
@@ -241,7 +218,11 @@ def next_(recurring_id: int | None, *, cron: str | None, time_zone: str, start: 
     if (recurring_id is None) == (cron is None):
         raise click.UsageError("name a recurring export by its id, or a schedule by --cron")
     with _reported():
-        schedule = checked_schedule(cron, time_zone) if cron is not None else _schedule_of(recurring_id or 0)
+        if cron is not None:
+            schedule = checked_schedule(cron, time_zone)
+        else:
+            with reading(open_database()) as connection:
+                schedule = load_recurring(connection, recurring_id or 0).rules().schedule
         after = utc_now() if start is None else _instant_of(start, schedule)
         for instant in islice(fire_times(schedule, after), count):
             click.echo(_printed(instant, schedule))
@@ -255,11 +236,6 @@ def _instant_of(text: str, schedule: Schedule) -> datetime:
         raise click.BadParameter("is not a time such as 2026-03-29T00:00:00Z", param_hint="--from") from None
 
 
-def _schedule_of(recurring_id: int) -> Schedule:
-    with reading(open_database()) as connection:
-        return load_recurring(connection, recurring_id).rules().schedule
-
-
 def _printed(instant: datetime, schedule: Schedule) -> str:
     return f"{instant.astimezone(schedule.zone).isoformat()}  {instant:%Y-%m-%dT%H:%M:%SZ}"
 
@@ -270,7 +246,4 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except (ExportFailure, LookupError) as error:
-        message = str(error)
-    else:
-        return
-    raise click.ClickException(message)
+        raise click.ClickException(str(error)) from None

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import sqlalchemy as sa
@@ -25,17 +25,21 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.requests import notifications, transitions
 from export_pipeline.requests.audit import operators_message
-from export_pipeline.requests.health import Line, total
 from export_pipeline.requests.health import queue as lines_of_queue
+from export_pipeline.requests.health import total
 from export_pipeline.requests.models import RequestState, insert_and_load, insert_request, overall_progress
 from export_pipeline.requests.validation.request import admit
 from export_pipeline.scheduling.wall_clock import read_end
 from export_pipeline.settings import Settings, dagster_home
 
-if TYPE_CHECKING:
-    from export_pipeline.stages.plan import Estimate
-
 POLL_SECONDS = 1.0
+ESTIMATE = """\
+rows        {rows:,}
+bytes       about {bytes:,}
+files       about {files:,}
+seconds     about {seconds:,.1f} to read and write on this machine
+recipients  {recipients:,}
+Nothing was inserted."""
 
 
 class EndDate(click.DateTime):
@@ -90,7 +94,11 @@ def request(*, dry_run: bool, as_json: bool, **columns: Any) -> None:
         name: list(value) if isinstance(value, tuple) else value for name, value in columns.items() if value is not None
     }
     if dry_run:
-        _estimate_only(engine, settings, values, as_json=as_json)
+        try:
+            found = _estimate(engine, settings, values)
+        except ExportFailure as failure:
+            raise click.ClickException(f"{failure.code}: {failure.message}") from None
+        click.echo(json.dumps(found) if as_json else ESTIMATE.format(**found))
         return
     load_catalog(settings.catalog)  # report a broken catalog now: no request could be served
     with engine.begin() as connection:
@@ -134,23 +142,8 @@ def retry(uid: str) -> None:
     click.echo("Queued again.")
 
 
-def _estimate_only(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any], *, as_json: bool) -> None:
-    """Check a request as its run would, and print the estimate.
-
-    Raises:
-        click.ClickException: the request would fail, with its code.
-    """
-    try:
-        recipients, found = _estimate(engine, settings, columns)
-    except ExportFailure as failure:
-        code, message = failure.code, failure.message
-    else:
-        _print(recipients, found, as_json=as_json)
-        return
-    raise click.ClickException(f"{code}: {message}")
-
-
-def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any]) -> tuple[int, Estimate]:
+def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any]) -> dict[str, float]:
+    """Check a request as its run would, and estimate its export."""
     from export_pipeline.source.readers import source_of
     from export_pipeline.stages.plan import estimate, make_plan
 
@@ -162,27 +155,14 @@ def _estimate(engine: sa.Engine, settings: Settings, columns: Mapping[str, Any])
         organization, checked = admit(connection, catalog, settings, request)
         transaction.rollback()
     source = source_of(settings)
-    plan = make_plan(request, checked, organization, source, attempt=1)
-    return len(checked.recipients), estimate(plan, catalog, source)
-
-
-def _print(recipients: int, found: Estimate, *, as_json: bool) -> None:
-    facts = {
+    found = estimate(make_plan(request, checked, organization, source, attempt=1), catalog, source)
+    return {
         "rows": found.rows,
         "bytes": found.bytes,
         "files": found.files,
         "seconds": round(found.seconds, 1),
-        "recipients": recipients,
+        "recipients": len(checked.recipients),
     }
-    if as_json:
-        click.echo(json.dumps(facts))
-        return
-    click.echo(f"rows        {found.rows:,}")
-    click.echo(f"bytes       about {found.bytes:,}")
-    click.echo(f"files       about {found.files:,}")
-    click.echo(f"seconds     about {found.seconds:,.1f} to read and write on this machine")
-    click.echo(f"recipients  {recipients:,}")
-    click.echo("Nothing was inserted.")
 
 
 @click.command()
@@ -201,27 +181,19 @@ def queue(organization: str | None, *, as_json: bool) -> None:
     """
     with reading(open_database()) as connection:
         lines = lines_of_queue(connection, organization)
+        everything = total(lines)
     if as_json:
-        document = {
-            "organizations": [line.model_dump() for line in lines],
-            "total": total(lines).model_dump(exclude={"organization_id"}),
-        }
-        print_json(document)
+        organizations = [line.model_dump() for line in lines]
+        print_json({"organizations": organizations, "total": everything.model_dump(exclude={"organization_id"})})
         return
-    _show(lines)
-
-
-def _show(lines: list[Line]) -> None:
     names = ("waiting", "running", "oldest wait")
     table = Table("organization", *(Column(name, justify="right") for name in names), box=None)
-    for name, line in [*((line.organization_id, line) for line in lines), ("all", total(lines))]:
-        table.add_row(name, f"{line.waiting:,}", f"{line.running:,}", _duration(line.oldest_wait_seconds))
+    for line in (*lines, everything):
+        seconds = line.oldest_wait_seconds
+        waited = "-" if seconds is None else str(timedelta(seconds=int(seconds)))  # 0:03:20; 2 days, 1:00:00
+        name = "all" if line is everything else line.organization_id
+        table.add_row(name, f"{line.waiting:,}", f"{line.running:,}", waited)
     Console(highlight=False, markup=False).print(table)
-
-
-def _duration(seconds: float | None) -> str:
-    """``0:03:20``, ``2 days, 1:00:00``; a dash if nothing waits."""
-    return "-" if seconds is None else str(timedelta(seconds=int(seconds)))
 
 
 @click.command()
@@ -285,7 +257,7 @@ def _runs(uid: str) -> list[dict[str, Any]]:
     from export_pipeline.orchestration.runs import run_statuses
 
     with DagsterInstance.get() as instance:
-        return [run.model_dump(mode="json") for run in run_statuses(instance, uid)]
+        return run_statuses(instance, uid)
 
 
 def _show_status(

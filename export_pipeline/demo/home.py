@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import click
+
+from export_pipeline.launcher.client import stop_servers
 
 HOST = "127.0.0.1"
 BUCKET = "exports"
@@ -26,48 +27,24 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
 class Home:
     """The files of one demo, and random keys for its S3 server."""
 
-    directory: Path
-    access_key_id: str = field(default_factory=lambda: f"demo{secrets.token_hex(8)}")
-    secret_access_key: str = field(default_factory=lambda: secrets.token_hex(20), repr=False)
-
-    @property
-    def database(self) -> Path:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.database = directory / "demo.db"
         """SQLite: the host application's tables and the request tables."""
-        return self.directory / "demo.db"
-
-    @property
-    def database_url(self) -> str:
-        """The database, for the settings."""
-        return f"sqlite:///{self.database}"
-
-    @property
-    def objects(self) -> Path:
+        self.database_url = f"sqlite:///{self.database}"
+        self.objects = directory / "s3"
         """The S3 server's files, one directory per bucket."""
-        return self.directory / "s3"
-
-    @property
-    def outbox(self) -> Path:
+        self.outbox = directory / "outbox"
         """One .eml file per mail."""
-        return self.directory / "outbox"
-
-    @property
-    def logs(self) -> Path:
-        """The output of the processes."""
-        return self.directory / "logs"
-
-    @property
-    def dagster_home(self) -> Path:
-        """Dagster's instance."""
-        return self.directory / "dagster"
-
-    @property
-    def workspace(self) -> Path:
+        self.logs = directory / "logs"
+        self.dagster_home = directory / "dagster"
+        self.workspace = self.dagster_home / "workspace.yaml"
         """Names the code server for the daemon and the UI."""
-        return self.dagster_home / "workspace.yaml"
+        self.access_key_id = f"demo{secrets.token_hex(8)}"
+        self.secret_access_key = secrets.token_hex(20)
 
     def create(self) -> None:
         """Make an empty home; the files of an earlier demo are removed.
@@ -118,9 +95,9 @@ class Processes(ExitStack):
         self._logs = logs
         self._environment = {**os.environ, **environment}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self.callback(
-            _end_workers, Path(self._environment["DAGSTER_HOME"])
-        )  # runs last, when no process can launch more
+        # Last, when no process can launch more: the launcher's servers outlive the daemon, so that its restart does not
+        # end runs.
+        self.callback(stop_servers, Path(self._environment["DAGSTER_HOME"]))
 
     def code_server(self, port: int) -> None:
         """Start the code location's gRPC server."""
@@ -147,7 +124,7 @@ class Processes(ExitStack):
             stderr=log,
             start_new_session=True,
         )
-        self.callback(_end, process)
+        self.callback(end, process)
         self._started[name] = process
 
     def _wait_for(self, port: int, name: str) -> None:
@@ -155,7 +132,7 @@ class Processes(ExitStack):
             raise RuntimeError(f"the {name} did not start; see {self._logs / name}.log")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """Stop it, then kill its whole group: a code server's run workers must not outlive it."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
@@ -169,13 +146,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _end_workers(dagster_home: Path) -> None:
-    """Stop the launcher's servers, which outlive the daemon so that its restart does not end runs."""
-    from export_pipeline.launcher.client import stop_servers
-
-    stop_servers(dagster_home)
-
-
 def listens(process: subprocess.Popen[bytes], port: int, seconds: float) -> bool:
     """Wait until a process listens on a port of 127.0.0.1; False if it ended, or after so many seconds."""
     deadline = time.monotonic() + seconds
@@ -186,16 +156,8 @@ def listens(process: subprocess.Popen[bytes], port: int, seconds: float) -> bool
     return False
 
 
-def free_port(port: int = 0) -> int:
-    """The port of 127.0.0.1, or any for 0, if it is free now.
-
-    Raises:
-        RuntimeError: another process listens on it.
-    """
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise RuntimeError(f"port {port} on {HOST} is taken: choose another") from None
+        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

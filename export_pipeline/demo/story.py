@@ -5,27 +5,29 @@ from __future__ import annotations
 import email
 import email.policy
 import hashlib
+import json
 import os
 import sqlite3
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 import click
 import sqlalchemy as sa
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from export_pipeline.database import migrate
 from export_pipeline.database.engine import create_engine, reading, utc_now
 from export_pipeline.database.enums import FINISHED, RequestStatus
 from export_pipeline.database.tables import organization_email_domains, organization_members, organizations
 from export_pipeline.demo.data import ORGANIZATIONS, load_demo_data
-from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.demo.data.generator import Organization
+from export_pipeline.demo.data.rows import list_id, segment_id
 from export_pipeline.demo.home import BUCKET, PREFIX, Home, Processes, free_port
 from export_pipeline.demo.s3_server import serve_s3
 from export_pipeline.requests.models import RequestState, overall_progress, read_state
@@ -42,12 +44,6 @@ LINKS_SHOWN = 2
 EXPECTED_MAILS = 7
 """One for each recipient of the five requests that succeed, and one for the requester of the one that fails."""
 UNKNOWN_COLUMN = "a column that does not exist"
-
-
-@dataclass(frozen=True)
-class _Insert:
-    title: str
-    sql: str
 
 
 def run_demo(home: Home, rows: int, *, ui: bool) -> None:
@@ -67,7 +63,10 @@ def run_demo(home: Home, rows: int, *, ui: bool) -> None:
             states = _watch(console, engine, uids)
             _show_results(console, open_store(settings), home, states)
             if ui:
-                _stay(console)
+                console.print("\nThe UI and the S3 endpoint stay up until Ctrl-C.")
+                with suppress(KeyboardInterrupt):
+                    threading.Event().wait()
+                console.print("Stopping.")
     console.print("\nEverything is stopped; the links work while the S3 endpoint is up: export-pipeline demo --ui")
 
 
@@ -111,52 +110,42 @@ def _insert(console: Console, home: Home) -> dict[str, str]:
     uids = {}
     console.print("\nSix requests, each one SQL INSERT:\n")
     with closing(sqlite3.connect(home.database, timeout=30)) as connection:
-        for insert in _inserts():
-            console.print(f"  {insert.sql}", markup=False)
+        for title, statement in _inserts().items():
+            console.print(f"  {statement}", markup=False)
             with connection:
-                (uids[insert.title],) = connection.execute(f"{insert.sql} RETURNING uid").fetchone()
+                (uids[title],) = connection.execute(f"{statement} RETURNING uid").fetchone()
     console.print("")
     return uids
 
 
-def _inserts() -> list[_Insert]:
-    first, second, third = (one.id for one in ORGANIZATIONS[:3])
-    head = "INSERT INTO export_requests (organization_id, dataset, format"
-    return [
-        _Insert(
-            "a list and a segment, as SendGrid",
-            f"{head}, compression, layout, list_ids, segment_ids, from_email, email_locale, recipient_emails) "
-            f"VALUES ('{first}', 'contacts', 'csv', 'gzip', 'sendgrid', '[\"{list_id(ORGANIZATIONS[0], 0)}\"]', "
-            f"'[\"{segment_id(ORGANIZATIONS[0], 2)}\"]', 'exports@cafe.example.com', 'pt', "
-            """'["ana@example.com", "joao@example.com"]')""",
-        ),
-        _Insert(
-            "contacts of a year, as Cometly",
-            f"{head}, layout, include, start_date, end_date, recipient_emails) VALUES ('{third}', 'contacts', "
-            """'ndjson', 'cometly', '["comet_tokens", "all_emails"]', '2024-01-01 00:00:00', '2024-12-31 23:59:59', """
-            """'["mary@example.com"]')""",
-        ),
-        _Insert(
-            "entities, json",
-            f"{head}, email_locale, recipient_emails) VALUES ('{second}', 'entities', 'json', 'es', "
-            """'["lucia@example.com"]')""",
-        ),
-        _Insert(
-            "contacts, xlsx",
-            f"""{head}, recipient_emails) VALUES ('{third}', 'contacts', 'xlsx', '["john@example.com"]')""",
-        ),
-        _Insert(
-            "contacts, ndjson in parts of 1 MB",
-            f"{head}, max_file_size_mb, email_locale, recipient_emails) "
-            f"VALUES ('{first}', 'contacts', 'ndjson', 1, 'pt', "
-            """'["ana@example.com"]')""",
-        ),
-        _Insert(
-            UNKNOWN_COLUMN,
-            f"{head}, columns, requested_by, recipient_emails) VALUES ('{first}', 'contacts', 'csv', "
-            """'["email", "shoe_size"]', 'ana', '["joao@example.com"]')""",
-        ),
+def _inserts() -> dict[str, str]:
+    """The SQL of each request, by its title."""
+    first, second, third = ORGANIZATIONS[:3]
+    sendgrid = {"compression": "gzip", "layout": "sendgrid", "list_ids": [list_id(first, 0)]}
+    sendgrid |= {"segment_ids": [segment_id(first, 2)], "from_email": "exports@cafe.example.com", "email_locale": "pt"}
+    cometly = {"layout": "cometly", "include": ["comet_tokens", "all_emails"]}
+    cometly |= {"start_date": "2024-01-01 00:00:00", "end_date": "2024-12-31 23:59:59"}
+    in_parts = {"max_file_size_mb": 1, "email_locale": "pt"}
+    unknown = {"columns": ["email", "shoe_size"], "requested_by": "ana"}
+    return {
+        "a list and a segment, as SendGrid": _sql(first, "contacts", "csv", sendgrid, "ana", "joao"),
+        "contacts of a year, as Cometly": _sql(third, "contacts", "ndjson", cometly, "mary"),
+        "entities, json": _sql(second, "entities", "json", {"email_locale": "es"}, "lucia"),
+        "contacts, xlsx": _sql(third, "contacts", "xlsx", {}, "john"),
+        "contacts, ndjson in parts of 1 MB": _sql(first, "contacts", "ndjson", in_parts, "ana"),
+        UNKNOWN_COLUMN: _sql(first, "contacts", "csv", unknown, "joao"),
+    }
+
+
+def _sql(owner: Organization, dataset: str, format_: str, options: Mapping[str, object], *names: str) -> str:
+    columns = {"organization_id": owner.id, "dataset": dataset, "format": format_, **options}
+    columns["recipient_emails"] = [f"{name}@example.com" for name in names]
+    values = [
+        str(value) if isinstance(value, int) else f"'{value if isinstance(value, str) else json.dumps(value)}'"
+        for value in columns.values()
     ]
+    # Spelled out, to be shown; an application binds its values.
+    return f"INSERT INTO export_requests ({', '.join(columns)}) VALUES ({', '.join(values)})"  # noqa: S608
 
 
 def _watch(console: Console, engine: sa.Engine, uids: dict[str, str]) -> dict[str, RequestState]:
@@ -171,9 +160,12 @@ def _watch(console: Console, engine: sa.Engine, uids: dict[str, str]) -> dict[st
         tasks = {title: progress.add_task(title, total=None, phase="queued") for title in uids}
         last: dict[str, str] = {}
         while True:
-            states = _states(engine, uids)
+            with reading(engine) as connection:
+                found = {title: read_state(connection, uid) for title, uid in uids.items()}
+            states = {title: state for title, state in found.items() if state is not None}
             for title, state in states.items():
-                _update(progress, tasks[title], state)
+                done, total = overall_progress(state)
+                progress.update(tasks[title], completed=done, total=total, phase=_phase(state))
                 if not console.is_terminal and last.get(title) != (phase := _phase(state)):
                     console.print(f"  {title}: {phase}")
                     last[title] = phase
@@ -184,19 +176,8 @@ def _watch(console: Console, engine: sa.Engine, uids: dict[str, str]) -> dict[st
             time.sleep(POLL_SECONDS)
 
 
-def _states(engine: sa.Engine, uids: dict[str, str]) -> dict[str, RequestState]:
-    with reading(engine) as connection:
-        found = {title: read_state(connection, uid) for title, uid in uids.items()}
-    return {title: state for title, state in found.items() if state is not None}
-
-
 def _phase(state: RequestState) -> str:
     return str(state.stage or state.status) if state.status is RequestStatus.RUNNING else str(state.status)
-
-
-def _update(progress: Progress, task: TaskID, state: RequestState) -> None:
-    done, total = overall_progress(state)
-    progress.update(task, completed=done, total=total, phase=_phase(state))
 
 
 def _show_results(console: Console, store: Store, home: Home, states: dict[str, RequestState]) -> None:
@@ -253,12 +234,3 @@ def _wait_for_mails(outbox: Path) -> list[str]:
 def _summary(file: Path) -> str:
     message = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
     return f"{file.name}  to {message['To']}: {message['Subject']}"
-
-
-def _stay(console: Console) -> None:
-    console.print("\nThe UI and the S3 endpoint stay up until Ctrl-C.")
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        console.print("Stopping.")

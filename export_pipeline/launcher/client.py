@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from export_pipeline.launcher.protocol import (
@@ -18,7 +19,6 @@ from export_pipeline.launcher.protocol import (
     Reply,
     Request,
     Specification,
-    StartReport,
     check_peer,
     digest,
     private_directory,
@@ -136,7 +136,8 @@ def _connect(path: Path) -> socket.socket | None:
 def _start(specification: Specification, environment: Mapping[str, str]) -> socket.socket:
     """Start the server, unless another process is starting it right now, and connect to it."""
     path = socket_of(specification.name)
-    with _locked(path.parent / "start.lock"):
+    with (path.parent / "start.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # one process and thread at a time; released when its holder dies
         connection = _connect(path)
         if connection is not None:
             return connection
@@ -176,12 +177,5 @@ def _spawn(specification: Specification, environment: Mapping[str, str]) -> str 
         if not select.select([reports], [], [], START_SECONDS)[0]:
             return f"it did not start within {START_SECONDS:.0f} s"
         report = reports.read()
-    return StartReport.model_validate_json(report).reason if report else "it ended while it was loading"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process and thread at a time; the kernel releases the lock when its holder dies."""
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    reason: str | None = json.loads(report or '"it ended while it was loading"')
+    return reason

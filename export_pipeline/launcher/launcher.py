@@ -106,22 +106,19 @@ class WarmRunLauncher(DefaultRunLauncher):
         if ref.secrets_loader is not None and run.remote_job_origin is not None:
             environment |= ref.secrets_loader.get_secrets_for_environment(run.remote_job_origin.location_name)
         specification = self._specification(run, environment)
-        self._check_available(specification.name)
+        with self._lock:
+            until, reason = self._unavailable.get(specification.name, (0.0, ""))
+        if time.monotonic() < until:
+            raise ServerUnavailable(reason)
         request = Request(do="launch", run_id=run.run_id, instance_ref=serialize_value(ref))
         try:
             client.launch(specification, request, environment)
         except ProtocolError as error:
             raise ServerUnavailable(str(error).rstrip(".")) from None
-        except ServerUnavailable as reason:
+        except ServerUnavailable as unavailable:
             with self._lock:
-                self._unavailable[specification.name] = time.monotonic() + AGAIN_SECONDS, str(reason)
+                self._unavailable[specification.name] = time.monotonic() + AGAIN_SECONDS, str(unavailable)
             raise
-
-    def _check_available(self, name: str) -> None:
-        with self._lock:
-            until, reason = self._unavailable.get(name, (0.0, ""))
-        if time.monotonic() < until:
-            raise ServerUnavailable(reason)
 
     def _specification(self, run: DagsterRun, environment: Mapping[str, str]) -> Specification:
         """The server that may fork this run's worker.

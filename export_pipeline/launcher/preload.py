@@ -12,8 +12,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -25,17 +26,11 @@ from botocore.loaders import JSONFileLoader, Loader
 
 from export_pipeline.launcher.dagster_internals import CodePointer, ReconstructableRepository
 
-_parsed: dict[str, Any] = {}
-
 
 class SharedFileLoader(JSONFileLoader):  # type: ignore[misc]  # botocore has no types
     """Reads each of botocore's data files once. Safe: botocore itself shares one object among a session's clients."""
 
-    def load_file(self, file_path: str) -> Any:
-        """The file's content; None if the file does not exist."""
-        if file_path not in _parsed:
-            _parsed[file_path] = super().load_file(file_path)
-        return _parsed[file_path]
+    load_file = staticmethod(cache(JSONFileLoader().load_file))
 
 
 def share_service_models() -> None:
@@ -53,7 +48,6 @@ WARM_MODULES = (
     "adbc_driver_sqlite",
     "babel.dates",
     "babel.numbers",
-    "boto3",
     "boto3.s3.transfer",
     "dagster_aws.s3",
     "export_pipeline.formats.csv_format",
@@ -94,9 +88,8 @@ class Deferred(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         """Import the module and become it."""
-        if (
-            name.startswith("__") and name != "__path__"
-        ):  # every import reads such names; `__path__` leads to submodules
+        # Every import reads such names; `__path__` leads to submodules.
+        if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
         return getattr(self.load(), name)
 
@@ -110,24 +103,24 @@ class Deferred(ModuleType):
 
 
 def preload(pointer: CodePointer) -> None:
-    """Import the code location and what its runs import later, and build every job."""
-    with _environment(THREADLESS):
-        for name in THREADED_MODULES:
-            _defer(name)
-        repository = ReconstructableRepository(pointer).get_definition()
-        for job in repository.get_all_jobs():
-            job.get_job_snapshot()
-        for name in WARM_MODULES:
-            with suppress(ImportError):
-                importlib.import_module(name)
-        share_service_models()
+    """Import the code location and what its runs import later, and build every job. After an error the process ends."""
+    before = {name: os.environ[name] for name in THREADLESS if name in os.environ}
+    os.environ.update(THREADLESS)
+    for name in THREADED_MODULES:
+        if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
+            sys.modules[name] = Deferred(spec)
+    repository = ReconstructableRepository(pointer).get_definition()
+    for job in repository.get_all_jobs():
+        job.get_job_snapshot()
+    for name in WARM_MODULES:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    share_service_models()
+    for name in THREADLESS:
+        del os.environ[name]
+    os.environ.update(before)
     gc.collect()
     gc.freeze()  # else each child's first collection writes to every page, and so copies it
-
-
-def _defer(name: str) -> None:
-    if name not in sys.modules and (spec := importlib.util.find_spec(name)) is not None:
-        sys.modules[name] = Deferred(spec)
 
 
 def load_deferred() -> None:
@@ -156,20 +149,6 @@ def _is_socket(entry: Path) -> bool:
         return str(entry.readlink()).startswith("socket:")
     except FileNotFoundError:  # the descriptor that listed the directory
         return False
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def loaded_code() -> dict[str, tuple[int, int]]:

@@ -44,13 +44,6 @@ class Specification(BaseModel):
         return f"{digest(self.home)}-{digest(self.executable, self.pointer, self.environment)}"
 
 
-class StartReport(BaseModel):
-    """What a starting server reports to the process that started it."""
-
-    reason: str | None = None
-    """Why it does not serve; None if it does."""
-
-
 class Request(BaseModel):
     """A launcher's request."""
 

@@ -7,6 +7,7 @@ run came for ``idle_seconds``. Its end does not end runs; only the request ``sto
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import signal
@@ -31,7 +32,6 @@ from export_pipeline.launcher.protocol import (
     Reply,
     Request,
     Specification,
-    StartReport,
     check_peer,
     private_directory,
     receive,
@@ -218,7 +218,9 @@ class ForkServer:
             del self._children[pid]
             self._busy_at = time.monotonic()
             exit_code = os.waitstatus_to_exitcode(status)
-            self._remember(child.request.run_id, exit_code)
+            self._exit_codes.setdefault(child.request.run_id, exit_code)
+            if len(self._exit_codes) > REMEMBERED_EXITS:
+                self._exit_codes.popitem(last=False)
             if exit_code == 0:
                 continue
             self.log.write(f"child {pid} of run {child.request.run_id} ended with {exit_code}")
@@ -228,11 +230,6 @@ class ForkServer:
                     if (job := self._fork(Child(child.request, reports=True), report)) is not None:
                         return job
         return None
-
-    def _remember(self, run_id: str, exit_code: int) -> None:
-        self._exit_codes.setdefault(run_id, exit_code)
-        while len(self._exit_codes) > REMEMBERED_EXITS:
-            self._exit_codes.popitem(last=False)
 
     def _look(self) -> None:
         """Decide whether to go on."""
@@ -285,7 +282,7 @@ def main() -> int:
     os.setsid()
     with os.fdopen(int(sys.argv[2]), "w") as report:
         server = _start(specification)
-        report.write(StartReport(reason=server if isinstance(server, str) else None).model_dump_json())
+        json.dump(server if isinstance(server, str) else None, report)
     if isinstance(server, str):
         return 1
     job = server.serve()

@@ -70,13 +70,11 @@ class Worker(BaseModel):
     @classmethod
     def of_tag(cls, run_id: str, value: str | None) -> Worker | None:
         """The worker that a run's tag names; None if the tag is missing, malformed or of another run."""
-        if value is None:
-            return None
-        try:
-            worker = cls.model_validate_json(value)
-        except ValidationError:
-            return None
-        return worker if worker.run_id == run_id else None
+        with suppress(ValidationError):
+            worker = cls.model_validate_json(value or "")
+            if worker.run_id == run_id:
+                return worker
+        return None
 
     def life(self) -> Life:
         """Whether it lives. A zombie counts as dead."""

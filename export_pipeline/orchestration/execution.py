@@ -1,4 +1,4 @@
-"""What surrounds every op: it takes the row, keeps its heartbeat, and turns any error into a clean end.
+"""What surrounds every op: it takes the row, keeps its heartbeat and outputs, and turns any error into a clean end.
 
 A clean end is a retry, a postponement (the request goes back to the queue) or a failure that the row describes.
 """
@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
 import sqlalchemy as sa
+from dagster_aws.s3 import S3PickleIOManager
 
 from export_pipeline.database.enums import NotificationStatus, RequestStatus, Stage
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, Fault, OwnershipLost
@@ -21,13 +23,14 @@ from export_pipeline.messaging.sending import MailPostponed
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.heartbeat import Heartbeat
 from export_pipeline.orchestration.metadata import describe, failure_of, metadata_of
-from export_pipeline.orchestration.resources import ExportResource
+from export_pipeline.orchestration.resources import OUTPUTS, ExportResource
 from export_pipeline.requests import ownership, transitions
 from export_pipeline.requests.models import is_canonical_uuid, load_request
+from export_pipeline.settings import Settings
 from export_pipeline.stages.cleanup import BY_REQUESTER, cancel_and_discard, discard_abandoned, discard_attempt
 from export_pipeline.stages.plan import staging_prefix
+from export_pipeline.storage.s3_client import STAGING, translated
 
-P = ParamSpec("P")
 POSTPONED_UNTIL = "postponed_until"
 """Metadata of a failed step whose run put its request back into the queue: nothing has to be done."""
 MAX_RETRIES = 3
@@ -41,15 +44,6 @@ LONGEST_RETRY_SECONDS = 60.0
 """A provider that asks for a longer wait gets a later run: this one would hold its slot for nothing."""
 POSTPONED = frozenset({FailureCode.SOURCE_UNAVAILABLE, FailureCode.STORE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE})
 """If these outlast the retries of an op, the request waits in the queue instead of in a slot."""
-
-
-def error_of(step: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> Exception | None:
-    """Do one item's work; returns its error, so that one failing item does not stop the others."""
-    try:
-        step(*arguments, **options)
-    except Exception as error:  # noqa: BLE001 - the caller reports it; a later run or tick tries again
-        return error
-    return None
 
 
 @dataclass(frozen=True)
@@ -98,24 +92,26 @@ def without_ownership(context: dg.OpExecutionContext, exports: ExportResource, r
 
 
 @contextmanager
-def outside_op(step: dg.StepExecutionContext, exports: ExportResource) -> Iterator[None]:
-    """Do what Dagster does before or after an op, such as storing its output; errors end as in ``stage``.
+def _outside_op(step: dg.StepExecutionContext, exports: ExportResource) -> Iterator[None]:
+    """Store or read the output of a step; errors end as in ``stage``.
 
-    Raises:
-        dagster.RetryRequested, dagster.Failure: as ``stage``.
+    What the run owns is taken from its tags, without reading the row: its ops have taken the row or will.
     """
     context = dg.OpExecutionContext(step)
-    frame = _Frame(context, exports, _request_of(context.run))
-    frame.own_by_tags()
-    with _clean_end(frame):
-        yield
-
-
-def _request_of(run: dg.DagsterRun) -> int:
-    """The request's id, from the config of the first op: all jobs for one request have it there."""
-    ops: Any = run.run_config["ops"]
-    (first,) = ops.values()
-    return int(first["config"]["request_id"])
+    uid, attempt = context.run.tags.get(tags.REQUEST_UID, ""), tags.attempt_of(context.run.tags)
+    owned = ownership.Ownership(uid, attempt) if is_canonical_uuid(uid) and attempt is not None else None
+    ops: Any = context.run.run_config["ops"]
+    (first,) = ops.values()  # all jobs for one request have its id there
+    frame = _Frame(context, exports, int(first["config"]["request_id"]), _owned=owned)
+    with _clean_end(frame), translated(STAGING):
+        try:
+            yield
+        except FileNotFoundError:
+            raise ExportFailure(
+                FailureCode.STAGING_LOST,
+                "The output of an earlier step is gone. Re-execute the run from its start, and find out what deletes "
+                "objects under EXPORT_STAGING_URL.",
+            ) from None
 
 
 def _note(failure: ExportFailure) -> str:
@@ -191,12 +187,6 @@ class _Frame:
         self._owned = owned
         return owned
 
-    def own_by_tags(self) -> None:
-        """Take what the run owns from its tags, without reading the row: its ops have taken the row or will."""
-        uid, attempt = self._context.run.tags.get(tags.REQUEST_UID, ""), tags.attempt_of(self._context.run.tags)
-        if is_canonical_uuid(uid) and attempt is not None:
-            self._owned = ownership.Ownership(uid, attempt)
-
     def complete_tags(self, owned: ownership.Ownership) -> None:
         """Add the tags that a run launched by hand lacks, and reset the failure tags that a re-execution inherits."""
         run, instance = self._context.run, self._context.instance
@@ -204,7 +194,7 @@ class _Frame:
         if tags.REQUEST_UID not in run.tags:
             # Without them neither a cancel nor the reconciler would find the run.
             missing = {tags.REQUEST_UID: tags.tag_value(owned.uid), tags.ATTEMPT: str(owned.attempt)}
-            missing[tags.CLAIM] = tags.tag_value(owned.claim_id)
+            missing[tags.CLAIM] = tags.tag_value(str(owned.claim_id))
         if tags.inherited_failure(instance, run):
             missing |= {tags.ERROR_CODE: tags.NO_FAILURE, tags.FAULT: tags.NO_FAILURE}
         if missing:
@@ -243,17 +233,11 @@ class _Frame:
         if isinstance(error, ExportCanceled):
             return self._canceled()
         if isinstance(error, OwnershipLost):
-            self._discard_abandoned()
+            # What this worker wrote after its attempt had been cleared away.
+            exports = self._exports
+            self._clear(lambda *owned: discard_abandoned(exports.database, exports.store, exports.staging, *owned))
             return dg.Failure(f"This run does not own the request: {error}. Nothing was done.", allow_retries=False)
         return self._failed(error)
-
-    def _discard_abandoned(self) -> None:
-        """Delete what this worker wrote after its attempt had been cleared away."""
-        if self._owned is None:
-            return
-        exports = self._exports
-        with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # then the janitor deletes it
-            discard_abandoned(exports.database, exports.store, exports.staging, self._owned.uid, self._owned.attempt)
 
     def _canceled(self) -> Exception:
         if self._uid is not None:
@@ -284,11 +268,15 @@ class _Frame:
         with suppress(Exception):  # the step's metadata says the same
             self._context.instance.add_run_tags(self._context.run_id, new)
 
+    def _clear(self, discard: Callable[[str, int], object]) -> None:
+        """Delete what the attempt wrote, given its uid and number."""
+        if self._owned is not None:
+            with suppress(ExportFailure, sa.exc.SQLAlchemyError):  # then the janitor deletes it
+                discard(self._owned.uid, self._owned.attempt)
+
     def _discard(self) -> None:
         """Delete what the attempt wrote to both stores."""
-        if self._owned is not None:
-            with suppress(ExportFailure):  # then the janitor deletes it
-                discard_attempt(self._exports.store, self._exports.staging, self._owned.uid, self._owned.attempt)
+        self._clear(lambda *owned: discard_attempt(self._exports.store, self._exports.staging, *owned))
 
     def _wait(self, failure: ExportFailure) -> float | None:
         """Seconds until the op is retried; None if it is not."""
@@ -320,10 +308,7 @@ class _Frame:
 
     def _postponed(self, failure: ExportFailure, until: str) -> Exception:
         """Delete what this run staged: the next run starts anew, and a full disk gets its space back."""
-        if self._owned is not None:
-            prefix = staging_prefix(self._owned.uid, self._owned.attempt)
-            with suppress(ExportFailure):
-                self._exports.staging.delete_tree(prefix)
+        self._clear(lambda *owned: self._exports.staging.delete_tree(staging_prefix(*owned)))
         if failure.code is not FailureCode.STORE_UNAVAILABLE:
             self._discard()
         self._tag({tags.POSTPONED: failure.code.value})
@@ -351,3 +336,30 @@ class _Frame:
             if not failed:
                 transitions.note(connection, self._request_id, _note(failure), run_id=run_id)
         return failed
+
+
+class StepOutputs(S3PickleIOManager):
+    """Dagster's IO manager for S3. A failure of S3 ends the step as a failure of its op does: the row says why."""
+
+    exports: dg.ResourceDependency[ExportResource]
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Write an output of a step."""
+        with _outside_op(context.step_context, self.exports):
+            super().handle_output(context, obj)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Read an input of a step."""
+        with _outside_op(context.step_context, self.exports):
+            return super().load_input(context)
+
+
+def io_manager_of(settings: Settings, exports: ExportResource) -> dict[str, Any]:
+    """The IO manager as a resource: on S3 if staging is, else Dagster's own on the disk of its instance."""
+    parts = urlsplit(settings.staging_url)
+    if parts.scheme != "s3":
+        return {}
+    prefix = "/".join(part for part in (parts.path.strip("/"), OUTPUTS) if part)
+    return {
+        "io_manager": StepOutputs(exports=exports, s3_resource=exports.s3, s3_bucket=parts.netloc, s3_prefix=prefix)
+    }

@@ -9,8 +9,7 @@ import dagster as dg
 
 from export_pipeline.failures import Fault
 from export_pipeline.messaging.webhook import deliver_due
-from export_pipeline.orchestration import descriptions, tags
-from export_pipeline.orchestration.execution import error_of
+from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.metadata import describe, failure_of, metadata_of
 from export_pipeline.orchestration.ops import (
     filter_entities,
@@ -32,6 +31,8 @@ NOTIFY_JOB_NAME = "notify"
 WEBHOOKS_JOB_NAME = "webhooks"
 JANITOR_JOB_NAME = "janitor"
 OUR_JOBS = (JANITOR_JOB_NAME, JOB_NAME, NOTIFY_JOB_NAME, WEBHOOKS_JOB_NAME)
+LONGEST_EXPORT = timedelta(days=7)
+"""Last resort: an export whose process is gone ends long before, by its heartbeat."""
 LONGEST_NOTIFY = timedelta(minutes=30)
 """26 mails, each with the provider's time-outs."""
 CALLING_SECONDS = 240.0
@@ -43,23 +44,35 @@ LONGEST_JANITOR = timedelta(hours=6)
 
 
 # definitions.py gives this job the executor of the settings.
-@dg.job(name=JOB_NAME, description=descriptions.EXPORT, run_tags=tags.export_job_tags())
+@dg.job(name=JOB_NAME, run_tags=tags.job_tags(LONGEST_EXPORT))
 def export_job() -> None:
-    """From the row to the mail."""
+    """One run exports one row of `export_requests`: it writes the files to the store and mails the recipients.
+
+    * **Which export?** See the tags `export/organization`, `export/dataset`, `export/format` and `export/request_uid`.
+      Click one to filter the runs by it. The row itself: `export-pipeline status <request_uid>`.
+    * **How far is it?** See the step that is running and the `INFO` lines in its events (rows done of all rows).
+    * **What failed, and who has to act?** See the tags `export/error_code` and `export/fault`. The `STEP_FAILURE` event
+      of the red step says what to press.
+    * **To continue after the cause is fixed:** *Re-execute → From failure*. Nothing is read or mailed twice.
+    * **To stop it:** *Terminate*. The row becomes `canceled`, no file stays in the store, and no mail is sent.
+    """
     shards, snapshot = filter_entities(plan())
     uploaded = shards.map(serialize).map(upload)
     notify_recipients(publish(snapshot, uploaded.collect()))
 
 
-@dg.job(
-    name=NOTIFY_JOB_NAME,
-    description=descriptions.NOTIFY,
-    executor_def=dg.in_process_executor,
-    run_tags=tags.other_job_tags(LONGEST_NOTIFY),
-)
-def notify_job() -> None:
-    """One op."""
-    resume_notification()
+def _job_of(op: dg.OpDefinition, name: str, longest: timedelta) -> dg.JobDefinition:
+    """A job of one op, which gets a priority over exports in the queue and ends after ``longest``."""
+    run_tags = tags.job_tags(longest) | {"dagster/priority": "10"}
+
+    @dg.job(name=name, description=op.description, executor_def=dg.in_process_executor, run_tags=run_tags)
+    def job() -> None:
+        op()
+
+    return job
+
+
+notify_job = _job_of(resume_notification, NOTIFY_JOB_NAME, LONGEST_NOTIFY)
 
 
 def run_parts(context: dg.OpExecutionContext, parts: Mapping[str, Callable[[], Mapping[str, int]]]) -> None:
@@ -69,55 +82,43 @@ def run_parts(context: dg.OpExecutionContext, parts: Mapping[str, Callable[[], M
         dagster.Failure: names the parts that failed. Not retried: the next run does what is left.
     """
     counted: Counter[str] = Counter()
-    failed: dict[str, Exception] = {}
-
-    def count(part: Callable[[], Mapping[str, int]]) -> None:
-        counted.update(part())
-
+    failed: list[Exception] = []
+    lines = ["Not done, and tried again by the next run:"]
     for name, part in parts.items():
-        if (error := error_of(count, part)) is not None:
-            failed[name] = error
+        try:
+            counted.update(part())
+        except Exception as error:  # noqa: BLE001 - the other parts are done
+            failed.append(error)
+            failure = failure_of(error)
+            lines.append(f"- {name}: {failure.code if failure is transitions.INTERNAL else describe(failure)}")
     if failed:
-        raise _failure(failed, counted)
+        # A failure that passes by itself must not hide one that an operator has to fix.
+        worst = min(failed, key=lambda error: failure_of(error).fault is Fault.TRANSIENT)
+        raise dg.Failure("\n".join(lines), metadata={**metadata_of(worst), **counted}, allow_retries=False)
     context.add_output_metadata(counted)
 
 
-def _failure(failed: Mapping[str, Exception], counted: Mapping[str, int]) -> dg.Failure:
-    # A failure that passes by itself must not hide one that an operator has to fix.
-    worst = min(failed.values(), key=lambda error: failure_of(error).fault is Fault.TRANSIENT)
-    lines = [f"- {name}: {_summary(error)}" for name, error in failed.items()]
-    return dg.Failure(
-        "\n".join(["Not done, and tried again by the next run:", *lines]),
-        metadata={**metadata_of(worst), **counted},
-        allow_retries=False,
-    )
-
-
-def _summary(error: Exception) -> str:
-    failure = failure_of(error)
-    return failure.code.value if failure is transitions.INTERNAL else describe(failure)
-
-
-@dg.op(description=descriptions.CALL_WEBHOOKS)
+@dg.op
 def call_webhooks(context: dg.OpExecutionContext, exports: ExportResource) -> None:
-    """Every webhook that is due."""
+    """Calls every webhook that is due (`webhook_url`), signed. Safe to launch at any time.
+
+    A call that is not accepted is tried again later.
+    """
     run_parts(context, {"webhooks": lambda: deliver_due(exports.database, exports.settings, seconds=CALLING_SECONDS)})
 
 
-@dg.job(
-    name=WEBHOOKS_JOB_NAME,
-    description=descriptions.WEBHOOKS,
-    executor_def=dg.in_process_executor,
-    run_tags=tags.other_job_tags(LONGEST_WEBHOOKS),
-)
-def webhook_job() -> None:
-    """One op."""
-    call_webhooks()
+webhook_job = _job_of(call_webhooks, WEBHOOKS_JOB_NAME, LONGEST_WEBHOOKS)
 
 
-@dg.op(description=descriptions.CLEAN)
+@dg.op
 def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
-    """Everything that is due."""
+    """Expires old exports, clears what ended attempts left, aborts unfinished uploads and deletes old runs.
+
+    Runs every hour. The row of an export older than `EXPORT_RETENTION_DAYS` becomes `expired`.
+
+    Safe to launch at any time. `failed` in the step's output counts what could not be deleted; the next run tries
+    again. **If it fails**, the red step names the parts that were not done. All other parts were done.
+    """
     database, store, staging = exports.database, exports.store, exports.staging
     keep_events, keep_runs = exports.settings.audit_retention_days, exports.settings.run_retention_days
 
@@ -157,17 +158,7 @@ def clean(context: dg.OpExecutionContext, exports: ExportResource) -> None:
     )
 
 
-@dg.job(
-    name=JANITOR_JOB_NAME,
-    description=descriptions.JANITOR,
-    executor_def=dg.in_process_executor,
-    run_tags=tags.other_job_tags(LONGEST_JANITOR),
-)
-def janitor() -> None:
-    """One op."""
-    clean()
-
-
+janitor = _job_of(clean, JANITOR_JOB_NAME, LONGEST_JANITOR)
 janitor_schedule = dg.ScheduleDefinition(
     job=janitor, cron_schedule="17 * * * *", default_status=dg.DefaultScheduleStatus.RUNNING
 )

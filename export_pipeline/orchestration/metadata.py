@@ -23,7 +23,7 @@ from export_pipeline.timing import StageSeconds, Stopwatch
 GROUP = "exports"
 MAX_LINKS = 50
 """Files of one export that get a link: an event with thousands of links would only slow the UI down."""
-Metadata = dict[str, dg.MetadataValue]
+Metadata = dict[str, dg.MetadataValue | str | int | float]
 
 
 def asset_key(dataset: str) -> dg.AssetKey:
@@ -33,41 +33,30 @@ def asset_key(dataset: str) -> dg.AssetKey:
 
 def dataset_assets(catalog: Mapping[str, Dataset]) -> list[dg.AssetSpec]:
     """One asset per dataset, on which the UI plots its exports. Exports materialize it; operators cannot."""
+    text = (
+        "Exports of **{title}** by all organizations. Each completed one reports `rows`, `bytes`, `files` and "
+        "`seconds` (from the snapshot to the manifest), plotted here over time. "
+        "Its runs have the tag `export/dataset: {name}`."
+    )
     return [
-        dg.AssetSpec(asset_key(name), group_name=GROUP, description=_described(name, dataset))
+        dg.AssetSpec(asset_key(name), group_name=GROUP, description=text.format(title=dataset.title.en, name=name))
         for name, dataset in catalog.items()
     ]
 
 
-def _described(name: str, dataset: Dataset) -> str:
-    return (
-        f"Exports of **{dataset.title.en}** by all organizations. Each completed one reports `rows`, `bytes`, "
-        "`files` and `seconds` (from the snapshot to the manifest), plotted here over time. "
-        f"Its runs have the tag `export/dataset: {name}`."
-    )
-
-
 def stage_metadata(watch: Stopwatch, parts: StageSeconds, *, rows: int, size: int, files: int) -> Metadata:
-    """Rows, bytes, files, seconds and rates of one stage, and the seconds of each part of the work so far."""
+    """Rows, bytes, files, seconds and rates of one stage, the seconds of each part of the work, and the slowest."""
     seconds = max(watch.seconds, 1e-6)
     return {
-        "rows": dg.MetadataValue.int(rows),
-        "seconds": dg.MetadataValue.float(round(seconds, 3)),
-        "rows_per_second": dg.MetadataValue.float(round(rows / seconds, 1)),
-        "bytes": dg.MetadataValue.int(size),
-        "bytes_per_second": dg.MetadataValue.float(round(size / seconds, 1)),
-        "files": dg.MetadataValue.int(files),
-        **_parts(parts),
+        "rows": rows,
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(rows / seconds, 1),
+        "bytes": size,
+        "bytes_per_second": round(size / seconds, 1),
+        "files": files,
+        **{f"{part}_seconds": round(value, 3) for part, value in parts if value > 0},
+        "bound_by": parts.bound_by,
     }
-
-
-def _parts(seconds: StageSeconds) -> Metadata:
-    """The seconds of each part of the work that did anything, and which part bounded it."""
-    metadata: Metadata = {
-        f"{part}_seconds": dg.MetadataValue.float(round(value, 3)) for part, value in seconds if value > 0
-    }
-    metadata["bound_by"] = dg.MetadataValue.text(seconds.bound_by)
-    return metadata
 
 
 def object_links(store: Store, files: Sequence[ManifestFile]) -> Metadata:
@@ -75,24 +64,9 @@ def object_links(store: Store, files: Sequence[ManifestFile]) -> Metadata:
     return {f"object_{file.name}": dg.MetadataValue.url(store.object_url(file.key)) for file in files[:MAX_LINKS]}
 
 
-def failure_metadata(code: FailureCode, uid: str | None) -> Metadata:
-    """Metadata of a failed step: its code, who has to act, what to press, and the command that shows the row."""
-    advice = RUNBOOK[code]
-    metadata: Metadata = {
-        "error_code": dg.MetadataValue.text(code.value),
-        "fault": dg.MetadataValue.text(code.fault.value),
-        "turn": dg.MetadataValue.text(advice.turn.value),
-        # Text, not Markdown: the event log hides Markdown behind a button.
-        "what_to_press": dg.MetadataValue.text(advice.plain),
-    }
-    if uid is not None:
-        metadata["row"] = row_metadata(uid)
-    return metadata
-
-
-def row_metadata(uid: str) -> dg.MetadataValue:
+def status_command(uid: str) -> str:
     """The command that shows the request's row."""
-    return dg.MetadataValue.text(f"export-pipeline status {tag_value(uid)}")
+    return f"export-pipeline status {tag_value(uid)}"
 
 
 def failure_of(error: Exception) -> ExportFailure:
@@ -112,16 +86,20 @@ def describe(failure: ExportFailure) -> str:
 
 
 def metadata_of(error: Exception, uid: str | None = None) -> Metadata:
-    """Metadata of a failed step: its code, who has to act, what to press; for a bug, also where it was raised.
-
-    Args:
-        error: why it failed.
-        uid: of the request, if the step worked on one.
-    """
+    """Metadata of a failed step: its code, who has to act, what to press; for a bug, also where it was raised."""
     failure = failure_of(error)
-    metadata = failure_metadata(failure.code, uid)
+    advice = RUNBOOK[failure.code]
+    metadata: Metadata = {
+        "error_code": failure.code.value,
+        "fault": failure.fault.value,
+        "turn": advice.turn.value,
+        # Text, not Markdown: the event log hides Markdown behind a button.
+        "what_to_press": advice.plain,
+    }
+    if uid is not None:
+        metadata["row"] = status_command(uid)
     if failure is transitions.INTERNAL:
-        metadata["exception"] = dg.MetadataValue.text(type(error).__qualname__)
+        metadata["exception"] = type(error).__qualname__
         metadata["raised_at"] = dg.MetadataValue.md(f"```\n{_places(error)}\n```")
     return metadata
 
@@ -144,13 +122,13 @@ def materialization(manifest: Manifest, parts: StageSeconds) -> dg.AssetMaterial
         asset_key=asset_key(manifest.dataset),
         description=f"{manifest.format} export {manifest.uid}",
         metadata={
-            "rows": dg.MetadataValue.int(manifest.rows),
-            "bytes": dg.MetadataValue.int(manifest.bytes),
-            "files": dg.MetadataValue.int(len(manifest.files)),
-            "seconds": dg.MetadataValue.float(round(seconds, 3)),
-            "request_uid": dg.MetadataValue.text(str(manifest.uid)),
-            "format": dg.MetadataValue.text(manifest.format),
+            "rows": manifest.rows,
+            "bytes": manifest.bytes,
+            "files": len(manifest.files),
+            "seconds": round(seconds, 3),
+            "request_uid": str(manifest.uid),
+            "format": manifest.format,
             # Without the parts' seconds, which would add five plots to the page; the step `publish` has them.
-            "bound_by": dg.MetadataValue.text(parts.bound_by),
+            "bound_by": parts.bound_by,
         },
     )

@@ -26,10 +26,8 @@ from dagster._core.remote_origin import RemoteRepositoryOrigin
 
 # The tag by which Dagster marks the runs of a code location.
 from dagster._core.storage.tags import REPOSITORY_LABEL_TAG
-from pydantic import BaseModel, ConfigDict
 
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.execution import error_of
 from export_pipeline.orchestration.resources import OUTPUTS
 from export_pipeline.requests.models import is_canonical_uuid
 from export_pipeline.requests.queue import StaleRequest
@@ -46,14 +44,8 @@ or a queue that loses it, leaves no sign."""
 RUNS_PER_JANITOR = 1000
 """The janitor runs every hour; deleting runs must not take one."""
 _TERMINATED = [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED]
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+_UNFINISHED = [status for status in dg.DagsterRunStatus if status not in _ENDED]
 _STEP_EVENTS = {
     dg.DagsterEventType.ENGINE_EVENT,  # Celery's marker starts when a step is queued and ends when a worker takes it
     dg.DagsterEventType.STEP_WORKER_STARTING,
@@ -197,23 +189,18 @@ def forget(
     label: str | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, int]:
-    """Delete runs and step outputs past their retention; Dagster itself keeps them for ever.
+    """Delete runs of these jobs ``retention_days`` after their end (0: never), and step outputs past their use.
 
-    Args:
-        instance: Dagster's.
-        staging: step outputs are below it, if it is on S3.
-        retention_days: how long runs are kept after their end; 0 = for ever.
-        jobs: only runs of these jobs.
-        label: only runs of this code location: others share the instance. None = of all.
-        log: gets a line for each run that could not be deleted.
-
-    Returns:
-        How many runs were deleted, how many could not be, and of how many runs the step outputs were deleted.
+    Dagster itself keeps them for ever. ``label``: only runs of this code location, because others share the instance.
+    Returns how many runs were deleted, how many could not be (each is a line for ``log``), and of how many runs the
+    step outputs were deleted: they are below ``staging``, if it is on S3.
     """
     expired = _expired_runs(instance, timedelta(days=retention_days), jobs, label) if retention_days else []
     failed = 0
     for run_id in expired:
-        if (error := error_of(_delete_run, instance, run_id)) is not None:  # the next janitor tries again
+        try:
+            _delete_run(instance, run_id)
+        except Exception as error:  # noqa: BLE001 - the next janitor tries again
             failed += 1
             log(f"Run {run_id} is past its retention and could not be deleted ({type(error).__qualname__}).")
     return {
@@ -262,61 +249,33 @@ def _ended_long_ago(record: dg.RunRecord) -> bool:
     return ended is not None and datetime.fromtimestamp(ended, UTC) < datetime.now(UTC) - KEEP_LEFTOVERS
 
 
-class StageStatus(BaseModel):
-    """What one step reported: ``rows``, ``bytes``, ``files``, ``seconds``, rates."""
+def run_statuses(instance: DagsterInstance, uid: str) -> list[dict[str, Any]]:
+    """All runs of a request, oldest first; instants in Unix seconds.
 
-    model_config = ConfigDict(frozen=True)
-
-    step: str
-    metadata: dict[str, int | float | str]
-
-
-class RunStatus(BaseModel):
-    """One run of a request."""
-
-    model_config = ConfigDict(frozen=True)
-
-    run_id: str
-    status: str
-    attempt: int | None
-    started_at: float | None
-    """Unix seconds."""
-    ended_at: float | None
-    stages: list[StageStatus]
-
-
-def run_statuses(instance: DagsterInstance, uid: str) -> list[RunStatus]:
-    """All runs of a request, oldest first. A re-execution has only the steps that it did itself."""
+    ``stages`` has the rows, bytes, files, seconds and rates of each step. A re-execution has only its own steps.
+    """
     records = instance.get_run_records(RunsFilter(tags={tags.REQUEST_UID: uid}))
-    return [_run_status(instance, record) for record in reversed(records)]
+    return [
+        {
+            "run_id": record.dagster_run.run_id,
+            "status": record.dagster_run.status.value,
+            "attempt": tags.attempt_of(record.dagster_run.tags),
+            "started_at": record.start_time,
+            "ended_at": record.end_time,
+            "stages": _stages(instance, record.dagster_run.run_id),
+        }
+        for record in reversed(records)
+    ]
 
 
-def _run_status(instance: DagsterInstance, record: dg.RunRecord) -> RunStatus:
-    run = record.dagster_run
-    return RunStatus(
-        run_id=run.run_id,
-        status=run.status.value,
-        attempt=tags.attempt_of(run.tags),
-        started_at=record.start_time,
-        ended_at=record.end_time,
-        stages=_stages(instance, run.run_id),
-    )
-
-
-def _stages(instance: DagsterInstance, run_id: str) -> list[StageStatus]:
-    stages: list[StageStatus] = []
-    events = instance.get_records_for_run(run_id, of_type={dg.DagsterEventType.STEP_OUTPUT}).records
-    for record in events:
+def _stages(instance: DagsterInstance, run_id: str) -> list[dict[str, Any]]:
+    stages: list[dict[str, Any]] = []
+    for record in instance.get_records_for_run(run_id, of_type={dg.DagsterEventType.STEP_OUTPUT}).records:
         event = record.event_log_entry.dagster_event
-        if event is None or event.step_key is None:
+        if event is None:
             continue
-        metadata = {name: _plain(value) for name, value in event.step_output_data.metadata.items()}
-        plain = {name: value for name, value in metadata.items() if value is not None}
-        if "seconds" in plain:
-            stages.append(StageStatus(step=event.step_key, metadata=plain))
+        values = {name: metadata.value for name, metadata in event.step_output_data.metadata.items()}
+        if "seconds" in values:
+            plain = {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+            stages.append({"step": event.step_key, "metadata": plain})
     return stages
-
-
-def _plain(metadata: dg.MetadataValue[Any]) -> int | float | str | None:
-    value = metadata.value
-    return value if isinstance(value, int | float | str) else None

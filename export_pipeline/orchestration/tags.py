@@ -26,30 +26,21 @@ POSTPONED = "export/postponed"
 """What did not answer. The request waits in the queue and gets another run."""
 NO_FAILURE = "none"
 """A re-execution inherits the failed run's tags, and Dagster cannot remove tags: this value resets them."""
-_FINAL = {"dagster/max_retries": "0"}
-"""Ops retry what is transient and the reconciler what died: Dagster's run retries would repeat final failures."""
-LONGEST_EXPORT = timedelta(days=7)
-"""Last resort: an export whose process is gone ends long before, by its heartbeat."""
 SMALL, LARGE = "small", "large"
 """Size classes for ``tag_concurrency_limits`` in dagster.yaml: large exports must leave slots for the others."""
 MAX_LINEAGE = 50
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,62}")
 
 
-def export_job_tags() -> dict[str, str]:
-    """Tags of each run of the export job."""
-    return {**_FINAL, "dagster/max_runtime": str(int(LONGEST_EXPORT.total_seconds()))}
+def job_tags(longest: timedelta) -> dict[str, str]:
+    """Tags of each run of a job that may take so long."""
+    # Ops retry what is transient and the reconciler what died: Dagster's run retries would repeat final failures.
+    return {"dagster/max_retries": "0", "dagster/max_runtime": str(int(longest.total_seconds()))}
 
 
-def other_job_tags(longest: timedelta) -> dict[str, str]:
-    """Tags of each run of the other jobs: a priority over exports in the queue, and a maximum duration."""
-    return {**_FINAL, "dagster/priority": "10", "dagster/max_runtime": str(int(longest.total_seconds()))}
-
-
-def size_class(rows: object, large_rows: int) -> str:
+def size_class(rows: int | None, large_rows: int) -> str:
     """The size class of an export with so many rows; small if the number is not known yet."""
-    # SQLite stores any text in a column of integers; text there must not fail the tick for the other rows.
-    return LARGE if isinstance(rows, int) and rows > large_rows else SMALL
+    return LARGE if rows is not None and rows > large_rows else SMALL
 
 
 def run_tags(claim: Claim, *, rows: int | None, large_rows: int) -> dict[str, str]:
@@ -66,12 +57,8 @@ def run_tags(claim: Claim, *, rows: int | None, large_rows: int) -> dict[str, st
     }
 
 
-def tag_value(value: object) -> str:
-    """An id as a tag value; anything that does not look like an id (it was typed by a user) as its digest.
-
-    Not only text: SQLite stores any type in a text column, and such a row must not stop the claim of the others.
-    """
-    text = value if isinstance(value, str) else repr(value)
+def tag_value(text: str) -> str:
+    """An id as a tag value; anything that does not look like an id (it was typed by a user) as its digest."""
     if _PLAIN.fullmatch(text):
         return text
     return f"sha256:{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:16]}"

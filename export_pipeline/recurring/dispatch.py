@@ -19,7 +19,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.recurring.models import RecurringExport, load_recurring, parse_template
 from export_pipeline.recurring.unsubscribe import without_unsubscribed
 from export_pipeline.requests import transitions
-from export_pipeline.requests.models import ExportRequest, has_uid, load_request
+from export_pipeline.requests.models import RequestInput, has_uid, load_request
 from export_pipeline.requests.organizations import check_permission, email_domains, member_addresses
 from export_pipeline.requests.recurring_outcomes import change_recurring
 from export_pipeline.requests.validation import refusal
@@ -225,7 +225,7 @@ def _insert_failed(
     return uid
 
 
-def check_recurring(connection: sa.Connection, request: ExportRequest) -> None:
+def check_recurring(connection: sa.Connection, request: RequestInput) -> None:
     """Check at every fire time what was checked at the setup: the owner's permission, the sender, the recipients.
 
     Codes: ``permission_denied`` (also for an owner who is gone), those of ``recipients_of`` and ``sender_of``,

@@ -11,7 +11,7 @@ import pytest
 
 from export_pipeline.database import engine as database
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.demo.data.rows import list_id, segment_id
 from export_pipeline.orchestration.sensors.requests import run_request
 from export_pipeline.requests import queue
 from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, Result

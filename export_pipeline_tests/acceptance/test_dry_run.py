@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from export_pipeline.cli import cli
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.data.contacts import list_id
+from export_pipeline.demo.data.rows import list_id
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 
 OURS = ORGANIZATIONS[0]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.data.contacts import SEGMENTS, list_id, segment_id
+from export_pipeline.demo.data.rows import SEGMENTS, list_id, segment_id
 from export_pipeline_tests.acceptance.application import CONTACTS, stored_rows
 from export_pipeline_tests.acceptance.pipeline import Pipeline, Result
 

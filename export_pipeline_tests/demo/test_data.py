@@ -21,15 +21,16 @@ from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.model import CustomField
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS, DemoDataError, schema
-from export_pipeline.demo.data.contacts import (
+from export_pipeline.demo.data.generator import FIRST_ROWS
+from export_pipeline.demo.data.rows import (
     EMAILS_AT_MOST,
+    LIST_NAMES,
     SEGMENTS,
     TOKENS_AT_MOST,
     generate_emails,
     generate_tokens,
-    list_ids,
+    list_id,
 )
-from export_pipeline.demo.data.generator import FIRST_ROWS
 from export_pipeline.filters.segments import StoredSegment, segment_condition
 from export_pipeline_tests import adversarial
 from export_pipeline_tests.adversarial import (
@@ -208,7 +209,7 @@ def test_what_belongs_to_contacts(loaded: sqlite3.Connection) -> None:
 
 def test_lists_overlap_and_keep_to_their_organization(loaded: sqlite3.Connection) -> None:
     ids = [row[0] for row in loaded.execute("SELECT id FROM contact_lists")]
-    assert sorted(ids) == sorted(id_ for of_one in list_ids() for id_ in of_one)
+    assert sorted(ids) == sorted(list_id(one, at) for one in ORGANIZATIONS for at in range(len(LIST_NAMES)))
     assert len(ids) == 15
     mixed = (
         "SELECT count(*) FROM contact_list_members m LEFT JOIN contact_lists l ON l.id = m.list_id AND "

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.data.contacts import LIST_NAMES, SEGMENTS, list_id, segment_id
+from export_pipeline.demo.data.rows import LIST_NAMES, SEGMENTS, list_id, segment_id
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.source import lookups
 from export_pipeline.source.lookups import check_lists, find_custom_fields, find_segments

@@ -7,7 +7,7 @@ import pytest
 from export_pipeline.catalog.loader import load_catalog
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.demo.data import ORGANIZATIONS
-from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.demo.data.rows import list_id, segment_id
 from export_pipeline.failures import ExportFailure
 from export_pipeline.filters.tree import AllOf
 from export_pipeline.source import lookups

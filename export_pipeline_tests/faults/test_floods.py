@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from export_pipeline.failures import FailureCode
 from export_pipeline.launcher.worker import WORKER_TAG, Worker
-from export_pipeline.orchestration.sensors.common import ROWS_PER_TICK
+from export_pipeline.orchestration.sensors import ROWS_PER_TICK
 from export_pipeline.orchestration.sensors.requests import CLAIMED_PER_ORGANIZATION
 from export_pipeline_tests.acceptance.conftest import (  # noqa: F401 - fixtures
     postgresql_demo,

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.demo.data.rows import list_id, segment_id
 from export_pipeline.recurring import unsubscribe
 from export_pipeline.requests import api_keys
 from export_pipeline.requests.api_keys import new_token

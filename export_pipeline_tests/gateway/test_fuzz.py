@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.demo.data.rows import list_id, segment_id
 from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, forget, open_gateway
 

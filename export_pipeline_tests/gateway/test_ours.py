@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from export_pipeline.database.engine import create_engine
 from export_pipeline.database.tables import export_requests
-from export_pipeline.demo.data.contacts import list_id, segment_id
+from export_pipeline.demo.data.rows import list_id, segment_id
 from export_pipeline.gateway import submit
 from export_pipeline.gateway.app import JsonLines, build
 from export_pipeline.gateway.dialects import native

@@ -18,7 +18,7 @@ import requests
 import sendgrid
 from python_http_client.exceptions import NotFoundError, UnauthorizedError
 
-from export_pipeline.demo.data.contacts import LIST_NAMES, SEGMENTS, list_id, segment_id
+from export_pipeline.demo.data.rows import LIST_NAMES, SEGMENTS, list_id, segment_id
 from export_pipeline.source import lookups
 from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, S3Shelf, open_pipeline
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, open_gateway, served

@@ -16,7 +16,7 @@ from dagster._utils.tags import TagConcurrencyLimitsCounter
 
 from export_pipeline.orchestration import jobs
 from export_pipeline.orchestration.jobs import JANITOR_JOB_NAME, JOB_NAME, NOTIFY_JOB_NAME, OUR_JOBS
-from export_pipeline.orchestration.sensors import webhooks
+from export_pipeline.orchestration.sensors import due
 from export_pipeline.orchestration.sensors.requests import run_request
 from export_pipeline.requests.queue import Claim
 from export_pipeline_tests.orchestration.conftest import Pipeline
@@ -76,8 +76,8 @@ def test_a_dead_run_of_webhooks_does_not_keep_the_next_from_its_calls(pipeline: 
             pytest.MonkeyPatch.context() as patch,
             dg.build_sensor_context(instance=pipeline.instance, resources={"exports": exports}) as context,
         ):
-            patch.setattr(webhooks.time, "time", lambda: before + seconds)
-            return webhooks.export_webhooks(context)
+            patch.setattr(due.time, "time", lambda: before + seconds)
+            return due.export_webhooks(context)
 
     pipeline.instance.report_engine_event("it began", dead)
     pipeline.instance.handle_new_event(_started(dead))

@@ -22,9 +22,8 @@ from export_pipeline.failures import ExportCanceled
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.heartbeat import Heartbeat
 from export_pipeline.orchestration.runs import RunView
-from export_pipeline.orchestration.sensors import reconciler
+from export_pipeline.orchestration.sensors import INTERVAL_SECONDS, ROWS_PER_TICK, reconciler
 from export_pipeline.orchestration.sensors.cancellations import export_cancellations
-from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, ROWS_PER_TICK
 from export_pipeline.orchestration.sensors.reconciler import Action, action_for, export_reconciler
 from export_pipeline.orchestration.sensors.requests import export_requests
 from export_pipeline.requests import notifications, queue, transitions

@@ -12,7 +12,7 @@ import yaml
 
 from export_pipeline.definitions import build_definitions
 from export_pipeline.orchestration import tags
-from export_pipeline.orchestration.sensors.common import ROWS_PER_TICK
+from export_pipeline.orchestration.sensors import ROWS_PER_TICK
 from export_pipeline.orchestration.sensors.requests import CLAIMED_PER_ORGANIZATION, FULL, export_requests
 from export_pipeline.requests import queue
 from export_pipeline_tests.orchestration.conftest import Pipeline

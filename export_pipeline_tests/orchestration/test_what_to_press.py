@@ -15,7 +15,7 @@ from export_pipeline.database.tables import organization_members
 from export_pipeline.definitions import build_definitions
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.orchestration import heartbeat, ops, tags
-from export_pipeline.orchestration.metadata import failure_metadata
+from export_pipeline.orchestration.metadata import metadata_of
 from export_pipeline.orchestration.runbook import RUNBOOK, Turn
 from export_pipeline.orchestration.sensors.requests import run_request
 from export_pipeline_tests.orchestration.conftest import Pipeline
@@ -147,7 +147,7 @@ def test_every_code_has_its_advice_and_every_requester_fault_somebody_elses_turn
     assert set(RUNBOOK) == set(FailureCode)
     for code, advice in RUNBOOK.items():
         assert (advice.turn is Turn.OPERATOR) or code.fault is Fault.REQUESTER, code
-        assert failure_metadata(code, None)["what_to_press"].value == advice.plain
+        assert metadata_of(ExportFailure(code, "it failed"))["what_to_press"] == advice.plain
 
 
 def test_the_page_has_every_code_with_the_words_of_the_runbook() -> None:
@@ -165,11 +165,17 @@ def test_the_page_has_every_code_with_the_words_of_the_runbook() -> None:
 
 
 def test_descriptions_name_tags_that_exist() -> None:
-    from export_pipeline.orchestration import descriptions
-    from export_pipeline.orchestration.sensors import alerts
+    from export_pipeline.orchestration import jobs, ops
+    from export_pipeline.orchestration.sensors import alerts, cancellations, due, reconciler, requests
 
     known = {value for value in vars(tags).values() if isinstance(value, str)} | {
         alerts.TAG + channel for channel in ("webhook", "mail")
     }
-    written = [text for text in vars(descriptions).values() if isinstance(text, str)] + [OPERATIONS.read_text()]
+    modules = (jobs, ops, alerts, cancellations, due, reconciler, requests)
+    declared = [*(value for module in modules for value in vars(module).values()), alerts.alerts_sensor(running=True)]
+    kinds = dg.OpDefinition | dg.JobDefinition | dg.SensorDefinition
+    written = [value.description or "" for value in declared if isinstance(value, kinds)]
+    assert len(written) >= 19
+    assert all(text.strip() for text in written)
+    written.append(OPERATIONS.read_text())
     assert {tag for text in written for tag in re.findall(r"export/[a-z_]+", text)} <= known

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from export_pipeline.database.tables import organization_members, organizations
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.orchestration import ops
-from export_pipeline.orchestration.sensors import recurring
-from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS
-from export_pipeline.orchestration.sensors.recurring import recurring_exports as sensor
+from export_pipeline.orchestration.sensors import INTERVAL_SECONDS
+from export_pipeline.orchestration.sensors import due as due_sensors
+from export_pipeline.orchestration.sensors.due import recurring_exports as sensor
 from export_pipeline.requests.models import RequestState
 from export_pipeline.stages.notify_recipients import EMPTY_AND_SILENT
 from export_pipeline_tests.orchestration.conftest import Pipeline, pipeline
@@ -32,7 +32,7 @@ KEY = "k" * 32
 def now(monkeypatch: pytest.MonkeyPatch) -> datetime:
     """What the sensor takes for now, so that no hour ends in the middle of a test."""
     instant = datetime(2026, 6, 2, 10, tzinfo=UTC)
-    monkeypatch.setattr(recurring, "make_due", partial(recurring.make_due, now=instant))
+    monkeypatch.setattr(due_sensors, "make_due", partial(due_sensors.make_due, now=instant))
     return instant
 
 
@@ -101,7 +101,7 @@ def test_a_failed_window_is_part_of_the_next_and_the_mark_moves_on_completion_al
         return original(*arguments)
 
     monkeypatch.setattr(ops, "publish_export", watch)
-    monkeypatch.setattr(recurring, "make_due", partial(recurring.make_due, now=now + HOUR))
+    monkeypatch.setattr(due_sensors, "make_due", partial(due_sensors.make_due, now=now + HOUR))
     state = due(pipeline, recurring_id, now + HOUR)
     assert (state.status, delivered(pipeline, state)) == ("completed", rows)
     assert seen == [start]
@@ -175,7 +175,7 @@ def test_the_sensor_says_what_it_could_not_do_and_skips_without_a_database(
     with monkeypatch.context() as broken:
         broken.setattr("export_pipeline.recurring.dispatch._look", unreachable)
         assert evaluate(pipeline, sensor).skip_message.endswith(f"to be tried again: {recurring_id}")
-    monkeypatch.setattr(recurring, "make_due", unreachable)
+    monkeypatch.setattr(due_sensors, "make_due", unreachable)
     skipped = evaluate(pipeline, sensor)
     assert "EXPORT_DATABASE_URL" in skipped.skip_message
     assert "s3cret" not in skipped.skip_message

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from export_pipeline.database.engine import create_engine, reading, utc_now, why_unavailable
 from export_pipeline.database.migrate import upgrade
-from export_pipeline.orchestration.sensors.common import skipped
+from export_pipeline.orchestration.sensors import skipped
 from export_pipeline.requests import notifications, ownership, queue, transitions
 from export_pipeline.requests.audit import events_of
 from export_pipeline.requests.download_links import StoredFile

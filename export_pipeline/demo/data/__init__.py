@@ -16,9 +16,8 @@ from sqlalchemy import Connection, NullPool, Table, create_engine, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.schema import CreateTable
 
-from export_pipeline.demo.data import contacts as people
+from export_pipeline.demo.data import rows as made
 from export_pipeline.demo.data import schema
-from export_pipeline.demo.data.entities import generate_entities
 from export_pipeline.demo.data.generator import ORGANIZATIONS
 
 __all__ = ["DEFAULT_SEED", "ORGANIZATIONS", "DemoDataError", "LoadReport", "load_batches", "load_demo_data"]
@@ -47,19 +46,19 @@ def load_demo_data(
     seed: int = DEFAULT_SEED,
     alter: Alter | None = None,
 ) -> LoadReport:
-    """Create the demo's tables and fill them.
+    """Create the demo's tables in PostgreSQL or SQLite (a URL as ``EXPORT_SOURCE_URL``) and fill them.
 
-    Args:
-        engine_url: PostgreSQL or SQLite, as ``EXPORT_SOURCE_URL``.
-        contacts: how many contacts.
-        entities: how many entities.
-        seed: the same seed makes the same rows, on either database.
-        alter: changes a table's batches before they are loaded, given the table's name; for tests.
+    The same seed makes the same rows, on either database. ``alter`` changes a table's batches before they are loaded,
+    given the table's name; for tests.
 
     Raises:
         DemoDataError: one of the tables already holds rows, or the database is neither PostgreSQL nor SQLite.
     """
-    url = _supported(make_url(engine_url))
+    url = make_url(engine_url)
+    if url.get_backend_name() == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    elif url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        raise DemoDataError("The demo's data needs postgresql://… or sqlite:///path; give one of them.")
     began = time.perf_counter()
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
@@ -68,30 +67,24 @@ def load_demo_data(
     for table, batches in _tables(contacts, entities, seed).items():
         rows[table.name] = load_batches(url, table, alter(table.name, batches) if alter else batches)
     with engine.begin() as connection:
-        _create_indexes(connection)
+        for table in schema.metadata.sorted_tables:
+            for index in table.indexes:
+                index.create(connection, checkfirst=True)
+        connection.execute(text("ANALYZE"))
     return LoadReport(rows, time.perf_counter() - began)
 
 
 def _tables(contacts: int, entities: int, seed: int) -> dict[Table, Iterator[pa.RecordBatch]]:
     return {
-        schema.contacts: people.generate_contacts(contacts, seed),
-        schema.entities: generate_entities(entities, seed),
-        schema.contact_tokens: people.generate_tokens(contacts, seed),
-        schema.contact_emails: people.generate_emails(contacts, seed),
-        schema.contact_lists: iter([people.lists()]),
-        schema.contact_list_members: people.generate_list_members(contacts, seed),
-        schema.contact_field_definitions: iter([people.field_definitions()]),
-        schema.contact_segments: iter([people.segments()]),
+        schema.contacts: made.generate_contacts(contacts, seed),
+        schema.entities: made.generate_entities(entities, seed),
+        schema.contact_tokens: made.generate_tokens(contacts, seed),
+        schema.contact_emails: made.generate_emails(contacts, seed),
+        schema.contact_lists: iter([made.lists()]),
+        schema.contact_list_members: made.generate_list_members(contacts, seed),
+        schema.contact_field_definitions: iter([made.field_definitions()]),
+        schema.contact_segments: iter([made.segments()]),
     }
-
-
-def _supported(url: URL) -> URL:
-    backend = url.get_backend_name()
-    if backend == "postgresql":
-        return url.set(drivername="postgresql+psycopg")
-    if backend == "sqlite" and url.database not in (None, "", ":memory:"):
-        return url
-    raise DemoDataError("The demo's data needs postgresql://… or sqlite:///path; give one of them.")
 
 
 def _create_tables(connection: Connection) -> None:
@@ -101,13 +94,6 @@ def _create_tables(connection: Connection) -> None:
             raise DemoDataError(f"Table {table.name!r} already holds rows. Use an empty database.")
         # Indexes come last: filling a table that has them takes twice as long.
         connection.execute(CreateTable(table, if_not_exists=True))
-
-
-def _create_indexes(connection: Connection) -> None:
-    for table in schema.metadata.sorted_tables:
-        for index in table.indexes:
-            index.create(connection, checkfirst=True)
-    connection.execute(text("ANALYZE"))
 
 
 def load_batches(url: URL, table: Table, batches: Iterable[pa.RecordBatch]) -> int:
@@ -134,23 +120,17 @@ def _load_postgresql(url: URL, table: Table, batches: Iterator[pa.RecordBatch]) 
 def _copy_text(batch: pa.RecordBatch) -> bytes:
     parts: list[pa.Array | str] = []
     for column in batch.columns:
-        parts += [_escaped(column) if pa.types.is_string(column.type) else column.cast(pa.string()), "\t"]
+        values = column.cast(pa.string())
+        for character, escape in _ESCAPES if pa.types.is_string(column.type) else ():
+            values = pc.replace_substring(values, character, escape)
+        parts += [values, "\t"]
     parts[-1] = "\n"
     lines = pc.binary_join_element_wise(*parts, "", null_handling="replace", null_replacement="\\N")
     return bytes(lines.buffers()[2])
 
 
-def _escaped(column: pa.Array) -> pa.Array:
-    data = column.buffers()[2]
-    content = data.to_pybytes() if data is not None else b""
-    for character, escape in _ESCAPES:
-        if character.encode() in content:
-            column = pc.replace_substring(column, character, escape)
-    return column
-
-
 def _load_sqlite(url: URL, table: Table, batches: Iterator[pa.RecordBatch]) -> int:
-    spelled = map(_for_sqlite, batches)
+    spelled = (pa.record_batch([*map(_for_sqlite, each.columns)], names=each.schema.names) for each in batches)
     first = next(spelled, None)
     if first is None:
         return 0
@@ -161,12 +141,7 @@ def _load_sqlite(url: URL, table: Table, batches: Iterator[pa.RecordBatch]) -> i
     return int(rows)
 
 
-def _for_sqlite(batch: pa.RecordBatch) -> pa.RecordBatch:
-    columns = [_sqlite_values(column) for column in batch.columns]
-    return pa.record_batch(columns, names=batch.schema.names)
-
-
-def _sqlite_values(column: pa.Array) -> pa.Array:
+def _for_sqlite(column: pa.Array) -> pa.Array:
     if pa.types.is_timestamp(column.type):
         return column.cast(pa.timestamp("us")).cast(pa.string())
     if pa.types.is_date(column.type):

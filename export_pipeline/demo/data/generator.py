@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ CHUNK_ROWS = 65_536
 FIRST_ROWS = 60
 """The first rows belong to the first organization, so that a small data set has rows of it."""
 _HYPHENS = (8, 13, 18, 23)
-_HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class Rows:
 
     def at(self, name: str, index: Integers) -> Bits:
         """As ``bits``, for rows given by number; numbers may repeat."""
-        key = np.uint64(_key(self.seed, self.table, name))
-        mixed = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
+        digest = hashlib.blake2b(f"{self.seed}/{self.table}/{name}".encode(), digest_size=8).digest()
+        mixed = index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(int.from_bytes(digest, "big"))
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return mixed ^ (mixed >> np.uint64(31))
@@ -83,23 +82,17 @@ class Rows:
         return pc.if_else(pa.array(chance < null), pa.scalar(None, values.type), values)
 
     def uuids(self, name: str) -> pa.Array:
-        """Random UUIDs (version 4) as text."""
-        return uuid_texts(self.bits(f"{name}/high"), self.bits(f"{name}/low"))
-
-
-def uuid_texts(high: Bits, low: Bits) -> pa.Array:
-    """Format pairs of 64 random bits as UUIDs (version 4, lower case)."""
-    raw = np.empty((len(high), 2), dtype=">u8")
-    raw[:, 0], raw[:, 1] = high, low
-    octets = raw.view(np.uint8).reshape(-1, 16)
-    octets[:, 6] = (octets[:, 6] & 0x0F) | 0x40
-    octets[:, 8] = (octets[:, 8] & 0x3F) | 0x80
-    digits = np.empty((len(high), 32), dtype=np.uint8)
-    digits[:, 0::2], digits[:, 1::2] = _HEX[octets >> 4], _HEX[octets & 0x0F]
-    text = np.full((len(high), 36), ord("-"), dtype=np.uint8)
-    text[:, [at for at in range(36) if at not in _HYPHENS]] = digits
-    offsets = np.arange(len(high) + 1, dtype=np.int32) * 36
-    return pa.StringArray.from_buffers(len(high), pa.py_buffer(offsets), pa.py_buffer(text))
+        """Random UUIDs (version 4) as text, in lower case."""
+        raw = np.empty((self.stop - self.start, 2), dtype=">u8")
+        raw[:, 0], raw[:, 1] = self.bits(f"{name}/high"), self.bits(f"{name}/low")
+        octets = raw.view(np.uint8).reshape(-1, 16)
+        octets[:, 6] = (octets[:, 6] & 0x0F) | 0x40
+        octets[:, 8] = (octets[:, 8] & 0x3F) | 0x80
+        digits = np.frombuffer(octets.tobytes().hex().encode(), dtype=np.uint8).reshape(-1, 32)
+        text = np.full((len(raw), 36), ord("-"), dtype=np.uint8)
+        text[:, [at for at in range(36) if at not in _HYPHENS]] = digits
+        offsets = np.arange(len(raw) + 1, dtype=np.int32) * 36
+        return pa.StringArray.from_buffers(len(raw), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 @cache
@@ -129,10 +122,6 @@ def timestamps(values: Integers, *, null: Mask | None = None) -> pa.Array:
     return pa.array(values, mask=null).cast(pa.timestamp("us", tz="UTC"))
 
 
-def _key(seed: int, table: str, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{table}/{name}".encode(), digest_size=8).digest(), "big")
-
-
 def canonical_json(value: Any) -> str:
     """JSON as PostgreSQL prints ``jsonb``, so that a row is the same on every database."""
     return json.dumps(_ordered(value), ensure_ascii=False, separators=(", ", ": "))
@@ -147,51 +136,20 @@ def _ordered(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Organization:
-    """A tenant: id (UUID text), time zone (IANA), language, and its share of all rows (0 to 1)."""
+    """A tenant: id (UUID text), time zone (IANA), and its share of all rows (0 to 1)."""
 
     id: str
     name: str
     time_zone: str
-    locale: Literal["en", "es", "pt"]
     share: float
 
 
 ORGANIZATIONS: tuple[Organization, ...] = (
-    Organization(
-        "6f0c1a52-3a7e-4c0b-9d51-0b6a2f4e7a01",
-        "Café São Jorge",
-        "America/Sao_Paulo",
-        "pt",
-        0.60,
-    ),
-    Organization(
-        "1d9e8b34-52c6-4f7d-8a10-7c3b9e5d2f02",
-        "Taquería «El Ñandú»",
-        "America/Mexico_City",
-        "es",
-        0.20,
-    ),
-    Organization(
-        "c84f2e6b-0d95-4a3e-b7c2-5e1f8a6d4c03",
-        'O\'Brien & Sons, "Hardware"',
-        "America/New_York",
-        "en",
-        0.10,
-    ),
-    Organization(
-        "9a3b7d1c-e4f8-4265-a6d9-2b8c5f0e1d04",
-        "Librería Quijote",
-        "Europe/Madrid",
-        "es",
-        0.07,
-    ),
-    Organization(
-        "52e7c9f0-8b1d-4e6a-93f4-d0a7b2c6e805",
-        "चाय घर Tea House",
-        "Asia/Kolkata",
-        "en",
-        0.03,
-    ),
+    Organization("6f0c1a52-3a7e-4c0b-9d51-0b6a2f4e7a01", "Café São Jorge", "America/Sao_Paulo", 0.60),
+    Organization("1d9e8b34-52c6-4f7d-8a10-7c3b9e5d2f02", "Taquería «El Ñandú»", "America/Mexico_City", 0.20),
+    Organization("c84f2e6b-0d95-4a3e-b7c2-5e1f8a6d4c03", 'O\'Brien & Sons, "Hardware"', "America/New_York", 0.10),
+    Organization("9a3b7d1c-e4f8-4265-a6d9-2b8c5f0e1d04", "Librería Quijote", "Europe/Madrid", 0.07),
+    Organization("52e7c9f0-8b1d-4e6a-93f4-d0a7b2c6e805", "चाय घर Tea House", "Asia/Kolkata", 0.03),
 )
 _SHARES = np.cumsum([organization.share for organization in ORGANIZATIONS])
 _IDS = tuple(organization.id for organization in ORGANIZATIONS)

@@ -8,150 +8,101 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Date,
-    DateTime,
-    Double,
-    Index,
-    Integer,
-    MetaData,
-    Numeric,
-    Table,
-    Text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
 
-metadata = MetaData()
+metadata = sa.MetaData()
 
 
 def _text_on_sqlite(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    return kind.with_variant(Text(), "sqlite")
+    return kind.with_variant(sa.Text(), "sqlite")
 
 
 UUID = _text_on_sqlite(postgresql.UUID(as_uuid=False))
 JSON = _text_on_sqlite(postgresql.JSONB())
-INSTANT = _text_on_sqlite(DateTime(timezone=True))
-DAY = _text_on_sqlite(Date())
-DECIMAL = _text_on_sqlite(Numeric())
+INSTANT = _text_on_sqlite(sa.DateTime(timezone=True))
+DAY = _text_on_sqlite(sa.Date())
+DECIMAL = _text_on_sqlite(sa.Numeric())
 # In SQLite only INTEGER makes the rowid the key.
-NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+TEXT, BOOLEAN = sa.Text(), sa.Boolean()
 
 
-def _key(kind: TypeEngine[Any]) -> Column[Any]:
-    return Column("id", kind, primary_key=True, autoincrement=False)
+def _key(kind: TypeEngine[Any]) -> sa.Column[Any]:
+    return sa.Column("id", kind, primary_key=True, autoincrement=False)
 
 
-def _organization() -> Column[Any]:
-    return Column("organization_id", UUID, nullable=False)
+def _columns(kind: TypeEngine[Any], *names: str, nullable: bool = False) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, nullable=nullable) for name in names]
 
 
-def _texts(*names: str) -> list[Column[Any]]:
-    return [Column(name, Text) for name in names]
+def _optional(kind: TypeEngine[Any], *names: str) -> list[sa.Column[Any]]:
+    return _columns(kind, *names, nullable=True)
 
 
-def _instant(name: str, *, nullable: bool = False) -> Column[Any]:
-    return Column(name, INSTANT, nullable=nullable)
-
-
-contacts = Table(
+contacts = sa.Table(
     "contacts",
     metadata,
     _key(NUMBER),
-    Column("contact_id", UUID, nullable=False),
-    _organization(),
-    *_texts("email", "first_name", "last_name", "name", "phone_number", "location", "address_line_1"),
-    *_texts("address_line_2", "city", "state_province_region", "postal_code", "country"),
-    Column("alternate_emails", JSON),
-    *_texts("whatsapp", "line", "facebook", "unique_name", "phone_number_id", "external_id", "anonymous_id"),
-    Column("custom_fields", JSON),
-    Column("is_subscribed", Boolean),
-    Column("score", Double),
-    Column("lifetime_value", DECIMAL),
-    Column("birth_date", DAY),
-    _instant("created_at"),
-    _instant("updated_at"),
-    Index("contacts_organization_id_id", "organization_id", "id"),
+    *_columns(UUID, "contact_id", "organization_id"),
+    *_optional(TEXT, "email", "first_name", "last_name", "name", "phone_number", "location", "address_line_1"),
+    *_optional(TEXT, "address_line_2", "city", "state_province_region", "postal_code", "country"),
+    *_optional(JSON, "alternate_emails"),
+    *_optional(TEXT, "whatsapp", "line", "facebook", "unique_name", "phone_number_id", "external_id", "anonymous_id"),
+    *_optional(JSON, "custom_fields"),
+    *_optional(BOOLEAN, "is_subscribed"),
+    *_optional(sa.Double(), "score"),
+    *_optional(DECIMAL, "lifetime_value"),
+    *_optional(DAY, "birth_date"),
+    *_columns(INSTANT, "created_at", "updated_at"),
+    sa.Index("contacts_organization_id_id", "organization_id", "id"),
 )
-entities = Table(
+entities = sa.Table(
     "entities",
     metadata,
     _key(UUID),
-    Column("external_id", Text),
-    _organization(),
-    *_texts("type", "name", "tax_id", "country_code", "nationality", "email", "phone"),
-    Column("registration_date", DAY),
-    Column("is_client", Boolean, nullable=False),
-    Column("risk_score", Integer),
-    Column("risk_factors", JSON),
-    Column("status", Text, nullable=False),
-    Column("kyc_verified", Boolean, nullable=False),
-    Column("kyc_provider", Text),
-    Column("kyc_data", JSON),
-    Column("entity_data", JSON),
-    Column("attributes", JSON),
-    _instant("created_at"),
-    _instant("updated_at"),
-    _instant("deleted_at", nullable=True),
-    Index("entities_organization_id_id", "organization_id", "id"),
+    *_optional(TEXT, "external_id"),
+    *_columns(UUID, "organization_id"),
+    *_optional(TEXT, "type", "name", "tax_id", "country_code", "nationality", "email", "phone"),
+    *_optional(DAY, "registration_date"),
+    *_columns(BOOLEAN, "is_client"),
+    *_optional(sa.Integer(), "risk_score"),
+    *_optional(JSON, "risk_factors"),
+    *_columns(TEXT, "status"),
+    *_columns(BOOLEAN, "kyc_verified"),
+    *_optional(TEXT, "kyc_provider"),
+    *_optional(JSON, "kyc_data", "entity_data", "attributes"),
+    *_columns(INSTANT, "created_at", "updated_at"),
+    *_optional(INSTANT, "deleted_at"),
+    sa.Index("entities_organization_id_id", "organization_id", "id"),
 )
-contact_tokens = Table(
-    "contact_tokens",
-    metadata,
-    _key(NUMBER),
-    Column("contact_id", NUMBER, nullable=False),
-    _organization(),
-    Column("token", Text, nullable=False),
-    _instant("created_at"),
-    Index("contact_tokens_contact_id_id", "contact_id", "id"),
-)
-contact_emails = Table(
-    "contact_emails",
-    metadata,
-    _key(NUMBER),
-    Column("contact_id", NUMBER, nullable=False),
-    _organization(),
-    Column("email", Text, nullable=False),
-    # The contact that had the address before it was merged into this one; its row is deleted.
-    Column("merged_from", NUMBER),
-    _instant("created_at"),
-    Index("contact_emails_contact_id_id", "contact_id", "id"),
-)
-contact_lists = Table(
-    "contact_lists",
-    metadata,
-    _key(UUID),
-    _organization(),
-    Column("name", Text, nullable=False),
-    _instant("created_at"),
-)
-contact_list_members = Table(
+contact_list_members = sa.Table(
     "contact_list_members",
     metadata,
-    Column("list_id", UUID, nullable=False),
-    Column("contact_id", NUMBER, nullable=False),
-    _organization(),
-    Index("contact_list_members_list_id_contact_id", "list_id", "contact_id", unique=True),
+    *_columns(UUID, "list_id"),
+    *_columns(NUMBER, "contact_id"),
+    *_columns(UUID, "organization_id"),
+    sa.Index("contact_list_members_list_id_contact_id", "list_id", "contact_id", unique=True),
 )
-contact_field_definitions = Table(
-    "contact_field_definitions",
-    metadata,
-    _key(UUID),
-    _organization(),
-    Column("name", Text, nullable=False),
-    Column("field_type", Text, nullable=False),
-    _instant("created_at"),
-)
-contact_segments = Table(
-    "contact_segments",
-    metadata,
-    _key(UUID),
-    _organization(),
-    Column("name", Text, nullable=False),
-    Column("filter", JSON, nullable=False),
-    Column("query_dsl", Text),
-    _instant("created_at"),
+
+
+def _of_contacts(name: str, *columns: sa.Column[Any]) -> sa.Table:
+    owner = [*_columns(NUMBER, "contact_id"), *_columns(UUID, "organization_id")]
+    index = sa.Index(f"{name}_contact_id_id", "contact_id", "id")
+    return sa.Table(name, metadata, _key(NUMBER), *owner, *columns, *_columns(INSTANT, "created_at"), index)
+
+
+def _of_every_organization(name: str, *columns: sa.Column[Any]) -> sa.Table:
+    made_at = _columns(INSTANT, "created_at")
+    return sa.Table(name, metadata, _key(UUID), *_columns(UUID, "organization_id"), *columns, *made_at)
+
+
+contact_tokens = _of_contacts("contact_tokens", *_columns(TEXT, "token"))
+# `merged_from`: the contact that had the address before it was merged into this one; its row is deleted.
+contact_emails = _of_contacts("contact_emails", *_columns(TEXT, "email"), *_optional(NUMBER, "merged_from"))
+contact_lists = _of_every_organization("contact_lists", *_columns(TEXT, "name"))
+contact_field_definitions = _of_every_organization("contact_field_definitions", *_columns(TEXT, "name", "field_type"))
+contact_segments = _of_every_organization(
+    "contact_segments", *_columns(TEXT, "name"), *_columns(JSON, "filter"), *_optional(TEXT, "query_dsl")
 )

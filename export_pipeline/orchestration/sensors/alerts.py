@@ -21,15 +21,14 @@ from export_pipeline.database.engine import why_unavailable
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.messaging.alerts import AlertNotAccepted, AlertOutcomeUnknown, Channel, Notice, open_channels
 from export_pipeline.messaging.message import MailNotAccepted, MailOutcomeUnknown
-from export_pipeline.orchestration import descriptions, tags
+from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.execution import POSTPONED_UNTIL
 from export_pipeline.orchestration.jobs import JANITOR_JOB_NAME, NOTIFY_JOB_NAME, OUR_JOBS, WEBHOOKS_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource, keep_catalog, load_catalog_or_last_good
 from export_pipeline.orchestration.runbook import RUNBOOK
+from export_pipeline.orchestration.sensors import SLOW_INTERVAL_SECONDS, sensor
 from export_pipeline.requests import health
 
-INSTALLATION = "export_installation"
-INTERVAL_SECONDS = 14
 RUNS_PER_NOTICE = 20
 RECORDS_PER_TICK = 500
 OVERLAP_SECONDS = 30.0
@@ -43,8 +42,6 @@ BROKEN_SECONDS = 30.0
 TAG = "export/alert_"
 SENT, WAITING, UNKNOWN, GIVEN_UP = "sent", "waiting", "unknown", "given-up"
 NOT_CONFIGURED = "No alerts: set EXPORT_ALERT_WEBHOOK_URL or EXPORT_ALERT_EMAIL, restart daemon and code server."
-
-
 Failed = tuple[dg.DagsterRun, FailureCode]
 
 
@@ -74,7 +71,7 @@ def _database_problems(exports: ExportResource) -> list[str]:
     """Also writes the tick's time: a database that refuses writes is as bad as one that does not answer."""
     try:
         with exports.database.begin() as connection:
-            health.note_tick(connection, INSTALLATION)
+            health.note_tick(connection, "export_installation")
             outage = health.outage(connection)
     except sa.exc.DBAPIError as error:
         refused = f"The request database refused to be written to ({type(error.orig).__name__}): check its log."
@@ -82,14 +79,13 @@ def _database_problems(exports: ExportResource) -> list[str]:
     return [] if outage.ok else [f"Exports wait, and go on by themselves when it answers: {outage.meaning}"]
 
 
-@dg.sensor(
-    name=INSTALLATION,
-    minimum_interval_seconds=INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description=descriptions.EXPORT_INSTALLATION,
-)
+@sensor(seconds=SLOW_INTERVAL_SECONDS)
 def export_installation(_context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
-    """Red while something is wrong."""
+    """Fails while something keeps the whole installation from working; the error of the tick says what to correct.
+
+    That is: wrong settings, a catalog that does not load (exports go on with the last good one), a request database
+    that does not answer. export_alerts alerts operators of it once.
+    """
     found = problems(exports)
     if found:
         raise InstallationBroken("\n\n".join(found))
@@ -99,16 +95,12 @@ def export_installation(_context: dg.SensorEvaluationContext, exports: ExportRes
 def always_broken(problem: str) -> dg.SensorDefinition:
     """``export_installation`` for a code location that could not be assembled: it can only say why."""
 
-    @dg.sensor(
-        name=INSTALLATION,
-        minimum_interval_seconds=INTERVAL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description=descriptions.EXPORT_INSTALLATION,
-    )
-    def broken(_context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    @sensor(seconds=SLOW_INTERVAL_SECONDS)
+    def export_installation(_context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        """Fails while the settings are wrong; the error of the tick says what to correct."""
         raise InstallationBroken(f"No export can start. Correct the settings, then restart.\n{problem}")
 
-    return broken
+    return export_installation
 
 
 def alertable_failure(instance: DagsterInstance, run: dg.DagsterRun, faults: frozenset[str]) -> FailureCode | None:
@@ -125,10 +117,8 @@ def alertable_failure(instance: DagsterInstance, run: dg.DagsterRun, faults: fro
     reported = [failure.metadata for failure in failures if failure is not None]
     if any(POSTPONED_UNTIL in metadata for metadata in reported):
         return None
-    codes = [_known(metadata["error_code"].value) for metadata in reported if "error_code" in metadata]
-    code = codes[0] if codes else None
-    if not reported:
-        code = _tagged_failure(run)
+    codes = (_known(metadata["error_code"].value) for metadata in reported if "error_code" in metadata)
+    code = next(codes, None) if reported else _tagged_failure(run)
     if code is None and run.job_name in (JANITOR_JOB_NAME, WEBHOOKS_JOB_NAME):
         code = FailureCode.INTERNAL_ERROR
     if code is None or code.fault not in faults:
@@ -185,15 +175,16 @@ class Cursor:
 
 def alerts_sensor(*, running: bool) -> dg.SensorDefinition:
     """The sensor ``export_alerts``; ``running``: on from the start, because a channel is configured."""
-    status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
 
-    @dg.sensor(
-        minimum_interval_seconds=INTERVAL_SECONDS,
-        default_status=status,
-        description=descriptions.EXPORT_ALERTS,
-    )
+    @sensor(seconds=SLOW_INTERVAL_SECONDS, running=running)
     def export_alerts(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult:
-        """Failed runs, and a broken installation, to operators."""
+        """Alerts operators of failed runs and of a broken installation.
+
+        It uses a Slack-compatible webhook (EXPORT_ALERT_WEBHOOK_URL), mail (EXPORT_ALERT_EMAIL), or both, and is off
+        unless one of them is set. Faults of requesters send no alert (EXPORT_ALERT_FAULTS). Each failed run is alerted
+        once per channel; its tags export/alert_webhook and export/alert_mail say what became of the alert. If a tick
+        says 'not delivered', check the webhook or the mail provider: the alert is tried once more, a minute later.
+        """
         channels = open_channels(exports.settings)
         if not channels:
             return dg.SensorResult(cursor="{}", skip_reason=dg.SkipReason(NOT_CONFIGURED))
@@ -237,25 +228,24 @@ def _alert_of_runs(
         ascending=True,
     )
     due: dict[str, list[Failed]] = {name: [] for name in channels}
+    looked_until = cursor.since if len(records) == RECORDS_PER_TICK else max(cursor.since, now - OVERLAP_SECONDS)
     waiting = math.inf
-    done = cursor.since if len(records) == RECORDS_PER_TICK else max(cursor.since, now - OVERLAP_SECONDS)
     for record in records:
         run, changed = record.dagster_run, record.update_timestamp.timestamp()
         if any(len(failed) == RUNS_PER_NOTICE for failed in due.values()):
             waiting = min(waiting, changed)
             break
-        states = {name: _state(run, name) for name in channels}
-        unsettled = [name for name, state in states.items() if state in ("", WAITING)]
-        code = alertable_failure(instance, run, settings.alerting_faults) if unsettled else None
-        for name in unsettled:
+        states = {name: state for name in channels if (state := _state(run, name)) in ("", WAITING)}
+        code = alertable_failure(instance, run, settings.alerting_faults) if states else None
+        for name, state in states.items():
             if code is None:
                 continue
-            if states[name] == WAITING and now - changed < RETRY_SECONDS:
+            if state == WAITING and now - changed < RETRY_SECONDS:
                 waiting = min(waiting, changed)
             else:
                 due[name].append((run, code))
-        done = max(done, changed)
-    cursor.since = min(done, waiting)
+        looked_until = max(looked_until, changed)
+    cursor.since = min(looked_until, waiting)
     said: list[str] = []
     for name, failed in due.items():
         if failed:

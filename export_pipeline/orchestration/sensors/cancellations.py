@@ -8,27 +8,22 @@ import sqlalchemy as sa
 from dagster import DagsterInstance
 
 from export_pipeline.database.engine import reading
-from export_pipeline.orchestration import descriptions
 from export_pipeline.orchestration.jobs import JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runs import runs_of, terminated_before_they_began, terminated_of
-from export_pipeline.orchestration.sensors.common import INTERVAL_SECONDS, RECONCILE_SECONDS, done, skipped, summary
+from export_pipeline.orchestration.sensors import RECONCILE_SECONDS, done, sensor, skipped, summary
 from export_pipeline.requests import queue, transitions
 from export_pipeline.stages.cleanup import cancel_and_discard
 
 
-@dg.sensor(
-    minimum_interval_seconds=INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    job_name=JOB_NAME,
-    description=descriptions.EXPORT_CANCELLATIONS,
-)
+@sensor(job_name=JOB_NAME)
 def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SkipReason:
-    """Carry cancels from rows to runs, and from terminated runs to rows.
+    """Cancels requests whose cancel_requested_at is set: the row, and its run if it has one.
 
-    Dagster marks a run as canceled even if it could not stop its process (the UI runs in another container) or its step
-    (on a Celery worker). Once the row is canceled, that process learns it with its next heartbeat.
+    Also marks the row of a run that was terminated in this UI as canceled. Leave it on.
     """
+    # Dagster marks a run as canceled even if it could not stop its process (the UI runs in another container) or its
+    # step (on a Celery worker). Once the row is canceled, that process learns it with its next heartbeat.
     try:
         with reading(exports.database) as connection:
             requested = transitions.cancel_requested(connection)

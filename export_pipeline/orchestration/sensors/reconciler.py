@@ -6,7 +6,7 @@ It also starts runs for mails that a dead run did not send, and tells Dagster of
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -20,16 +20,17 @@ from dagster import DagsterInstance, RunsFilter
 from export_pipeline.database.engine import database_now, impatient, reading
 from export_pipeline.database.enums import RequestStatus
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.orchestration import descriptions, tags
+from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.jobs import JOB_NAME, NOTIFY_JOB_NAME
 from export_pipeline.orchestration.resources import ExportResource
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.orchestration.runs import RUNS_PER_CALL, RunView, has_waiting_step, is_of, runs_of, runs_of_each
-from export_pipeline.orchestration.sensors.common import (
-    RECONCILE_INTERVAL_SECONDS,
+from export_pipeline.orchestration.sensors import (
     RECONCILE_SECONDS,
     ROWS_PER_TICK,
+    SLOW_INTERVAL_SECONDS,
     done,
+    sensor,
     skipped,
     summary,
 )
@@ -104,6 +105,33 @@ def exhausted(attempts: int) -> ExportFailure:
     )
 
 
+@dataclass
+class Looks:
+    """The reconciler's cursor."""
+
+    after: int = 0
+    """The id of the last row whose mails were looked at: the next tick goes on behind it."""
+    at: float = 0.0
+    """When it last looked, by the request database's clock; 0 before the first look."""
+    silent: bool = False
+    """Take no run for dead: after an outage or a pause, live runs may not have sent a heartbeat yet."""
+
+    @classmethod
+    def of(cls, cursor: str | None) -> Self:
+        """From the cursor; a new one if an operator or an older version wrote something else there."""
+        try:
+            return cls(**json.loads(cursor or "{}"))
+        except (ValueError, TypeError):
+            return cls()
+
+    def next(self, now: float, quiet_seconds: float) -> Self:
+        """The look at this instant. A silent one is followed by another only if that comes too soon for heartbeats."""
+        apart = now - self.at
+        away = self.at > 0 and not 0 <= apart <= LOOK_GAP_SECONDS
+        too_soon = 0 <= apart < quiet_seconds
+        return replace(self, at=now, silent=too_soon if self.silent else away)
+
+
 class RowLocked(Exception):
     """Another transaction holds the row: a later tick reconciles it."""
 
@@ -122,22 +150,24 @@ def reconcile_all(
     )
 
 
-def resume_all(
-    instance: DagsterInstance, rows: Sequence[StaleRequest], *, seconds: float, at_most: int
+def _resume_mails(
+    looks: Looks, instance: DagsterInstance, unnotified: list[StaleRequest]
 ) -> tuple[list[dg.RunRequest], list[str], int]:
-    """Make run requests for unsent mails, for ``seconds`` and ``at_most`` so many.
+    """Make run requests for unsent mails; returns them, the uids of rows that failed, and how many rows are left.
 
-    Returns:
-        The run requests, the uids of the rows that failed, and how many rows, the last ones, are left.
+    It goes on from the row at which the last tick ended: after an outage every row gets its turn.
     """
-    ends = time.monotonic() + seconds
+    in_turn = sorted(unnotified, key=lambda stale: (stale.id <= looks.after, stale.id))
+    ends = time.monotonic() + RESUME_SECONDS
     requests: list[dg.RunRequest] = []
     failed, left = _for_each(
         instance,
-        rows,
+        in_turn,
         lambda stale, runs: requests.extend(_resumed(instance, stale, runs)),
-        lambda: time.monotonic() >= ends or len(requests) >= at_most,
+        lambda: time.monotonic() >= ends or len(requests) >= ROWS_PER_TICK,
     )
+    if left < len(in_turn):
+        looks.after = in_turn[len(in_turn) - left - 1].id
     return requests, failed, left
 
 
@@ -149,24 +179,17 @@ def _for_each(
 ) -> tuple[list[str], int]:
     """Do each row's work until ``is_over``; returns the uids of those that failed, and how many rows are left."""
     failed: list[str] = []
-    for number, (stale, runs) in enumerate(_with_runs(instance, rows)):
+    runs: dict[str, list[RunView]] = {}
+    for number, stale in enumerate(rows):
         if is_over():
             return failed, len(rows) - number
-        if runs is None or not done(step, stale, runs):
+        if number % RUNS_PER_CALL == 0:
+            runs = {}
+            with suppress(Exception):  # the tick names these rows, and the next tick tries again
+                runs = runs_of_each(instance, [one.uid for one in rows[number : number + RUNS_PER_CALL]])
+        if stale.uid not in runs or not done(step, stale, runs[stale.uid]):
             failed.append(stale.uid)
     return failed, 0
-
-
-def _with_runs(
-    instance: DagsterInstance, rows: Sequence[StaleRequest]
-) -> Iterator[tuple[StaleRequest, list[RunView] | None]]:
-    """Each row with its runs; None if they could not be read."""
-    for begin in range(0, len(rows), RUNS_PER_CALL):
-        some = rows[begin : begin + RUNS_PER_CALL]
-        runs: dict[str, list[RunView]] = {}
-        with suppress(Exception):  # the tick names these rows, and the next tick tries again
-            runs = runs_of_each(instance, [stale.uid for stale in some])
-        yield from ((stale, runs.get(stale.uid)) for stale in some)
 
 
 def _reconcile(
@@ -304,41 +327,13 @@ def _resumed(instance: DagsterInstance, stale: StaleRequest, runs: Sequence[RunV
     ]
 
 
-@dataclass
-class Looks:
-    """The reconciler's cursor."""
-
-    after: int = 0
-    """The id of the last row whose mails were looked at: the next tick goes on behind it."""
-    at: float = 0.0
-    """When it last looked, by the request database's clock; 0 before the first look."""
-    silent: bool = False
-    """Take no run for dead: after an outage or a pause, live runs may not have sent a heartbeat yet."""
-
-    @classmethod
-    def of(cls, cursor: str | None) -> Self:
-        """From the cursor; a new one if an operator or an older version wrote something else there."""
-        try:
-            return cls(**json.loads(cursor or "{}"))
-        except (ValueError, TypeError):
-            return cls()
-
-    def next(self, now: float, quiet_seconds: float) -> Self:
-        """The look at this instant. A silent one is followed by another only if that comes too soon for heartbeats."""
-        apart = now - self.at
-        away = self.at > 0 and not 0 <= apart <= LOOK_GAP_SECONDS
-        too_soon = 0 <= apart < quiet_seconds
-        return replace(self, at=now, silent=too_soon if self.silent else away)
-
-
-@dg.sensor(
-    minimum_interval_seconds=RECONCILE_INTERVAL_SECONDS,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    job_name=NOTIFY_JOB_NAME,
-    description=descriptions.EXPORT_RECONCILER,
-)
+@sensor(job_name=NOTIFY_JOB_NAME, seconds=SLOW_INTERVAL_SECONDS)
 def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResource) -> dg.SensorResult | dg.SkipReason:
-    """What crashed processes left behind. The cursor is a ``Looks``."""
+    """Compares rows with their runs and heartbeats. Leave it on: else a killed export stays 'running' for ever.
+
+    A request whose process died gets a new attempt; mails that a dead run did not send get a notify run. If a tick
+    lists uids, those failed now and are tried again at the next tick.
+    """
     settings = exports.settings
     quiet_seconds = QUIET_HEARTBEATS * settings.heartbeat_seconds
     try:
@@ -375,14 +370,3 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
     left += not_resumed
     text += f" {left} are left to the next tick." if left else ""
     return dg.SkipReason(text + (" After a gap in its looks, no run is taken for dead yet." if looks.silent else ""))
-
-
-def _resume_mails(
-    looks: Looks, instance: DagsterInstance, unnotified: list[StaleRequest]
-) -> tuple[list[dg.RunRequest], list[str], int]:
-    """``resume_all`` from the row at which the last tick ended: after an outage every row gets its turn."""
-    in_turn = sorted(unnotified, key=lambda stale: (stale.id <= looks.after, stale.id))
-    requests, failed, left = resume_all(instance, in_turn, seconds=RESUME_SECONDS, at_most=ROWS_PER_TICK)
-    if left < len(in_turn):
-        looks.after = in_turn[len(in_turn) - left - 1].id
-    return requests, failed, left

@@ -1,4 +1,7 @@
-"""The demo's contacts with their tokens, addresses, lists, segments and custom fields."""
+"""The demo's contacts with their tokens, addresses, lists, segments and custom fields, and its entities.
+
+Entities are people and companies whose risk is assessed.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +98,7 @@ def generate_list_members(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS)
         organizations = organization_numbers(part)
         for at, rate in enumerate((0.5, 0.2, 0.05)):
             on_list = part.chance(f"list {at}", rate)
-            ids = text_pool(tuple(lists[at] for lists in list_ids()))
+            ids = text_pool(tuple(list_id(one, at) for one in ORGANIZATIONS))
             yield pa.record_batch(
                 {
                     "list_id": ids.take(pa.array(organizations[on_list])),
@@ -269,56 +272,111 @@ def segment_id(organization: Organization, number: int) -> str:
     return _id(organization, f"segment {number}")
 
 
-def list_ids() -> list[list[str]]:
-    """The ids of all lists, in the order of ``ORGANIZATIONS``."""
-    return [[list_id(organization, at) for at in range(len(LIST_NAMES))] for organization in ORGANIZATIONS]
-
-
 def lists() -> pa.RecordBatch:
     """The table of lists."""
-    return pa.RecordBatch.from_pylist(
-        [
-            {"id": list_id(owner, at), "organization_id": owner.id, "name": name, "created_at": _MADE_AT}
-            for owner in ORGANIZATIONS
-            for at, name in enumerate(LIST_NAMES)
-        ]
-    )
+    return _of_every_organization({f"list {at}": {"name": name} for at, name in enumerate(LIST_NAMES)})
 
 
 def segments() -> pa.RecordBatch:
     """The table of segments."""
-    return pa.RecordBatch.from_pylist(
-        [
-            {
-                "id": segment_id(owner, at),
-                "organization_id": owner.id,
-                "name": name,
-                "filter": canonical_json(stored),
-                "query_dsl": query,
-                "created_at": _MADE_AT,
-            }
-            for owner in ORGANIZATIONS
+    return _of_every_organization(
+        {
+            f"segment {at}": {"name": name, "filter": canonical_json(stored), "query_dsl": query}
             for at, (name, stored, query) in enumerate(SEGMENTS)
-        ]
+        }
     )
 
 
 def field_definitions(fields: Sequence[tuple[str, str]] = CUSTOM_FIELDS) -> pa.RecordBatch:
     """The table of custom field definitions, or as much of it as these names and types are."""
+    return _of_every_organization({f"field {name}": {"name": name, "field_type": kind} for name, kind in fields})
+
+
+def _of_every_organization(rows: dict[str, dict[str, str | None]]) -> pa.RecordBatch:
+    """Rows that each organization has, by what their ids are made of."""
     return pa.RecordBatch.from_pylist(
         [
-            {
-                "id": _id(owner, f"field {name}"),
-                "organization_id": owner.id,
-                "name": name,
-                "field_type": field_type,
-                "created_at": _MADE_AT,
-            }
+            {"id": _id(owner, key), "organization_id": owner.id, **row, "created_at": _MADE_AT}
             for owner in ORGANIZATIONS
-            for name, field_type in fields
+            for key, row in rows.items()
         ]
     )
 
 
 def _id(organization: Organization, name: str) -> str:
     return str(uuid.uuid5(uuid.UUID(organization.id), name))
+
+
+_TYPES = ("person",) * 6 + ("company",) * 4 + ("account", "device", "payment_method", "custom")
+_STATUSES = ("active",) * 6 + ("under_review",) * 2 + ("inactive", "blocked", "suspended", "rejected")
+_COUNTRIES = ("BR", "AR", "MX", "US", "ES", "IN", "UY", "CL")
+_NAMES = ("Ñandú", "Aurora", "São Bento", "García", "Pampa", "Río Claro", "Wang", "Smith")
+_FORMS = ("S.A.", "Ltda.", "LLC", "S.L.", "Pvt Ltd", "e Filhos", "Hermanos", "& Sons")
+_PROVIDERS = ("renaper", "serpro", "jumio")
+_FACTORS = (
+    "[]",
+    canonical_json([{"factor": "país", "impact": 10, "description": "Jurisdicción de riesgo"}]),
+    canonical_json(
+        [
+            {"factor": "pep", "impact": 40, "description": 'Politically "exposed", indirect'},
+            {"factor": "age", "impact": -5, "description": "Over 10 years"},
+        ]
+    ),
+)
+
+
+def generate_entities(rows: int, seed: int, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
+    """The entities table; the same rows whatever ``chunk_rows``, and ``rows`` only says where it ends."""
+    return (_entities(part) for part in Rows.chunks("entities", rows, seed, chunk_rows))
+
+
+def _entities(rows: Rows) -> pa.RecordBatch:
+    created_at = created(rows)
+    updated_at = updated(rows, created_at)
+    return pa.record_batch(
+        {
+            "id": rows.uuids("id"),
+            "external_id": joined("ent-", numbers_as_text(rows.index, width=9)),
+            "organization_id": organization_ids(organization_numbers(rows)),
+            **_identity(rows),
+            **_assessment(rows),
+            "created_at": timestamps(created_at),
+            "updated_at": timestamps(updated_at),
+            "deleted_at": timestamps(updated_at, null=~rows.chance("deleted", 0.04)),
+        }
+    )
+
+
+def _identity(rows: Rows) -> dict[str, pa.Array]:
+    email = joined("contacto", numbers_as_text(rows.index), "@example.com")
+    phone = joined("+54 11 ", numbers_as_text(rows.below("phone", 10**8), width=8))
+    days = pa.array((rows.below("registered", 20_000)).astype(np.int32)).cast(pa.date32())
+    tax_id = numbers_as_text(rows.below("tax_id", 10**11), width=11)
+    return {
+        "type": rows.pick("type", _TYPES),
+        "name": joined(rows.pick("name", _NAMES), " ", rows.pick("form", _FORMS)),
+        "tax_id": rows.sparse("tax_id", tax_id, null=0.1),
+        "country_code": rows.sparse("country", rows.pick("country", _COUNTRIES), null=0.02),
+        "nationality": rows.sparse("nationality", rows.pick("nationality", _COUNTRIES), null=0.5),
+        "email": rows.sparse("email", email, null=0.3),
+        "phone": rows.sparse("phone", phone, null=0.4),
+        "registration_date": rows.sparse("registered", days, null=0.2),
+    }
+
+
+def _assessment(rows: Rows) -> dict[str, pa.Array]:
+    verified = pa.array(rows.chance("verified", 0.5))
+    kyc = joined('{"level": ', numbers_as_text(rows.below("level", 4)), ', "source": "documento"}')
+    person = joined('{"person": {"age": ', numbers_as_text(rows.below("age", 90)), ', "job": "médica"}}')
+    attributes = joined('{"tier": ', numbers_as_text(rows.below("tier", 5)), ', "canal": "web"}')
+    return {
+        "is_client": pa.array(rows.chance("client", 0.4)),
+        "risk_score": rows.sparse("risk", pa.array(rows.below("risk", 101)), null=0.1),
+        "risk_factors": rows.sparse("factors", rows.pick("factors", _FACTORS), null=0.2),
+        "status": rows.pick("status", _STATUSES),
+        "kyc_verified": verified,
+        "kyc_provider": pc.if_else(verified, rows.pick("provider", _PROVIDERS), pa.scalar(None, pa.string())),
+        "kyc_data": pc.if_else(verified, kyc, pa.scalar(None, pa.string())),
+        "entity_data": person,
+        "attributes": rows.sparse("attributes", attributes, null=0.2),
+    }
