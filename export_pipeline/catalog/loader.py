@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from export_pipeline.catalog.checks import PROBLEMS, Location, prefix
+from export_pipeline.catalog.checks import Location, problems
 from export_pipeline.catalog.model import (
     ChildList,
     Column,
@@ -69,20 +69,11 @@ class CatalogError(Exception):
         self.problems = tuple(problems)
 
 
-class Catalog(Mapping[str, Dataset]):
+class Catalog(dict[str, Dataset]):
     """The datasets of an installation by name, sorted by name."""
 
     def __init__(self, datasets: Mapping[str, Dataset]) -> None:
-        self._datasets = dict(sorted(datasets.items()))
-
-    def __getitem__(self, name: str) -> Dataset:
-        return self._datasets[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._datasets)
-
-    def __len__(self) -> int:
-        return len(self._datasets)
+        super().__init__(sorted(datasets.items()))
 
     @property
     def version(self) -> str:
@@ -98,21 +89,21 @@ def load_catalog(directory: str | Path | None = None) -> Catalog:
     """
     datasets: dict[str, Dataset] = {}
     origins: dict[str, str] = {}
-    problems: list[str] = []
+    found: list[str] = []
     for file in _files(directory):
         try:
             source = _read(file)
             dataset = _dataset(source)
         except CatalogError as error:
-            problems.extend(error.problems)
+            found.extend(error.problems)
             continue
         if dataset.name in datasets:
             where = f"{file.name}:{source.line(('name',))}"
-            problems.append(f"{where}: name: {dataset.name!r} is declared in {origins[dataset.name]} too; rename one")
+            found.append(f"{where}: name: {dataset.name!r} is declared in {origins[dataset.name]} too; rename one")
         datasets[dataset.name] = dataset
         origins[dataset.name] = file.name
-    if problems:
-        raise CatalogError(problems)
+    if found:
+        raise CatalogError(found)
     return Catalog(datasets)
 
 
@@ -147,22 +138,27 @@ def _read(file: Traversable) -> _YamlSource:
 
 def _dataset(source: _YamlSource) -> Dataset:
     try:
-        return Dataset.model_validate(source.data)
+        dataset = Dataset.model_validate(source.data)
+        found = [(source.line(location), prefix(location) + message) for location, message in problems(dataset)]
     except ValidationError as error:
         found = [item for detail in error.errors() for item in _describe(source, detail)]
-    raise CatalogError([f"{source.file}:{line}: {message}" for line, message in sorted(found)])
+    if found:
+        raise CatalogError([f"{source.file}:{line}: {message}" for line, message in sorted(found)])
+    return dataset
 
 
 def _describe(source: _YamlSource, detail: ErrorDetails) -> Iterator[tuple[int, str]]:
     """The lines and messages of one pydantic error."""
-    if detail["type"] == PROBLEMS:
-        for problem in detail["ctx"]["problems"]:
-            yield source.line(problem.location), prefix(problem.location) + problem.message
-    elif detail["type"] not in _CONSEQUENCES or not detail["input"]:
+    if detail["type"] not in _CONSEQUENCES or not detail["input"]:
         location = source.written(detail["loc"])
         if detail["type"] == "missing":
             location = (*location, detail["loc"][-1])
         yield source.line(location), prefix(location) + _message(location, detail)
+
+
+def prefix(location: Location) -> str:
+    """The location at the beginning of a message: ``columns.3.type: ``, empty for the whole file."""
+    return ".".join(map(str, location)) + ": " if location else ""
 
 
 def _message(location: Location, detail: ErrorDetails) -> str:
@@ -203,9 +199,9 @@ class _YamlSource:
             root = loader.get_single_node()
             if not isinstance(root, yaml.MappingNode):
                 raise CatalogError([f"{file}:1: is not a mapping; begin the declaration with name:, title:, table:"])
-            problems = [f"{file}:{line}: {message}" for line, message in self._read(root, root.start_mark, (), ())]
-            if problems:
-                raise CatalogError(problems)
+            found = [f"{file}:{line}: {message}" for line, message in self._read(root, root.start_mark, (), ())]
+            if found:
+                raise CatalogError(found)
             self.data: Any = loader.construct_document(root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark

@@ -29,8 +29,9 @@ from export_pipeline.failures import ExportFailure
 from export_pipeline.messaging.message import MailNotAccepted, MailOutcomeUnknown
 from export_pipeline.messaging.providers import default_sender, open_mail_provider
 from export_pipeline.settings import NO_MAIL, Settings, SettingsError, local_path
+from export_pipeline.storage import open_store
 from export_pipeline.storage.staging import Staging
-from export_pipeline.storage.store import Link, ObjectDescription, Store, open_store
+from export_pipeline.storage.store import Link, ObjectDescription, Store
 
 _PROBE = b"export-pipeline check\n"
 _OTHER_BYTES = "Other bytes came back than were written."

@@ -32,12 +32,9 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def parse_filters(filters: Any, dataset: Dataset, time_zone: str) -> AllOf:
-    """Parse filters and check them against a dataset.
+    """Parse the JSON object of a request, checked against the dataset.
 
-    Args:
-        filters: the JSON object of the request.
-        dataset: the exported dataset.
-        time_zone: IANA zone of timestamps without an offset.
+    ``time_zone`` is the IANA zone of timestamps without an offset.
 
     Raises:
         ExportFailure: ``invalid_filter``, with the path into the object.

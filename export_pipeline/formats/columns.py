@@ -164,10 +164,6 @@ class Block:
             text = text.str.replace(pattern, spelled)
         return text
 
-    def local_time(self, place: int, zone: str) -> pl.Expr:
-        """The instants in this zone."""
-        return pl.col(str(place)).dt.convert_time_zone(zone)
-
     def has_whole_offsets(self, place: int, zone: str) -> bool:
         """Whether the zone's offsets from UTC are certainly whole minutes at all these instants."""
         earliest = self.frame[str(place)].to_physical().min()
@@ -175,7 +171,8 @@ class Block:
 
     def timestamp_text(self, place: int, clock: Clock) -> pl.Expr:
         """ISO 8601 with the zone's offset."""
-        local, instant = self.local_time(place, clock.zone), pl.col(str(place))
+        instant = pl.col(str(place))
+        local = instant.dt.convert_time_zone(clock.zone)
         text = local.dt.strftime(clock.iso)
         if self.has_whole_offsets(place, clock.zone):
             return text
@@ -183,10 +180,6 @@ class Block:
         offset = local.dt.replace_time_zone(None) - instant.dt.replace_time_zone(None)
         is_whole = offset.dt.total_seconds() % 60 == 0
         return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(replace(clock, zone="UTC").iso))
-
-    def date_text(self, place: int) -> pl.Expr:
-        """``YYYY-MM-DD``."""
-        return pl.col(str(place)).dt.strftime(ISO_DATE)
 
 
 def comma_separated_texts(array: pa.Array) -> pa.Array:

@@ -98,7 +98,7 @@ class CsvFormat(TextFormat):
             case ColumnType.TIMESTAMP:
                 # write_csv formats on all cores, an expression on one.
                 if block.has_whole_offsets(place, options.time_zone):
-                    return block.local_time(place, options.time_zone)
+                    return pl.col(name).dt.convert_time_zone(options.time_zone)
                 return block.timestamp_text(place, self._clock).alias(name)
             case ColumnType.DATE:
                 return pl.col(name)

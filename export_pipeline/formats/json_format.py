@@ -17,7 +17,7 @@ import pyarrow as pa
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats.base import FormatOptions
-from export_pipeline.formats.columns import Block
+from export_pipeline.formats.columns import ISO_DATE, Block
 from export_pipeline.formats.text_file import EncodedRows, Frame, TextFormat
 
 _RAW_TYPES = frozenset({ColumnType.JSON, ColumnType.DECIMAL})
@@ -69,7 +69,7 @@ class JsonFormat(TextFormat):
             case ColumnType.TIMESTAMP:
                 return block.timestamp_text(place, self._clock)
             case ColumnType.DATE:
-                return block.date_text(place)
+                return pl.col(name).dt.strftime(ISO_DATE)
             case ColumnType.FLOAT:
                 # json_encode writes null for these by itself.
                 counted["non_finite_numbers"] += int((~block.frame[name].is_finite()).sum())

@@ -21,6 +21,7 @@ from export_pipeline.formats.base import FormatOptions
 from export_pipeline.formats.columns import typed_arrays
 from export_pipeline.formats.text_file import too_small
 from export_pipeline.storage.batches import ARROW_TYPES
+from export_pipeline.timing import Timer
 
 GROUP_ROWS = 65_536
 GROUP_BYTES = 32_000_000
@@ -42,8 +43,6 @@ class ParquetFormat:
     media_type = "application/vnd.apache.parquet"
     counters: Sequence[str] = ()
     head_counts: Mapping[str, int] = {}
-    compress_seconds = 0.0
-    """Arrow compresses while it writes."""
 
     def __init__(self, options: FormatOptions) -> None:
         if options.compression != "none":
@@ -53,6 +52,7 @@ class ParquetFormat:
         self._schema = pa.schema([pa.field(column.header, ARROW_TYPES[column.type]) for column in options.columns])
         self._statistics = [column.header for column in options.columns if column.type in _WITH_STATISTICS]
         self._empty_size = len(self.trial(None))
+        self.packing = Timer()  # never runs: Arrow compresses while it writes
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> pa.RecordBatch:  # noqa: ARG002 - nothing is altered
         """The output columns of a staged batch, under their headers."""

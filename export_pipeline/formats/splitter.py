@@ -35,16 +35,11 @@ def write_files(
 ) -> Iterator[WrittenFile]:
     """Write all rows to as many files as the ceiling requires, at least one; yield each when closed.
 
-    Args:
-        batches: The staged rows, in order, in batches of any size.
-        fmt: The format to write.
-        create: Opens the sink of the file with this ordinal (from 1). Its context ends when the file is complete, or
-            with the exception that stopped it.
-        key: The column that identifies a row, for the message about a row that fits no file.
-        max_bytes: The ceiling on delivered bytes; ``fmt`` was opened with the same.
-        progress: Called with the rows written so far, after each block and each cut. May raise.
-
-    Blocks are encoded ahead on all cores; the caller's thread compresses, hashes and writes.
+    Blocks are encoded ahead on all cores; the caller's thread compresses, hashes and writes. The batches are the staged
+    rows, in order, of any size. ``create`` opens the sink of the file with this ordinal (from 1); its context ends when
+    the file is complete, or with the exception that stopped it. ``key`` names the column that identifies a row, for the
+    message about a row that fits no file. ``max_bytes`` is the ceiling on delivered bytes that ``fmt`` was opened with.
+    ``progress`` is called with the rows written so far, after each block and each cut, and may raise.
     """
     with closing(map_ahead(partial(_encoded, fmt, key), even_blocks(batches), threads=cores())) as encoded:
         blocks = _Blocks(encoded, fmt.counters, key)

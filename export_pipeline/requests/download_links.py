@@ -25,7 +25,7 @@ _OF_REQUEST = sa.and_(_rows.id == _links.request_id, _rows.uid == _links.request
 
 
 @dataclass(frozen=True)
-class StoredFile:
+class DeliveredFile:
     """A delivered file, as recorded in ``export_files``."""
 
     ordinal: int
@@ -33,6 +33,7 @@ class StoredFile:
     name: str
     bytes: int
     rows: int
+    sha256: str
     media_type: str
     content_encoding: str | None
 
@@ -49,7 +50,7 @@ class Closed(Enum):
 class Opened:
     """A link that was opened: its file, and when it expires."""
 
-    file: StoredFile
+    file: DeliveredFile
     expires_at: datetime
 
 
@@ -158,12 +159,12 @@ def revoke_links(connection: sa.Connection, uid: str) -> int:
     return revoked.rowcount
 
 
-def files_of(connection: sa.Connection, request_id: int) -> list[StoredFile]:
+def files_of(connection: sa.Connection, request_id: int) -> list[DeliveredFile]:
     """The files of a request that are not deleted, in the order of the rows."""
     columns = export_files.c
     found = connection.execute(
-        sa.select(*[columns[name] for name in StoredFile.__dataclass_fields__])
+        sa.select(*[columns[name] for name in DeliveredFile.__dataclass_fields__])
         .where(columns.request_id == request_id, columns.deleted_at.is_(None))
         .order_by(columns.ordinal)
     )
-    return [StoredFile(*row) for row in found]
+    return [DeliveredFile(*row) for row in found]

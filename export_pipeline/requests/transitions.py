@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -17,26 +16,13 @@ from export_pipeline.database.types import current_instant, instant_after
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.requests import billing, notifications, webhooks
 from export_pipeline.requests.audit import record, record_input
+from export_pipeline.requests.download_links import DeliveredFile
 from export_pipeline.requests.models import has_uid
 from export_pipeline.requests.ownership import ownership_error
 from export_pipeline.requests.queue import MOST_POSTPONEMENTS, requeue, wait_seconds, wake
 from export_pipeline.requests.recurring_outcomes import covered_by, note_completed, note_failed
 
 _rows = export_requests.c
-
-
-@dataclass(frozen=True)
-class DeliveredFile:
-    """A file to record in ``export_files``."""
-
-    ordinal: int
-    key: str
-    name: str
-    bytes: int
-    rows: int
-    sha256: str
-    media_type: str
-    content_encoding: str | None
 
 
 def complete(

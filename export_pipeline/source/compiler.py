@@ -153,9 +153,7 @@ class ConditionCompiler:
     def _comparable(self, operand: Operand, *, ordered: bool) -> Expression:
         """The operand as the file shows it, in a form that compares as its values do.
 
-        Args:
-            operand: what to read.
-            ordered: it is compared by order or with another operand, so that a text needs a collation.
+        ``ordered``: it is compared by order or with another operand, so that a text needs a collation.
         """
         if isinstance(operand, Column):
             if operand.type is ColumnType.TEXT and ordered:

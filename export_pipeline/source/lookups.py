@@ -9,21 +9,22 @@ import re
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import Column, CustomField, CustomFieldTable, Dataset
-from export_pipeline.catalog.types import ColumnType, IdentityType
+from export_pipeline.catalog.model import Column, CustomField, CustomFieldTable, Dataset, ListTable
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.segments import StoredSegment, segment_condition
 from export_pipeline.filters.tree import AllOf, AnyOf
 from export_pipeline.requests.validation.rows import Identity, identity_of
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.compiler import of_tenant, table_clause
 from export_pipeline.source.dialects import dialect_of
 from export_pipeline.source.dialects.base import untyped
 from export_pipeline.source.query import Query, Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 
 _FIELD_TYPES = {"text": ColumnType.TEXT, "number": ColumnType.DECIMAL, "date": ColumnType.TIMESTAMP}
 """SendGrid's types of custom fields (docs/contracts.md, 2.7)."""
@@ -34,14 +35,6 @@ _SHORTEST_TIMEOUT_SECONDS = 0.001
 """Databases count milliseconds, and take 0 for no limit."""
 
 
-class Named(NamedTuple):
-    """The rows to look up: the column of their ids, its declared type, the ids."""
-
-    column: str
-    kind: IdentityType
-    ids: Sequence[Identity]
-
-
 def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids: Sequence[Identity]) -> None:
     """Make sure that the organization has every one of these lists.
 
@@ -50,9 +43,7 @@ def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids
     """
     if dataset.lists is None or not list_ids:
         return
-    lists = dataset.lists.lists
-    named = Named(lists.id, lists.id_type, list_ids)
-    found = read_texts(source, dataset, lists.table, [lists.id], lists.tenant, organization_id, named)
+    found = read_texts(source, dataset, dataset.lists.lists, [dataset.lists.lists.id], organization_id, list_ids)
     _refuse_unknown(list_ids, {row[0] for row in found}, "list", FailureCode.UNKNOWN_LIST)
 
 
@@ -68,8 +59,7 @@ def find_segments(
     if segments is None or not segment_ids:
         return ()
     columns = [segments.id, segments.filter, *([segments.query_dsl] if segments.query_dsl else [])]
-    named = Named(segments.id, segments.id_type, segment_ids)
-    rows = read_texts(source, dataset, segments.table, columns, segments.tenant, organization_id, named)
+    rows = read_texts(source, dataset, segments, columns, organization_id, segment_ids)
     found = {key: _segment(key, *rest) for key, *rest in rows}
     _refuse_unknown(segment_ids, found, "segment", FailureCode.UNKNOWN_SEGMENT)
     return tuple(found[str(segment_id)] for segment_id in segment_ids)
@@ -95,48 +85,37 @@ def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -
     declared = dataset.custom_fields
     if declared is None:
         return ()
-    columns = [declared.name, declared.field_type]
-    rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
-    fields = {_key(declared, key): _field_type(declared, kind) for key, kind in rows}
+    fields: dict[str, ColumnType] = {}
+    for key, kind in read_texts(source, dataset, declared, [declared.name, declared.field_type], organization_id):
+        if not key:
+            problem = "a field has no name"
+        elif _UNUSABLE_KEY.search(key):
+            problem = "a field has a control character in its name"
+        elif (value_type := _FIELD_TYPES.get((kind or "").lower())) is None:
+            problem = "a field has a type other than Text, Number and Date"
+        else:
+            fields[key] = value_type
+            continue
+        message = f"Table {declared.table}: {problem}. Correct the definition of the field."
+        raise ExportFailure(FailureCode.SOURCE_DATA_INVALID, message)
     return tuple(dataset.custom_field(key, fields[key]) for key in sorted(fields))
-
-
-def _key(declared: CustomFieldTable, key: str | None) -> str:
-    if not key:
-        raise _bad_definition(declared, "a field has no name")
-    if _UNUSABLE_KEY.search(key):
-        raise _bad_definition(declared, "a field has a control character in its name")
-    return key
-
-
-def _field_type(declared: CustomFieldTable, kind: str | None) -> ColumnType:
-    try:
-        return _FIELD_TYPES[(kind or "").lower()]
-    except KeyError:
-        raise _bad_definition(declared, "a field has a type other than Text, Number and Date") from None
-
-
-def _bad_definition(declared: CustomFieldTable, what: str) -> ExportFailure:
-    return ExportFailure(
-        FailureCode.SOURCE_DATA_INVALID, f"Table {declared.table}: {what}. Correct the definition of the field."
-    )
 
 
 def read_texts(
     source: Source,
     dataset: Dataset,
-    table: str,
+    table: ListTable | CustomFieldTable,
     columns: Sequence[str],
-    tenant: str,
     organization_id: str,
-    named: Named | None = None,
+    ids: Sequence[Identity] | None = None,
 ) -> list[tuple[str | None, ...]]:
-    """An organization's rows of a dataset's table as text; only the ``named`` ones, if given."""
-    clause = table_clause(table, [*columns, tenant, *([named.column] if named else [])])
+    """An organization's rows of a table that belongs to the dataset, as text; only those with these ids, if given."""
+    named = None if isinstance(table, CustomFieldTable) or ids is None else table
+    clause = table_clause(table.table, [*columns, table.tenant, *([named.id] if named else [])])
     dialect = dialect_of(source.backend)
-    where = [of_tenant(clause, tenant, dataset, organization_id, dialect)]
+    where = [of_tenant(clause, table.tenant, dataset, organization_id, dialect)]
     if named is not None:
-        where.append(dialect.is_one_of(clause.c[named.column], named.ids, named.kind))
+        where.append(dialect.is_one_of(clause.c[named.id], ids or (), named.id_type))
     texts: list[sa.ColumnElement[Any]] = [
         sa.cast(clause.c[column], sa.Text).label(f"c{at}") for at, column in enumerate(columns)
     ]
@@ -189,7 +168,11 @@ def lists_page(
     where = [of_tenant(table, lists.tenant, dataset, organization_id, dialect)]
     place = dialect.order_key(table.c[lists.id], lists.id_type)
     if after is not None:
-        where.append(place > untyped(_identity(after, lists.id_type)))
+        try:
+            where.append(place > untyped(identity_of(after, lists.id_type)))
+        except ValueError:
+            message = "page_token: not issued by this API; start without one."
+            raise ExportFailure(FailureCode.UNKNOWN_LIST, message, field="page_token") from None
     columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
     members = table_clause(membership.table, columns)
     on_list: list[sa.ColumnElement[bool]] = [members.c[membership.list_id] == table.c[lists.id]]
@@ -208,14 +191,6 @@ def lists_page(
     return [ListEntry(str(key), name, int(count or 0)) for key, name, count in found]
 
 
-def _identity(text: str, kind: IdentityType) -> Identity:
-    try:
-        return identity_of(text, kind)
-    except ValueError:
-        message = "page_token: not issued by this API; start without one."
-        raise ExportFailure(FailureCode.UNKNOWN_LIST, message, field="page_token") from None
-
-
 def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zone: str) -> list[SegmentEntry]:
     """Every segment of the organization, in the order of their ids; parsed and counted for at most five seconds.
 
@@ -226,7 +201,7 @@ def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zon
     if declared is None:
         return []
     columns = [declared.id, declared.name, declared.filter, *([declared.query_dsl] if declared.query_dsl else [])]
-    rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
+    rows = read_texts(source, dataset, declared, columns, organization_id)
     fields = find_custom_fields(source, dataset, organization_id)
     entries = []
     ends_at = time.monotonic() + _COUNTING_SECONDS
@@ -272,8 +247,6 @@ def names_of(
     lists = dataset.lists.lists if dataset.lists else None
     for table, ids in ((lists, list_ids), (dataset.segments, segment_ids)):
         if table is not None and ids:
-            named = Named(table.id, table.id_type, ids)
-            columns = [table.id, table.name]
-            found = read_texts(source, dataset, table.table, columns, table.tenant, organization_id, named)
+            found = read_texts(source, dataset, table, [table.id, table.name], organization_id, ids)
             names |= {key: name or "" for key, name in found if key is not None}
     return names

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from export_pipeline.concurrency import map_ahead
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 from export_pipeline.source.readers.arrow_types import staged_schema
 from export_pipeline.storage.batches import BatchWriter
 from export_pipeline.storage.staging import Staging, one_try

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import billing, notifications, transitions
+from export_pipeline.requests.download_links import DeliveredFile
 from export_pipeline.requests.models import load_request
-from export_pipeline.requests.transitions import DeliveredFile
 from export_pipeline.requests.validation.mail import is_silent, recipients_of_files
 from export_pipeline.stages.manifest import Manifest, ManifestFile, export_prefix, manifest_key, write_manifest
 from export_pipeline.stages.plan import ExportPlan
@@ -73,10 +73,7 @@ def _digest(plan: ExportPlan) -> str:
 
 
 def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
-    """Check that every file is in the store in full, then write the manifest, last.
-
-    Returns:
-        The manifest's key.
+    """Check that every file is in the store in full, then write the manifest, last; returns the manifest's key.
 
     Raises:
         ExportFailure: ``checksum_mismatch`` if a file is not there in full, or was replaced after its upload.
@@ -87,33 +84,20 @@ def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
                 FailureCode.CHECKSUM_MISMATCH,
                 f"File {file.ordinal} of {len(manifest.files)} is not in the store as it was sent. Retry the export.",
             )
-    _discard_earlier_attempts(store, plan)
+    # A completed export has only one manifest: an attempt that died in ``publish`` may have left another.
+    with suppress(ExportFailure):  # the rest is deleted when the export expires
+        for attempt in range(1, plan.attempt):
+            for left in list(store.keys(f"{plan.uid}/{attempt}/")):
+                store.delete(left)
     key = manifest_key(export_prefix(plan.uid, plan.attempt, plan.key_secret))
     write_manifest(store, key, manifest)
     return key
 
 
-def _discard_earlier_attempts(store: Store, plan: ExportPlan) -> None:
-    """A completed export has only one manifest: an attempt that died in ``publish`` may have left another."""
-    with suppress(ExportFailure):  # the rest is deleted when the export expires
-        for attempt in range(1, plan.attempt):
-            for key in list(store.keys(f"{plan.uid}/{attempt}/")):
-                store.delete(key)
-
-
 def complete_request(
     database: sa.Engine, request_id: int, manifest: Manifest, key: str, *, run_id: str, retention_days: float
 ) -> None:
-    """In one transaction: mark the request ``completed``, enqueue its mails and reserve their price.
-
-    Args:
-        database: the request database.
-        request_id: the request.
-        manifest: what was published.
-        key: the manifest's key in the store.
-        run_id: the run that owns the request.
-        retention_days: how long the files are kept.
-    """
+    """In one transaction: mark the request ``completed``, enqueue its mails and reserve their price."""
     with database.begin() as connection:
         transitions.complete(
             connection,

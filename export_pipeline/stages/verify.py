@@ -37,10 +37,7 @@ class Report:
 def verify(store: Store, manifest_key: str, *, rows: bool = True) -> Report:
     """Read every file of an export in constant memory and compare it with the manifest.
 
-    Args:
-        store: where the files are.
-        manifest_key: the manifest's key.
-        rows: whether to count the rows with an independent reader, not only the bytes and SHA-256.
+    With ``rows``, count the rows with an independent reader too, not only the bytes and SHA-256.
 
     Raises:
         ExportFailure: ``store_unavailable`` if the store fails, or the manifest cannot be read.

@@ -31,11 +31,7 @@ _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
 
 
 def client_config(endpoint_url: str = "") -> Config:
-    """The botocore configuration of every client.
-
-    Args:
-        endpoint_url: of an S3-compatible store; empty for AWS.
-    """
+    """The botocore configuration of every client; ``endpoint_url`` is that of an S3-compatible store, empty for AWS."""
     return Config(
         # Without it boto3 presigns with SigV2 in us-east-1.
         signature_version="s3v4",

@@ -67,16 +67,8 @@ class S3Store(Bucket):
         self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
     ) -> None:
         """Upload, then check what arrived: its size, and every part's SHA-256 where the store verifies them."""
-        headers = {
-            **self.at(description.key),
-            **self._encryption,
-            "ContentType": description.media_type,
-            "ContentDisposition": content_disposition(description.download_name),
-            "CacheControl": _CACHE_CONTROL,
-            "Metadata": {"sha256": sha256},
-        }
-        if description.content_encoding:
-            headers["ContentEncoding"] = description.content_encoding
+        kept = {**self.at(description.key), **self._encryption, "Metadata": {"sha256": sha256}}
+        headers = kept | _served(description)
         _Upload(self, headers, size, sha256).send(source, progress)
         if self.size(description.key) != size:
             with suppress(ExportFailure):
@@ -124,14 +116,8 @@ class S3Store(Bucket):
             lifetime = min(lifetime, LONGEST_LINK)
             if credentials_end is not None:
                 lifetime = min(lifetime, credentials_end - datetime.now(UTC))
-            parameters = {
-                **self.at(description.key),
-                "ResponseContentDisposition": content_disposition(description.download_name),
-                "ResponseContentType": description.media_type,
-                "ResponseCacheControl": _CACHE_CONTROL,
-            }
-            if description.content_encoding:
-                parameters["ResponseContentEncoding"] = description.content_encoding
+            headers = {f"Response{name}": value for name, value in _served(description).items()}
+            parameters = self.at(description.key) | headers
             url = self._signer.generate_presigned_url(
                 "get_object", Params=parameters, ExpiresIn=max(1, int(lifetime.total_seconds()))
             )
@@ -161,11 +147,7 @@ class _Upload:
         self._sha256 = sha256
 
     def send(self, source: BinaryIO, progress: Progress) -> None:
-        """Send everything.
-
-        Raises:
-            ExportFailure: ``checksum_mismatch`` if the source holds something else; whatever S3 answers.
-        """
+        """Send everything; ``checksum_mismatch`` if the source holds something else."""
         if self._size <= MINIMUM_PART:
             self._in_one_piece(source, progress)
         else:
@@ -271,6 +253,16 @@ class _Download(io.RawIOBase):
         if not self.closed:
             self._body.close()
         super().close()
+
+
+def _served(description: ObjectDescription) -> dict[str, str]:
+    """The headers with which the object is downloaded."""
+    headers = {
+        "ContentType": description.media_type,
+        "ContentDisposition": content_disposition(description.download_name),
+        "CacheControl": _CACHE_CONTROL,
+    }
+    return headers | ({"ContentEncoding": description.content_encoding} if description.content_encoding else {})
 
 
 def _mismatch(what: str) -> ExportFailure:

@@ -247,9 +247,10 @@ class TestManifest:
         assert read_manifest(store, key) == manifest
 
     @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"version": 2}', b'{"uid": "personal-thing"}'])
-    def test_no_manifest(self, text: bytes) -> None:
+    def test_no_manifest(self, tmp_path: Path, text: bytes) -> None:
+        (tmp_path / "m.json").write_bytes(text)
         with pytest.raises(ExportFailure, match="wrong") as caught:
-            Manifest.from_json(text)
+            read_manifest(LocalStore(tmp_path), "m.json")
         assert caught.value.code == FailureCode.INTERNAL_ERROR
         assert "personal" not in str(caught.value)
 

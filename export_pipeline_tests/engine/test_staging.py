@@ -13,8 +13,9 @@ import pytest
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.tree import AllOf
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Query, Selection
-from export_pipeline.source.readers import Snapshot, Source, open_snapshot
+from export_pipeline.source.readers import Snapshot, Source
 from export_pipeline.stages import filter_entities
 from export_pipeline.storage.staging import Staging, unique
 from export_pipeline_tests.engine import people

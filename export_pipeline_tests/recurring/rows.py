@@ -12,9 +12,9 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.recurring.dispatch import Tick, make_due
 from export_pipeline.recurring.models import RecurringExport, load_recurring
 from export_pipeline.requests import ownership, transitions
+from export_pipeline.requests.download_links import DeliveredFile
 from export_pipeline.requests.models import ExportRequest, load_request
 from export_pipeline.requests.organizations import Organizations
-from export_pipeline.requests.transitions import DeliveredFile
 
 TEMPLATE = {"dataset": "people", "format": "csv", "recipient_emails": ["ana@example.com"]}
 REFUSED = ExportFailure(FailureCode.STORE_REFUSED, "The store refused.")

@@ -16,8 +16,8 @@ from export_pipeline.database.migrate import upgrade
 from export_pipeline.database.tables import export_events, export_files, export_requests
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
 from export_pipeline.requests import ownership, queue, transitions
+from export_pipeline.requests.download_links import DeliveredFile
 from export_pipeline.requests.models import find_state, insert_request, load_request
-from export_pipeline.requests.transitions import DeliveredFile
 from export_pipeline.settings import Settings
 
 FAILURE = ExportFailure(FailureCode.UNKNOWN_DATASET, "dataset: no such thing.", field="dataset")

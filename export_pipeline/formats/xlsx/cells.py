@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.formats.columns import Block, Clock, TextBytes, byte_table
+from export_pipeline.formats.columns import ISO_DATE, Block, Clock, TextBytes, byte_table
 
 CELL_LIMIT = 32_767
 """UTF-16 code units of text in one cell."""
@@ -88,17 +88,10 @@ def _text_width(texts: pa.Array) -> int:
     return int(pc.max(pc.add(characters, wide)).as_py() or 0) + 2
 
 
-def header_counts(columns: Sequence[OutputColumn]) -> Counter[str]:
-    """The changes in the headers of a file."""
-    counted = Counter[str]()
-    header_xml([column.header for column in columns], Styles(0, 0, 0), counted)
-    return counted
-
-
-def header_xml(headers: list[str], styles: Styles, counted: Counter[str] | None = None) -> bytes:
-    """The header row."""
-    array = pa.array(headers, pa.string())
-    texts, _ = _escaped_texts(array, TextBytes(array), Counter() if counted is None else counted)
+def header_xml(columns: Sequence[OutputColumn], styles: Styles, counted: Counter[str]) -> bytes:
+    """The header row; adds its changes to ``counted``."""
+    array = pa.array([column.header for column in columns], pa.string())
+    texts, _ = _escaped_texts(array, TextBytes(array), counted)
     opening = f'<c s="{styles.header}" t="inlineStr"><is><t xml:space="preserve">'
     return ("<row>" + "".join(opening + text + _TEXT_CLOSE for text in texts.to_pylist()) + "</row>\n").encode()
 
@@ -213,7 +206,8 @@ def _timestamps(block: Block, place: int, clock: Clock, style: int) -> Pieces:
 def _dates(block: Block, place: int, style: int) -> Pieces:
     column = pl.col(str(place)).to_physical()
     serial = (column + _EPOCH).cast(pl.String)
-    return _dated(block.frame[str(place)].to_physical(), column, serial, block.date_text(place), style)
+    text = pl.col(str(place)).dt.strftime(ISO_DATE)
+    return _dated(block.frame[str(place)].to_physical(), column, serial, text, style)
 
 
 def _dated(days: pl.Series, day: pl.Expr, serial: pl.Expr, text: pl.Expr, style: int) -> Pieces:

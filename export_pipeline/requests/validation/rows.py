@@ -7,7 +7,7 @@ from datetime import datetime
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset, Layout
+from export_pipeline.catalog.model import DEFAULT_LAYOUT, ChildList, Dataset
 from export_pipeline.catalog.types import TABLES, ColumnType, Format, IdentityType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode, abbreviate
 from export_pipeline.requests.models import RequestInput
@@ -106,13 +106,8 @@ def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> 
     names = _column_names(request, dataset, tuple(headers))
     types = {column.name: column.type for column in dataset.columns}
     columns = [OutputColumn(name, headers[name], types[name]) for name in names]
-    children = [OutputColumn(child.name, child.header, child.type, "child") for child in _children(request, dataset)]
+    children = [OutputColumn(child.name, child.header, child.type) for child in _children(request, dataset)]
     return (*columns, *children)
-
-
-def layout_of(dataset: Dataset, name: str) -> Layout | None:
-    """A layout of the dataset; None for the default layout."""
-    return dataset.layouts.get(name)
 
 
 def _column_names(request: RequestInput, dataset: Dataset, allowed: Sequence[str]) -> Sequence[str]:

@@ -78,12 +78,6 @@ _NUMBER = f"""(CASE WHEN length({{text}}) <= {NUMBER_LENGTH}
 THEN CAST({{text}} AS REAL) END)"""
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .-]+")
 """Every writer of JSON spells such a name alike. SQLite before 3.45 compares others as they are written."""
-_REVERSED = {
-    FilterOperator.GT: FilterOperator.LT,
-    FilterOperator.GTE: FilterOperator.LTE,
-    FilterOperator.LT: FilterOperator.GT,
-    FilterOperator.LTE: FilterOperator.GTE,
-}
 
 
 class _Sqlite(Dialect):
@@ -138,10 +132,11 @@ class _Sqlite(Dialect):
         if kind is not ColumnType.DECIMAL:
             return exact
         size, bound = self.shown(source, kind), self.bound(value)
-        by_digits = COMPARE[_REVERSED.get(operator, operator) if value < 0 else operator]
+        digits = [_decimal_key(source), text(_key_of(value))]
+        by_digits = COMPARE[operator](*(reversed(digits) if value < 0 else digits))
         # No digits: they are those of the double.
         holds_for_equals = sa.false() if operator in (FilterOperator.GT, FilterOperator.LT) else sa.true()
-        same = sa.func.coalesce(by_digits(_decimal_key(source), text(_key_of(value))), holds_for_equals)
+        same = sa.func.coalesce(by_digits, holds_for_equals)
         equal = sa.and_(size == bound, same)
         if operator is FilterOperator.EQ:
             return equal
