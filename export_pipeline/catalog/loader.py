@@ -9,25 +9,14 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from export_pipeline.catalog.checks import Location, problems
-from export_pipeline.catalog.model import (
-    ChildList,
-    Column,
-    CustomFieldTable,
-    Dataset,
-    Layout,
-    ListTable,
-    MembershipTable,
-    SegmentTable,
-    Title,
-    canonical_hash,
-)
+from export_pipeline.catalog.model import Dataset, canonical_hash
 from export_pipeline.catalog.types import PATTERN_HINTS
 
 SCHEMA_FILE = "dataset.schema.json"
@@ -47,18 +36,6 @@ _EXPLAINED = {
 }
 _CONSEQUENCES = ("default_factory_not_called", "too_short")
 """Errors that may only follow from another error in the same place."""
-_MODELS: dict[str, type[BaseModel]] = {
-    "": Dataset,
-    "title": Title,
-    "columns": Column,
-    "children": ChildList,
-    "lists": MembershipTable,
-    "lists.lists": ListTable,
-    "segments": SegmentTable,
-    "custom_fields": CustomFieldTable,
-    "layouts": Layout,
-}
-"""The model of each mapping in a declaration."""
 
 
 class CatalogError(Exception):
@@ -167,10 +144,9 @@ def _message(location: Location, detail: ErrorDetails) -> str:
         absent = kind == "missing" or kind.endswith("_short")
         return _EXPLAINED[kind] if absent else f"{value!r} {_EXPLAINED[kind]}"
     if kind == "extra_forbidden":
-        around = [part for part in location[:-1] if isinstance(part, str)]
-        model = _MODELS.get(".".join(around)) or _MODELS[around[0]]
-        close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(model.model_fields)}"
+        known = _model_at(location[:-1]).model_fields
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
         return f"is not a known key; {hint}"
     if kind in ("enum", "literal_error"):
         # Pydantic shows the members of an enum in a Literal as <ColumnType.TEXT: 'text'>.
@@ -182,6 +158,17 @@ def _message(location: Location, detail: ErrorDetails) -> str:
     if kind == "greater_than_equal":
         return f"{value!r} is too small; it must be at least {context['ge']}"
     return detail["msg"].removeprefix("Value error, ")
+
+
+def _model_at(location: Location) -> type[BaseModel]:
+    """The model of a mapping in a declaration."""
+    model: type[BaseModel] = Dataset
+    for part in map(str, location):
+        if part in model.model_fields:  # else a place in a list, or a name of the author's
+            annotation = model.model_fields[part].annotation
+            types = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+            model = next((one for one in types if issubclass(one, BaseModel)), model)
+    return model
 
 
 class _YamlSource:

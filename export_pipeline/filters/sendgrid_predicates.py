@@ -108,7 +108,9 @@ class PredicateParser:
         if isinstance(one, Constant):
             if isinstance(other, Constant):
                 # Programs that build queries begin them with WHERE 1 = 1.
-                return AllOf(()) if _is_true(one, sign, other) != negated else AnyOf(())
+                if type(one.value) is not type(other.value):
+                    raise invalid_query("compares a text with a number; name a column")
+                return AllOf(()) if sign.is_true(one.value, other.value) != negated else AnyOf(())
             sign, one, other = _SIGNS[sign.swapped], other, one
         operator = _SIGNS[sign.negated].operator if negated else sign.operator
         self._operands.check_operator(one, sign.operator, sign.sql)
@@ -205,12 +207,6 @@ class PredicateParser:
             return str(parse_scalar(ColumnType.TEXT, expression.this))
         except ValueError:
             raise invalid_query(f"uses {where} with a text that no column can hold") from None
-
-
-def _is_true(one: Constant, sign: _Sign, other: Constant) -> bool:
-    if type(one.value) is not type(other.value):
-        raise invalid_query("compares a text with a number; name a column")
-    return bool(sign.is_true(one.value, other.value))
 
 
 def _not_of_nulls(condition: Comparison | Negation, *operands: Operand) -> Condition:

@@ -36,25 +36,12 @@ _NON_FINITE = (
 _WHOLE_MINUTE_OFFSETS_SINCE = 761 * _DAY_US
 
 
-@dataclass(frozen=True)
-class Clock:
-    """How instants are written: in this IANA zone, with or without their fraction."""
-
-    zone: str
-    whole_seconds: bool
-
-    @classmethod
-    def of(cls, options: FormatOptions) -> Clock:
-        """The clock of these options."""
-        return cls(options.time_zone, options.timestamps == "seconds")
-
-    @property
-    def iso(self) -> str:
-        """ISO 8601 with the zone's offset, for ``strftime``; a fraction only where there is one."""
-        if not self.whole_seconds:
-            return "%Y-%m-%dT%H:%M:%S%.f%:z"
-        # SendGrid's and Cometly's files write UTC so: 2021-02-01T12:35:22Z.
-        return "%Y-%m-%dT%H:%M:%S" + ("Z" if self.zone == "UTC" else "%:z")
+def iso_format(options: FormatOptions) -> str:
+    """ISO 8601 with the zone's offset, for ``strftime``; a fraction only where there is one."""
+    if options.timestamps == "microseconds":
+        return "%Y-%m-%dT%H:%M:%S%.f%:z"
+    # SendGrid's and Cometly's files write UTC so: 2021-02-01T12:35:22Z.
+    return "%Y-%m-%dT%H:%M:%S" + ("Z" if options.time_zone == "UTC" else "%:z")
 
 
 class TextBytes:
@@ -169,17 +156,18 @@ class Block:
         earliest = self.frame[str(place)].to_physical().min()
         return zone == "UTC" or not isinstance(earliest, int) or earliest >= _WHOLE_MINUTE_OFFSETS_SINCE
 
-    def timestamp_text(self, place: int, clock: Clock) -> pl.Expr:
+    def timestamp_text(self, place: int, options: FormatOptions) -> pl.Expr:
         """ISO 8601 with the zone's offset."""
         instant = pl.col(str(place))
-        local = instant.dt.convert_time_zone(clock.zone)
-        text = local.dt.strftime(clock.iso)
-        if self.has_whole_offsets(place, clock.zone):
+        local = instant.dt.convert_time_zone(options.time_zone)
+        text = local.dt.strftime(iso_format(options))
+        if self.has_whole_offsets(place, options.time_zone):
             return text
         # ISO 8601 offsets have no seconds: such instants stay in UTC.
         offset = local.dt.replace_time_zone(None) - instant.dt.replace_time_zone(None)
         is_whole = offset.dt.total_seconds() % 60 == 0
-        return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(replace(clock, zone="UTC").iso))
+        in_utc = instant.dt.strftime(iso_format(replace(options, time_zone="UTC")))
+        return pl.when(is_whole).then(text).otherwise(in_utc)
 
 
 def comma_separated_texts(array: pa.Array) -> pa.Array:

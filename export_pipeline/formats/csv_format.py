@@ -17,10 +17,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export_pipeline.catalog.types import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats.base import FormatOptions
-from export_pipeline.formats.columns import ISO_DATE, Block, TextBytes, byte_table
+from export_pipeline.formats.columns import ISO_DATE, Block, TextBytes, byte_table, iso_format
 from export_pipeline.formats.text_file import EncodedRows, Frame, RowEnds, TextFormat
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class CsvFormat(TextFormat):
             cast("BinaryIO", written),
             include_header=False,
             separator=self._options.csv_delimiter,
-            datetime_format=self._clock.iso,
+            datetime_format=iso_format(self._options),
             date_format=ISO_DATE,
             quote_style=style,
             # A null in a single column needs quotes.
@@ -99,7 +99,7 @@ class CsvFormat(TextFormat):
                 # write_csv formats on all cores, an expression on one.
                 if block.has_whole_offsets(place, options.time_zone):
                     return pl.col(name).dt.convert_time_zone(options.time_zone)
-                return block.timestamp_text(place, self._clock).alias(name)
+                return block.timestamp_text(place, options).alias(name)
             case ColumnType.DATE:
                 return pl.col(name)
             case ColumnType.FLOAT | ColumnType.DECIMAL if options.csv_decimal_mark != ".":
@@ -112,16 +112,14 @@ class CsvFormat(TextFormat):
         """The column, with the formula guard if it was read as text."""
         is_number = block.columns[place].type in (ColumnType.FLOAT, ColumnType.DECIMAL)
         values = block.numbers(place) if is_number else block.frame[str(place)]
-        if not self._is_guarded(block.columns[place]):
+        # A uuid or a decimal may be any text in the source. JSON never begins with a formula; a text of an array may.
+        column, options = block.columns[place], self._options
+        is_text = column.type in _GUARDED or column.name in options.comma_separated
+        if not (is_text and options.guard_formulas):
             return values
         values, count = _guarded(values, block.arrays[place], block.text_bytes(place))
         counted["guarded_cells"] += count
         return values
-
-    def _is_guarded(self, column: OutputColumn) -> bool:
-        # A uuid or a decimal may be any text in the source. JSON never begins with a formula; a text of an array may.
-        is_text = column.type in _GUARDED or column.name in self._options.comma_separated
-        return is_text and self._options.guard_formulas
 
 
 class _Written:

@@ -53,21 +53,18 @@ class JsonFormat(TextFormat):
             if is_raw:
                 pieces += _raw_members(block, members, comma, counted)
             else:
-                pieces += [pl.lit(comma), self._plain_members(block, members, counted)]
+                # ``"a":1,"b":"x"`` of neighbouring columns that polars can write as JSON.
+                values = [self._value(block, place, counted).alias(block.columns[place].header) for place in members]
+                encoded = pl.struct(values).struct.json_encode()
+                pieces += [pl.lit(comma), encoded.str.strip_prefix("{").str.strip_suffix("}")]
         pieces.append(pl.lit(after))
         return EncodedRows.from_series(block.frame.select(pl.concat_str(pieces).alias("row")).to_series())
-
-    def _plain_members(self, block: Block, places: list[int], counted: Counter[str]) -> pl.Expr:
-        """``"a":1,"b":"x"`` of neighbouring columns that polars can write as JSON."""
-        values = [self._value(block, place, counted).alias(block.columns[place].header) for place in places]
-        encoded = pl.struct(values).struct.json_encode()
-        return encoded.str.strip_prefix("{").str.strip_suffix("}")
 
     def _value(self, block: Block, place: int, counted: Counter[str]) -> pl.Expr:
         name = str(place)
         match block.columns[place].type:
             case ColumnType.TIMESTAMP:
-                return block.timestamp_text(place, self._clock)
+                return block.timestamp_text(place, self._options)
             case ColumnType.DATE:
                 return pl.col(name).dt.strftime(ISO_DATE)
             case ColumnType.FLOAT:

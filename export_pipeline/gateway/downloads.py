@@ -14,7 +14,7 @@ from export_pipeline.gateway.dialect import HEAD, ApiError, Dialect
 from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.audit import record_linked
-from export_pipeline.requests.download_links import DeliveredFile, create, download_url, files_of
+from export_pipeline.requests.download_links import StoredFile, create, download_url, files_of
 from export_pipeline.requests.models import RequestState, read_state
 from export_pipeline.stages.upload import describe
 
@@ -28,7 +28,7 @@ EXPIRABLE = (RequestStatus.COMPLETED, RequestStatus.EXPIRED)
 class Download:
     """A file, and a URL that needs no credentials."""
 
-    file: DeliveredFile
+    file: StoredFile
     url: str
     expires_at: datetime
 

@@ -20,8 +20,8 @@ from export_pipeline.recurring.unsubscribe import leave, verify_token
 from export_pipeline.requests.download_links import (
     PATH,
     Closed,
-    DeliveredFile,
     Opened,
+    StoredFile,
     language_of_link,
     open_link,
 )
@@ -180,14 +180,14 @@ def open_mailed_link(request: Request, token: str, services: Serves, accept_lang
     return RedirectResponse(link.url, 302, {"Referrer-Policy": "no-referrer"})
 
 
-def _served(services: Services, file: DeliveredFile) -> Response:
+def _served(services: Services, file: StoredFile) -> Response:
     path = url2pathname(urlsplit(services.store.object_url(file.key)).path)
     answer = FileResponse(path, 200, _headers(file), file.media_type)
     answer.chunk_size = _CHUNK
     return answer
 
 
-def _headers(file: DeliveredFile) -> dict[str, str]:
+def _headers(file: StoredFile) -> dict[str, str]:
     encoding = {"Content-Encoding": file.content_encoding} if file.content_encoding else {}
     return {"Content-Disposition": content_disposition(file.name), "Accept-Ranges": "bytes", **encoding}
 

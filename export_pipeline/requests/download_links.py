@@ -25,7 +25,7 @@ _OF_REQUEST = sa.and_(_rows.id == _links.request_id, _rows.uid == _links.request
 
 
 @dataclass(frozen=True)
-class DeliveredFile:
+class StoredFile:
     """A delivered file, as recorded in ``export_files``."""
 
     ordinal: int
@@ -50,7 +50,7 @@ class Closed(Enum):
 class Opened:
     """A link that was opened: its file, and when it expires."""
 
-    file: DeliveredFile
+    file: StoredFile
     expires_at: datetime
 
 
@@ -159,12 +159,12 @@ def revoke_links(connection: sa.Connection, uid: str) -> int:
     return revoked.rowcount
 
 
-def files_of(connection: sa.Connection, request_id: int) -> list[DeliveredFile]:
+def files_of(connection: sa.Connection, request_id: int) -> list[StoredFile]:
     """The files of a request that are not deleted, in the order of the rows."""
     columns = export_files.c
     found = connection.execute(
-        sa.select(*[columns[name] for name in DeliveredFile.__dataclass_fields__])
+        sa.select(*[columns[name] for name in StoredFile.__dataclass_fields__])
         .where(columns.request_id == request_id, columns.deleted_at.is_(None))
         .order_by(columns.ordinal)
     )
-    return [DeliveredFile(*row) for row in found]
+    return [StoredFile(*row) for row in found]

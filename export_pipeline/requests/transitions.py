@@ -16,7 +16,7 @@ from export_pipeline.database.types import current_instant, instant_after
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.requests import billing, notifications, webhooks
 from export_pipeline.requests.audit import record, record_input
-from export_pipeline.requests.download_links import DeliveredFile
+from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import has_uid
 from export_pipeline.requests.ownership import ownership_error
 from export_pipeline.requests.queue import MOST_POSTPONEMENTS, requeue, wait_seconds, wake
@@ -30,7 +30,7 @@ def complete(
     request_id: int,
     *,
     run_id: str,
-    files: Sequence[DeliveredFile],
+    files: Sequence[StoredFile],
     manifest_key: str,
     expires_at: datetime,
 ) -> None:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import billing, notifications, transitions
-from export_pipeline.requests.download_links import DeliveredFile
+from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import load_request
 from export_pipeline.requests.validation.mail import is_silent, recipients_of_files
 from export_pipeline.stages.manifest import Manifest, ManifestFile, export_prefix, manifest_key, write_manifest
@@ -103,7 +103,7 @@ def complete_request(
             connection,
             request_id,
             run_id=run_id,
-            files=[DeliveredFile(**file.model_dump()) for file in manifest.files],
+            files=[StoredFile(**file.model_dump()) for file in manifest.files],
             manifest_key=key,
             expires_at=datetime.now(UTC) + timedelta(days=retention_days),
         )

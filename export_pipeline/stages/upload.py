@@ -7,7 +7,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from export_pipeline.formats.base import MEDIA_TYPES
-from export_pipeline.requests.download_links import DeliveredFile
+from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.stages.manifest import ManifestFile, export_prefix, file_name
 from export_pipeline.stages.plan import ExportPlan
 from export_pipeline.stages.serialize import SerializedFiles, StagedFile
@@ -92,7 +92,7 @@ def _upload(
         store.put(source, describe(placed), size=file.bytes, sha256=file.sha256, progress=progress)
 
 
-def describe(file: ManifestFile | DeliveredFile) -> ObjectDescription:
+def describe(file: ManifestFile | StoredFile) -> ObjectDescription:
     """The name of a delivered file and how it is served."""
     return ObjectDescription(
         key=file.key, download_name=file.name, media_type=file.media_type, content_encoding=file.content_encoding

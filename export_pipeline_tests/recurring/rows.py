@@ -12,7 +12,7 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.recurring.dispatch import Tick, make_due
 from export_pipeline.recurring.models import RecurringExport, load_recurring
 from export_pipeline.requests import ownership, transitions
-from export_pipeline.requests.download_links import DeliveredFile
+from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import ExportRequest, load_request
 from export_pipeline.requests.organizations import Organizations
 
@@ -58,7 +58,7 @@ def update(database: sa.Engine, recurring_id: int, **values: Any) -> None:
 
 def complete(database: sa.Engine, request_id: int, *, rows: int = 3) -> None:
     """As its run does."""
-    file = DeliveredFile(1, "a/b", "b.csv", 10, rows, "0" * 64, "text/csv", None)
+    file = StoredFile(1, "a/b", "b.csv", 10, rows, "0" * 64, "text/csv", None)
     with database.begin() as connection:
         ownership.begin(connection, request_id, run_id="run", lineage=["run"], attempt=None)
         transitions.complete(

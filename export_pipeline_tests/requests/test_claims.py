@@ -23,7 +23,7 @@ from export_pipeline.failures import ExportFailure, FailureCode, OwnershipLost
 from export_pipeline.orchestration import tags
 from export_pipeline.orchestration.sensors import reconciler
 from export_pipeline.requests import billing, ownership, queue, transitions
-from export_pipeline.requests.download_links import DeliveredFile
+from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.queue import MOST_POSTPONEMENTS
 from export_pipeline.settings import Settings
 
@@ -262,7 +262,7 @@ def test_reading_does_not_wake_those_that_wait_for_the_store(database: sa.Engine
     with database.begin() as connection:
         ownership.enter(connection, second.id, Stage.SERIALIZE, run_id=run_id, lineage=[])
     assert read(database, first.id).not_before is not None
-    file = DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
+    file = StoredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
     with database.begin() as connection:
         transitions.complete(connection, second.id, run_id=run_id, files=[file], manifest_key="m", expires_at=utc_now())
     assert read(database, first.id).not_before is None

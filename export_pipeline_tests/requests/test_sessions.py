@@ -21,7 +21,7 @@ from export_pipeline.database.migrate import upgrade
 from export_pipeline.orchestration.sensors.common import skipped
 from export_pipeline.requests import notifications, ownership, queue, transitions
 from export_pipeline.requests.audit import events_of
-from export_pipeline.requests.download_links import DeliveredFile
+from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import insert_request, load_request
 from export_pipeline.settings import Settings
 
@@ -57,7 +57,7 @@ def export(database: sa.Engine) -> str:
         ownership.begin(connection, claim.id, lineage=[], attempt=claim.attempt, claim_id=claim.claim_id, **run)
     with database.begin() as connection:
         ownership.heartbeat(connection, claim.id, values={"rows_done": 3, "snapshot_at": utc_now()}, **run)
-    file = DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
+    file = StoredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
     with database.begin() as connection:
         transitions.complete(connection, claim.id, files=[file], manifest_key="m", expires_at=utc_now(), **run)
         notifications.enqueue(connection, claim.id, ASKED["recipient_emails"])

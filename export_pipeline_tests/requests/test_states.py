@@ -16,7 +16,7 @@ from export_pipeline.database.migrate import upgrade
 from export_pipeline.database.tables import export_events, export_files, export_requests
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode, OwnershipLost
 from export_pipeline.requests import ownership, queue, transitions
-from export_pipeline.requests.download_links import DeliveredFile
+from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import find_state, insert_request, load_request
 from export_pipeline.settings import Settings
 
@@ -80,7 +80,7 @@ def update(database: sa.Engine, request_id: int, **values: Any) -> None:
 
 
 def complete(database: sa.Engine, request_id: int, run_id: str = "run-1") -> None:
-    file = DeliveredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
+    file = StoredFile(1, "a/b", "b.csv", 10, 3, "0" * 64, "text/csv", None)
     with database.begin() as connection:
         transitions.complete(
             connection,

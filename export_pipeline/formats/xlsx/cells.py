@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.formats.columns import ISO_DATE, Block, Clock, TextBytes, byte_table
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.formats.columns import ISO_DATE, Block, TextBytes, byte_table
 
 CELL_LIMIT = 32_767
 """UTF-16 code units of text in one cell."""
@@ -96,11 +97,11 @@ def header_xml(columns: Sequence[OutputColumn], styles: Styles, counted: Counter
     return ("<row>" + "".join(opening + text + _TEXT_CLOSE for text in texts.to_pylist()) + "</row>\n").encode()
 
 
-def row_xml(block: Block, clock: Clock, styles: Styles, counters: Counter[str]) -> pl.Series:
+def row_xml(block: Block, options: FormatOptions, styles: Styles, counters: Counter[str]) -> pl.Series:
     """One ``<row>`` element a value, each on its own line."""
     pieces: Pieces = ["<row>"]
     for place in range(len(block.columns)):
-        pieces += _cell(block, place, clock, styles, counters)
+        pieces += _cell(block, place, options, styles, counters)
     pieces.append("</row>\n")
     return block.frame.select(pl.concat_str(_merged(pieces)).alias("row")).to_series()
 
@@ -120,14 +121,14 @@ def _merged(pieces: Pieces) -> list[pl.Expr]:
     return [*merged, pl.lit(text)]
 
 
-def _cell(block: Block, place: int, clock: Clock, styles: Styles, counters: Counter[str]) -> Pieces:
+def _cell(block: Block, place: int, options: FormatOptions, styles: Styles, counters: Counter[str]) -> Pieces:
     match block.columns[place].type:
         case ColumnType.INTEGER | ColumnType.FLOAT | ColumnType.BOOLEAN:
             return _numbers(block, place)
         case ColumnType.DECIMAL:
             return _decimals(block, place, counters)
         case ColumnType.TIMESTAMP:
-            return _timestamps(block, place, clock, styles.timestamp)
+            return _timestamps(block, place, options, styles.timestamp)
         case ColumnType.DATE:
             return _dates(block, place, styles.date)
         case _:
@@ -192,11 +193,11 @@ def _digits(number: pl.Expr) -> pl.Expr:
     return number.str.replace_all(r"[-.]", "").str.strip_chars_start("0").str.len_bytes()
 
 
-def _timestamps(block: Block, place: int, clock: Clock, style: int) -> Pieces:
+def _timestamps(block: Block, place: int, options: FormatOptions, style: int) -> Pieces:
     name = str(place)
-    text = block.timestamp_text(place, clock)
-    wall = pl.col(name).dt.convert_time_zone(clock.zone).dt.replace_time_zone(None).dt.epoch("ms")
-    if clock.whole_seconds:
+    text = block.timestamp_text(place, options)
+    wall = pl.col(name).dt.convert_time_zone(options.time_zone).dt.replace_time_zone(None).dt.epoch("ms")
+    if options.timestamps == "seconds":
         wall = wall // 1000 * 1000
     millis = block.frame.select(wall)[name]
     serial = (wall / _DAY_MS + _EPOCH).cast(pl.String)

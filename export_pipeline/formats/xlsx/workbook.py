@@ -25,7 +25,7 @@ from openpyxl.xml.functions import tostring
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats import deflate
 from export_pipeline.formats.base import FormatOptions
-from export_pipeline.formats.columns import Block, Clock, check_time_zone
+from export_pipeline.formats.columns import Block, check_time_zone
 from export_pipeline.formats.text_file import EncodedRows, Filler, too_small
 from export_pipeline.formats.xlsx import zip_stream
 from export_pipeline.formats.xlsx.cells import Styles, column_widths, header_xml, row_xml, widths_of_text
@@ -58,7 +58,13 @@ class XlsxFormat:
     media_type = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
     def __init__(self, options: FormatOptions) -> None:
-        _check(options)
+        check_time_zone(options.time_zone)
+        if options.compression != "none":
+            message = "xlsx is already compressed; leave compression out or 'none'"
+            raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+        if len(options.columns) > SHEET_COLUMNS:
+            message = f"a sheet holds {SHEET_COLUMNS} columns, not {len(options.columns)}; use csv or parquet"
+            raise ExportFailure(FailureCode.NOT_SUPPORTED, message, field="columns")
         self._options = options
         self.packing = Timer()
         self._parts = cache(partial(_Parts, options.dataset, len(options.columns)))
@@ -73,7 +79,7 @@ class XlsxFormat:
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> SheetRows:
         """Turn a staged batch into rows of a sheet."""
         block = Block.of(batch, self._options.columns, self._options.comma_separated)
-        rows = SheetRows.from_series(row_xml(block, Clock.of(self._options), self._parts(1).styles, counted))
+        rows = SheetRows.from_series(row_xml(block, self._options, self._parts(1).styles, counted))
         rows.widths = widths_of_text(block)
         return rows
 
@@ -217,16 +223,6 @@ class XlsxFile:
             tail = self._parts_of(self._sheets).tail(self._rows)
             self._zip.append(tail, deflate.pack(tail))
             self._zip.end()
-
-
-def _check(options: FormatOptions) -> None:
-    check_time_zone(options.time_zone)
-    if options.compression != "none":
-        message = "xlsx is already compressed; leave compression out or 'none'"
-        raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
-    if len(options.columns) > SHEET_COLUMNS:
-        message = f"a sheet holds {SHEET_COLUMNS} columns, not {len(options.columns)}; use csv or parquet"
-        raise ExportFailure(FailureCode.NOT_SUPPORTED, message, field="columns")
 
 
 def sheet_name(number: int) -> str:

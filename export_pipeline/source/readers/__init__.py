@@ -58,16 +58,11 @@ class Source:
 
 def source_of(settings: Settings) -> Source:
     """The source in the settings."""
-    url = settings.resolved_source_url
+    urls = [sa.make_url(url) for url in (settings.database_url, settings.resolved_source_url)]
+    paths = {Path(url.database or "").resolve() for url in urls}
     return Source(
-        url,
+        settings.resolved_source_url,
         settings.statement_timeout_seconds,
-        shares_file=_same_file(settings.database_url, url),
+        shares_file=all(url.get_backend_name() == "sqlite" for url in urls) and len(paths) == 1,
         row_security=settings.source_row_security,
     )
-
-
-def _same_file(one: str, other: str) -> bool:
-    urls = [sa.make_url(url) for url in (one, other)]
-    paths = {Path(url.database or "").resolve() for url in urls}
-    return all(url.get_backend_name() == "sqlite" for url in urls) and len(paths) == 1
