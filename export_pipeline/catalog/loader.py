@@ -61,8 +61,7 @@ class Catalog(dict[str, Dataset]):
 def load_catalog(directory: str | Path | None = None) -> Catalog:
     """Read every ``*.yaml`` of a directory, or the shipped datasets if ``directory`` is empty or None.
 
-    Raises:
-        CatalogError: all problems of all files.
+    Raises ``CatalogError`` with all problems of all files.
     """
     datasets: dict[str, Dataset] = {}
     origins: dict[str, str] = {}
@@ -85,11 +84,7 @@ def load_catalog(directory: str | Path | None = None) -> Catalog:
 
 
 def parse_dataset(text: str, *, file: str = "<dataset>") -> Dataset:
-    """Read one dataset from YAML text; ``file`` is its name in error messages.
-
-    Raises:
-        CatalogError: all problems of the text.
-    """
+    """Read one dataset from YAML text; ``file`` is its name in messages. Raises ``CatalogError`` with all problems."""
     return _dataset(_YamlSource(text, file))
 
 
@@ -172,11 +167,7 @@ def _model_at(location: Location) -> type[BaseModel]:
 
 
 class _YamlSource:
-    """One YAML document: ``data`` is its content, ``line`` the line of each part.
-
-    Raises:
-        CatalogError: it is not one valid mapping.
-    """
+    """One YAML mapping: ``data`` is its content, ``line`` the line of each part. ``CatalogError`` if it is not one."""
 
     def __init__(self, text: str, file: str) -> None:
         self.file = file

@@ -268,11 +268,7 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def open_tables(source: Source) -> Iterator[SourceTables]:
-    """Look into the source with a separate connection, in which a failed statement does not affect the next.
-
-    Raises:
-        ExportFailure: the connection could not be opened.
-    """
+    """Look into the source with a separate connection, in which a failed statement does not affect the next."""
     try:
         connection = _engine(source).connect()
     except (ModuleNotFoundError, sa.exc.NoSuchModuleError):

@@ -163,8 +163,7 @@ def _of_day(column: Column, operator: FilterOperator, begins: datetime, ends: da
 def parse_scalar(kind: ColumnType, value: Any, zone: tzinfo = UTC) -> Scalar:
     """Convert a JSON value to a column's type; ``zone`` applies to timestamps without an offset.
 
-    Raises:
-        ValueError: the value does not fit; the message says what is expected and never holds the value.
+    The message of the ``ValueError`` says what is expected, and never holds the value.
     """
     types, parse, expected = _SCALARS[kind]
     if isinstance(value, types) and isinstance(value, bool) == (kind is ColumnType.BOOLEAN):

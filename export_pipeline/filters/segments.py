@@ -53,11 +53,7 @@ class StoredSegment(BaseModel):
 def segment_condition(
     segment: StoredSegment, dataset: Dataset, custom_fields: Sequence[CustomField], time_zone: str
 ) -> Condition:
-    """The condition that a segment's rows satisfy.
-
-    Raises:
-        ExportFailure: ``invalid_segment``, with the segment's id and what is wrong with it.
-    """
+    """The condition of a segment's rows. Raises ``invalid_segment`` with the segment's id and what is wrong with it."""
     try:
         if segment.query_dsl is not None:
             return parse_segment_query(segment.query_dsl, dataset, custom_fields, time_zone)

@@ -188,22 +188,14 @@ def comma_separated_texts(array: pa.Array) -> pa.Array:
 
 def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tuple[pa.Array, ...]:
     """The arrays of the output columns in their order, each in the Arrow type of its catalog type."""
-    arrays = []
-    for column in columns:
-        array = batch.column(column.name)
-        wanted = ARROW_TYPES[column.type]
-        arrays.append(array if array.type == wanted else array.cast(wanted))
-    return tuple(arrays)
+    return tuple(batch.column(column.name).cast(ARROW_TYPES[column.type]) for column in columns)
 
 
 def check_time_zone(zone: str) -> None:
-    """Fail for an unknown zone now, not at the first timestamp.
+    """Fail for an unknown zone (``invalid_option``) now, not at the first timestamp.
 
     Without polars: a process that has used polars cannot be forked any more (the child waits for ever for its missing
     threads), and a format may be opened before the fork.
-
-    Raises:
-        ExportFailure: ``invalid_option``.
     """
     try:
         ZoneInfo(zone)

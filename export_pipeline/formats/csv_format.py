@@ -73,7 +73,9 @@ class CsvFormat(TextFormat):
         frame = block.frame.select(self._column(block, place, counted) for place in range(len(block.columns)))
         quotes_all = self._options.csv_quoting == "non_empty"
         if quotes_all:
-            frame = _without_bare_values(frame)
+            # Numbers as text, so that they are quoted too, and null for empty text, so that it is not.
+            text = pl.col(pl.String)
+            frame = frame.with_columns(pl.when(text != "").then(text), pl.selectors.numeric().cast(pl.String))
         written = _Written()
         # Not "always", which would quote nulls.
         style: CsvQuoteStyle = "non_numeric" if quotes_all else "necessary"
@@ -178,12 +180,6 @@ def _without_blank_lines(
     needs_quotes = is_blank | (values == "") | values.str.contains(rf'["\r\n{re.escape(delimiter)}]')
     quoted = '"' + values.str.replace_all('"', '""', literal=True) + '"'
     return quoted.zip_with(needs_quotes.fill_null(value=False), values).to_frame(), "never"
-
-
-def _without_bare_values(frame: pl.DataFrame) -> pl.DataFrame:
-    """Numbers as text, so that they are quoted too, and null for empty text, so that it is not."""
-    text = pl.col(pl.String)
-    return frame.with_columns(pl.when(text != "").then(text), pl.selectors.numeric().cast(pl.String))
 
 
 def _row_ends(data: memoryview) -> RowEnds:

@@ -1,6 +1,6 @@
 """Lists, segments and custom fields of an organization in the source.
 
-Lookups use the export's readers: they work on the same databases, with the same rights.
+Lookups use the export's readers: they work on the same databases, with the same rights, and raise what reading raises.
 """
 
 from __future__ import annotations
@@ -36,11 +36,7 @@ _SHORTEST_TIMEOUT_SECONDS = 0.001
 
 
 def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids: Sequence[Identity]) -> None:
-    """Make sure that the organization has every one of these lists.
-
-    Raises:
-        ExportFailure: ``unknown_list`` for the first that it does not have; whatever reading raises.
-    """
+    """Make sure that the organization has each of these lists. Raises ``unknown_list`` for the first that it lacks."""
     if dataset.lists is None or not list_ids:
         return
     found = read_texts(source, dataset, dataset.lists.lists, [dataset.lists.lists.id], organization_id, list_ids)
@@ -50,11 +46,7 @@ def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids
 def find_segments(
     source: Source, dataset: Dataset, organization_id: str, segment_ids: Sequence[Identity]
 ) -> tuple[StoredSegment, ...]:
-    """The organization's segments of these ids, in their order.
-
-    Raises:
-        ExportFailure: ``unknown_segment`` for the first that it does not have; whatever reading raises.
-    """
+    """The organization's segments of these ids, in their order. Raises ``unknown_segment`` for the first that it lacks."""
     segments = dataset.segments
     if segments is None or not segment_ids:
         return ()
@@ -77,11 +69,7 @@ def _refuse_unknown(ids: Sequence[Identity], known: Container[str | None], what:
 
 
 def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -> tuple[CustomField, ...]:
-    """The custom fields that the organization defined, in the order of their names.
-
-    Raises:
-        ExportFailure: ``source_data_invalid`` for an unusable definition; whatever reading raises.
-    """
+    """The organization's custom fields in the order of their names; ``source_data_invalid`` for an unusable one."""
     declared = dataset.custom_fields
     if declared is None:
         return ()
@@ -156,11 +144,7 @@ class SegmentEntry:
 def lists_page(
     source: Source, dataset: Dataset, organization_id: str, *, after: str | None, limit: int
 ) -> list[ListEntry]:
-    """The organization's lists in the order of their ids, those after ``after``.
-
-    Raises:
-        ExportFailure: ``unknown_list`` if ``after`` cannot be the id of a list; whatever reading raises.
-    """
+    """The organization's lists after ``after``, by id; ``unknown_list`` if ``after`` cannot be the id of a list."""
     if dataset.lists is None:
         return []
     lists, membership, dialect = dataset.lists.lists, dataset.lists, dialect_of(source.backend)
@@ -192,11 +176,7 @@ def lists_page(
 
 
 def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zone: str) -> list[SegmentEntry]:
-    """Every segment of the organization, in the order of their ids; parsed and counted for at most five seconds.
-
-    Raises:
-        ExportFailure: whatever reading raises.
-    """
+    """Every segment of the organization, in the order of their ids; parsed and counted for at most five seconds."""
     declared = dataset.segments
     if declared is None:
         return []

@@ -100,6 +100,7 @@ class _Stager(ExitStack):
         self._rows_per_shard = shard_rows
         self._shard_rows: int | None = None
         self._writer: BatchWriter | None = None
+        self._key = ""
         self._rows_in_shard = 0
         self.writing = Timer()
         self.rows = 0
@@ -127,19 +128,17 @@ class _Stager(ExitStack):
         return self.rows
 
     def _begin_shard(self) -> BatchWriter:
-        key = f"{self._prefix}/{len(self.shards) + 1:05d}.arrow"
-        self._writer = self.enter_context(self._staging.write_batches(key, self._schema))
-        self.shards.append(StagedShard(len(self.shards) + 1, key, 0))
+        self._key = f"{self._prefix}/{len(self.shards) + 1:05d}.arrow"
+        self._writer = self.enter_context(self._staging.write_batches(self._key, self._schema))
         return self._writer
 
     def end_shard(self) -> None:
         """Close the open shard; an export without rows gets an empty one."""
+        if self._writer is None and self.shards:
+            return
         with self.writing:
-            if self._writer is None and not self.shards:
-                self._begin_shard()
             if self._writer is None:
-                return
+                self._begin_shard()
             self.close()
-        last = self.shards[-1]
-        self.shards[-1] = StagedShard(last.ordinal, last.key, self._rows_in_shard)
+        self.shards.append(StagedShard(len(self.shards) + 1, self._key, self._rows_in_shard))
         self._writer, self._rows_in_shard = None, 0

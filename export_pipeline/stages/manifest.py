@@ -86,12 +86,7 @@ def write_manifest(store: Store, key: str, manifest: Manifest) -> None:
 
 
 def read_manifest(store: Store, key: str) -> Manifest:
-    """Read a manifest from the store.
-
-    Raises:
-        ExportFailure: ``store_refused`` if it does not exist, ``internal_error`` if it is not a manifest or of an
-            unknown version.
-    """
+    """Read a manifest; ``store_refused`` without one, ``internal_error`` if it is none, or of an unknown version."""
     with store.open(key) as stream:
         text = stream.read()
     try:

@@ -219,11 +219,7 @@ def load_plan(staging: Staging, key: str) -> ExportPlan:
 
 
 def selection(plan: ExportPlan, catalog: Mapping[str, Dataset]) -> Selection:
-    """What the plan reads.
-
-    Raises:
-        ExportFailure: ``unknown_dataset`` if the catalog changed since the plan was made.
-    """
+    """What the plan reads. Raises ``unknown_dataset`` if the catalog changed since the plan was made."""
     dataset = catalog.get(plan.dataset)
     if dataset is None or dataset.version != plan.dataset_version:
         raise ExportFailure(

@@ -180,11 +180,7 @@ class _JsonText:
 
 
 def end_of_object(text: str, at: int) -> int:
-    """Where the JSON object that begins at ``at`` ends.
-
-    Raises:
-        json.JSONDecodeError: it does not end, or is not an object.
-    """
+    """Where the JSON object that begins at ``at`` ends; a ``JSONDecodeError`` if it does not end, or is no object."""
     try:
         return _DECODER.raw_decode(text, at)[1]
     except RecursionError:

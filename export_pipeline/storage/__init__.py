@@ -12,11 +12,7 @@ from export_pipeline.storage.store import Store
 
 
 def open_store(settings: Settings) -> Store:
-    """The store that ``EXPORT_STORE_URL`` names.
-
-    Raises:
-        ExportFailure: ``store_refused`` if a directory cannot be made or AWS is not configured.
-    """
+    """The store of ``EXPORT_STORE_URL``. ``store_refused`` if a directory cannot be made or AWS is not configured."""
     directory = local_path(settings.store_url)
     if directory is not None:
         from export_pipeline.storage.local import LocalStore

@@ -60,11 +60,7 @@ class BatchWriter:
 
 
 def read_batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a file, one in memory at a time.
-
-    Raises:
-        ExportFailure: ``checksum_mismatch`` if the file is not what was written.
-    """
+    """Yield the batches, one in memory at a time. Raises ``checksum_mismatch`` if the file is not what was written."""
     left = source.size()
     header, left = source.read_buffer(_HEADER.size), left - _HEADER.size
     while (expected := _unpack(header))[0]:

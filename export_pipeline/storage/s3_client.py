@@ -51,11 +51,7 @@ def client_config(endpoint_url: str = "") -> Config:
 
 
 def build_client(endpoint_url: str = "") -> Any:
-    """A boto3 S3 client with the credentials and the region of the environment.
-
-    Raises:
-        botocore.exceptions.BotoCoreError: the AWS configuration is unusable.
-    """
+    """A boto3 S3 client with the environment's credentials and region; a ``BotoCoreError`` if they are unusable."""
     session = boto3.session.Session(region_name=aws_region())
     client = session.client("s3", endpoint_url=endpoint_url or None, config=client_config(endpoint_url))
     found: str = client.meta.endpoint_url

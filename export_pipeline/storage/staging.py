@@ -51,11 +51,7 @@ def one_try(staging: Staging, prefix: str) -> Iterator[str]:
 
 
 def fingerprint_of(path: Path) -> str:
-    """What changes when a file is replaced or written to.
-
-    Raises:
-        OSError: there is no such file.
-    """
+    """What changes when a file is replaced or written to. Raises ``OSError``: there is no such file."""
     found = path.stat()
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
@@ -126,11 +122,7 @@ class Staging:
             writer.end()
 
     def read_batches(self, key: str) -> Iterator[pa.RecordBatch]:
-        """Yield the batches that ``write_batches`` wrote, one in memory at a time.
-
-        Raises:
-            ExportFailure: ``checksum_mismatch`` if they are not what was written.
-        """
+        """Yield what ``write_batches`` wrote, one in memory at a time; ``checksum_mismatch`` if it is something else."""
         with self.open(key) as source:
             yield from read_batches(source)
 

@@ -45,11 +45,7 @@ class Store(Protocol):
     def put(
         self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
     ) -> None:
-        """Upload ``size`` bytes whose SHA-256 (hex) is known; whole or not at all.
-
-        Raises:
-            ExportFailure: ``checksum_mismatch`` if what arrived is not what was sent.
-        """
+        """Upload ``size`` bytes of this SHA-256 (hex), whole or not at all. ``checksum_mismatch`` if others arrived."""
 
     def link_file(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
         """Make a finished local file an object without copying it. Returns False, doing nothing, if that is impossible.
@@ -61,11 +57,7 @@ class Store(Protocol):
         """
 
     def open(self, key: str) -> BinaryIO:
-        """Open an object for reading from its beginning. A truncated read raises, it is never short.
-
-        Raises:
-            ExportFailure: ``store_refused`` if there is no such object.
-        """
+        """Open an object from its beginning; ``store_refused`` without one. A read is never short: it raises."""
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, None if there is no such object."""

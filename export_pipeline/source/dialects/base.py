@@ -236,11 +236,7 @@ class Dialect:
         return sa.cast(value, sa.Text), self.by_code_point(value)
 
     def gathered(self, ranked: sa.Subquery, within: Bool) -> sa.FromClause:
-        """One row a parent: ``parent``, and ``listed``, its values as a JSON array in the order of their ``place``.
-
-        Raises:
-            ExportFailure: ``not_supported`` on a database that this was not written for.
-        """
+        """One row a parent: ``parent``, and ``listed``, its values as a JSON array in the order of their ``place``."""
         raise ExportFailure(
             FailureCode.NOT_SUPPORTED,
             f"include: child lists cannot be read from {self.backend} yet; leave it out.",
