@@ -105,7 +105,7 @@ class _Blocks:
         return True
 
     def write(self, writer: FileWriter[Any], *, is_first: bool) -> int:
-        """Let a file take rows of the block; ``row_too_large`` if it takes none although it has none yet (``is_first``)."""
+        """Let a file take rows of the block; ``row_too_large`` if it takes none and has none yet (``is_first``)."""
         taken = writer.write(self._block.encoded, self._at)
         if is_first and not taken:
             raise ExportFailure(

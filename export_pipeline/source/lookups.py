@@ -46,7 +46,7 @@ def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids
 def find_segments(
     source: Source, dataset: Dataset, organization_id: str, segment_ids: Sequence[Identity]
 ) -> tuple[StoredSegment, ...]:
-    """The organization's segments of these ids, in their order. Raises ``unknown_segment`` for the first that it lacks."""
+    """The organization's segments of these ids, in their order; ``unknown_segment`` for the first that it lacks."""
     segments = dataset.segments
     if segments is None or not segment_ids:
         return ()

@@ -122,7 +122,7 @@ class Staging:
             writer.end()
 
     def read_batches(self, key: str) -> Iterator[pa.RecordBatch]:
-        """Yield what ``write_batches`` wrote, one in memory at a time; ``checksum_mismatch`` if it is something else."""
+        """Yield what ``write_batches`` wrote, one in memory at a time; ``checksum_mismatch`` if it is anything else."""
         with self.open(key) as source:
             yield from read_batches(source)
 
