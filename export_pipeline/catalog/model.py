@@ -265,11 +265,6 @@ class Dataset(_Declaration):
         """The column that date ranges apply to, if there is one."""
         return self._by_name[self.created_at] if self.created_at else None
 
-    @cached_property
-    def exported_columns(self) -> tuple[Column, ...]:
-        """The columns that may be in files, in the order of the declaration."""
-        return tuple(column for column in self.columns if column.exported)
-
     def column(self, name: str) -> Column | None:
         """The column with this name or alias, in snake_case or camelCase; None if there is none."""
         return self._by_name.get(name)
@@ -290,7 +285,7 @@ class Dataset(_Declaration):
         ``table`` says that the format is csv or xlsx, where headers may be in upper case.
         """
         if name == DEFAULT_LAYOUT:
-            chosen, upper = self.exported_columns, False
+            chosen, upper = tuple(column for column in self.columns if column.exported), False
         elif (layout := self.layouts.get(name)) is not None:
             chosen = tuple(self._by_name[column] for column in layout.columns)
             upper = table and layout.header_case == "upper"

@@ -52,6 +52,8 @@ class ParquetFormat:
         self._schema = pa.schema([pa.field(column.header, ARROW_TYPES[column.type]) for column in options.columns])
         self._statistics = [column.header for column in options.columns if column.type in _WITH_STATISTICS]
         self._empty_size = len(self.trial(None))
+        self.group_footer = sum(_COLUMN_FOOTER + len(name.encode()) for name in self._schema.names)
+        """At most the bytes of the footer about one row group."""
         self.packing = Timer()  # never runs: Arrow compresses while it writes
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> pa.RecordBatch:  # noqa: ARG002 - nothing is altered
@@ -82,15 +84,11 @@ class ParquetFormat:
                 writer.write_table(pa.Table.from_batches([rows]), row_group_size=rows.num_rows)
         return stream.getvalue()
 
-    def group_footer(self) -> int:
-        """At most the bytes of the footer about one row group."""
-        return sum(_COLUMN_FOOTER + len(name.encode()) for name in self._schema.names)
-
     def worst_case(self, rows: pa.RecordBatch) -> int:
         """At most the bytes of these rows as a row group, the footer included."""
         cells: int = rows.num_rows * rows.num_columns
         values = int((rows.nbytes + cells // 2) * 1.02)
-        return values + len(self._schema) * _COLUMN_OVERHEAD + self.group_footer()
+        return values + len(self._schema) * _COLUMN_OVERHEAD + self.group_footer
 
 
 class ParquetFile:
@@ -149,7 +147,7 @@ class ParquetFile:
         before = self._sink.position
         self._writer.write_table(rows, row_group_size=rows.num_rows)
         self._ratio = (self._sink.position - before) / max(rows.nbytes, 1)
-        self._reserve += self._format.group_footer()
+        self._reserve += self._format.group_footer
 
     def _take_tightly(self, rows: pa.RecordBatch) -> int:
         """Take the rows whose exact size fits; a begun file may stay a few bytes below its ceiling."""
@@ -165,7 +163,7 @@ class ParquetFile:
 
     def _largest(self, rows: pa.RecordBatch) -> pa.RecordBatch | None:
         """As many of these rows as fit, from the first; None if not even one does."""
-        room = self._room() - self._format.group_footer()
+        room = self._room() - self._format.group_footer
         expected = max(rows.nbytes * self._ratio, 1)
         count = min(rows.num_rows, max(1, int(rows.num_rows * room / expected * 0.97)))
         while count and room > 0:

@@ -99,7 +99,7 @@ def read_texts(
 ) -> list[tuple[str | None, ...]]:
     """An organization's rows of a table that belongs to the dataset, as text; only those with these ids, if given."""
     named = None if isinstance(table, CustomFieldTable) or ids is None else table
-    clause = table_clause(table.table, [*columns, table.tenant, *([named.id] if named else [])])
+    clause = table_clause(table.table, [*columns, table.tenant, named.id if named else None])
     dialect = dialect_of(source.backend)
     where = [of_tenant(clause, table.tenant, dataset, organization_id, dialect)]
     if named is not None:
@@ -157,8 +157,7 @@ def lists_page(
         except ValueError:
             message = "page_token: not issued by this API; start without one."
             raise ExportFailure(FailureCode.UNKNOWN_LIST, message, field="page_token") from None
-    columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
-    members = table_clause(membership.table, columns)
+    members = table_clause(membership.table, [membership.list_id, membership.tenant])
     on_list: list[sa.ColumnElement[bool]] = [members.c[membership.list_id] == table.c[lists.id]]
     if lists.id_type is ColumnType.TEXT:
         on_list.append(dialect.by_code_point(members.c[membership.list_id]) == place)

@@ -115,8 +115,7 @@ def child_values(
 
     ``parents`` are the keys of the exported rows; None = all rows that the child table has of the tenant.
     """
-    names = {child.foreign_key, child.value, child.order_by} | ({child.tenant} if child.tenant else set())
-    table = table_clause(child.table, names)
+    table = table_clause(child.table, [child.foreign_key, child.value, child.order_by, child.tenant])
     parent, value, order = table.c[child.foreign_key], table.c[child.value], table.c[child.order_by]
     directed = order.desc() if child.direction == "desc" else order.asc()
     # The value breaks ties by code point, so that two exports of one snapshot are the same.

@@ -41,6 +41,7 @@ def make_manifest(
             FailureCode.COUNT_MISMATCH, f"{delivered} rows were delivered of a snapshot of {rows}. Retry the export."
         )
     numbered = tuple(file.model_copy(update={"ordinal": number}) for number, file in enumerate(files, start=1))
+    selected = plan.model_dump(mode="json", include={"filters", "list_ids", "segments"})
     totals: Counter[str] = Counter()
     for one in counters:
         totals.update(one)
@@ -54,7 +55,7 @@ def make_manifest(
         compression=plan.compression,
         layout=plan.layout,
         columns=tuple(column.header for column in plan.columns),
-        filters_sha256=_digest(plan),
+        filters_sha256=hashlib.sha256(json.dumps(selected, sort_keys=True).encode()).hexdigest(),
         rows=rows,
         bytes=sum(file.bytes for file in files),
         files=numbered,
@@ -65,11 +66,6 @@ def make_manifest(
         csv_delimiter=plan.options.csv_delimiter,
         counters=dict(totals),
     )
-
-
-def _digest(plan: ExportPlan) -> str:
-    selected = plan.model_dump(mode="json", include={"filters", "list_ids", "segments"})
-    return hashlib.sha256(json.dumps(selected, sort_keys=True).encode()).hexdigest()
 
 
 def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:

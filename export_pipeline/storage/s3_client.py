@@ -204,11 +204,6 @@ def error_code(error: boto.ClientError) -> str:
     return code if re.fullmatch(r"[A-Za-z0-9.]{1,64}", code) else "unknown"
 
 
-def is_missing(error: boto.ClientError) -> bool:
-    """Whether the error says that the object does not exist."""
-    return error_code(error) in ("404", "NoSuchKey", "NotFound")
-
-
 @contextmanager
 def translated(place: Place = STORE) -> Iterator[None]:
     """Raise every exception of botocore as an ``ExportFailure``."""

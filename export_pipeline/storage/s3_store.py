@@ -16,7 +16,7 @@ import botocore.exceptions as boto
 
 from export_pipeline.concurrency import map_ahead
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.storage.s3_client import STORE, Bucket, is_aws, is_missing, translated
+from export_pipeline.storage.s3_client import STORE, Bucket, error_code, is_aws, translated
 from export_pipeline.storage.store import Link, ObjectDescription, Progress, content_disposition
 
 LONGEST_LINK = timedelta(days=7)
@@ -101,7 +101,7 @@ class S3Store(Bucket):
             try:
                 return cast("dict[str, Any]", self.client.head_object(**self.at(key)))
             except boto.ClientError as error:
-                if is_missing(error):
+                if error_code(error) in ("404", "NoSuchKey", "NotFound"):
                     return None
                 raise
 
@@ -121,7 +121,9 @@ class S3Store(Bucket):
             url = self._signer.generate_presigned_url(
                 "get_object", Params=parameters, ExpiresIn=max(1, int(lifetime.total_seconds()))
             )
-        ends = _signature_expiry(url)
+        query = parse_qs(urlsplit(url).query)
+        signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        ends = signed + timedelta(seconds=int(query["X-Amz-Expires"][0]))
         return Link(url, ends if credentials_end is None else min(ends, credentials_end))
 
     def object_url(self, key: str) -> str:
@@ -293,9 +295,3 @@ def _credentials_expiry(client: Any) -> datetime | None:
     if expiry is not None:
         return expiry.astimezone(UTC)
     return datetime.now(UTC) + UNKNOWN_SESSION if frozen.token else None
-
-
-def _signature_expiry(url: str) -> datetime:
-    query = parse_qs(urlsplit(url).query)
-    signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    return signed + timedelta(seconds=int(query["X-Amz-Expires"][0]))

@@ -6,6 +6,7 @@ try writes under keys of its own (``unique``), and a key counts only once a step
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -50,9 +51,8 @@ def one_try(staging: Staging, prefix: str) -> Iterator[str]:
         raise
 
 
-def fingerprint_of(path: Path) -> str:
-    """What changes when a file is replaced or written to. Raises ``OSError``: there is no such file."""
-    found = path.stat()
+def fingerprint_of(found: os.stat_result) -> str:
+    """What changes when a file is replaced or written to."""
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
@@ -136,7 +136,7 @@ class Staging:
         if path is None:
             return None
         with _translated():
-            return fingerprint_of(path)
+            return fingerprint_of(path.stat())
 
     # On S3 the rest goes by boto3: after each deletion ``pyarrow.fs`` writes an empty object named like the parent
     # "directory". S3 keeps it for ever, and some S3-compatible stores refuse it.

@@ -8,8 +8,10 @@ correct from 1900-03-01 and ends with 9999: other dates are text. It keeps 15 di
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import cast
 
 import polars as pl
 import pyarrow as pa
@@ -109,16 +111,9 @@ def row_xml(block: Block, options: FormatOptions, styles: Styles, counters: Coun
 def _merged(pieces: Pieces) -> list[pl.Expr]:
     """Neighbouring literals as one."""
     merged: list[pl.Expr] = []
-    text = ""
-    for piece in pieces:
-        if isinstance(piece, str):
-            text += piece
-            continue
-        if text:
-            merged.append(pl.lit(text))
-        merged.append(piece)
-        text = ""
-    return [*merged, pl.lit(text)]
+    for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
+        merged += [pl.lit("".join(map(str, group)))] if is_text else cast("Iterator[pl.Expr]", group)
+    return merged
 
 
 def _cell(block: Block, place: int, options: FormatOptions, styles: Styles, counters: Counter[str]) -> Pieces:
