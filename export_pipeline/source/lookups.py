@@ -164,13 +164,10 @@ def lists_page(
     if membership.tenant:
         on_list.append(of_tenant(members, membership.tenant, dataset, organization_id, dialect))
     rows = sa.select(sa.func.count()).select_from(members).where(*on_list).correlate(table).scalar_subquery()
-    names = ("id", "name", "rows")
-    values: tuple[sa.ColumnElement[Any], ...] = (table.c[lists.id], table.c[lists.name], rows)
-    texts: list[sa.ColumnElement[Any]] = [
-        sa.cast(value, sa.Text).label(name) for name, value in zip(names, values, strict=True)
-    ]
+    values: dict[str, sa.ColumnElement[Any]] = {"id": table.c[lists.id], "name": table.c[lists.name], "rows": rows}
+    texts: list[sa.ColumnElement[Any]] = [sa.cast(value, sa.Text).label(name) for name, value in values.items()]
     select: sa.Select[Any] = sa.select(*texts).where(*where).order_by(place).limit(limit)
-    found = rows_of(source, select, names)
+    found = rows_of(source, select, list(values))
     return [ListEntry(str(key), name, int(count or 0)) for key, name, count in found]
 
 

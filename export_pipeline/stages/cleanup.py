@@ -44,21 +44,19 @@ def cancel_and_discard(
     uid: str,
     *,
     run_id: str | None = None,
-    claim_id: str | None = None,
     wait: bool = True,
 ) -> None:
     """Mark a request canceled, unless it is finished, and delete what its attempts left in both services.
 
     It is safe to call again: a sensor may cancel the row while the worker still holds files.
 
-    For an operator who terminated a run, ``run_id`` cancels only if the request is still this run's, ``claim_id`` only
-    if it still waits for the run of this claim. A sensor does not ``wait`` for a row that another transaction has
-    locked: other requests wait for the sensor.
+    For an operator who terminated a run, ``run_id`` cancels only if the request is still this run's. A sensor does not
+    ``wait`` for a row that another transaction has locked: other requests wait for the sensor.
     """
     database = services.database if wait else impatient(services.database)
     messages = {"by_requester": BY_REQUESTER, "by_operator": BY_OPERATOR}
     with database.begin() as connection:
-        transitions.cancel(connection, request_id, **messages, run_id=run_id, claim_id=claim_id)
+        transitions.cancel(connection, request_id, **messages, run_id=run_id)
     state = _state(services.database, uid)
     if state is None or state.status is not RequestStatus.CANCELED:
         return

@@ -78,7 +78,7 @@ def write_manifest(store: Store, key: str, manifest: Manifest) -> None:
     content = manifest.model_dump_json(indent=2).encode()
     store.put(
         io.BytesIO(content),
-        ObjectDescription(key=key, download_name="manifest.json", media_type="application/json"),
+        ObjectDescription(key=key, download_name=MANIFEST_NAME, media_type="application/json"),
         size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         progress=lambda _: None,
@@ -86,7 +86,7 @@ def write_manifest(store: Store, key: str, manifest: Manifest) -> None:
 
 
 def read_manifest(store: Store, key: str) -> Manifest:
-    """Read a manifest; ``store_refused`` without one, ``internal_error`` if it is none, or of an unknown version."""
+    """Read a manifest; ``store_refused`` if it does not exist, ``internal_error`` if it cannot be read."""
     with store.open(key) as stream:
         text = stream.read()
     try:
@@ -123,11 +123,6 @@ def export_prefix(uid: UUID | str, attempt: int, secret: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{32}", secret):
         raise ValueError("secret must be 32 hex digits, as made by secrets.token_hex(16)")
     return f"{_safe(str(uid))}/{attempt}/{secret}"
-
-
-def manifest_key(prefix: str) -> str:
-    """The key of an attempt's manifest."""
-    return f"{prefix}/{MANIFEST_NAME}"
 
 
 def _safe(text: str) -> str:

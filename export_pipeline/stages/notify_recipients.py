@@ -60,9 +60,10 @@ class Announcement:
 def mail_recipients(
     services: Services, request_id: int, *, run_id: str, check: Callable[[], None], warn: Callable[[str], None]
 ) -> Mapping[NotificationStatus, int]:
-    """Mail the recipients of a completed request, and note on the row what went wrong. As ``notify`` else.
+    """Mail the recipients of a completed request, and note on the row what went wrong.
 
-    ``run_id`` is the run that owns the request; ``warn`` is called with texts for operators.
+    ``run_id`` is the run that owns the request; ``warn`` is called with texts for operators. The rest is as in
+    ``notify``.
     """
     with reading(services.database) as connection:
         request = load_request(connection, request_id)

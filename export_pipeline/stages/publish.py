@@ -17,7 +17,7 @@ from export_pipeline.requests import billing, notifications, transitions
 from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import load_request
 from export_pipeline.requests.validation.mail import is_silent, recipients_of_files
-from export_pipeline.stages.manifest import Manifest, ManifestFile, export_prefix, manifest_key, write_manifest
+from export_pipeline.stages.manifest import MANIFEST_NAME, Manifest, ManifestFile, export_prefix, write_manifest
 from export_pipeline.stages.plan import ExportPlan
 from export_pipeline.storage.store import Store
 
@@ -85,7 +85,7 @@ def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
         for attempt in range(1, plan.attempt):
             for left in list(store.keys(f"{plan.uid}/{attempt}/")):
                 store.delete(left)
-    key = manifest_key(export_prefix(plan.uid, plan.attempt, plan.key_secret))
+    key = f"{export_prefix(plan.uid, plan.attempt, plan.key_secret)}/{MANIFEST_NAME}"
     write_manifest(store, key, manifest)
     return key
 

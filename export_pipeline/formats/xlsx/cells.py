@@ -8,7 +8,7 @@ correct from 1900-03-01 and ends with 9999: other dates are text. It keeps 15 di
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import cast
@@ -112,7 +112,8 @@ def _merged(pieces: Pieces) -> list[pl.Expr]:
     """Neighbouring literals as one."""
     merged: list[pl.Expr] = []
     for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
-        merged += [pl.lit("".join(map(str, group)))] if is_text else cast("Iterator[pl.Expr]", group)
+        members = list(group)
+        merged += [pl.lit("".join(map(str, members)))] if is_text else cast("list[pl.Expr]", members)
     return merged
 
 
