@@ -7,7 +7,7 @@ into that format's own representation; ``FileWriter.write`` takes as many of tho
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, Protocol, TypeVar
 
@@ -78,12 +78,8 @@ class FileFormat(Protocol[E]):
     """The seconds of compression so far; 0 where a library compresses inside its own writer."""
 
     @property
-    def counters(self) -> Sequence[str]:
-        """The changes that are counted for the manifest: cells cut, characters replaced, ..."""
-
-    @property
-    def head_counts(self) -> Mapping[str, int]:
-        """The changes in the head of every file, by the names of ``counters``."""
+    def counters(self) -> Mapping[str, int]:
+        """The changes that are counted for the manifest (cells cut and so on), with those in the head of every file."""
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> E:
         """Turn a staged batch into this format's representation; adds the changes to ``counted``.

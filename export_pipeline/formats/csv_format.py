@@ -55,14 +55,12 @@ _DANGEROUS = f"^[=@\\t\\r\\n\uff1d\uff20{_SIGN}]"
 class CsvFormat(TextFormat):
     """CSV with its options. ``guarded_cells``: cells that got an apostrophe."""
 
-    counters = ("guarded_cells",)
-
     def __init__(self, options: FormatOptions) -> None:
         _check(options)
         super().__init__("csv", options, Frame(head=_head(options)))
 
     @cached_property
-    def head_counts(self) -> Counter[str]:
+    def counters(self) -> Counter[str]:
         """Headers that got an apostrophe, in every file."""
         pairs = zip(_headers(self._options), self._options.columns, strict=True)
         return Counter(guarded_cells=sum(written != column.header for written, column in pairs))

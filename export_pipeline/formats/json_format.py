@@ -34,8 +34,7 @@ class JsonFormat(TextFormat):
     ``non_finite_numbers``: numbers that JSON cannot represent, written as null.
     """
 
-    counters = ("non_finite_numbers",)
-    head_counts: Mapping[str, int] = {}
+    counters: Mapping[str, int] = {"non_finite_numbers": 0}
 
     def __init__(self, name: str, options: FormatOptions) -> None:
         self._lines = name == "ndjson"

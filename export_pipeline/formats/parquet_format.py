@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -41,8 +41,7 @@ class ParquetFormat:
 
     extension = "parquet"
     media_type = "application/vnd.apache.parquet"
-    counters: Sequence[str] = ()
-    head_counts: Mapping[str, int] = {}
+    counters: Mapping[str, int] = {}
 
     def __init__(self, options: FormatOptions) -> None:
         if options.compression != "none":

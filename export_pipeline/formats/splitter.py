@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +63,7 @@ def write_files(
                     raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
             rows_before += rows
             counters = blocks.next_file()
-            counters.update(fmt.head_counts)
+            counters.update(fmt.counters)
             yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), counters)
 
 
@@ -82,7 +82,7 @@ def _encoded(fmt: FileFormat[Any], key: str, block: pa.RecordBatch) -> _EncodedB
 class _Blocks:
     """The rows still to be written: a source of encoded blocks, and the current block."""
 
-    def __init__(self, source: Iterator[_EncodedBlock], counters: Sequence[str], key: str) -> None:
+    def __init__(self, source: Iterator[_EncodedBlock], counters: Iterable[str], key: str) -> None:
         self._source = source
         self._key = key
         self._block = _EncodedBlock(pa.array([]), (), Counter())

@@ -24,7 +24,7 @@ from export_pipeline.database.engine import reading
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.segments import StoredSegment, segment_condition
-from export_pipeline.filters.tree import AnyOf, Condition, OnList, size_of
+from export_pipeline.filters.tree import AllOf, AnyOf, Condition, OnList, size_of
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import NO_CEILING, FormatOptions
 from export_pipeline.formats.splitter import write_files
@@ -165,11 +165,8 @@ def make_plan(
 
 
 def _check_size(conditions: Sequence[Condition]) -> None:
-    sizes = [size_of(condition) for condition in conditions]
-    for total, most, what in (
-        (sum(size[0] for size in sizes), MOST_CONDITIONS, "conditions"),
-        (sum(size[1] for size in sizes), MOST_VALUES, "values"),
-    ):
+    count, values = size_of(AllOf(tuple(conditions)))
+    for total, most, what in ((count, MOST_CONDITIONS, "conditions"), (values, MOST_VALUES, "values")):
         if total > most:
             message = f"filters: together with the segments they hold {total} {what}; at most {most} are allowed."
             raise ExportFailure(FailureCode.INVALID_FILTER, message, field="filters")

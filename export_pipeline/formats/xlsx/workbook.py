@@ -53,7 +53,6 @@ _LAST = (_WORKBOOK, "xl/_rels/workbook.xml.rels", "[Content_Types].xml")
 class XlsxFormat:
     """Workbooks with their options. ``replaced_characters`` and ``cut_cells`` count cells."""
 
-    counters = ("replaced_characters", "cut_cells")
     extension = "xlsx"
     media_type = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
@@ -70,9 +69,9 @@ class XlsxFormat:
         self._parts = cache(partial(_Parts, options.dataset, len(options.columns)))
 
     @cached_property
-    def head_counts(self) -> Counter[str]:
+    def counters(self) -> Counter[str]:
         """The changes in the headers of every file."""
-        counted = Counter[str]()
+        counted = Counter(replaced_characters=0, cut_cells=0)
         header_xml(self._options.columns, self._parts(1).styles, counted)
         return counted
 
