@@ -86,12 +86,14 @@ class ConditionCompiler:
         return self._dialect.custom_text(self._table, self._table.c[field.column.source], field.key)
 
     def _has_domain(self, condition: tree.HasDomain) -> Bool:
-        address = self._table.c[condition.address.source]
-        of_address: Bool = sa.func.coalesce(self._dialect.ends_with_domain(address, condition.domain), sa.false())
+        def is_of_domain(address: Expression) -> Bool:
+            return self._dialect.ends_with_domain(address, condition.domain)
+
+        of_address: Bool = sa.func.coalesce(is_of_domain(self._table.c[condition.address.source]), sa.false())
         if condition.addresses is None:
             return of_address
         addresses = self._table.c[condition.addresses.source]
-        return sa.or_(of_address, self._dialect.any_of_domain(addresses, condition.domain))
+        return sa.or_(of_address, self._dialect.any_element(addresses, is_of_domain))
 
     def _on_list(self, list_ids: Sequence[str | int]) -> Bool:
         membership = self._dataset.lists

@@ -196,10 +196,6 @@ class Dialect:
         """A JSON array has this text as an element; never null."""
         return self.any_element(column, lambda element: self.exact_text(element) == text(value))
 
-    def any_of_domain(self, column: Expression, domain: str) -> Bool:
-        """A JSON array has an address of this domain as an element; never null."""
-        return self.any_element(column, lambda element: self.ends_with_domain(element, domain))
-
     def custom_text(self, table: sa.TableClause, source: Expression, key: str) -> Expression:
         """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
         raise self.refusal()
