@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -112,26 +112,22 @@ def byte_table(characters: bytes) -> npt.NDArray[np.bool_]:
     return table
 
 
-@dataclass(frozen=True)
 class Block:
-    """The output columns of one batch; in ``frame`` they are named by their place: "0", "1", ..."""
+    """The output columns of a staged batch, those named in ``comma_separated`` as ``a,b``.
 
-    columns: tuple[OutputColumn, ...]
-    arrays: tuple[pa.Array, ...]
-    frame: pl.DataFrame
+    In ``frame`` they are named by their place: "0", "1", ...
+    """
 
-    @classmethod
-    def of(
-        cls, batch: pa.RecordBatch, columns: tuple[OutputColumn, ...], comma_separated: frozenset[str] = frozenset()
-    ) -> Block:
-        """Pick the output columns of a staged batch, those named in ``comma_separated`` as ``a,b``."""
-        arrays = tuple(
+    def __init__(
+        self, batch: pa.RecordBatch, columns: tuple[OutputColumn, ...], comma_separated: frozenset[str] = frozenset()
+    ) -> None:
+        self.columns = columns
+        self.arrays = [
             comma_separated_texts(array) if column.name in comma_separated else array
             for column, array in zip(columns, typed_arrays(batch, columns), strict=True)
-        )
-        names = [str(place) for place in range(len(arrays))]
-        frame = pl.DataFrame(pa.RecordBatch.from_arrays(list(arrays), names=names))
-        return cls(columns, arrays, frame)
+        ]
+        names = [str(place) for place in range(len(self.arrays))]
+        self.frame = pl.DataFrame(pa.RecordBatch.from_arrays(self.arrays, names=names))
 
     def text_bytes(self, place: int) -> TextBytes:
         """The bytes of a column that is staged as text."""
@@ -186,9 +182,9 @@ def comma_separated_texts(array: pa.Array) -> pa.Array:
     return rewritten.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
 
 
-def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tuple[pa.Array, ...]:
+def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> list[pa.Array]:
     """The arrays of the output columns in their order, each in the Arrow type of its catalog type."""
-    return tuple(batch.column(column.name).cast(ARROW_TYPES[column.type]) for column in columns)
+    return [batch.column(column.name).cast(ARROW_TYPES[column.type]) for column in columns]
 
 
 def check_time_zone(zone: str) -> None:

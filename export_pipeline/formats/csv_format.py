@@ -67,7 +67,7 @@ class CsvFormat(TextFormat):
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into CSV rows."""
-        block = Block.of(batch, self._options.columns, self._options.comma_separated)
+        block = Block(batch, self._options.columns, self._options.comma_separated)
         frame = block.frame.select(self._column(block, place, counted) for place in range(len(block.columns)))
         quotes_all = self._options.csv_quoting == "non_empty"
         if quotes_all:

@@ -42,7 +42,7 @@ class JsonFormat(TextFormat):
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into one object a row."""
-        block = Block.of(batch, self._options.columns)
+        block = Block(batch, self._options.columns)
         before, after = ("", "}\n") if self._lines else (",\n", "}")
         pieces: list[pl.Expr] = [pl.lit(before + "{")]
         places = range(len(block.columns))

@@ -57,7 +57,7 @@ class ParquetFormat:
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> pa.RecordBatch:  # noqa: ARG002 - nothing is altered
         """The output columns of a staged batch, under their headers."""
-        return pa.RecordBatch.from_arrays(list(typed_arrays(batch, self._options.columns)), schema=self._schema)
+        return pa.RecordBatch.from_arrays(typed_arrays(batch, self._options.columns), schema=self._schema)
 
     def open(self, sink: BinaryIO) -> ParquetFile:
         """Begin a file."""

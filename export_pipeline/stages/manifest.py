@@ -7,17 +7,14 @@ import io
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from export_pipeline.catalog.types import NameStyle
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.storage.store import ObjectDescription
-
-if TYPE_CHECKING:
-    from export_pipeline.storage.store import Store
+from export_pipeline.storage.store import ObjectDescription, Store
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 MANIFEST_NAME = "manifest.json"

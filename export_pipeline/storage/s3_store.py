@@ -150,12 +150,9 @@ class _Upload:
 
     def send(self, source: BinaryIO, progress: Progress) -> None:
         """Send everything; ``checksum_mismatch`` if the source holds something else."""
-        if self._size <= MINIMUM_PART:
-            self._in_one_piece(source, progress)
-        else:
+        if self._size > MINIMUM_PART:
             self._in_parts(source, progress)
-
-    def _in_one_piece(self, source: BinaryIO, progress: Progress) -> None:
+            return
         body = _read_exactly(source, self._size + 1)
         if len(body) != self._size or hashlib.sha256(body).hexdigest() != self._sha256:
             raise _mismatch("A staged file is not what was written")

@@ -77,7 +77,7 @@ class XlsxFormat:
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> SheetRows:
         """Turn a staged batch into rows of a sheet."""
-        block = Block.of(batch, self._options.columns, self._options.comma_separated)
+        block = Block(batch, self._options.columns, self._options.comma_separated)
         rows = SheetRows.from_series(row_xml(block, self._options, self._parts(1).styles, counted))
         rows.widths = widths_of_text(block)
         return rows
