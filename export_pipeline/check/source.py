@@ -233,12 +233,11 @@ class SourceTables:
     def _unique(self, table: str, schema: str | None) -> tuple[frozenset[str], ...]:
         inspector, found = self._inspector, list[Iterable[str | None]]()
         # Not every database, or not every user, can list each of them.
-        unlisted = suppress(sa.exc.SQLAlchemyError, NotImplementedError)
-        with unlisted:
+        with suppress(sa.exc.SQLAlchemyError, NotImplementedError):
             found.append(inspector.get_pk_constraint(table, schema)["constrained_columns"])
-        with unlisted:
+        with suppress(sa.exc.SQLAlchemyError, NotImplementedError):
             found += [one["column_names"] for one in inspector.get_unique_constraints(table, schema)]
-        with unlisted:
+        with suppress(sa.exc.SQLAlchemyError, NotImplementedError):
             found += [one["column_names"] for one in inspector.get_indexes(table, schema) if one["unique"]]
         return tuple(frozenset(map(str, names)) for names in found if names)
 

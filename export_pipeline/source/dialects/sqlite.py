@@ -136,6 +136,7 @@ class _Sqlite(Dialect):
             return exact
         size, bound = self.shown(source, kind), self.bound(value)
         digits = [_decimal_key(source), text(_key_of(value))]
+        # Of two negative numbers the one with the greater digits is less.
         by_digits = COMPARE[operator](*(reversed(digits) if value < 0 else digits))
         # No digits: they are those of the double.
         holds_for_equals = sa.false() if operator in (FilterOperator.GT, FilterOperator.LT) else sa.true()
