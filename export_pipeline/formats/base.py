@@ -88,7 +88,7 @@ class FileFormat(Protocol[E]):
         """
 
     def open(self, sink: BinaryIO) -> FileWriter[E]:
-        """Begin a file on ``sink`` (write-only, without seek)."""
+        """Begin a file on ``sink``, which can write and tell its position, but not seek."""
 
 
 @dataclass(frozen=True)

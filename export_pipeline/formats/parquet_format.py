@@ -94,11 +94,11 @@ class ParquetFile:
     """One file being written."""
 
     def __init__(self, sink: BinaryIO, fmt: ParquetFormat, max_bytes: int, empty_size: int) -> None:
-        self._sink = _PositionedSink(sink)
+        self._sink = sink
         self._format = fmt
         self._writer = fmt.writer(self._sink)
         self._max_bytes = max_bytes
-        self._reserve = empty_size - self._sink.position
+        self._reserve = empty_size - self._sink.tell()
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = self._pending_bytes = self._pending_worst = 0
         self._begun = False
@@ -120,7 +120,7 @@ class ParquetFile:
         self._writer.close()
 
     def _room(self) -> int:
-        return self._max_bytes - self._sink.position - self._reserve
+        return self._max_bytes - self._sink.tell() - self._reserve
 
     def _take(self, rows: pa.RecordBatch) -> bool:
         """Take all rows, if even their worst case fits."""
@@ -143,9 +143,9 @@ class ParquetFile:
         self._pending_rows = self._pending_bytes = self._pending_worst = 0
 
     def _write_group(self, rows: pa.Table) -> None:
-        before = self._sink.position
+        before = self._sink.tell()
         self._writer.write_table(rows, row_group_size=rows.num_rows)
-        self._ratio = (self._sink.position - before) / max(rows.nbytes, 1)
+        self._ratio = (self._sink.tell() - before) / max(rows.nbytes, 1)
         self._reserve += self._format.group_footer
 
     def _take_tightly(self, rows: pa.RecordBatch) -> int:
@@ -172,25 +172,3 @@ class ParquetFile:
                 return part
             count = min(count - 1, max(1, int(count * room / size * 0.97)))
         return None
-
-
-class _PositionedSink:
-    """A sink with a position, as the parquet writer requires. The caller closes the sink below it."""
-
-    closed = False
-
-    def __init__(self, sink: BinaryIO) -> None:
-        self._sink = sink
-        self.position = 0
-
-    def write(self, data: bytes) -> int:
-        self._sink.write(data)
-        self.position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.position
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...

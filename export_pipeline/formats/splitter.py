@@ -165,13 +165,22 @@ def _bounded(block: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 class _CountingSink:
-    """A write-only sink that counts and hashes the bytes."""
+    """A write-only sink that counts and hashes the bytes. The caller closes the sink below it."""
+
+    closed = False
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
         self._abandoned = False
         self.count = 0
         self.digest = hashlib.sha256()
+
+    def tell(self) -> int:
+        return self.count
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def abandon(self) -> None:
         """Ignore all further bytes: a library's writer may still end its file when it is collected."""

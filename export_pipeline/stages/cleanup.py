@@ -54,9 +54,8 @@ def cancel_and_discard(
     ``wait`` for a row that another transaction has locked: other requests wait for the sensor.
     """
     database = services.database if wait else impatient(services.database)
-    messages = {"by_requester": BY_REQUESTER, "by_operator": BY_OPERATOR}
     with database.begin() as connection:
-        transitions.cancel(connection, request_id, **messages, run_id=run_id)
+        transitions.cancel(connection, request_id, by_requester=BY_REQUESTER, by_operator=BY_OPERATOR, run_id=run_id)
     state = _state(services.database, uid)
     if state is None or state.status is not RequestStatus.CANCELED:
         return
