@@ -200,19 +200,15 @@ def _count_until(source: Source, selection: Selection, ends_at: float) -> int | 
     left = ends_at - time.monotonic()
     if left <= 0:
         return None
-    longest = min(left, source.statement_timeout_seconds or left)
+    longest = max(min(left, source.statement_timeout_seconds or left), _SHORTEST_TIMEOUT_SECONDS)
     try:
-        return count_rows(replace(source, statement_timeout_seconds=max(longest, _SHORTEST_TIMEOUT_SECONDS)), selection)
+        query = build_query(selection, source.backend, limit=1)
+        with open_snapshot(replace(source, statement_timeout_seconds=longest), query) as snapshot:
+            return snapshot.row_count
     except ExportFailure:
         if time.monotonic() < ends_at:
             raise
         return None
-
-
-def count_rows(source: Source, selection: Selection) -> int:
-    """The number of rows of a selection."""
-    with open_snapshot(source, build_query(selection, source.backend, limit=1)) as snapshot:
-        return snapshot.row_count
 
 
 def names_of(
