@@ -25,8 +25,9 @@ from moto import mock_aws
 
 from export_pipeline.launcher import WarmRunLauncher
 from export_pipeline.settings import Settings
+from export_pipeline.storage import open_store
 from export_pipeline.storage.staging import Staging
-from export_pipeline.storage.store import ObjectDescription, open_store
+from export_pipeline.storage.store import ObjectDescription
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

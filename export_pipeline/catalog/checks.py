@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
+from export_pipeline.catalog.model import Dataset, LayoutColumn
 from export_pipeline.catalog.types import spellings
 
-if TYPE_CHECKING:
-    from export_pipeline.catalog.model import Dataset, LayoutColumn
-
-PROBLEMS = "declaration_problems"
-"""Type of the pydantic error whose context holds ``problems``."""
 Location = tuple[str | int, ...]
-
-
-class Problem(NamedTuple):
-    """What is wrong, and where in the declaration."""
-
-    location: Location
-    message: str
-
-
-def prefix(location: Location) -> str:
-    """The location at the beginning of a message: ``columns.3.type: ``, empty for the whole file."""
-    return ".".join(map(str, location)) + ": " if location else ""
+Problem = tuple[Location, str]
+"""Where in the declaration, and what is wrong there."""
 
 
 def problems(dataset: Dataset) -> Iterator[Problem]:
@@ -51,7 +36,7 @@ def _names(dataset: Dataset) -> Iterator[Problem]:
         for location, name in places:
             clash = next((spelling for spelling in spellings(name) if spelling in taken), None)
             if clash is not None:
-                yield Problem(location, f"{name!r} is taken by column {taken[clash]!r}; use every name and alias once")
+                yield location, f"{name!r} is taken by column {taken[clash]!r}; use every name and alias once"
             taken.update(dict.fromkeys(spellings(name), column.name))
 
 
@@ -59,9 +44,9 @@ def _values(dataset: Dataset) -> Iterator[Problem]:
     for index, column in enumerate(dataset.columns):
         if column.values and column.type != "text":
             message = f"{column.name!r} has type {column.type}; only a text column can list its values"
-            yield Problem(("columns", index, "values"), message)
+            yield ("columns", index, "values"), message
         for at in _repeated(column.values):
-            yield Problem(("columns", index, "values", at), f"{column.values[at]!r} is listed twice; list it once")
+            yield ("columns", index, "values", at), f"{column.values[at]!r} is listed twice; list it once"
 
 
 def _column(
@@ -70,20 +55,20 @@ def _column(
     # By name, not by alias: the aliases may be wrong.
     column = next((column for column in dataset.columns if column.name == name), None)
     if column is None:
-        yield Problem(location, _not_declared(dataset, name))
+        yield location, _not_declared(dataset, name)
     elif column.type not in types:
-        yield Problem(location, f"{name!r} has type {column.type}; {requirement}")
+        yield location, f"{name!r} has type {column.type}; {requirement}"
 
 
 def _children(dataset: Dataset) -> Iterator[Problem]:
     taken = {spelling for column in dataset.columns for spelling in spellings(column.name)}
     for index, child in enumerate(dataset.children):
         if child.name in taken:
-            yield Problem(("children", index, "name"), f"{child.name!r} is taken by another child list or column")
+            yield ("children", index, "name"), f"{child.name!r} is taken by another child list or column"
         taken.update(spellings(child.name))
     for at in _repeated(child.header for child in dataset.children):
         header = dataset.children[at].header
-        yield Problem(("children", at, "header"), f"{header!r} is the header of another child list; use each once")
+        yield ("children", at, "header"), f"{header!r} is the header of another child list; use each once"
 
 
 def _headers(dataset: Dataset) -> Iterator[Problem]:
@@ -92,7 +77,7 @@ def _headers(dataset: Dataset) -> Iterator[Problem]:
             layout = dataset.layouts.get(name)
             if name != "default" and (layout is None or column.name not in layout.columns):
                 message = f"layout {name!r} does not list column {column.name!r}; add it there or remove this header"
-                yield Problem(("columns", index, "headers", name), message)
+                yield ("columns", index, "headers", name), message
 
 
 def _layouts(dataset: Dataset) -> Iterator[Problem]:
@@ -100,15 +85,15 @@ def _layouts(dataset: Dataset) -> Iterator[Problem]:
     for name, layout in dataset.layouts.items():
         location = ("layouts", name)
         if name == "default":
-            yield Problem(location, "'default' is always there, with all exported columns; give this one another name")
+            yield location, "'default' is always there, with all exported columns; give this one another name"
             continue
         if layout.expand_custom_fields and dataset.custom_fields is None:
             message = "the dataset declares no custom_fields; declare them or remove this"
-            yield Problem((*location, "expand_custom_fields"), message)
+            yield (*location, "expand_custom_fields"), message
         for at, column in enumerate(layout.array_columns):
             if column not in json_columns.intersection(layout.columns):
                 message = f"{column!r} is not a json column of this layout; use one, or remove it"
-                yield Problem((*location, "array_columns", at), message)
+                yield (*location, "array_columns", at), message
         found = list(_layout_columns(dataset, name, layout.columns))
         yield from found or _layout_headers(dataset, name)
 
@@ -119,11 +104,11 @@ def _layout_columns(dataset: Dataset, name: str, columns: tuple[str, ...]) -> It
     for at, column in enumerate(columns):
         location = ("layouts", name, "columns", at)
         if column not in declared:
-            yield Problem(location, _not_declared(dataset, column))
+            yield location, _not_declared(dataset, column)
         elif not declared[column].exported:
-            yield Problem(location, f"column {column!r} has exported: false; remove it here, or export it")
+            yield location, f"column {column!r} has exported: false; remove it here, or export it"
         elif at in repeated:
-            yield Problem(location, f"column {column!r} is listed twice; list it once")
+            yield location, f"column {column!r} is listed twice; list it once"
 
 
 def _layout_headers(dataset: Dataset, name: str) -> Iterator[Problem]:
@@ -133,19 +118,19 @@ def _layout_headers(dataset: Dataset, name: str) -> Iterator[Problem]:
         if found := _clashing_headers(dataset, shown):
             for at in found:
                 message = f"header {shown[at].header!r} appears twice in this layout; change one"
-                yield Problem(("layouts", name, "columns", at), message)
+                yield ("layouts", name, "columns", at), message
             return
 
 
 def _default_layout(dataset: Dataset) -> Iterator[Problem]:
     shown = dataset.layout() or ()
     if not shown:
-        yield Problem(("columns",), "no column has exported: true; export at least one")
+        yield ("columns",), "no column has exported: true; export at least one"
     if _repeated(item.column.name for item in shown):
         return  # _names reports them
     for at in _clashing_headers(dataset, shown):
         message = f"header {shown[at].header!r} appears twice in the default layout; change one"
-        yield Problem(("columns", dataset.columns.index(shown[at].column), "name"), message)
+        yield ("columns", dataset.columns.index(shown[at].column), "name"), message
 
 
 def _clashing_headers(dataset: Dataset, shown: Sequence[LayoutColumn]) -> list[int]:

@@ -9,25 +9,14 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from export_pipeline.catalog.checks import PROBLEMS, Location, prefix
-from export_pipeline.catalog.model import (
-    ChildList,
-    Column,
-    CustomFieldTable,
-    Dataset,
-    Layout,
-    ListTable,
-    MembershipTable,
-    SegmentTable,
-    Title,
-    canonical_hash,
-)
+from export_pipeline.catalog.checks import Location, problems
+from export_pipeline.catalog.model import Dataset, canonical_hash
 from export_pipeline.catalog.types import PATTERN_HINTS
 
 SCHEMA_FILE = "dataset.schema.json"
@@ -47,18 +36,6 @@ _EXPLAINED = {
 }
 _CONSEQUENCES = ("default_factory_not_called", "too_short")
 """Errors that may only follow from another error in the same place."""
-_MODELS: dict[str, type[BaseModel]] = {
-    "": Dataset,
-    "title": Title,
-    "columns": Column,
-    "children": ChildList,
-    "lists": MembershipTable,
-    "lists.lists": ListTable,
-    "segments": SegmentTable,
-    "custom_fields": CustomFieldTable,
-    "layouts": Layout,
-}
-"""The model of each mapping in a declaration."""
 
 
 class CatalogError(Exception):
@@ -69,20 +46,11 @@ class CatalogError(Exception):
         self.problems = tuple(problems)
 
 
-class Catalog(Mapping[str, Dataset]):
+class Catalog(dict[str, Dataset]):
     """The datasets of an installation by name, sorted by name."""
 
     def __init__(self, datasets: Mapping[str, Dataset]) -> None:
-        self._datasets = dict(sorted(datasets.items()))
-
-    def __getitem__(self, name: str) -> Dataset:
-        return self._datasets[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._datasets)
-
-    def __len__(self) -> int:
-        return len(self._datasets)
+        super().__init__(sorted(datasets.items()))
 
     @property
     def version(self) -> str:
@@ -93,35 +61,30 @@ class Catalog(Mapping[str, Dataset]):
 def load_catalog(directory: str | Path | None = None) -> Catalog:
     """Read every ``*.yaml`` of a directory, or the shipped datasets if ``directory`` is empty or None.
 
-    Raises:
-        CatalogError: all problems of all files.
+    Raises ``CatalogError`` with all problems of all files.
     """
     datasets: dict[str, Dataset] = {}
     origins: dict[str, str] = {}
-    problems: list[str] = []
+    found: list[str] = []
     for file in _files(directory):
         try:
             source = _read(file)
             dataset = _dataset(source)
         except CatalogError as error:
-            problems.extend(error.problems)
+            found.extend(error.problems)
             continue
         if dataset.name in datasets:
             where = f"{file.name}:{source.line(('name',))}"
-            problems.append(f"{where}: name: {dataset.name!r} is declared in {origins[dataset.name]} too; rename one")
+            found.append(f"{where}: name: {dataset.name!r} is declared in {origins[dataset.name]} too; rename one")
         datasets[dataset.name] = dataset
         origins[dataset.name] = file.name
-    if problems:
-        raise CatalogError(problems)
+    if found:
+        raise CatalogError(found)
     return Catalog(datasets)
 
 
 def parse_dataset(text: str, *, file: str = "<dataset>") -> Dataset:
-    """Read one dataset from YAML text; ``file`` is its name in error messages.
-
-    Raises:
-        CatalogError: all problems of the text.
-    """
+    """Read one dataset from YAML text; ``file`` is its name in messages. Raises ``CatalogError`` with all problems."""
     return _dataset(_YamlSource(text, file))
 
 
@@ -147,22 +110,27 @@ def _read(file: Traversable) -> _YamlSource:
 
 def _dataset(source: _YamlSource) -> Dataset:
     try:
-        return Dataset.model_validate(source.data)
+        dataset = Dataset.model_validate(source.data)
+        found = [(source.line(location), prefix(location) + message) for location, message in problems(dataset)]
     except ValidationError as error:
         found = [item for detail in error.errors() for item in _describe(source, detail)]
-    raise CatalogError([f"{source.file}:{line}: {message}" for line, message in sorted(found)])
+    if found:
+        raise CatalogError([f"{source.file}:{line}: {message}" for line, message in sorted(found)])
+    return dataset
 
 
 def _describe(source: _YamlSource, detail: ErrorDetails) -> Iterator[tuple[int, str]]:
     """The lines and messages of one pydantic error."""
-    if detail["type"] == PROBLEMS:
-        for problem in detail["ctx"]["problems"]:
-            yield source.line(problem.location), prefix(problem.location) + problem.message
-    elif detail["type"] not in _CONSEQUENCES or not detail["input"]:
+    if detail["type"] not in _CONSEQUENCES or not detail["input"]:
         location = source.written(detail["loc"])
         if detail["type"] == "missing":
             location = (*location, detail["loc"][-1])
         yield source.line(location), prefix(location) + _message(location, detail)
+
+
+def prefix(location: Location) -> str:
+    """The location at the beginning of a message: ``columns.3.type: ``, empty for the whole file."""
+    return ".".join(map(str, location)) + ": " if location else ""
 
 
 def _message(location: Location, detail: ErrorDetails) -> str:
@@ -171,10 +139,9 @@ def _message(location: Location, detail: ErrorDetails) -> str:
         absent = kind == "missing" or kind.endswith("_short")
         return _EXPLAINED[kind] if absent else f"{value!r} {_EXPLAINED[kind]}"
     if kind == "extra_forbidden":
-        around = [part for part in location[:-1] if isinstance(part, str)]
-        model = _MODELS.get(".".join(around)) or _MODELS[around[0]]
-        close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(model.model_fields)}"
+        known = _model_at(location[:-1]).model_fields
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
         return f"is not a known key; {hint}"
     if kind in ("enum", "literal_error"):
         # Pydantic shows the members of an enum in a Literal as <ColumnType.TEXT: 'text'>.
@@ -188,12 +155,19 @@ def _message(location: Location, detail: ErrorDetails) -> str:
     return detail["msg"].removeprefix("Value error, ")
 
 
-class _YamlSource:
-    """One YAML document: ``data`` is its content, ``line`` the line of each part.
+def _model_at(location: Location) -> type[BaseModel]:
+    """The model of a mapping in a declaration."""
+    model: type[BaseModel] = Dataset
+    for part in map(str, location):
+        if part in model.model_fields:  # else a place in a list, or a name of the author's
+            annotation = model.model_fields[part].annotation
+            types = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+            model = next((one for one in types if issubclass(one, BaseModel)), model)
+    return model
 
-    Raises:
-        CatalogError: it is not one valid mapping.
-    """
+
+class _YamlSource:
+    """One YAML mapping: ``data`` is its content, ``line`` the line of each part. ``CatalogError`` if it is not one."""
 
     def __init__(self, text: str, file: str) -> None:
         self.file = file
@@ -203,9 +177,9 @@ class _YamlSource:
             root = loader.get_single_node()
             if not isinstance(root, yaml.MappingNode):
                 raise CatalogError([f"{file}:1: is not a mapping; begin the declaration with name:, title:, table:"])
-            problems = [f"{file}:{line}: {message}" for line, message in self._read(root, root.start_mark, (), ())]
-            if problems:
-                raise CatalogError(problems)
+            found = [f"{file}:{line}: {message}" for line, message in self._read(root, root.start_mark, (), ())]
+            if found:
+                raise CatalogError(found)
             self.data: Any = loader.construct_document(root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark

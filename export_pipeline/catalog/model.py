@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -18,9 +18,7 @@ from pydantic import (
     Tag,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from export_pipeline.catalog import checks
 from export_pipeline.catalog.types import (
     OPERATORS_BY_TYPE,
     ColumnType,
@@ -118,11 +116,8 @@ class ChildList(_Declaration):
     direction: Literal["asc", "desc"] = "asc"
     limit: int | None = Field(default=None, ge=1, description="Maximum number of values per row.")
     tenant: DatabaseColumn | None = Field(default=None, description="The child table's own tenant column.")
-
-    @property
-    def type(self) -> ColumnType:
-        """A JSON array of texts."""
-        return ColumnType.JSON
+    type: ClassVar[ColumnType] = ColumnType.JSON
+    """A JSON array of texts."""
 
     @property
     def source(self) -> str:
@@ -150,14 +145,9 @@ class MembershipTable(_Declaration):
     lists: ListTable
 
 
-class SegmentTable(_Declaration):
+class SegmentTable(ListTable):
     """The table of stored filters, which requests name by id."""
 
-    table: DatabaseTable
-    id: DatabaseColumn = "id"
-    id_type: IdentityType = ColumnType.UUID
-    name: DatabaseColumn = "name"
-    tenant: DatabaseColumn
     filter: DatabaseColumn = Field(default="filter", description="JSON, the same shape as a request's filters.")
     query_dsl: DatabaseColumn | None = None
 
@@ -180,16 +170,13 @@ class CustomField:
     key: str
     value_type: ColumnType
     """``text``, ``decimal`` or ``timestamp``: the type in filters. Files hold the value as it is stored."""
+    type: ClassVar[ColumnType] = ColumnType.TEXT
+    """The type in staged rows, whatever the type in filters."""
 
     @property
     def name(self) -> str:
         """Its name in staged rows; the names of columns have no dot."""
         return f"{self.column.name}.{self.key}"
-
-    @property
-    def type(self) -> ColumnType:
-        """The type in staged rows, whatever the type in filters."""
-        return ColumnType.TEXT
 
     @property
     def source(self) -> str:
@@ -244,6 +231,7 @@ class LayoutColumn(NamedTuple):
 class Dataset(_Declaration):
     """A table or view that can be exported."""
 
+    # What hangs together in it is checked by catalog.checks, when it is loaded.
     name: Name
     title: Annotated[Title, BeforeValidator(_title, json_schema_input_type=str | Title)]
     description: str = ""
@@ -258,14 +246,6 @@ class Dataset(_Declaration):
     segments: SegmentTable | None = None
     custom_fields: CustomFieldTable | None = None
     layouts: dict[Name, Layout] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _hangs_together(self) -> Dataset:
-        problems = list(checks.problems(self))
-        if problems:
-            text = "; ".join(checks.prefix(problem.location) + problem.message for problem in problems)
-            raise PydanticCustomError(checks.PROBLEMS, "{text}", {"text": text, "problems": problems})
-        return self
 
     @cached_property
     def version(self) -> str:
@@ -285,11 +265,6 @@ class Dataset(_Declaration):
         """The column that date ranges apply to, if there is one."""
         return self._by_name[self.created_at] if self.created_at else None
 
-    @cached_property
-    def exported_columns(self) -> tuple[Column, ...]:
-        """The columns that may be in files, in the order of the declaration."""
-        return tuple(column for column in self.columns if column.exported)
-
     def column(self, name: str) -> Column | None:
         """The column with this name or alias, in snake_case or camelCase; None if there is none."""
         return self._by_name.get(name)
@@ -307,12 +282,10 @@ class Dataset(_Declaration):
     def layout(self, name: str = DEFAULT_LAYOUT, *, table: bool = True) -> tuple[LayoutColumn, ...] | None:
         """The columns of a layout in order, with their headers; None if the layout does not exist.
 
-        Args:
-            name: the layout.
-            table: whether the format is a table (csv, xlsx), where headers may be in upper case.
+        ``table`` says that the format is csv or xlsx, where headers may be in upper case.
         """
         if name == DEFAULT_LAYOUT:
-            chosen, upper = self.exported_columns, False
+            chosen, upper = tuple(column for column in self.columns if column.exported), False
         elif (layout := self.layouts.get(name)) is not None:
             chosen = tuple(self._by_name[column] for column in layout.columns)
             upper = table and layout.header_case == "upper"

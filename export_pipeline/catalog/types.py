@@ -18,7 +18,6 @@ TABLES: tuple[Format, ...] = ("csv", "xlsx")
 """The formats that people open as a table; a layout may write them differently."""
 Compression = Literal["none", "gzip"]
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
-OutputOrigin = Literal["column", "custom_field", "child"]
 
 
 class ColumnType(StrEnum):
@@ -73,7 +72,6 @@ class OutputColumn:
     name: str
     header: str
     type: ColumnType
-    origin: OutputOrigin = "column"
 
 
 _SNAKE_CASE = r"^[a-z][a-z0-9_]{0,62}$"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 
 class State(StrEnum):
@@ -28,16 +29,6 @@ class Finding:
     text: str
 
 
-def ok(subject: str, text: str) -> Finding:
-    """It works."""
-    return Finding(State.OK, subject, text)
-
-
-def warning(subject: str, text: str) -> Finding:
-    """It works, with a reservation."""
-    return Finding(State.WARNING, subject, text)
-
-
-def wrong(subject: str, text: str) -> Finding:
-    """It does not work."""
-    return Finding(State.WRONG, subject, text)
+ok = partial(Finding, State.OK)
+warning = partial(Finding, State.WARNING)
+wrong = partial(Finding, State.WRONG)

@@ -29,8 +29,9 @@ from export_pipeline.failures import ExportFailure
 from export_pipeline.messaging.message import MailNotAccepted, MailOutcomeUnknown
 from export_pipeline.messaging.providers import default_sender, open_mail_provider
 from export_pipeline.settings import NO_MAIL, Settings, SettingsError, local_path
+from export_pipeline.storage import open_store
 from export_pipeline.storage.staging import Staging
-from export_pipeline.storage.store import Link, ObjectDescription, Store, open_store
+from export_pipeline.storage.store import Link, ObjectDescription, Store
 
 _PROBE = b"export-pipeline check\n"
 _OTHER_BYTES = "Other bytes came back than were written."
@@ -54,7 +55,11 @@ def check_request_database(settings: Settings) -> Iterator[Finding]:
     try:
         revision = current_revision(engine)
     except sa.exc.SQLAlchemyError as error:
-        yield wrong("connection", f"The request database could not be opened ({_name(error)}). {_login_advice(error)}")
+        # Do not repeat the error's text: it names users and hosts.
+        advice = "Check that it runs, and host, user and database name in EXPORT_DATABASE_URL."
+        if "authentication failed" in str(error):
+            advice = "The server refuses the login: check user and password in EXPORT_DATABASE_URL."
+        yield wrong("connection", f"The request database could not be opened ({_name(error)}). {advice}")
         return
     yield ok("connection", f"{url.get_backend_name()} answers")
     yield _revision(revision)
@@ -148,13 +153,6 @@ def _name(error: Exception) -> str:
     return f"SQLSTATE {state}" if state else type(original).__name__
 
 
-def _login_advice(error: Exception) -> str:
-    # Do not repeat the text: it names users and hosts.
-    if "authentication failed" in str(error):
-        return "The server refuses the login: check user and password in EXPORT_DATABASE_URL."
-    return "Check that it runs, and host, user and database name in EXPORT_DATABASE_URL."
-
-
 def check_store(settings: Settings) -> Iterator[Finding]:
     """Write an object, open it by a link as a recipient does, delete it."""
     key = f"check/{secrets.token_hex(16)}.txt"
@@ -168,23 +166,19 @@ def check_store(settings: Settings) -> Iterator[Finding]:
         return
     yield ok("write", "an object was written")
     try:
-        yield from _read_back(store, key)
+        with store.open(key) as stream:
+            same = stream.read() == _PROBE
+        yield ok("read", "the object reads back as it was written") if same else wrong("read", _OTHER_BYTES)
+        # The janitor lists old objects and unfinished uploads.
+        list(store.keys(key))
+        store.abort_uploads(_CENTURY)
+        yield ok("list", "objects and unfinished uploads can be listed")
         yield from _links(store, description, settings)
     except ExportFailure as failure:
         yield wrong("read", failure.message)
     finally:
         deleted = list(_delete(store, key))
     yield from deleted
-
-
-def _read_back(store: Store, key: str) -> Iterator[Finding]:
-    with store.open(key) as stream:
-        same = stream.read() == _PROBE
-    yield ok("read", "the object reads back as it was written") if same else wrong("read", _OTHER_BYTES)
-    # The janitor lists old objects and unfinished uploads.
-    list(store.keys(key))
-    store.abort_uploads(_CENTURY)
-    yield ok("list", "objects and unfinished uploads can be listed")
 
 
 def _links(store: Store, description: ObjectDescription, settings: Settings) -> Iterator[Finding]:
@@ -206,7 +200,15 @@ def _links(store: Store, description: ObjectDescription, settings: Settings) -> 
             f"Links point to {origin}, which only this network can reach: recipients elsewhere cannot open them. Set "
             "EXPORT_S3_PUBLIC_ENDPOINT_URL to a host that recipients can reach.",
         )
-    yield from _lifetime(link, promised, settings)
+    # The gateway's download links make a new one at each click.
+    valid = promised if link.expires_at is None or settings.public_url else link.expires_at - datetime.now(UTC)
+    if valid < promised - _SLACK:
+        yield warning(
+            "link lifetime",
+            f"Links are valid for {valid.total_seconds() / 3600:.1f} hours, not for EXPORT_LINK_LIFETIME_HOURS "
+            f"({settings.link_lifetime_hours:g}): the credentials that sign them expire sooner. Sign with keys that do "
+            "not expire, or set EXPORT_PUBLIC_URL and run the gateway.",
+        )
 
 
 def _opened(link: Link, origin: str, *, here: bool) -> Finding:
@@ -230,20 +232,6 @@ def _is_internal(host: str) -> bool:
         return not ip_address(host).is_global
     except ValueError:
         return "." not in host or host.endswith((".local", ".internal", ".localhost", ".svc"))
-
-
-def _lifetime(link: Link, promised: timedelta, settings: Settings) -> Iterator[Finding]:
-    # The gateway's download links make a new one at each click.
-    if link.expires_at is None or settings.public_url:
-        return
-    valid = link.expires_at - datetime.now(UTC)
-    if valid < promised - _SLACK:
-        yield warning(
-            "link lifetime",
-            f"Links are valid for {valid.total_seconds() / 3600:.1f} hours, not for EXPORT_LINK_LIFETIME_HOURS "
-            f"({settings.link_lifetime_hours:g}): the credentials that sign them expire sooner. Sign with keys that do "
-            "not expire, or set EXPORT_PUBLIC_URL and run the gateway.",
-        )
 
 
 def _delete(store: Store, key: str) -> Iterator[Finding]:
@@ -323,7 +311,6 @@ def check_gateway(settings: Settings) -> Iterator[Finding]:
         yield warning(
             "signing key", "EXPORT_SIGNING_KEY is not set: mails of recurring exports have no link to unsubscribe."
         )
-    reason = ""
     try:
         answer = requests.get(f"{settings.public_url}/healthz", timeout=_HTTP_SECONDS, allow_redirects=False)
         reason = "" if answer.status_code == requests.codes.ok else f"HTTP {answer.status_code}"

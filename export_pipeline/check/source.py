@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
@@ -21,17 +21,18 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import TypeEngine
 
 from export_pipeline.catalog.loader import CatalogError, load_catalog
-from export_pipeline.catalog.model import ChildList, Column, Dataset, ListTable, SegmentTable
+from export_pipeline.catalog.model import ChildList, Column, Dataset, ListTable
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.check import Finding, State, ok, warning, wrong
 from export_pipeline.database.engine import create_engine
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.tree import AllOf, AnyOf, OnList
 from export_pipeline.settings import Settings
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.dialects.mariadb import BACKENDS as MARIADB
-from export_pipeline.source.lookups import Named, find_custom_fields, read_texts
+from export_pipeline.source.lookups import find_custom_fields, read_texts
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot, source_of
+from export_pipeline.source.readers import Source, source_of
 from export_pipeline.source.readers.errors import failure_of, timed_out
 from export_pipeline.source.readers.mariadb import reading_engine
 
@@ -128,14 +129,6 @@ def judge(declared: ColumnType, found: TypeEngine[Any], backend: str) -> tuple[S
     return State.WRONG if is_known else State.WARNING, f"{mismatch}. {advice}."
 
 
-class Typed(NamedTuple):
-    """A column whose values are read as a declared type."""
-
-    column: str
-    type: ColumnType
-    place: str
-
-
 @dataclass(frozen=True)
 class Wanted:
     """A table of the catalog, and the columns that a dataset uses of it; both with the place that declares them."""
@@ -143,35 +136,34 @@ class Wanted:
     table: str
     place: str
     columns: Mapping[str, str]
-    types: tuple[Typed, ...] = ()
+    types: tuple[tuple[str, ColumnType, str], ...] = ()
+    """The columns whose values are read as a declared type, with that type and the place."""
 
 
 def wanted_by(dataset: Dataset) -> Iterator[Wanted]:
     """The tables of a dataset, its own first; their places begin with its name."""
     name = dataset.name
-    columns = {column.source: f"{name}.columns.{column.name}" for column in dataset.columns}
-    types = [Typed(column.source, column.type, f"{name}.columns.{column.name}") for column in dataset.columns]
-    tenant = Typed(dataset.tenant, ColumnType(dataset.tenant_type), f"{name}.tenant_type")
-    yield Wanted(dataset.table, f"{name}.table", {dataset.tenant: f"{name}.tenant"} | columns, (tenant, *types))
+    types = [(column.source, column.type, f"{name}.columns.{column.name}") for column in dataset.columns]
+    tenant = (dataset.tenant, ColumnType(dataset.tenant_type), f"{name}.tenant_type")
+    columns = {dataset.tenant: f"{name}.tenant"} | {column: place for column, _, place in types}
+    yield Wanted(dataset.table, f"{name}.table", columns, (tenant, *types))
     for child in dataset.children:
         place = f"{name}.children.{child.name}"
-        values = Typed(child.value, ColumnType.TEXT, f"{place}.value")
+        values = (child.value, ColumnType.TEXT, f"{place}.value")
         yield _part(place, child, ("foreign_key", "value", "order_by", "tenant"), values)
     if dataset.lists is not None:
         yield _part(f"{name}.lists", dataset.lists, ("member", "list_id", "tenant"))
-        yield _part_with_id(f"{name}.lists.lists", dataset.lists.lists, ("id", "name", "tenant"))
+        yield _part(f"{name}.lists.lists", dataset.lists.lists, ("id", "name", "tenant"))
     if dataset.segments is not None:
-        yield _part_with_id(f"{name}.segments", dataset.segments, ("id", "name", "tenant", "filter", "query_dsl"))
+        yield _part(f"{name}.segments", dataset.segments, ("id", "name", "tenant", "filter", "query_dsl"))
     if dataset.custom_fields is not None:
         yield _part(f"{name}.custom_fields", dataset.custom_fields, ("name", "field_type", "tenant"))
 
 
-def _part_with_id(place: str, part: ListTable | SegmentTable, keys: tuple[str, ...]) -> Wanted:
-    return _part(place, part, keys, Typed(part.id, ColumnType(part.id_type), f"{place}.id_type"))
-
-
-def _part(place: str, part: Any, keys: tuple[str, ...], *types: Typed) -> Wanted:
+def _part(place: str, part: Any, keys: tuple[str, ...], *types: tuple[str, ColumnType, str]) -> Wanted:
     columns = {getattr(part, key): f"{place}.{key}" for key in keys if getattr(part, key)}
+    if "id" in keys:
+        types = ((part.id, ColumnType(part.id_type), f"{place}.id_type"),)
     return Wanted(part.table, place, columns, types)
 
 
@@ -275,11 +267,7 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def open_tables(source: Source) -> Iterator[SourceTables]:
-    """Look into the source with a separate connection, in which a failed statement does not affect the next.
-
-    Raises:
-        ExportFailure: the connection could not be opened.
-    """
+    """Look into the source with a separate connection, in which a failed statement does not affect the next."""
     try:
         connection = _engine(source).connect()
     except (ModuleNotFoundError, sa.exc.NoSuchModuleError):
@@ -309,9 +297,7 @@ def _engine(source: Source) -> sa.Engine:
 def check_source(settings: Settings, *, has_catalog: bool = True) -> Iterator[Finding]:
     """Everything in the catalog and its tables that would fail an export.
 
-    Args:
-        settings: the installation's.
-        has_catalog: the settings name a usable catalog; otherwise only the connection is checked.
+    Without ``has_catalog`` the settings name no usable catalog: only the connection is checked.
     """
     catalog: Mapping[str, Dataset] = {}
     if has_catalog:
@@ -354,16 +340,10 @@ class _DatasetCheck:
         self._main = self._found[self._main_place]
 
     def findings(self) -> Iterator[Finding]:
-        missing = [problem for found in self._found.values() for problem in found.problems]
+        problems = [problem for found in self._found.values() for problem in found.problems]
+        problems += [*self._types(), *self._tenant_as_text(), *self._key()]
         failed = list(self._failed_statements())
-        problems = [
-            *missing,
-            *self._types(),
-            *self._tenant_as_text(),
-            *self._key(),
-            *failed,
-            *self._hidden_rows(failed),
-        ]
+        problems += [*failed, *self._hidden_rows(failed)]
         yield from problems
         if all(problem.state is not State.WRONG for problem in problems):
             dataset = self._dataset
@@ -415,8 +395,8 @@ class _DatasetCheck:
     def _failed_statements(self) -> Iterator[Finding]:
         """Run the statements of an export; without the main one no other can succeed."""
         for place, read in self._statements():
-            if place != self._main_place and not self._is_complete(place):
-                continue
+            if place != self._main_place and (place not in self._found or self._found[place].problems):
+                continue  # it is not declared, or something of it is missing
             try:
                 read()
             except ExportFailure as failure:
@@ -448,10 +428,6 @@ class _DatasetCheck:
             yield f"{name}.segments", partial(self._read_table, segments, columns)
         yield f"{name}.custom_fields", partial(find_custom_fields, self._source, dataset, self._unused_organization)
 
-    def _is_complete(self, place: str) -> bool:
-        """Whether a table is declared and nothing of it is missing."""
-        return place in self._found and not self._found[place].problems
-
     def _is_readable(self, column: str, declared: ColumnType) -> bool:
         """Whether no other finding names the column; a statement would only repeat it."""
         found = self._main.type_of(column)
@@ -480,9 +456,9 @@ class _DatasetCheck:
             for _ in snapshot.batches:
                 pass
 
-    def _read_table(self, table: ListTable | SegmentTable, columns: list[str]) -> None:
-        named = Named(table.id, table.id_type, [_unused_id(table.id_type)])
-        read_texts(self._source, self._dataset, table.table, columns, table.tenant, self._unused_organization, named)
+    def _read_table(self, table: ListTable, columns: list[str]) -> None:
+        ids = [_unused_id(table.id_type)]
+        read_texts(self._source, self._dataset, table, columns, self._unused_organization, ids)
 
     @property
     def _unused_organization(self) -> str:

@@ -28,7 +28,7 @@ def verify(uid: str) -> None:
       export-pipeline verify 3f0e8c1e-5d0b-4b0e-9c1e-2b1f6f1c9a10
     """
     from export_pipeline.stages.verify import verify as verify_files
-    from export_pipeline.storage.store import open_store
+    from export_pipeline.storage import open_store
 
     settings = Settings.from_environment()
     state = state_of(open_database(settings), uid)
@@ -67,7 +67,7 @@ def links(uid: str, *, minutes: float, revoke: bool) -> None:
     """
     from export_pipeline.stages.manifest import read_manifest
     from export_pipeline.stages.upload import describe
-    from export_pipeline.storage.store import open_store
+    from export_pipeline.storage import open_store
 
     settings = Settings.from_environment()
     engine = open_database(settings)

@@ -35,7 +35,8 @@ from export_pipeline.settings import Settings
 from export_pipeline.stages.manifest import ManifestFile, read_manifest
 from export_pipeline.stages.upload import describe
 from export_pipeline.stages.verify import verify
-from export_pipeline.storage.store import Store, open_store
+from export_pipeline.storage import open_store
+from export_pipeline.storage.store import Store
 
 TIMEOUT_SECONDS = 900
 POLL_SECONDS = 0.5

@@ -32,12 +32,9 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def parse_filters(filters: Any, dataset: Dataset, time_zone: str) -> AllOf:
-    """Parse filters and check them against a dataset.
+    """Parse the JSON object of a request, checked against the dataset.
 
-    Args:
-        filters: the JSON object of the request.
-        dataset: the exported dataset.
-        time_zone: IANA zone of timestamps without an offset.
+    ``time_zone`` is the IANA zone of timestamps without an offset.
 
     Raises:
         ExportFailure: ``invalid_filter``, with the path into the object.
@@ -166,8 +163,7 @@ def _of_day(column: Column, operator: FilterOperator, begins: datetime, ends: da
 def parse_scalar(kind: ColumnType, value: Any, zone: tzinfo = UTC) -> Scalar:
     """Convert a JSON value to a column's type; ``zone`` applies to timestamps without an offset.
 
-    Raises:
-        ValueError: the value does not fit; the message says what is expected and never holds the value.
+    The message of the ``ValueError`` says what is expected, and never holds the value.
     """
     types, parse, expected = _SCALARS[kind]
     if isinstance(value, types) and isinstance(value, bool) == (kind is ColumnType.BOOLEAN):

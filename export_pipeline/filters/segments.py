@@ -53,11 +53,7 @@ class StoredSegment(BaseModel):
 def segment_condition(
     segment: StoredSegment, dataset: Dataset, custom_fields: Sequence[CustomField], time_zone: str
 ) -> Condition:
-    """The condition that a segment's rows satisfy.
-
-    Raises:
-        ExportFailure: ``invalid_segment``, with the segment's id and what is wrong with it.
-    """
+    """The condition of a segment's rows. Raises ``invalid_segment`` with the segment's id and what is wrong with it."""
     try:
         if segment.query_dsl is not None:
             return parse_segment_query(segment.query_dsl, dataset, custom_fields, time_zone)
@@ -75,13 +71,9 @@ def segment_condition(
 def parse_segment_query(
     query: str, dataset: Dataset, custom_fields: Sequence[CustomField], time_zone: str
 ) -> Condition:
-    """Parse a segment query.
+    """Parse SQL as SendGrid's ``query_dsl`` holds it; the dataset's columns have SendGrid's names.
 
-    Args:
-        query: SQL, as SendGrid's ``query_dsl`` holds it.
-        dataset: the dataset to select from; its columns have SendGrid's names.
-        custom_fields: the organization's custom fields.
-        time_zone: IANA zone of timestamps without an offset.
+    ``time_zone`` is the IANA zone of timestamps without an offset.
 
     Raises:
         ExportFailure: ``invalid_segment``; its message continues the segment's name and says what is wrong.
@@ -91,7 +83,9 @@ def parse_segment_query(
         if not isinstance(statement, exp.Select):
             raise invalid_query(f"is {_kind_of(statement)}; {_EXPECTED}")
         prefixes = _prefixes(statement)
-        _check_clauses(statement)
+        for name, value in statement.args.items():
+            if value and name not in ("expressions", "from_", "where"):
+                raise invalid_query(f"uses {_CLAUSES.get(name, name.strip('_').upper())}; {_ONLY_PLAIN}")
         _check_selected(statement, prefixes)
         where = statement.args.get("where")
         if where is None:
@@ -175,13 +169,6 @@ def _prefixes(statement: exp.Select) -> frozenset[str]:
     if unknown or (table.args.get("alias") and table.args["alias"].args.get("columns")):
         raise invalid_query(f"has more than an alias after {_TABLE}; keep only the alias")
     return frozenset([table.alias_or_name.lower()])
-
-
-def _check_clauses(statement: exp.Select) -> None:
-    for name, value in statement.args.items():
-        if value and name not in ("expressions", "from_", "where"):
-            clause = _CLAUSES.get(name, name.strip("_").upper())
-            raise invalid_query(f"uses {clause}; {_ONLY_PLAIN}")
 
 
 def _check_selected(statement: exp.Select, prefixes: frozenset[str]) -> None:

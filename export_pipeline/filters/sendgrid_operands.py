@@ -137,11 +137,7 @@ class OperandReader:
         self._operations = 0
 
     def read(self, expression: exp.Expr) -> Operand | Constant:
-        """Read one side of a comparison.
-
-        Raises:
-            ExportFailure: ``invalid_segment``; the message says what stands there instead.
-        """
+        """Read one side of a comparison. Raises ``invalid_segment``; the message says what stands there instead."""
         expression = expression.unnest()
         match expression:
             case exp.Literal():

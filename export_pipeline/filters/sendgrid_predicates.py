@@ -16,6 +16,7 @@ from sqlglot import exp
 
 from export_pipeline.catalog.model import Column
 from export_pipeline.catalog.types import ColumnType, FilterOperator
+from export_pipeline.filters import tree
 from export_pipeline.filters.json_filters import MAX_CONDITIONS, parse_scalar
 from export_pipeline.filters.sendgrid_operands import (
     Constant,
@@ -24,19 +25,6 @@ from export_pipeline.filters.sendgrid_operands import (
     OperandReader,
     invalid_query,
     unsupported,
-)
-from export_pipeline.filters.tree import (
-    AllOf,
-    AnyOf,
-    Arithmetic,
-    ArrayContains,
-    Comparison,
-    Condition,
-    HasDomain,
-    Like,
-    Negation,
-    OnList,
-    Operand,
 )
 
 MAX_PATTERN = 1000
@@ -68,7 +56,7 @@ class PredicateParser:
     def __init__(self, operands: OperandReader) -> None:
         self._operands = operands
         self._conditions = 0
-        self._parsers: dict[type[exp.Expr], Callable[[Any, bool], Condition]] = {
+        self._parsers: dict[type[exp.Expr], Callable[[Any, bool], tree.Condition]] = {
             **dict.fromkeys(_SIGNS, self._comparison),
             exp.In: self._in,
             exp.Between: self._between,
@@ -78,7 +66,7 @@ class PredicateParser:
             exp.ArrayContains: self._contains,
         }
 
-    def predicate(self, predicate: exp.Expr, *, negated: bool = False) -> Condition:
+    def predicate(self, predicate: exp.Expr, *, negated: bool = False) -> tree.Condition:
         """The condition for the rows of which the predicate is true, or if ``negated`` false.
 
         Raises:
@@ -90,7 +78,7 @@ class PredicateParser:
         if isinstance(predicate, exp.And | exp.Or):
             # Flattened, because the parser nests ``a AND b AND c`` to the left as deep as it is long.
             parts = tuple(self.predicate(part, negated=negated) for part in predicate.flatten(unnest=False))
-            return AllOf(parts) if isinstance(predicate, exp.And) != negated else AnyOf(parts)
+            return tree.AllOf(parts) if isinstance(predicate, exp.And) != negated else tree.AnyOf(parts)
         self._conditions += 1
         if self._conditions > MAX_CONDITIONS:
             raise invalid_query(f"has more than {MAX_CONDITIONS} conditions")
@@ -100,34 +88,36 @@ class PredicateParser:
             raise invalid_query("has a value where a condition is expected; compare it with something")
         raise unsupported(predicate)
 
-    def _comparison(self, predicate: exp.Binary, negated: bool) -> Condition:
+    def _comparison(self, predicate: exp.Binary, negated: bool) -> tree.Condition:
         return self._compared(predicate.left, type(predicate), predicate.right, negated)
 
-    def _compared(self, left: exp.Expr, kind: type[exp.Expr], right: exp.Expr, negated: bool) -> Condition:
+    def _compared(self, left: exp.Expr, kind: type[exp.Expr], right: exp.Expr, negated: bool) -> tree.Condition:
         sign, one, other = _SIGNS[kind], self._operands.read(left), self._operands.read(right)
         if isinstance(one, Constant):
             if isinstance(other, Constant):
                 # Programs that build queries begin them with WHERE 1 = 1.
-                return AllOf(()) if _is_true(one, sign, other) != negated else AnyOf(())
+                if type(one.value) is not type(other.value):
+                    raise invalid_query("compares a text with a number; name a column")
+                return tree.AllOf(()) if sign.is_true(one.value, other.value) != negated else tree.AnyOf(())
             sign, one, other = _SIGNS[sign.swapped], other, one
         operator = _SIGNS[sign.negated].operator if negated else sign.operator
         self._operands.check_operator(one, sign.operator, sign.sql)
         if isinstance(other, Constant):
-            return _not_of_nulls(Comparison(one, operator, self._operands.scalar(one, other)), one)
+            return _not_of_nulls(tree.Comparison(one, operator, self._operands.scalar(one, other)), one)
         self._operands.check_operator(other, sign.operator, sign.sql)
         self._operands.check_alike(one, other)
-        return _not_of_nulls(Comparison(one, operator, other), one, other)
+        return _not_of_nulls(tree.Comparison(one, operator, other), one, other)
 
-    def _between(self, predicate: exp.Between, negated: bool) -> Condition:
+    def _between(self, predicate: exp.Between, negated: bool) -> tree.Condition:
         if predicate.args.get("symmetric") is not None:
             raise invalid_query("uses BETWEEN SYMMETRIC; use BETWEEN, with the lower end first")
         ends = (
             self._compared(predicate.this, exp.GTE, predicate.args["low"], negated),
             self._compared(predicate.this, exp.LTE, predicate.args["high"], negated),
         )
-        return AnyOf(ends) if negated else AllOf(ends)
+        return tree.AnyOf(ends) if negated else tree.AllOf(ends)
 
-    def _in(self, predicate: exp.In, negated: bool) -> Condition:
+    def _in(self, predicate: exp.In, negated: bool) -> tree.Condition:
         if predicate.args.get("query") is not None:
             raise invalid_query("uses a subquery; list the values of IN")
         if not predicate.expressions:
@@ -140,28 +130,28 @@ class PredicateParser:
             raise invalid_query("uses IN with columns; list values, or compare columns with =")
         scalars = tuple(self._operands.scalar(operand, constant) for constant in constants)
         operator = FilterOperator.NIN if negated else FilterOperator.IN
-        return _not_of_nulls(Comparison(operand, operator, scalars), operand)
+        return _not_of_nulls(tree.Comparison(operand, operator, scalars), operand)
 
-    def _is_null(self, predicate: exp.Is, negated: bool) -> Condition:
+    def _is_null(self, predicate: exp.Is, negated: bool) -> tree.Condition:
         if not isinstance(predicate.expression, exp.Null):
             raise invalid_query("uses IS with something other than NULL; use IS NULL or IS NOT NULL")
         array = self._operands.array(predicate.this)
         operand = array if isinstance(array, Column) else self._operands.column(predicate.this, "IS NULL")
         self._operands.check_operator(operand, FilterOperator.IS_NULL, "IS NULL")
-        return Comparison(operand, FilterOperator.IS_NULL, not negated)
+        return tree.Comparison(operand, FilterOperator.IS_NULL, not negated)
 
-    def _like(self, predicate: exp.Like, negated: bool) -> Condition:
+    def _like(self, predicate: exp.Like, negated: bool) -> tree.Condition:
         operand = self._operands.column(predicate.this, "LIKE")
-        if isinstance(operand, Arithmetic):
+        if isinstance(operand, tree.Arithmetic):
             raise invalid_query("uses LIKE on a calculation; use it on a text")
         self._operands.check_operator(operand, FilterOperator.CONTAINS, "LIKE")
         pattern = self._text(predicate.expression, "LIKE")
         if len(pattern) > MAX_PATTERN:
             raise invalid_query(f"has a LIKE pattern of more than {MAX_PATTERN} characters")
-        condition = Like(operand, pattern)
-        return _not_of_nulls(Negation(condition), operand) if negated else condition
+        condition = tree.Like(operand, pattern)
+        return _not_of_nulls(tree.Negation(condition), operand) if negated else condition
 
-    def _contains(self, predicate: exp.Func, negated: bool) -> Condition:
+    def _contains(self, predicate: exp.Func, negated: bool) -> tree.Condition:
         function = "CONTAINS" if isinstance(predicate, exp.Contains) else "ARRAY_CONTAINS"
         arguments = [predicate.this, predicate.args.get("expression")]
         # Snowflake's ARRAY_CONTAINS has the value first, SendGrid's examples have the array first.
@@ -170,19 +160,19 @@ class PredicateParser:
             known = "list_ids, alternate_emails and email_domains"
             raise invalid_query(f"uses {function} without one array and one value; the arrays are {known}")
         value = self._text(arguments[0] if arrays[0] is None else arguments[1], function)
-        condition: Condition
+        condition: tree.Condition
         match arrays[0] or arrays[1]:
             case Column() as column:
-                condition = ArrayContains(column, value)
-                return _not_of_nulls(Negation(condition), column) if negated else condition
+                condition = tree.ArrayContains(column, value)
+                return _not_of_nulls(tree.Negation(condition), column) if negated else condition
             case ListIds(id_type):
-                condition = OnList((self._list_id(value, id_type),))
+                condition = tree.OnList((self._list_id(value, id_type),))
             case EmailDomains(address, addresses):
                 if "@" in value:
                     raise invalid_query("searches EMAIL_DOMAINS for a value with an @; give only what follows it")
-                condition = HasDomain(address, addresses, value)
+                condition = tree.HasDomain(address, addresses, value)
         # These arrays are computed from other rows and columns. They may be empty, but never null.
-        return Negation(condition) if negated else condition
+        return tree.Negation(condition) if negated else condition
 
     def _list_id(self, value: str, kind: ColumnType) -> str | int:
         try:
@@ -207,14 +197,8 @@ class PredicateParser:
             raise invalid_query(f"uses {where} with a text that no column can hold") from None
 
 
-def _is_true(one: Constant, sign: _Sign, other: Constant) -> bool:
-    if type(one.value) is not type(other.value):
-        raise invalid_query("compares a text with a number; name a column")
-    return bool(sign.is_true(one.value, other.value))
-
-
-def _not_of_nulls(condition: Comparison | Negation, *operands: Operand) -> Condition:
+def _not_of_nulls(condition: tree.Comparison | tree.Negation, *operands: tree.Operand) -> tree.Condition:
     """Make a condition that is true for null false for it, as SQL has it."""
-    if isinstance(condition, Comparison) and condition.operator not in (FilterOperator.NE, FilterOperator.NIN):
+    if isinstance(condition, tree.Comparison) and condition.operator not in (FilterOperator.NE, FilterOperator.NIN):
         return condition
-    return AllOf((condition, *[Comparison(operand, FilterOperator.IS_NULL, False) for operand in operands]))
+    return tree.AllOf((condition, *[tree.Comparison(operand, FilterOperator.IS_NULL, False) for operand in operands]))

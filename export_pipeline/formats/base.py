@@ -7,13 +7,14 @@ into that format's own representation; ``FileWriter.write`` takes as many of tho
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
 from export_pipeline.catalog.types import OutputColumn
+from export_pipeline.timing import Timer
 
 MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json", "ndjson": "application/x-ndjson"}
 """Of files without gzip, or with gzip for the transfer only."""
@@ -47,14 +48,9 @@ class FormatOptions:
     """Names the sheet of a workbook."""
 
 
-class Encoded(Protocol):
-    """A batch in a format's own representation; ``len()`` is its number of rows."""
-
-    def __len__(self) -> int: ...
-
-
-E = TypeVar("E", bound=Encoded)
-E_contra = TypeVar("E_contra", bound=Encoded, contravariant=True)
+E = TypeVar("E", bound=Sized)
+"""A batch in a format's own representation; ``len()`` is its number of rows."""
+E_contra = TypeVar("E_contra", bound=Sized, contravariant=True)
 
 
 class FileWriter(Protocol[E_contra]):
@@ -66,51 +62,33 @@ class FileWriter(Protocol[E_contra]):
         Fewer than ``len(encoded) - start`` means that the file is full: the caller closes it and gives the rest to the
         next one. If a file without rows takes none, the row does not fit under the ceiling.
         """
-        ...
 
     def close(self) -> None:
         """Write the end of the file (footer, index). The caller closes the sink."""
-        ...
 
 
 class FileFormat(Protocol[E]):
     """One file format with its options."""
 
-    @property
-    def extension(self) -> str:
-        """The end of a file name, compression included: ``csv.gz``."""
-        ...
+    extension: str
+    """The end of a file name, compression included: ``csv.gz``."""
+    media_type: str
+    """The Content-Type of a file as stored: ``application/gzip`` for gzip."""
+    packing: Timer
+    """The seconds of compression so far; 0 where a library compresses inside its own writer."""
 
     @property
-    def media_type(self) -> str:
-        """The Content-Type of a file as stored: ``application/gzip`` for gzip."""
-        ...
-
-    @property
-    def counters(self) -> Sequence[str]:
-        """The changes that are counted for the manifest: cells cut, characters replaced, ..."""
-        ...
-
-    @property
-    def head_counts(self) -> Mapping[str, int]:
-        """The changes in the head of every file, by the names of ``counters``."""
-        ...
-
-    @property
-    def compress_seconds(self) -> float:
-        """Seconds of compression so far; 0 where a library compresses inside its own writer."""
-        ...
+    def counters(self) -> Mapping[str, int]:
+        """The changes that are counted for the manifest (cells cut and so on), with those in the head of every file."""
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> E:
         """Turn a staged batch into this format's representation; adds the changes to ``counted``.
 
         Called from several threads at once, each with its own batch and counter.
         """
-        ...
 
     def open(self, sink: BinaryIO) -> FileWriter[E]:
-        """Begin a file on ``sink`` (write-only, without seek)."""
-        ...
+        """Begin a file on ``sink``, which can write and tell its position, but not seek."""
 
 
 @dataclass(frozen=True)

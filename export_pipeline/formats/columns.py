@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -36,25 +36,12 @@ _NON_FINITE = (
 _WHOLE_MINUTE_OFFSETS_SINCE = 761 * _DAY_US
 
 
-@dataclass(frozen=True)
-class Clock:
-    """How instants are written: in this IANA zone, with or without their fraction."""
-
-    zone: str
-    whole_seconds: bool
-
-    @classmethod
-    def of(cls, options: FormatOptions) -> Clock:
-        """The clock of these options."""
-        return cls(options.time_zone, options.timestamps == "seconds")
-
-    @property
-    def iso(self) -> str:
-        """ISO 8601 with the zone's offset, for ``strftime``; a fraction only where there is one."""
-        if not self.whole_seconds:
-            return "%Y-%m-%dT%H:%M:%S%.f%:z"
-        # SendGrid's and Cometly's files write UTC so: 2021-02-01T12:35:22Z.
-        return "%Y-%m-%dT%H:%M:%S" + ("Z" if self.zone == "UTC" else "%:z")
+def iso_format(options: FormatOptions) -> str:
+    """ISO 8601 with the zone's offset, for ``strftime``; a fraction only where there is one."""
+    if options.timestamps == "microseconds":
+        return "%Y-%m-%dT%H:%M:%S%.f%:z"
+    # SendGrid's and Cometly's files write UTC so: 2021-02-01T12:35:22Z.
+    return "%Y-%m-%dT%H:%M:%S" + ("Z" if options.time_zone == "UTC" else "%:z")
 
 
 class TextBytes:
@@ -125,26 +112,22 @@ def byte_table(characters: bytes) -> npt.NDArray[np.bool_]:
     return table
 
 
-@dataclass(frozen=True)
 class Block:
-    """The output columns of one batch; in ``frame`` they are named by their place: "0", "1", ..."""
+    """The output columns of a staged batch, those named in ``comma_separated`` as ``a,b``.
 
-    columns: tuple[OutputColumn, ...]
-    arrays: tuple[pa.Array, ...]
-    frame: pl.DataFrame
+    In ``frame`` they are named by their place: "0", "1", ...
+    """
 
-    @classmethod
-    def of(
-        cls, batch: pa.RecordBatch, columns: tuple[OutputColumn, ...], comma_separated: frozenset[str] = frozenset()
-    ) -> Block:
-        """Pick the output columns of a staged batch, those named in ``comma_separated`` as ``a,b``."""
-        arrays = tuple(
+    def __init__(
+        self, batch: pa.RecordBatch, columns: tuple[OutputColumn, ...], comma_separated: frozenset[str] = frozenset()
+    ) -> None:
+        self.columns = columns
+        self.arrays = [
             comma_separated_texts(array) if column.name in comma_separated else array
             for column, array in zip(columns, typed_arrays(batch, columns), strict=True)
-        )
-        names = [str(place) for place in range(len(arrays))]
-        frame = pl.DataFrame(pa.RecordBatch.from_arrays(list(arrays), names=names))
-        return cls(columns, arrays, frame)
+        ]
+        names = [str(place) for place in range(len(self.arrays))]
+        self.frame = pl.DataFrame(pa.RecordBatch.from_arrays(self.arrays, names=names))
 
     def text_bytes(self, place: int) -> TextBytes:
         """The bytes of a column that is staged as text."""
@@ -164,29 +147,23 @@ class Block:
             text = text.str.replace(pattern, spelled)
         return text
 
-    def local_time(self, place: int, zone: str) -> pl.Expr:
-        """The instants in this zone."""
-        return pl.col(str(place)).dt.convert_time_zone(zone)
-
     def has_whole_offsets(self, place: int, zone: str) -> bool:
         """Whether the zone's offsets from UTC are certainly whole minutes at all these instants."""
         earliest = self.frame[str(place)].to_physical().min()
         return zone == "UTC" or not isinstance(earliest, int) or earliest >= _WHOLE_MINUTE_OFFSETS_SINCE
 
-    def timestamp_text(self, place: int, clock: Clock) -> pl.Expr:
+    def timestamp_text(self, place: int, options: FormatOptions) -> pl.Expr:
         """ISO 8601 with the zone's offset."""
-        local, instant = self.local_time(place, clock.zone), pl.col(str(place))
-        text = local.dt.strftime(clock.iso)
-        if self.has_whole_offsets(place, clock.zone):
+        instant = pl.col(str(place))
+        local = instant.dt.convert_time_zone(options.time_zone)
+        text = local.dt.strftime(iso_format(options))
+        if self.has_whole_offsets(place, options.time_zone):
             return text
         # ISO 8601 offsets have no seconds: such instants stay in UTC.
         offset = local.dt.replace_time_zone(None) - instant.dt.replace_time_zone(None)
         is_whole = offset.dt.total_seconds() % 60 == 0
-        return pl.when(is_whole).then(text).otherwise(instant.dt.strftime(replace(clock, zone="UTC").iso))
-
-    def date_text(self, place: int) -> pl.Expr:
-        """``YYYY-MM-DD``."""
-        return pl.col(str(place)).dt.strftime(ISO_DATE)
+        in_utc = instant.dt.strftime(iso_format(replace(options, time_zone="UTC")))
+        return pl.when(is_whole).then(text).otherwise(in_utc)
 
 
 def comma_separated_texts(array: pa.Array) -> pa.Array:
@@ -205,24 +182,16 @@ def comma_separated_texts(array: pa.Array) -> pa.Array:
     return rewritten.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
 
 
-def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> tuple[pa.Array, ...]:
+def typed_arrays(batch: pa.RecordBatch, columns: tuple[OutputColumn, ...]) -> list[pa.Array]:
     """The arrays of the output columns in their order, each in the Arrow type of its catalog type."""
-    arrays = []
-    for column in columns:
-        array = batch.column(column.name)
-        wanted = ARROW_TYPES[column.type]
-        arrays.append(array if array.type == wanted else array.cast(wanted))
-    return tuple(arrays)
+    return [batch.column(column.name).cast(ARROW_TYPES[column.type]) for column in columns]
 
 
 def check_time_zone(zone: str) -> None:
-    """Fail for an unknown zone now, not at the first timestamp.
+    """Fail for an unknown zone (``invalid_option``) now, not at the first timestamp.
 
     Without polars: a process that has used polars cannot be forked any more (the child waits for ever for its missing
     threads), and a format may be opened before the fork.
-
-    Raises:
-        ExportFailure: ``invalid_option``.
     """
     try:
         ZoneInfo(zone)

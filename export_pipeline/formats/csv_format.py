@@ -17,10 +17,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export_pipeline.catalog.types import ColumnType, OutputColumn
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats.base import FormatOptions
-from export_pipeline.formats.columns import ISO_DATE, Block, TextBytes, byte_table
+from export_pipeline.formats.columns import ISO_DATE, Block, TextBytes, byte_table, iso_format
 from export_pipeline.formats.text_file import EncodedRows, Frame, RowEnds, TextFormat
 
 if TYPE_CHECKING:
@@ -55,25 +55,25 @@ _DANGEROUS = f"^[=@\\t\\r\\n\uff1d\uff20{_SIGN}]"
 class CsvFormat(TextFormat):
     """CSV with its options. ``guarded_cells``: cells that got an apostrophe."""
 
-    counters = ("guarded_cells",)
-
     def __init__(self, options: FormatOptions) -> None:
         _check(options)
         super().__init__("csv", options, Frame(head=_head(options)))
 
     @cached_property
-    def head_counts(self) -> Counter[str]:
+    def counters(self) -> Counter[str]:
         """Headers that got an apostrophe, in every file."""
         pairs = zip(_headers(self._options), self._options.columns, strict=True)
         return Counter(guarded_cells=sum(written != column.header for written, column in pairs))
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into CSV rows."""
-        block = Block.of(batch, self._options.columns, self._options.comma_separated)
+        block = Block(batch, self._options.columns, self._options.comma_separated)
         frame = block.frame.select(self._column(block, place, counted) for place in range(len(block.columns)))
         quotes_all = self._options.csv_quoting == "non_empty"
         if quotes_all:
-            frame = _without_bare_values(frame)
+            # Numbers as text, so that they are quoted too, and null for empty text, so that it is not.
+            text = pl.col(pl.String)
+            frame = frame.with_columns(pl.when(text != "").then(text), pl.selectors.numeric().cast(pl.String))
         written = _Written()
         # Not "always", which would quote nulls.
         style: CsvQuoteStyle = "non_numeric" if quotes_all else "necessary"
@@ -83,7 +83,7 @@ class CsvFormat(TextFormat):
             cast("BinaryIO", written),
             include_header=False,
             separator=self._options.csv_delimiter,
-            datetime_format=self._clock.iso,
+            datetime_format=iso_format(self._options),
             date_format=ISO_DATE,
             quote_style=style,
             # A null in a single column needs quotes.
@@ -98,8 +98,8 @@ class CsvFormat(TextFormat):
             case ColumnType.TIMESTAMP:
                 # write_csv formats on all cores, an expression on one.
                 if block.has_whole_offsets(place, options.time_zone):
-                    return block.local_time(place, options.time_zone)
-                return block.timestamp_text(place, self._clock).alias(name)
+                    return pl.col(name).dt.convert_time_zone(options.time_zone)
+                return block.timestamp_text(place, options).alias(name)
             case ColumnType.DATE:
                 return pl.col(name)
             case ColumnType.FLOAT | ColumnType.DECIMAL if options.csv_decimal_mark != ".":
@@ -112,16 +112,14 @@ class CsvFormat(TextFormat):
         """The column, with the formula guard if it was read as text."""
         is_number = block.columns[place].type in (ColumnType.FLOAT, ColumnType.DECIMAL)
         values = block.numbers(place) if is_number else block.frame[str(place)]
-        if not self._is_guarded(block.columns[place]):
+        # A uuid or a decimal may be any text in the source. JSON never begins with a formula; a text of an array may.
+        column, options = block.columns[place], self._options
+        is_text = column.type in _GUARDED or column.name in options.comma_separated
+        if not (is_text and options.guard_formulas):
             return values
         values, count = _guarded(values, block.arrays[place], block.text_bytes(place))
         counted["guarded_cells"] += count
         return values
-
-    def _is_guarded(self, column: OutputColumn) -> bool:
-        # A uuid or a decimal may be any text in the source. JSON never begins with a formula; a text of an array may.
-        is_text = column.type in _GUARDED or column.name in self._options.comma_separated
-        return is_text and self._options.guard_formulas
 
 
 class _Written:
@@ -180,12 +178,6 @@ def _without_blank_lines(
     needs_quotes = is_blank | (values == "") | values.str.contains(rf'["\r\n{re.escape(delimiter)}]')
     quoted = '"' + values.str.replace_all('"', '""', literal=True) + '"'
     return quoted.zip_with(needs_quotes.fill_null(value=False), values).to_frame(), "never"
-
-
-def _without_bare_values(frame: pl.DataFrame) -> pl.DataFrame:
-    """Numbers as text, so that they are quoted too, and null for empty text, so that it is not."""
-    text = pl.col(pl.String)
-    return frame.with_columns(pl.when(text != "").then(text), pl.selectors.numeric().cast(pl.String))
 
 
 def _row_ends(data: memoryview) -> RowEnds:

@@ -7,8 +7,6 @@ from typing import Final
 
 from isal import isal_zlib
 
-from export_pipeline.timing import Timer
-
 _RAW: Final = -15
 _LEVEL: Final = 2
 END: Final = b"\x03\x00"
@@ -23,23 +21,6 @@ def pack(data: bytes | memoryview) -> bytes:
     head: bytes = compressor.compress(data)
     tail: bytes = compressor.flush(isal_zlib.Z_FULL_FLUSH)
     return head + tail
-
-
-class Packer:
-    """``pack`` with a timer."""
-
-    def __init__(self) -> None:
-        self._timer = Timer()
-
-    def __call__(self, data: bytes | memoryview) -> bytes:
-        """One piece."""
-        with self._timer:
-            return pack(data)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent on all pieces."""
-        return self._timer.seconds
 
 
 class Checksum:

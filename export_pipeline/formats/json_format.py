@@ -17,7 +17,7 @@ import pyarrow as pa
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats.base import FormatOptions
-from export_pipeline.formats.columns import Block
+from export_pipeline.formats.columns import ISO_DATE, Block
 from export_pipeline.formats.text_file import EncodedRows, Frame, TextFormat
 
 _RAW_TYPES = frozenset({ColumnType.JSON, ColumnType.DECIMAL})
@@ -34,8 +34,7 @@ class JsonFormat(TextFormat):
     ``non_finite_numbers``: numbers that JSON cannot represent, written as null.
     """
 
-    counters = ("non_finite_numbers",)
-    head_counts: Mapping[str, int] = {}
+    counters: Mapping[str, int] = {"non_finite_numbers": 0}
 
     def __init__(self, name: str, options: FormatOptions) -> None:
         self._lines = name == "ndjson"
@@ -43,7 +42,7 @@ class JsonFormat(TextFormat):
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> EncodedRows:
         """Turn a staged batch into one object a row."""
-        block = Block.of(batch, self._options.columns)
+        block = Block(batch, self._options.columns)
         before, after = ("", "}\n") if self._lines else (",\n", "}")
         pieces: list[pl.Expr] = [pl.lit(before + "{")]
         places = range(len(block.columns))
@@ -53,23 +52,20 @@ class JsonFormat(TextFormat):
             if is_raw:
                 pieces += _raw_members(block, members, comma, counted)
             else:
-                pieces += [pl.lit(comma), self._plain_members(block, members, counted)]
+                # ``"a":1,"b":"x"`` of neighbouring columns that polars can write as JSON.
+                values = [self._value(block, place, counted).alias(block.columns[place].header) for place in members]
+                encoded = pl.struct(values).struct.json_encode()
+                pieces += [pl.lit(comma), encoded.str.strip_prefix("{").str.strip_suffix("}")]
         pieces.append(pl.lit(after))
         return EncodedRows.from_series(block.frame.select(pl.concat_str(pieces).alias("row")).to_series())
-
-    def _plain_members(self, block: Block, places: list[int], counted: Counter[str]) -> pl.Expr:
-        """``"a":1,"b":"x"`` of neighbouring columns that polars can write as JSON."""
-        values = [self._value(block, place, counted).alias(block.columns[place].header) for place in places]
-        encoded = pl.struct(values).struct.json_encode()
-        return encoded.str.strip_prefix("{").str.strip_suffix("}")
 
     def _value(self, block: Block, place: int, counted: Counter[str]) -> pl.Expr:
         name = str(place)
         match block.columns[place].type:
             case ColumnType.TIMESTAMP:
-                return block.timestamp_text(place, self._clock)
+                return block.timestamp_text(place, self._options)
             case ColumnType.DATE:
-                return block.date_text(place)
+                return pl.col(name).dt.strftime(ISO_DATE)
             case ColumnType.FLOAT:
                 # json_encode writes null for these by itself.
                 counted["non_finite_numbers"] += int((~block.frame[name].is_finite()).sum())

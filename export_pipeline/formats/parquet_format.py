@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from export_pipeline.formats.base import FormatOptions
 from export_pipeline.formats.columns import typed_arrays
 from export_pipeline.formats.text_file import too_small
 from export_pipeline.storage.batches import ARROW_TYPES
+from export_pipeline.timing import Timer
 
 GROUP_ROWS = 65_536
 GROUP_BYTES = 32_000_000
@@ -40,10 +41,7 @@ class ParquetFormat:
 
     extension = "parquet"
     media_type = "application/vnd.apache.parquet"
-    counters: Sequence[str] = ()
-    head_counts: Mapping[str, int] = {}
-    compress_seconds = 0.0
-    """Arrow compresses while it writes."""
+    counters: Mapping[str, int] = {}
 
     def __init__(self, options: FormatOptions) -> None:
         if options.compression != "none":
@@ -53,10 +51,13 @@ class ParquetFormat:
         self._schema = pa.schema([pa.field(column.header, ARROW_TYPES[column.type]) for column in options.columns])
         self._statistics = [column.header for column in options.columns if column.type in _WITH_STATISTICS]
         self._empty_size = len(self.trial(None))
+        self.group_footer = sum(_COLUMN_FOOTER + len(name.encode()) for name in self._schema.names)
+        """At most the bytes of the footer about one row group."""
+        self.packing = Timer()  # never runs: Arrow compresses while it writes
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> pa.RecordBatch:  # noqa: ARG002 - nothing is altered
         """The output columns of a staged batch, under their headers."""
-        return pa.RecordBatch.from_arrays(list(typed_arrays(batch, self._options.columns)), schema=self._schema)
+        return pa.RecordBatch.from_arrays(typed_arrays(batch, self._options.columns), schema=self._schema)
 
     def open(self, sink: BinaryIO) -> ParquetFile:
         """Begin a file."""
@@ -82,26 +83,22 @@ class ParquetFormat:
                 writer.write_table(pa.Table.from_batches([rows]), row_group_size=rows.num_rows)
         return stream.getvalue()
 
-    def group_footer(self) -> int:
-        """At most the bytes of the footer about one row group."""
-        return sum(_COLUMN_FOOTER + len(name.encode()) for name in self._schema.names)
-
     def worst_case(self, rows: pa.RecordBatch) -> int:
         """At most the bytes of these rows as a row group, the footer included."""
         cells: int = rows.num_rows * rows.num_columns
         values = int((rows.nbytes + cells // 2) * 1.02)
-        return values + len(self._schema) * _COLUMN_OVERHEAD + self.group_footer()
+        return values + len(self._schema) * _COLUMN_OVERHEAD + self.group_footer
 
 
 class ParquetFile:
     """One file being written."""
 
     def __init__(self, sink: BinaryIO, fmt: ParquetFormat, max_bytes: int, empty_size: int) -> None:
-        self._sink = _PositionedSink(sink)
+        self._sink = sink
         self._format = fmt
         self._writer = fmt.writer(self._sink)
         self._max_bytes = max_bytes
-        self._reserve = empty_size - self._sink.position
+        self._reserve = empty_size - self._sink.tell()
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = self._pending_bytes = self._pending_worst = 0
         self._begun = False
@@ -123,7 +120,7 @@ class ParquetFile:
         self._writer.close()
 
     def _room(self) -> int:
-        return self._max_bytes - self._sink.position - self._reserve
+        return self._max_bytes - self._sink.tell() - self._reserve
 
     def _take(self, rows: pa.RecordBatch) -> bool:
         """Take all rows, if even their worst case fits."""
@@ -146,10 +143,10 @@ class ParquetFile:
         self._pending_rows = self._pending_bytes = self._pending_worst = 0
 
     def _write_group(self, rows: pa.Table) -> None:
-        before = self._sink.position
+        before = self._sink.tell()
         self._writer.write_table(rows, row_group_size=rows.num_rows)
-        self._ratio = (self._sink.position - before) / max(rows.nbytes, 1)
-        self._reserve += self._format.group_footer()
+        self._ratio = (self._sink.tell() - before) / max(rows.nbytes, 1)
+        self._reserve += self._format.group_footer
 
     def _take_tightly(self, rows: pa.RecordBatch) -> int:
         """Take the rows whose exact size fits; a begun file may stay a few bytes below its ceiling."""
@@ -165,7 +162,7 @@ class ParquetFile:
 
     def _largest(self, rows: pa.RecordBatch) -> pa.RecordBatch | None:
         """As many of these rows as fit, from the first; None if not even one does."""
-        room = self._room() - self._format.group_footer()
+        room = self._room() - self._format.group_footer
         expected = max(rows.nbytes * self._ratio, 1)
         count = min(rows.num_rows, max(1, int(rows.num_rows * room / expected * 0.97)))
         while count and room > 0:
@@ -175,25 +172,3 @@ class ParquetFile:
                 return part
             count = min(count - 1, max(1, int(count * room / size * 0.97)))
         return None
-
-
-class _PositionedSink:
-    """A sink with a position, as the parquet writer requires. The caller closes the sink below it."""
-
-    closed = False
-
-    def __init__(self, sink: BinaryIO) -> None:
-        self._sink = sink
-        self.position = 0
-
-    def write(self, data: bytes) -> int:
-        self._sink.write(data)
-        self.position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.position
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -35,16 +35,11 @@ def write_files(
 ) -> Iterator[WrittenFile]:
     """Write all rows to as many files as the ceiling requires, at least one; yield each when closed.
 
-    Args:
-        batches: The staged rows, in order, in batches of any size.
-        fmt: The format to write.
-        create: Opens the sink of the file with this ordinal (from 1). Its context ends when the file is complete, or
-            with the exception that stopped it.
-        key: The column that identifies a row, for the message about a row that fits no file.
-        max_bytes: The ceiling on delivered bytes; ``fmt`` was opened with the same.
-        progress: Called with the rows written so far, after each block and each cut. May raise.
-
-    Blocks are encoded ahead on all cores; the caller's thread compresses, hashes and writes.
+    Blocks are encoded ahead on all cores; the caller's thread compresses, hashes and writes. The batches are the staged
+    rows, in order, of any size. ``create`` opens the sink of the file with this ordinal (from 1); its context ends when
+    the file is complete, or with the exception that stopped it. ``key`` names the column that identifies a row, for the
+    message about a row that fits no file. ``max_bytes`` is the ceiling on delivered bytes that ``fmt`` was opened with.
+    ``progress`` is called with the rows written so far, after each block and each cut, and may raise.
     """
     with closing(map_ahead(partial(_encoded, fmt, key), even_blocks(batches), threads=cores())) as encoded:
         blocks = _Blocks(encoded, fmt.counters, key)
@@ -68,7 +63,7 @@ def write_files(
                     raise ExportFailure(FailureCode.SIZE_LIMIT_EXCEEDED, message)
             rows_before += rows
             counters = blocks.next_file()
-            counters.update(fmt.head_counts)
+            counters.update(fmt.counters)
             yield WrittenFile(ordinal, rows, sink.count, sink.digest.hexdigest(), counters)
 
 
@@ -87,7 +82,7 @@ def _encoded(fmt: FileFormat[Any], key: str, block: pa.RecordBatch) -> _EncodedB
 class _Blocks:
     """The rows still to be written: a source of encoded blocks, and the current block."""
 
-    def __init__(self, source: Iterator[_EncodedBlock], counters: Sequence[str], key: str) -> None:
+    def __init__(self, source: Iterator[_EncodedBlock], counters: Iterable[str], key: str) -> None:
         self._source = source
         self._key = key
         self._block = _EncodedBlock(pa.array([]), (), Counter())
@@ -110,11 +105,7 @@ class _Blocks:
         return True
 
     def write(self, writer: FileWriter[Any], *, is_first: bool) -> int:
-        """Let a file take rows of the current block; ``is_first``: it has no row yet.
-
-        Raises:
-            ExportFailure: ``row_too_large`` if the file is empty and takes no row.
-        """
+        """Let a file take rows of the block; ``row_too_large`` if it takes none and has none yet (``is_first``)."""
         taken = writer.write(self._block.encoded, self._at)
         if is_first and not taken:
             raise ExportFailure(
@@ -174,13 +165,22 @@ def _bounded(block: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 class _CountingSink:
-    """A write-only sink that counts and hashes the bytes."""
+    """A write-only sink that counts and hashes the bytes. The caller closes the sink below it."""
+
+    closed = False
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
         self._abandoned = False
         self.count = 0
         self.digest = hashlib.sha256()
+
+    def tell(self) -> int:
+        return self.count
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def abandon(self) -> None:
         """Ignore all further bytes: a library's writer may still end its file when it is collected."""

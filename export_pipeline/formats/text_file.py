@@ -14,10 +14,10 @@ import polars as pl
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats import deflate
 from export_pipeline.formats.base import MEDIA_TYPES, FormatOptions
-from export_pipeline.formats.columns import Clock, check_time_zone
+from export_pipeline.formats.columns import check_time_zone
+from export_pipeline.timing import Timer
 
 RowEnds = npt.NDArray[np.int64]
-Pack = Callable[[memoryview], bytes | memoryview]
 
 
 class EncodedRows:
@@ -76,30 +76,27 @@ class Filler:
     file.
     """
 
-    def __init__(self, pack: Pack, *, total: int, compresses: bool) -> None:
-        self._pack = pack
+    def __init__(self, total: int, packing: Timer | None) -> None:
+        """``packing`` measures the compression; None: there is none."""
         self._total = total
-        self._compresses = compresses
+        self._packing = packing
         self._ratio = 1.0
 
     def next(self, rows: EncodedRows, start: int, stop: int, *, room: int, skip: int = 0, begun: bool) -> Piece | None:
-        """The next piece of rows ``start`` to ``stop`` for ``room`` bytes; None if the file is full.
+        """The next piece of rows ``start`` to ``stop`` (exclusive) for ``room`` bytes; None if the file is full.
 
-        Args:
-            rows: the encoded rows.
-            start: the first row to take.
-            stop: the row not to go past.
-            room: bytes left in the file.
-            skip: bytes of the first row to leave out (a separator before the first row of a file).
-            begun: whether the file has a row already; such a file may stay a few bytes below its ceiling.
+        ``skip`` bytes of the first row are left out (a separator before the first row of a file). A file that has
+        ``begun`` with a row may stay a few bytes below its ceiling.
         """
-        if room <= 0 or (begun and self._compresses and room < self._total // 64):
+        if room <= 0 or (begun and self._packing and room < self._total // 64):
             return None
         whole = rows.slice(start, stop)[skip:]
-        count = stop - start if len(whole) <= self._likely(room) else self._predict(rows, start, stop, room, skip)
+        # Deflate enlarges what it cannot shrink, by less than this (measured: 0.1 %). Each piece is measured anyway.
+        likely = room - room // 64 - 256 if self._packing else room
+        count = stop - start if len(whole) <= likely else self._predict(rows, start, stop, room, skip)
         while count > 0:
             raw = rows.slice(start, start + count)[skip:]
-            packed = self._pack(raw)
+            packed = self._packed(raw)
             self._ratio = max(len(raw), 1) / max(len(packed), 1)
             if len(packed) <= room:
                 return Piece(start + count, raw, packed)
@@ -107,18 +104,20 @@ class Filler:
             count = min(count - 1, max(fitting, 1))
         return None
 
-    def _likely(self, room: int) -> int:
-        # Deflate enlarges what it cannot shrink, by less than this (measured: 0.1 %). Each piece is measured anyway.
-        return room - room // 64 - 256 if self._compresses else room
+    def _packed(self, raw: memoryview) -> bytes | memoryview:
+        if self._packing is None:
+            return raw
+        with self._packing:
+            return deflate.pack(raw)
 
     def _predict(self, rows: EncodedRows, start: int, stop: int, room: int, skip: int) -> int:
         size = float(room + skip)
-        if self._compresses:
+        if self._packing:
             share = room if room < self._total // 16 else room // 2
             size = share * self._ratio * 0.95
         count = min(rows.within(start, size), stop) - start
         # Compressed, one row may fit although it does not as text; exact lengths need no try.
-        return max(count, 1) if self._compresses else count
+        return max(count, 1) if self._packing else count
 
 
 @dataclass(frozen=True)
@@ -143,41 +142,27 @@ class TextFormat:
             raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
         self._name = name
         self._options = options
-        self._clock = Clock.of(options)
         self._gzip = options.compression == "gzip"
-        self._packer = deflate.Packer()
         self._frame = frame
-
-    @property
-    def extension(self) -> str:
-        """The end of a file name."""
-        return f"{self._name}.gz" if self._gzip else self._name
-
-    @property
-    def media_type(self) -> str:
-        """The Content-Type of a file as stored."""
-        return "application/gzip" if self._gzip else MEDIA_TYPES[self._name]
-
-    @property
-    def compress_seconds(self) -> float:
-        """Seconds spent on deflate."""
-        return self._packer.seconds
+        self.extension = f"{name}.gz" if self._gzip else name
+        self.media_type = "application/gzip" if self._gzip else MEDIA_TYPES[name]
+        self.packing = Timer()
 
     def open(self, sink: BinaryIO) -> TextFile:
         """Begin a file with its head."""
-        limit = self._options.max_bytes
-        return TextFile(sink, self._frame, name=self._name, max_bytes=limit, pack=self._packer if self._gzip else None)
+        packing = self.packing if self._gzip else None
+        return TextFile(sink, self._frame, name=self._name, max_bytes=self._options.max_bytes, packing=packing)
 
 
 class TextFile:
-    """One file being written; gzipped if there is a ``pack``."""
+    """One file being written; gzipped if there is a timer for it."""
 
-    def __init__(self, sink: BinaryIO, frame: Frame, *, name: str, max_bytes: int, pack: Pack | None) -> None:
+    def __init__(self, sink: BinaryIO, frame: Frame, *, name: str, max_bytes: int, packing: Timer | None) -> None:
         self._sink = sink
         self._frame = frame
-        self._gzip = pack is not None
+        self._gzip = packing is not None
         self._checksum = deflate.Checksum()
-        self._filler = Filler(pack or memoryview, total=max_bytes, compresses=self._gzip)
+        self._filler = Filler(max_bytes, packing)
         self._left = max_bytes - max(len(self._closing(tail)) for tail in (frame.tail, frame.empty_tail))
         self._begun = False
         opening = deflate.GZIP_HEADER + _packed(frame.head) if self._gzip else frame.head

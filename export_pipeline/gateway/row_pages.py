@@ -12,8 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import ChildList, Column, CustomField
-from export_pipeline.catalog.types import FilterOperator, OutputColumn, OutputOrigin
+from export_pipeline.catalog.model import ChildList, Column
+from export_pipeline.catalog.types import FilterOperator, OutputColumn
 from export_pipeline.filters.tree import AllOf, AnyOf, Comparison
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import NO_CEILING, FormatOptions, TimestampPrecision
@@ -22,8 +22,9 @@ from export_pipeline.gateway.services import Services
 from export_pipeline.requests.api_keys import ApiKey
 from export_pipeline.requests.models import RequestInput
 from export_pipeline.requests.validation.request import Preflight, preflight
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 
 
 def selection_of(services: Services, key: ApiKey, **columns: Any) -> tuple[Selection, Preflight]:
@@ -91,7 +92,9 @@ def _read(
 ) -> list[dict[str, Any]]:
     names = headers or [column.name for column in selection.columns]
     options = FormatOptions(
-        columns=tuple(_output(column, name) for column, name in zip(selection.columns, names, strict=True)),
+        columns=tuple(
+            OutputColumn(column.name, name, column.type) for column, name in zip(selection.columns, names, strict=True)
+        ),
         max_bytes=NO_CEILING,
         timestamps=timestamps,
     )
@@ -113,8 +116,3 @@ def _number(digits: str) -> float | Decimal:
     """A double where it holds all digits, so that answers hold JSON numbers; otherwise a decimal."""
     exact, double = Decimal(digits), float(digits)
     return double if Decimal(repr(double)) == exact else exact
-
-
-def _output(column: Column | CustomField | ChildList, header: str) -> OutputColumn:
-    origin: OutputOrigin = "column" if isinstance(column, Column) else "custom_field"
-    return OutputColumn(column.name, header, column.type, "child" if isinstance(column, ChildList) else origin)

@@ -19,7 +19,8 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.requests import rate_windows
 from export_pipeline.settings import Settings, SettingsError, local_path
 from export_pipeline.source.readers import Source, source_of
-from export_pipeline.storage.store import Store, open_store
+from export_pipeline.storage import open_store
+from export_pipeline.storage.store import Store
 
 THREADS = 16
 """Requests that one process handles at once; each holds at most one connection of the pool."""

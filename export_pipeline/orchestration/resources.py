@@ -23,9 +23,10 @@ from export_pipeline.messaging.message import MailProvider
 from export_pipeline.messaging.providers import open_mail_provider
 from export_pipeline.settings import Settings
 from export_pipeline.source.readers import Source, source_of
+from export_pipeline.storage import open_store
 from export_pipeline.storage.s3_client import build_client
 from export_pipeline.storage.staging import Staging
-from export_pipeline.storage.store import Store, open_store
+from export_pipeline.storage.store import Store
 
 # Exports go on with the last good catalog while the live one does not load. Dagster loads the code location in a new
 # process every minute, and each run reads the catalog itself, so a copy of the files is kept in staging, which every

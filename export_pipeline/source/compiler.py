@@ -18,21 +18,7 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.model import Column, CustomField, Dataset
 from export_pipeline.catalog.types import ColumnType, FilterOperator
-from export_pipeline.filters.tree import (
-    AllOf,
-    AnyOf,
-    Arithmetic,
-    ArrayContains,
-    Comparison,
-    Condition,
-    HasDomain,
-    Like,
-    Negation,
-    OnList,
-    Operand,
-    Scalar,
-    kind_of,
-)
+from export_pipeline.filters import tree
 from export_pipeline.source.dialects.base import COMPARE, Bool, Dialect, Expression, Template, text
 
 _ORDERING = (*[operator for operator in COMPARE if operator is not FilterOperator.EQ], FilterOperator.BETWEEN)
@@ -45,10 +31,11 @@ def of_tenant(table: sa.TableClause, tenant: str, dataset: Dataset, organization
     return dialect.is_one_of(table.c[tenant], [organization_id], dataset.tenant_type)
 
 
-def table_clause(name: str, columns: Iterable[str]) -> sa.TableClause:
-    """A table or view by its name, ``schema.name`` or ``name``, with these columns."""
+def table_clause(name: str, columns: Iterable[str | None]) -> sa.TableClause:
+    """A table or view by its name, ``schema.name`` or ``name``, with those of these columns that are declared."""
     schema, _, table = name.rpartition(".")
-    return sa.table(table, *[sa.column(column) for column in sorted(set(columns))], schema=schema or None)
+    declared = sorted(set(filter(None, columns)))
+    return sa.table(table, *[sa.column(column) for column in declared], schema=schema or None)
 
 
 class ConditionCompiler:
@@ -68,75 +55,76 @@ class ConditionCompiler:
         """The tenant's rows only."""
         return of_tenant(table, tenant, self._dataset, self._organization_id, self._dialect)
 
-    def condition(self, condition: Condition) -> Bool:
+    def condition(self, condition: tree.Condition) -> Bool:
         """One condition, true, false or null for a row."""
         match condition:
-            case AllOf(conditions):
+            case tree.AllOf(conditions):
                 return _joined(sa.and_, sa.true(), [self.condition(one) for one in conditions])
-            case AnyOf(conditions):
+            case tree.AnyOf(conditions):
                 return _joined(sa.or_, sa.false(), [self.condition(one) for one in conditions])
-            case Negation(inner):
+            case tree.Negation(inner):
                 return _does_not_hold(self.condition(inner))
-            case Comparison():
+            case tree.Comparison():
                 return self._compared(condition)
             case _:
                 return self._leaf(condition)
 
-    def _leaf(self, condition: Like | ArrayContains | HasDomain | OnList) -> Bool:
+    def _leaf(self, condition: tree.Like | tree.ArrayContains | tree.HasDomain | tree.OnList) -> Bool:
         match condition:
-            case Like(operand, pattern):
+            case tree.Like(operand, pattern):
                 shown = self._comparable(operand, ordered=True)
                 return self._dialect.like(self._read(operand), shown, pattern)
-            case ArrayContains(column, value):
+            case tree.ArrayContains(column, value):
                 return self._dialect.array_contains(self._table.c[column.source], value)
-            case HasDomain():
+            case tree.HasDomain():
                 return self._has_domain(condition)
-            case OnList(list_ids):
+            case tree.OnList(list_ids):
                 return self._on_list(list_ids)
 
     def custom_field(self, field: CustomField) -> Expression:
         """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
         return self._dialect.custom_text(self._table, self._table.c[field.column.source], field.key)
 
-    def _has_domain(self, condition: HasDomain) -> Bool:
-        address = self._table.c[condition.address.source]
-        of_address: Bool = sa.func.coalesce(self._dialect.ends_with_domain(address, condition.domain), sa.false())
+    def _has_domain(self, condition: tree.HasDomain) -> Bool:
+        def is_of_domain(address: Expression) -> Bool:
+            return self._dialect.ends_with_domain(address, condition.domain)
+
+        of_address: Bool = sa.func.coalesce(is_of_domain(self._table.c[condition.address.source]), sa.false())
         if condition.addresses is None:
             return of_address
         addresses = self._table.c[condition.addresses.source]
-        return sa.or_(of_address, self._dialect.any_of_domain(addresses, condition.domain))
+        return sa.or_(of_address, self._dialect.any_element(addresses, is_of_domain))
 
     def _on_list(self, list_ids: Sequence[str | int]) -> Bool:
         membership = self._dataset.lists
         if membership is None:
             return sa.false()
-        names = {membership.member, membership.list_id} | ({membership.tenant} if membership.tenant else set())
-        members = table_clause(membership.table, names)
+        members = table_clause(membership.table, [membership.member, membership.list_id, membership.tenant])
         where = [self._dialect.is_one_of(members.c[membership.list_id], list_ids, membership.lists.id_type)]
         if membership.tenant:
             where.append(self.of_tenant(members, membership.tenant))
         key = self._table.c[self._dataset.key_column.source]
         return key.in_(sa.select(members.c[membership.member]).where(*where))
 
-    def _compared(self, comparison: Comparison) -> Bool:
+    def _compared(self, comparison: tree.Comparison) -> Bool:
         operand, operator, value = comparison.operand, comparison.operator, comparison.value
         if operator in _OPPOSITE:
             return self._opposite(comparison)
         if operator is FilterOperator.IS_NULL:
             source = self._read(operand)
             return source.is_(None) if value else source.is_not(None)
-        if isinstance(value, Column | CustomField | Arithmetic):
+        if isinstance(value, Column | CustomField | tree.Arithmetic):
             one, other = (self._comparable(each, ordered=True) for each in (operand, value))
             compared: Bool = COMPARE[operator](one, other)
             return compared
         if operator is FilterOperator.BETWEEN and isinstance(value, tuple):
             ends = zip((FilterOperator.GTE, FilterOperator.LTE), value, strict=True)
-            return sa.and_(*[self._compared(Comparison(operand, end, one)) for end, one in ends])
+            return sa.and_(*[self._compared(tree.Comparison(operand, end, one)) for end, one in ends])
         if isinstance(value, tuple):
             return self._one_of(operand, value)
         return self._with_value(operand, operator, value)
 
-    def _read(self, operand: Operand) -> Expression:
+    def _read(self, operand: tree.Operand) -> Expression:
         """The operand as the database has it; null where there is none."""
         match operand:
             case Column():
@@ -147,35 +135,33 @@ class ConditionCompiler:
                 is_number = value_type is ColumnType.DECIMAL
                 typed = self._dialect.custom_number if is_number else self._dialect.custom_instant
                 return typed(self._table, self._table.c[column.source], key)
-            case Arithmetic():
+            case tree.Arithmetic():
                 return self._arithmetic(operand)
 
-    def _comparable(self, operand: Operand, *, ordered: bool) -> Expression:
+    def _comparable(self, operand: tree.Operand, *, ordered: bool) -> Expression:
         """The operand as the file shows it, in a form that compares as its values do.
 
-        Args:
-            operand: what to read.
-            ordered: it is compared by order or with another operand, so that a text needs a collation.
+        ``ordered``: it is compared by order or with another operand, so that a text needs a collation.
         """
         if isinstance(operand, Column):
             if operand.type is ColumnType.TEXT and ordered:
                 self._require_every_filter()
             return self._dialect.shown(self._table.c[operand.source], operand.type)
         source = self._read(operand)
-        return self._dialect.exact_text(source) if kind_of(operand) is ColumnType.TEXT else source
+        return self._dialect.exact_text(source) if tree.kind_of(operand) is ColumnType.TEXT else source
 
     def _require_every_filter(self) -> None:
         if not self._dialect.supports_every_filter:
             raise self._dialect.refusal()
 
-    def _opposite(self, comparison: Comparison) -> Bool:
+    def _opposite(self, comparison: tree.Comparison) -> Bool:
         operand, value = comparison.operand, comparison.value
         if not self._dialect.supports_every_filter and isinstance(value, str | int | float | Decimal | date):
             # An unknown database may have no boolean values to give to COALESCE.
             return self._read(operand).is_distinct_from(self._dialect.bound(value))
-        return _does_not_hold(self._compared(Comparison(operand, _OPPOSITE[comparison.operator], value)))
+        return _does_not_hold(self._compared(tree.Comparison(operand, _OPPOSITE[comparison.operator], value)))
 
-    def _one_of(self, operand: Operand, values: Sequence[Scalar]) -> Bool:
+    def _one_of(self, operand: tree.Operand, values: Sequence[tree.Scalar]) -> Bool:
         if not values:
             return sa.false()
         exact = self._comparable(operand, ordered=False).in_([self._bound(operand, value) for value in values])
@@ -183,7 +169,7 @@ class ConditionCompiler:
             return exact
         return self._dialect.with_index(self._read(operand), operand.type, values, exact)
 
-    def _with_value(self, operand: Operand, operator: FilterOperator, value: Scalar) -> Bool:
+    def _with_value(self, operand: tree.Operand, operator: FilterOperator, value: tree.Scalar) -> Bool:
         shown = self._comparable(operand, ordered=operator in _ORDERING)
         if operator is FilterOperator.CONTAINS:
             return self._dialect.position(shown, str(value)) > 0
@@ -199,12 +185,12 @@ class ConditionCompiler:
             return exact
         return self._dialect.with_index(source, operand.type, [value], exact)
 
-    def _bound(self, operand: Operand, value: Scalar) -> Expression:
+    def _bound(self, operand: tree.Operand, value: tree.Scalar) -> Expression:
         if isinstance(operand, Column) and operand.type is ColumnType.UUID and self._dialect.supports_every_filter:
             return text(UUID(str(value)).hex)
         return self._dialect.bound(value)
 
-    def _arithmetic(self, arithmetic: Arithmetic) -> Expression:
+    def _arithmetic(self, arithmetic: tree.Arithmetic) -> Expression:
         """In decimals on PostgreSQL, in doubles elsewhere: the last digits may differ.
 
         ``/`` keeps the fraction of integers too; ``%`` has the sign of the dividend.
@@ -224,9 +210,9 @@ class ConditionCompiler:
             case "%":
                 return self._dialect.remainder(left, right, divisor)
 
-    def _number(self, operand: Operand | int | float | Decimal) -> Expression:
+    def _number(self, operand: tree.Operand | int | float | Decimal) -> Expression:
         match operand:
-            case Arithmetic():
+            case tree.Arithmetic():
                 return self._arithmetic(operand)
             case Column() | CustomField():
                 may_be_infinite = isinstance(operand, Column) and operand.type is not ColumnType.INTEGER

@@ -1,6 +1,6 @@
 """Lists, segments and custom fields of an organization in the source.
 
-Lookups use the export's readers: they work on the same databases, with the same rights.
+Lookups use the export's readers: they work on the same databases, with the same rights, and raise what reading raises.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ import re
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
-from export_pipeline.catalog.model import Column, CustomField, CustomFieldTable, Dataset
-from export_pipeline.catalog.types import ColumnType, IdentityType
+from export_pipeline.catalog.model import Column, CustomField, CustomFieldTable, Dataset, ListTable
+from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.segments import StoredSegment, segment_condition
 from export_pipeline.filters.tree import AllOf, AnyOf
 from export_pipeline.requests.validation.rows import Identity, identity_of
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.compiler import of_tenant, table_clause
 from export_pipeline.source.dialects import dialect_of
 from export_pipeline.source.dialects.base import untyped
 from export_pipeline.source.query import Query, Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 
 _FIELD_TYPES = {"text": ColumnType.TEXT, "number": ColumnType.DECIMAL, "date": ColumnType.TIMESTAMP}
 """SendGrid's types of custom fields (docs/contracts.md, 2.7)."""
@@ -34,42 +35,23 @@ _SHORTEST_TIMEOUT_SECONDS = 0.001
 """Databases count milliseconds, and take 0 for no limit."""
 
 
-class Named(NamedTuple):
-    """The rows to look up: the column of their ids, its declared type, the ids."""
-
-    column: str
-    kind: IdentityType
-    ids: Sequence[Identity]
-
-
 def check_lists(source: Source, dataset: Dataset, organization_id: str, list_ids: Sequence[Identity]) -> None:
-    """Make sure that the organization has every one of these lists.
-
-    Raises:
-        ExportFailure: ``unknown_list`` for the first that it does not have; whatever reading raises.
-    """
+    """Make sure that the organization has each of these lists. Raises ``unknown_list`` for the first that it lacks."""
     if dataset.lists is None or not list_ids:
         return
-    lists = dataset.lists.lists
-    named = Named(lists.id, lists.id_type, list_ids)
-    found = read_texts(source, dataset, lists.table, [lists.id], lists.tenant, organization_id, named)
+    found = read_texts(source, dataset, dataset.lists.lists, [dataset.lists.lists.id], organization_id, list_ids)
     _refuse_unknown(list_ids, {row[0] for row in found}, "list", FailureCode.UNKNOWN_LIST)
 
 
 def find_segments(
     source: Source, dataset: Dataset, organization_id: str, segment_ids: Sequence[Identity]
 ) -> tuple[StoredSegment, ...]:
-    """The organization's segments of these ids, in their order.
-
-    Raises:
-        ExportFailure: ``unknown_segment`` for the first that it does not have; whatever reading raises.
-    """
+    """The organization's segments of these ids, in their order; ``unknown_segment`` for the first that it lacks."""
     segments = dataset.segments
     if segments is None or not segment_ids:
         return ()
     columns = [segments.id, segments.filter, *([segments.query_dsl] if segments.query_dsl else [])]
-    named = Named(segments.id, segments.id_type, segment_ids)
-    rows = read_texts(source, dataset, segments.table, columns, segments.tenant, organization_id, named)
+    rows = read_texts(source, dataset, segments, columns, organization_id, segment_ids)
     found = {key: _segment(key, *rest) for key, *rest in rows}
     _refuse_unknown(segment_ids, found, "segment", FailureCode.UNKNOWN_SEGMENT)
     return tuple(found[str(segment_id)] for segment_id in segment_ids)
@@ -87,56 +69,41 @@ def _refuse_unknown(ids: Sequence[Identity], known: Container[str | None], what:
 
 
 def find_custom_fields(source: Source, dataset: Dataset, organization_id: str) -> tuple[CustomField, ...]:
-    """The custom fields that the organization defined, in the order of their names.
-
-    Raises:
-        ExportFailure: ``source_data_invalid`` for an unusable definition; whatever reading raises.
-    """
+    """The organization's custom fields in the order of their names; ``source_data_invalid`` for an unusable one."""
     declared = dataset.custom_fields
     if declared is None:
         return ()
-    columns = [declared.name, declared.field_type]
-    rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
-    fields = {_key(declared, key): _field_type(declared, kind) for key, kind in rows}
+    fields: dict[str, ColumnType] = {}
+    for key, kind in read_texts(source, dataset, declared, [declared.name, declared.field_type], organization_id):
+        if not key:
+            problem = "a field has no name"
+        elif _UNUSABLE_KEY.search(key):
+            problem = "a field has a control character in its name"
+        elif (value_type := _FIELD_TYPES.get((kind or "").lower())) is None:
+            problem = "a field has a type other than Text, Number and Date"
+        else:
+            fields[key] = value_type
+            continue
+        message = f"Table {declared.table}: {problem}. Correct the definition of the field."
+        raise ExportFailure(FailureCode.SOURCE_DATA_INVALID, message)
     return tuple(dataset.custom_field(key, fields[key]) for key in sorted(fields))
-
-
-def _key(declared: CustomFieldTable, key: str | None) -> str:
-    if not key:
-        raise _bad_definition(declared, "a field has no name")
-    if _UNUSABLE_KEY.search(key):
-        raise _bad_definition(declared, "a field has a control character in its name")
-    return key
-
-
-def _field_type(declared: CustomFieldTable, kind: str | None) -> ColumnType:
-    try:
-        return _FIELD_TYPES[(kind or "").lower()]
-    except KeyError:
-        raise _bad_definition(declared, "a field has a type other than Text, Number and Date") from None
-
-
-def _bad_definition(declared: CustomFieldTable, what: str) -> ExportFailure:
-    return ExportFailure(
-        FailureCode.SOURCE_DATA_INVALID, f"Table {declared.table}: {what}. Correct the definition of the field."
-    )
 
 
 def read_texts(
     source: Source,
     dataset: Dataset,
-    table: str,
+    table: ListTable | CustomFieldTable,
     columns: Sequence[str],
-    tenant: str,
     organization_id: str,
-    named: Named | None = None,
+    ids: Sequence[Identity] | None = None,
 ) -> list[tuple[str | None, ...]]:
-    """An organization's rows of a dataset's table as text; only the ``named`` ones, if given."""
-    clause = table_clause(table, [*columns, tenant, *([named.column] if named else [])])
+    """An organization's rows of a table that belongs to the dataset, as text; only those with these ids, if given."""
+    named = None if isinstance(table, CustomFieldTable) or ids is None else table
+    clause = table_clause(table.table, [*columns, table.tenant, named.id if named else None])
     dialect = dialect_of(source.backend)
-    where = [of_tenant(clause, tenant, dataset, organization_id, dialect)]
+    where = [of_tenant(clause, table.tenant, dataset, organization_id, dialect)]
     if named is not None:
-        where.append(dialect.is_one_of(clause.c[named.column], named.ids, named.kind))
+        where.append(dialect.is_one_of(clause.c[named.id], ids or (), named.id_type))
     texts: list[sa.ColumnElement[Any]] = [
         sa.cast(clause.c[column], sa.Text).label(f"c{at}") for at, column in enumerate(columns)
     ]
@@ -177,11 +144,7 @@ class SegmentEntry:
 def lists_page(
     source: Source, dataset: Dataset, organization_id: str, *, after: str | None, limit: int
 ) -> list[ListEntry]:
-    """The organization's lists in the order of their ids, those after ``after``.
-
-    Raises:
-        ExportFailure: ``unknown_list`` if ``after`` cannot be the id of a list; whatever reading raises.
-    """
+    """The organization's lists after ``after``, by id; ``unknown_list`` if ``after`` cannot be the id of a list."""
     if dataset.lists is None:
         return []
     lists, membership, dialect = dataset.lists.lists, dataset.lists, dialect_of(source.backend)
@@ -189,44 +152,32 @@ def lists_page(
     where = [of_tenant(table, lists.tenant, dataset, organization_id, dialect)]
     place = dialect.order_key(table.c[lists.id], lists.id_type)
     if after is not None:
-        where.append(place > untyped(_identity(after, lists.id_type)))
-    columns = [membership.list_id, *([membership.tenant] if membership.tenant else [])]
-    members = table_clause(membership.table, columns)
+        try:
+            where.append(place > untyped(identity_of(after, lists.id_type)))
+        except ValueError:
+            message = "page_token: not issued by this API; start without one."
+            raise ExportFailure(FailureCode.UNKNOWN_LIST, message, field="page_token") from None
+    members = table_clause(membership.table, [membership.list_id, membership.tenant])
     on_list: list[sa.ColumnElement[bool]] = [members.c[membership.list_id] == table.c[lists.id]]
     if lists.id_type is ColumnType.TEXT:
         on_list.append(dialect.by_code_point(members.c[membership.list_id]) == place)
     if membership.tenant:
         on_list.append(of_tenant(members, membership.tenant, dataset, organization_id, dialect))
     rows = sa.select(sa.func.count()).select_from(members).where(*on_list).correlate(table).scalar_subquery()
-    names = ("id", "name", "rows")
-    values: tuple[sa.ColumnElement[Any], ...] = (table.c[lists.id], table.c[lists.name], rows)
-    texts: list[sa.ColumnElement[Any]] = [
-        sa.cast(value, sa.Text).label(name) for name, value in zip(names, values, strict=True)
-    ]
+    values: dict[str, sa.ColumnElement[Any]] = {"id": table.c[lists.id], "name": table.c[lists.name], "rows": rows}
+    texts: list[sa.ColumnElement[Any]] = [sa.cast(value, sa.Text).label(name) for name, value in values.items()]
     select: sa.Select[Any] = sa.select(*texts).where(*where).order_by(place).limit(limit)
-    found = rows_of(source, select, names)
+    found = rows_of(source, select, list(values))
     return [ListEntry(str(key), name, int(count or 0)) for key, name, count in found]
 
 
-def _identity(text: str, kind: IdentityType) -> Identity:
-    try:
-        return identity_of(text, kind)
-    except ValueError:
-        message = "page_token: not issued by this API; start without one."
-        raise ExportFailure(FailureCode.UNKNOWN_LIST, message, field="page_token") from None
-
-
 def segments_of(source: Source, dataset: Dataset, organization_id: str, time_zone: str) -> list[SegmentEntry]:
-    """Every segment of the organization, in the order of their ids; parsed and counted for at most five seconds.
-
-    Raises:
-        ExportFailure: whatever reading raises.
-    """
+    """Every segment of the organization, in the order of their ids; parsed and counted for at most five seconds."""
     declared = dataset.segments
     if declared is None:
         return []
     columns = [declared.id, declared.name, declared.filter, *([declared.query_dsl] if declared.query_dsl else [])]
-    rows = read_texts(source, dataset, declared.table, columns, declared.tenant, organization_id)
+    rows = read_texts(source, dataset, declared, columns, organization_id)
     fields = find_custom_fields(source, dataset, organization_id)
     entries = []
     ends_at = time.monotonic() + _COUNTING_SECONDS
@@ -249,19 +200,15 @@ def _count_until(source: Source, selection: Selection, ends_at: float) -> int | 
     left = ends_at - time.monotonic()
     if left <= 0:
         return None
-    longest = min(left, source.statement_timeout_seconds or left)
+    longest = max(min(left, source.statement_timeout_seconds or left), _SHORTEST_TIMEOUT_SECONDS)
     try:
-        return count_rows(replace(source, statement_timeout_seconds=max(longest, _SHORTEST_TIMEOUT_SECONDS)), selection)
+        query = build_query(selection, source.backend, limit=1)
+        with open_snapshot(replace(source, statement_timeout_seconds=longest), query) as snapshot:
+            return snapshot.row_count
     except ExportFailure:
         if time.monotonic() < ends_at:
             raise
         return None
-
-
-def count_rows(source: Source, selection: Selection) -> int:
-    """The number of rows of a selection."""
-    with open_snapshot(source, build_query(selection, source.backend, limit=1)) as snapshot:
-        return snapshot.row_count
 
 
 def names_of(
@@ -272,8 +219,6 @@ def names_of(
     lists = dataset.lists.lists if dataset.lists else None
     for table, ids in ((lists, list_ids), (dataset.segments, segment_ids)):
         if table is not None and ids:
-            named = Named(table.id, table.id_type, ids)
-            columns = [table.id, table.name]
-            found = read_texts(source, dataset, table.table, columns, table.tenant, organization_id, named)
+            found = read_texts(source, dataset, table, [table.id, table.name], organization_id, ids)
             names |= {key: name or "" for key, name in found if key is not None}
     return names

@@ -26,7 +26,7 @@ class Selection:
 
     dataset: Dataset
     organization_id: str
-    columns: tuple[Column | CustomField | ChildList, ...]
+    columns: tuple[Selected, ...]
     filters: AllOf
     any_of: AnyOf | None = None
     """Lists and segments: a row of at least one of them; None = every row."""
@@ -34,12 +34,6 @@ class Selection:
     """Inclusive, UTC."""
     created_before: datetime | None = None
     """Exclusive, UTC."""
-
-    @property
-    def read_columns(self) -> tuple[Column | CustomField | ChildList, ...]:
-        """What to read: the selected columns, and the key, which identifies a row in messages."""
-        key = self.dataset.key_column
-        return self.columns if key in self.columns else (*self.columns, key)
 
 
 @dataclass(frozen=True)
@@ -58,13 +52,10 @@ class Query:
 
 
 def build_query(selection: Selection, backend: str, *, limit: int | None = None, last: bool = False) -> Query:
-    """Build the statements.
+    """Build the statements for a database, by SQLAlchemy's name for it: ``postgresql``, ``sqlite``, ...
 
-    Args:
-        selection: what to read.
-        backend: SQLAlchemy's name of the database: ``postgresql``, ``sqlite``, ...
-        limit: the most rows to read; the count remains that of all of them.
-        last: with a limit, the rows at the end of the key's order, from the last one back.
+    With a ``limit`` at most so many rows are read, with ``last`` those at the end of the key's order, from the last one
+    back. The count remains that of all of them.
 
     Raises:
         ExportFailure: ``not_supported`` for child lists or a filter that this package cannot write for the database.
@@ -75,7 +66,9 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
     chosen = _chosen(selection, compiler)
     where = [compiler.of_tenant(table, dataset.tenant), *chosen]
     key = table.c[dataset.key_column.source]
-    columns = selection.read_columns
+    columns = selection.columns
+    if dataset.key_column not in columns:
+        columns = (*columns, dataset.key_column)  # it identifies a row in messages
     has_children = any(isinstance(column, ChildList) for column in columns)
     source = dialect.parents(table) if has_children else table
     read: list[Expression] = []
@@ -122,8 +115,7 @@ def child_values(
 
     ``parents`` are the keys of the exported rows; None = all rows that the child table has of the tenant.
     """
-    names = {child.foreign_key, child.value, child.order_by} | ({child.tenant} if child.tenant else set())
-    table = table_clause(child.table, names)
+    table = table_clause(child.table, [child.foreign_key, child.value, child.order_by, child.tenant])
     parent, value, order = table.c[child.foreign_key], table.c[child.value], table.c[child.order_by]
     directed = order.desc() if child.direction == "desc" else order.asc()
     # The value breaks ties by code point, so that two exports of one snapshot are the same.

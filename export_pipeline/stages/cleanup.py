@@ -44,25 +44,18 @@ def cancel_and_discard(
     uid: str,
     *,
     run_id: str | None = None,
-    claim_id: str | None = None,
     wait: bool = True,
 ) -> None:
     """Mark a request canceled, unless it is finished, and delete what its attempts left in both services.
 
     It is safe to call again: a sensor may cancel the row while the worker still holds files.
 
-    Args:
-        services: of these the database, the store and staging.
-        request_id: the request.
-        uid: its uid.
-        run_id: cancel only if the request is still this run's, for an operator who terminated the run.
-        claim_id: cancel only if the request still waits for the run of this claim; for the same.
-        wait: whether to wait for a row that another transaction has locked. A sensor does not: other requests wait.
+    For an operator who terminated a run, ``run_id`` cancels only if the request is still this run's. A sensor does not
+    ``wait`` for a row that another transaction has locked: other requests wait for the sensor.
     """
     database = services.database if wait else impatient(services.database)
-    messages = {"by_requester": BY_REQUESTER, "by_operator": BY_OPERATOR}
     with database.begin() as connection:
-        transitions.cancel(connection, request_id, **messages, run_id=run_id, claim_id=claim_id)
+        transitions.cancel(connection, request_id, by_requester=BY_REQUESTER, by_operator=BY_OPERATOR, run_id=run_id)
     state = _state(services.database, uid)
     if state is None or state.status is not RequestStatus.CANCELED:
         return
@@ -99,10 +92,8 @@ def _is_abandoned(state: RequestState, attempt: int) -> bool:
 def expire_exports(database: sa.Engine, store: Store) -> tuple[int, int]:
     """Delete the files of exports past their retention and mark the rows ``expired``.
 
-    The row is marked first: an application never sees ``completed`` with files that are gone.
-
-    Returns:
-        How many are done, and how many the store failed to delete; those are due again next time.
+    The row is marked first: an application never sees ``completed`` with files that are gone. Returns how many are
+    done, and how many the store failed to delete; those are due again next time.
     """
     with reading(database) as connection:
         due = transitions.past_retention(connection)
@@ -123,8 +114,7 @@ def _expire(database: sa.Engine, store: Store, request_id: int, uid: str) -> boo
 def clear_leftovers(database: sa.Engine, store: Store, staging: Staging) -> tuple[int, int]:
     """Delete what ended requests left in staging, and the objects of their attempts that delivered nothing.
 
-    Returns:
-        How many requests are done, and how many failed.
+    Returns how many requests are done, and how many failed.
     """
     # Trees with other names are not ours: other programs may keep files beside them.
     staged = set(filter(is_canonical_uuid, staging.trees()))
@@ -147,8 +137,10 @@ def _without_right_to_files(database: sa.Engine, uids: Iterable[str]) -> Iterato
 
 def _clear(database: sa.Engine, store: Store, staging: Staging, uid: str) -> bool:
     state = _state(database, uid)
-    if state is not None and not _is_over(state):
-        return False
+    if state is not None:
+        ended = state.completed_at if state.status in FINISHED else None
+        if ended is None or ended >= utc_now() - KEEP_LEFTOVERS:
+            return False
     keys = list(store.keys(f"{uid}/"))
     if state is None and not _is_forgotten(database, store, staging, uid, keys):
         return False
@@ -176,11 +168,6 @@ def _is_forgotten(database: sa.Engine, store: Store, staging: Staging, uid: str,
         return True
     with reading(database) as connection:
         return bool(events_of(connection, uid))
-
-
-def _is_over(state: RequestState) -> bool:
-    ended = state.completed_at if state.status in FINISHED else None
-    return ended is not None and ended < utc_now() - KEEP_LEFTOVERS
 
 
 def _state(database: sa.Engine, uid: str) -> RequestState | None:

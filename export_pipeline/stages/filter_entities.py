@@ -11,11 +11,10 @@ import pyarrow as pa
 
 from export_pipeline.concurrency import map_ahead
 from export_pipeline.failures import ExportFailure, FailureCode
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
-from export_pipeline.source.readers.arrow_types import staged_schema
-from export_pipeline.storage.batches import BatchWriter
-from export_pipeline.storage.staging import Staging, one_try
+from export_pipeline.source.readers import Source
+from export_pipeline.storage.staging import Staging, WriteBatch, one_try
 from export_pipeline.timing import StageSeconds, Timer
 
 
@@ -61,14 +60,13 @@ def stage_rows(
             the number that the same snapshot counted.
     """
     query = build_query(selected, source.backend)
-    schema = staged_schema(query.columns)
     reading = Timer()
     with ExitStack() as held:
         place = held.enter_context(one_try(staging, f"{prefix}/rows"))
         with reading:
             snapshot = held.enter_context(open_snapshot(source, query))
         snapshot_taken(snapshot.row_count, snapshot.taken_at)
-        stager = _Stager(staging, place, schema, snapshot.row_count, max_bytes, shard_rows)
+        stager = _Stager(staging, place, snapshot.row_count, max_bytes, shard_rows)
         # Each batch is staged while the next is read.
         with stager, closing(map_ahead(stager.write, reading.each(snapshot.batches), threads=1)) as staged:
             for done in staged:
@@ -87,18 +85,16 @@ def stage_rows(
 class _Stager(ExitStack):
     """Writes batches to shards; leaving the context closes the open shard."""
 
-    def __init__(
-        self, staging: Staging, prefix: str, schema: pa.Schema, row_count: int, max_bytes: int, shard_rows: int
-    ) -> None:
+    def __init__(self, staging: Staging, prefix: str, row_count: int, max_bytes: int, shard_rows: int) -> None:
         super().__init__()
         self._staging = staging
         self._prefix = prefix
-        self._schema = schema
         self._row_count = row_count
         self._max_bytes = max_bytes
         self._rows_per_shard = shard_rows
         self._shard_rows: int | None = None
-        self._writer: BatchWriter | None = None
+        self._write: WriteBatch | None = None
+        self._key = ""
         self._rows_in_shard = 0
         self.writing = Timer()
         self.rows = 0
@@ -116,8 +112,8 @@ class _Stager(ExitStack):
             piece = batch.slice(start, room)
             start += piece.num_rows
             with self.writing:
-                writer = self._writer or self._begin_shard()
-                writer.write(piece)
+                write = self._write or self._begin_shard()
+                write(piece)
             self._rows_in_shard += piece.num_rows
             self.rows += piece.num_rows
             self.bytes += piece.nbytes
@@ -125,20 +121,18 @@ class _Stager(ExitStack):
                 self.end_shard()
         return self.rows
 
-    def _begin_shard(self) -> BatchWriter:
-        key = f"{self._prefix}/{len(self.shards) + 1:05d}.arrow"
-        self._writer = self.enter_context(self._staging.write_batches(key, self._schema))
-        self.shards.append(StagedShard(len(self.shards) + 1, key, 0))
-        return self._writer
+    def _begin_shard(self) -> WriteBatch:
+        self._key = f"{self._prefix}/{len(self.shards) + 1:05d}.arrow"
+        self._write = self.enter_context(self._staging.write_batches(self._key))
+        return self._write
 
     def end_shard(self) -> None:
         """Close the open shard; an export without rows gets an empty one."""
+        if self._write is None and self.shards:
+            return
         with self.writing:
-            if self._writer is None and not self.shards:
+            if self._write is None:
                 self._begin_shard()
-            if self._writer is None:
-                return
             self.close()
-        last = self.shards[-1]
-        self.shards[-1] = StagedShard(last.ordinal, last.key, self._rows_in_shard)
-        self._writer, self._rows_in_shard = None, 0
+        self.shards.append(StagedShard(len(self.shards) + 1, self._key, self._rows_in_shard))
+        self._write, self._rows_in_shard = None, 0

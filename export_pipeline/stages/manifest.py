@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import io
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from export_pipeline.catalog.types import NameStyle
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.storage.store import ObjectDescription
-
-if TYPE_CHECKING:
-    from export_pipeline.storage.store import Store
+from export_pipeline.storage.store import ObjectDescription, Store
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 MANIFEST_NAME = "manifest.json"
@@ -73,34 +69,13 @@ class Manifest(BaseModel):
     counters: Mapping[str, int] = Field(default_factory=dict)
     """What was altered: cells cut, characters replaced and so on."""
 
-    def to_json(self) -> builtins.bytes:
-        """The manifest as indented JSON."""
-        return self.model_dump_json(indent=2).encode()
-
-    @classmethod
-    def from_json(cls, text: builtins.bytes) -> Manifest:
-        """Read a manifest.
-
-        Raises:
-            ExportFailure: ``internal_error`` if it is not a manifest, or of an unknown version.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            fields = sorted({".".join(str(part) for part in detail["loc"]) for detail in error.errors()})
-        raise ExportFailure(FailureCode.INTERNAL_ERROR, f"The manifest cannot be read; wrong: {', '.join(fields)}.")
-
 
 def write_manifest(store: Store, key: str, manifest: Manifest) -> None:
-    """Write the manifest to the store; from then on the export exists.
-
-    Raises:
-        ExportFailure: the store's.
-    """
-    content = manifest.to_json()
+    """Write the manifest to the store, as indented JSON; from then on the export exists."""
+    content = manifest.model_dump_json(indent=2).encode()
     store.put(
         io.BytesIO(content),
-        ObjectDescription(key=key, download_name="manifest.json", media_type="application/json"),
+        ObjectDescription(key=key, download_name=MANIFEST_NAME, media_type="application/json"),
         size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         progress=lambda _: None,
@@ -108,13 +83,14 @@ def write_manifest(store: Store, key: str, manifest: Manifest) -> None:
 
 
 def read_manifest(store: Store, key: str) -> Manifest:
-    """Read a manifest from the store.
-
-    Raises:
-        ExportFailure: ``store_refused`` if it does not exist, ``internal_error`` if it cannot be read.
-    """
+    """Read a manifest; ``store_refused`` if it does not exist, ``internal_error`` if it cannot be read."""
     with store.open(key) as stream:
-        return Manifest.from_json(stream.read())
+        text = stream.read()
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        fields = sorted({".".join(str(part) for part in detail["loc"]) for detail in error.errors()})
+    raise ExportFailure(FailureCode.INTERNAL_ERROR, f"The manifest cannot be read; wrong: {', '.join(fields)}.")
 
 
 def file_name(
@@ -122,13 +98,8 @@ def file_name(
 ) -> str:
     """A readable file name, safe on every file system: ``contacts-2025-11-21-{uid}[-part-00001].csv.gz``.
 
-    Args:
-        dataset: the dataset's name; all characters but ``A-Z a-z 0-9 _`` become ``-``.
-        day: the day of the snapshot, in the organization's time zone.
-        uid: the request's uid.
-        part: the number of this part (``00001``), None for an only file.
-        extension: without a leading dot, with the compression's.
-        style: ``uuid`` leaves dataset and day out (Cometly, get contact export: names of UUIDs).
+    All characters but ``A-Z a-z 0-9 _`` become ``-``. ``day`` is that of the snapshot, in the organization's time zone.
+    The style ``uuid`` leaves dataset and day out (Cometly, get contact export: names of UUIDs).
     """
     stem = _safe(str(uid))
     if style == "descriptive":
@@ -141,10 +112,7 @@ def file_name(
 def export_prefix(uid: UUID | str, attempt: int, secret: str) -> str:
     """The prefix of an attempt's objects: ``{uid}/{attempt}/{secret}``.
 
-    Args:
-        uid: the request's uid.
-        attempt: from 1.
-        secret: 32 hex digits of ``secrets.token_hex(16)``, so that nobody can guess a key from the uid.
+    The secret is 32 hex digits of ``secrets.token_hex(16)``, so that nobody can guess a key from the uid.
 
     Raises:
         ValueError: the secret is not 32 hex digits.
@@ -152,11 +120,6 @@ def export_prefix(uid: UUID | str, attempt: int, secret: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{32}", secret):
         raise ValueError("secret must be 32 hex digits, as made by secrets.token_hex(16)")
     return f"{_safe(str(uid))}/{attempt}/{secret}"
-
-
-def manifest_key(prefix: str) -> str:
-    """The key of an attempt's manifest."""
-    return f"{prefix}/{MANIFEST_NAME}"
 
 
 def _safe(text: str) -> str:

@@ -18,7 +18,7 @@ from export_pipeline.messaging.content import MAX_LISTED, ReadyFile, ReadyMail, 
 from export_pipeline.messaging.message import Attachment, MailProvider, Message, message_id, parse_address
 from export_pipeline.messaging.mime import one_line
 from export_pipeline.messaging.providers import default_sender
-from export_pipeline.messaging.sending import SendResult, send_all
+from export_pipeline.messaging.sending import send_all
 from export_pipeline.recurring.unsubscribe import make_token
 from export_pipeline.requests import notifications, transitions
 from export_pipeline.requests.download_links import create, download_url
@@ -62,18 +62,8 @@ def mail_recipients(
 ) -> Mapping[NotificationStatus, int]:
     """Mail the recipients of a completed request, and note on the row what went wrong.
 
-    Args:
-        services: what the stage works with.
-        request_id: the request.
-        run_id: the run that owns it.
-        check: called before each mail; may raise to stop.
-        warn: called with a text for operators.
-
-    Returns:
-        How many notifications are in each state.
-
-    Raises:
-        ExportFailure: as ``notify``.
+    ``run_id`` is the run that owns the request; ``warn`` is called with texts for operators. The rest is as in
+    ``notify``.
     """
     with reading(services.database) as connection:
         request = load_request(connection, request_id)
@@ -115,8 +105,7 @@ def notify(
 ) -> Mapping[NotificationStatus, int]:
     """Mail every recipient who certainly has no mail yet; ``check`` is called before each and may raise to stop.
 
-    Returns:
-        How many notifications are in each state.
+    Returns how many notifications are in each state.
 
     Raises:
         MailPostponed: some were not accepted; a later call sends only these.
@@ -129,17 +118,12 @@ def notify(
         waiting = notifications.pending(connection, request_id)
     messages = _messages(database, store, settings, announcement, waiting, warn) if waiting else ()
     result = send_all(database, provider, request_id, messages, check=check)
-    _raise_for(result)
-    return result.counts
-
-
-def _raise_for(result: SendResult) -> None:
-    """An export that no recipient learns of has failed, whatever the reason."""
     total, refused = sum(result.counts.values()), result.counts.get(NotificationStatus.REFUSED, 0)
     if result.pending:
         problem = f"The files are ready, but {result.pending} of {total} recipients could not be mailed"
         raise result.postponed(problem, f"{problem} yet; it is tried again. Nothing is wrong with the request.")
     if total and refused == total:
+        # An export that no recipient learns of has failed, whatever the reason.
         raise ExportFailure(
             FailureCode.MAIL_REFUSED,
             f"The files are ready, but the mail was refused permanently for each of {total} recipients. The reasons in "
@@ -148,6 +132,7 @@ def _raise_for(result: SendResult) -> None:
             requester_message=f"The files are ready, but the mail was refused for each of {total} recipients: check "
             "the addresses.",
         )
+    return result.counts
 
 
 def sender_for(connection: sa.Connection, request: ExportRequest) -> tuple[Address | None, str | None]:
@@ -227,10 +212,7 @@ def _mail(announcement: Announcement, links: Sequence[Link] | None) -> ReadyMail
 def attachments_of(store: Store, manifest: Manifest, longest: int) -> tuple[Attachment, ...]:
     """The export's files, read from the store and checked against the manifest; empty if they are to be linked.
 
-    Args:
-        store: where the files are.
-        manifest: names, sizes and checksums of the files.
-        longest: bytes that all files together may have; 0 means that nothing is ever attached.
+    ``longest`` is the bytes that all files together may have; 0 means that nothing is ever attached.
 
     Raises:
         ExportFailure: ``checksum_mismatch`` if a file is not what the manifest says; the store's.
@@ -287,8 +269,10 @@ def _download_links(
 
 
 def _presigned(store: Store, settings: Settings, announcement: Announcement, warn: Callable[[str], None]) -> list[Link]:
-    promised = _link_lifetime(settings, announcement.files_expire_at)
-    links = [link_to(store, settings, file, announcement.files_expire_at) for file in announcement.manifest.files]
+    """Links that live as long as the settings say, and never longer than the files."""
+    left = announcement.files_expire_at - datetime.now(UTC)
+    promised = min(timedelta(hours=settings.link_lifetime_hours), left)
+    links = [store.link(describe(file), promised) for file in announcement.manifest.files]
     ends = [link.expires_at for link in links if link.expires_at is not None]
     lifetime = min(ends) - datetime.now(UTC) if ends else promised
     if lifetime < promised - _UNNOTICED:
@@ -298,15 +282,6 @@ def _presigned(store: Store, settings: Settings, announcement: Announcement, war
             "with credentials that last."
         )
     return links
-
-
-def link_to(store: Store, settings: Settings, file: ManifestFile, files_expire_at: datetime) -> Link:
-    """A link to a delivered file that lives as long as the settings say, and never longer than the file."""
-    return store.link(describe(file), _link_lifetime(settings, files_expire_at))
-
-
-def _link_lifetime(settings: Settings, files_expire_at: datetime) -> timedelta:
-    return min(timedelta(hours=settings.link_lifetime_hours), files_expire_at - datetime.now(UTC))
 
 
 def _hours(lifetime: timedelta) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,13 +18,13 @@ import pyarrow as pa
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
-from export_pipeline.catalog.model import ChildList, Column, CustomField, Dataset, Layout
+from export_pipeline.catalog.model import CustomField, Dataset, Layout, Selected
 from export_pipeline.catalog.types import TABLES, ColumnType, Compression, Format, NameStyle, OutputColumn
 from export_pipeline.database.engine import reading
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.segments import StoredSegment, segment_condition
-from export_pipeline.filters.tree import AnyOf, Condition, OnList, size_of
+from export_pipeline.filters.tree import AllOf, AnyOf, Condition, OnList, size_of
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import NO_CEILING, FormatOptions
 from export_pipeline.formats.splitter import write_files
@@ -35,27 +34,20 @@ from export_pipeline.requests.organizations import Organization
 from export_pipeline.requests.validation.files import Options
 from export_pipeline.requests.validation.request import Preflight, admit
 from export_pipeline.requests.validation.rows import Identity
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.lookups import check_lists, find_custom_fields, find_segments
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 from export_pipeline.source.readers.arrow_types import staged_schema
 from export_pipeline.stages import Services
 from export_pipeline.storage.staging import Staging, unique
+from export_pipeline.timing import Timer
 
 MOST_CONDITIONS = 2_000
 MOST_VALUES = 30_000
 """Of filters and segments together. SQLite binds at most 32,766 values to a statement."""
 SAMPLE_ROWS = 2_000
 """Half from each end of the key: old rows and new ones seldom look alike."""
-
-
-class FieldDefinition(BaseModel):
-    """A custom field of the organization when the request was planned."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: str
-    value_type: ColumnType
 
 
 class ExportPlan(BaseModel):
@@ -77,7 +69,8 @@ class ExportPlan(BaseModel):
     filters: dict[str, Any]
     list_ids: tuple[Identity, ...]
     segments: tuple[StoredSegment, ...]
-    custom_fields: tuple[FieldDefinition, ...]
+    custom_fields: dict[str, ColumnType]
+    """The organization's custom fields when the request was planned: their keys and types in filters."""
     created_from: datetime | None
     created_before: datetime | None
     options: Options
@@ -104,8 +97,7 @@ def staging_prefix(uid: str, attempt: int) -> str:
 def plan_request(services: Services, request_id: int, *, run_id: str, attempt: int) -> tuple[ExportPlan, str, int]:
     """Validate a request, reserve the price of its mails before anything is read, and save its plan.
 
-    Returns:
-        The plan, its staging key, and the number of recipients.
+    Returns the plan, its staging key, and the number of recipients.
 
     Raises:
         ExportFailure: what the validation and ``make_plan`` raise.
@@ -159,7 +151,7 @@ def make_plan(
         filters=request.filters,
         list_ids=checked.list_ids,
         segments=segments,
-        custom_fields=tuple(FieldDefinition(key=field.key, value_type=field.value_type) for field in fields),
+        custom_fields={field.key: field.value_type for field in fields},
         created_from=checked.created_from,
         created_before=checked.created_before,
         options=checked.options,
@@ -173,11 +165,8 @@ def make_plan(
 
 
 def _check_size(conditions: Sequence[Condition]) -> None:
-    sizes = [size_of(condition) for condition in conditions]
-    for total, most, what in (
-        (sum(size[0] for size in sizes), MOST_CONDITIONS, "conditions"),
-        (sum(size[1] for size in sizes), MOST_VALUES, "values"),
-    ):
+    count, values = size_of(AllOf(tuple(conditions)))
+    for total, most, what in ((count, MOST_CONDITIONS, "conditions"), (values, MOST_VALUES, "values")):
         if total > most:
             message = f"filters: together with the segments they hold {total} {what}; at most {most} are allowed."
             raise ExportFailure(FailureCode.INVALID_FILTER, message, field="filters")
@@ -208,7 +197,7 @@ def _with_custom_fields(checked: Preflight, fields: Sequence[CustomField], layou
         # Two keys of a JSON object may differ in case only, or equal another column's name: a header appears once.
         header = header if header not in taken else field.name
         taken.add(header)
-        expanded.append(OutputColumn(field.name, header, field.type, "custom_field"))
+        expanded.append(OutputColumn(field.name, header, field.type))
     return (*columns[:place], *expanded, *columns[place + 1 :])
 
 
@@ -227,11 +216,7 @@ def load_plan(staging: Staging, key: str) -> ExportPlan:
 
 
 def selection(plan: ExportPlan, catalog: Mapping[str, Dataset]) -> Selection:
-    """What the plan reads.
-
-    Raises:
-        ExportFailure: ``unknown_dataset`` if the catalog changed since the plan was made.
-    """
+    """What the plan reads. Raises ``unknown_dataset`` if the catalog changed since the plan was made."""
     dataset = catalog.get(plan.dataset)
     if dataset is None or dataset.version != plan.dataset_version:
         raise ExportFailure(
@@ -240,29 +225,21 @@ def selection(plan: ExportPlan, catalog: Mapping[str, Dataset]) -> Selection:
             field="dataset",
         )
     zone = plan.organization_time_zone
-    fields = [dataset.custom_field(field.key, field.value_type) for field in plan.custom_fields]
+    fields = [dataset.custom_field(key, value_type) for key, value_type in plan.custom_fields.items()]
+    selectable: list[Selected] = [*dataset.columns, *dataset.children, *fields]
+    by_name = {one.name: one for one in selectable}
     groups = [segment_condition(segment, dataset, fields, zone) for segment in plan.segments]
     if plan.list_ids:
         groups.append(OnList(plan.list_ids))
     return Selection(
         dataset=dataset,
         organization_id=plan.organization_id,
-        columns=tuple(_selected(column, dataset, fields) for column in plan.columns),
+        columns=tuple(by_name[column.name] for column in plan.columns),
         filters=parse_filters(plan.filters, dataset, zone),
         any_of=AnyOf(tuple(groups)) if groups else None,
         created_from=plan.created_from,
         created_before=plan.created_before,
     )
-
-
-def _selected(
-    output: OutputColumn, dataset: Dataset, fields: Sequence[CustomField]
-) -> Column | CustomField | ChildList:
-    if output.origin == "custom_field":
-        return next(field for field in fields if field.name == output.name)
-    if output.origin == "child":
-        return next(child for child in dataset.children if child.name == output.name)
-    return next(column for column in dataset.columns if column.name == output.name)
 
 
 def format_options(plan: ExportPlan, dataset: Dataset) -> FormatOptions:
@@ -298,24 +275,19 @@ class Estimate:
 
 
 def estimate(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) -> Estimate:
-    """Count the rows of a plan, and project bytes and seconds from a sample of them.
-
-    Raises:
-        ExportFailure: whatever reading and writing raise.
-    """
+    """Count the rows of a plan, and project bytes and seconds from a sample of them."""
     rows, reading_seconds, sample = _sample(plan, catalog, source)
     dataset = catalog[plan.dataset]
     empty = _written(plan, dataset, sample.schema.empty_table())
     if not sample.num_rows:
         return Estimate(rows, empty, 1, reading_seconds)
     _written(plan, dataset, sample)  # so that the imports of the first call are not timed
-    started = time.perf_counter()
-    size = _written(plan, dataset, sample)
-    writing_seconds = time.perf_counter() - started
+    with (writing := Timer()):
+        size = _written(plan, dataset, sample)
     share = rows / sample.num_rows
     total = empty + round((size - empty) * share)
     files = max(1, math.ceil(total / plan.max_bytes))
-    return Estimate(rows, total + (files - 1) * empty, files, (reading_seconds + writing_seconds) * share)
+    return Estimate(rows, total + (files - 1) * empty, files, (reading_seconds + writing.seconds) * share)
 
 
 def _sample(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) -> tuple[int, float, pa.Table]:
@@ -323,19 +295,14 @@ def _sample(plan: ExportPlan, catalog: Mapping[str, Dataset], source: Source) ->
     chosen = selection(plan, catalog)
     first = build_query(chosen, source.backend, limit=SAMPLE_ROWS // 2)
     last = build_query(chosen, source.backend, limit=SAMPLE_ROWS // 2, last=True)
-    schema = staged_schema(first.columns)
-    seconds = 0.0
-    batches: list[pa.RecordBatch] = []
-    rows = 0
+    reading, rows, batches = Timer(), 0, list[pa.RecordBatch]()
     for query in (first, last):
-        with open_snapshot(source, query) as snapshot:
+        with open_snapshot(source, query) as snapshot, reading:
             rows = snapshot.row_count
-            started = time.perf_counter()
             batches += list(snapshot.batches)
-            seconds += time.perf_counter() - started
         if rows <= SAMPLE_ROWS // 2:
             break
-    return rows, seconds, pa.Table.from_batches(batches, schema=schema)
+    return rows, reading.seconds, pa.Table.from_batches(batches, schema=staged_schema(first.columns))
 
 
 def _written(plan: ExportPlan, dataset: Dataset, sample: pa.Table) -> int:

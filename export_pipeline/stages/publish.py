@@ -17,7 +17,7 @@ from export_pipeline.requests import billing, notifications, transitions
 from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import load_request
 from export_pipeline.requests.validation.mail import is_silent, recipients_of_files
-from export_pipeline.stages.manifest import Manifest, ManifestFile, export_prefix, manifest_key, write_manifest
+from export_pipeline.stages.manifest import MANIFEST_NAME, Manifest, ManifestFile, export_prefix, write_manifest
 from export_pipeline.stages.plan import ExportPlan
 from export_pipeline.storage.store import Store
 
@@ -41,6 +41,7 @@ def make_manifest(
             FailureCode.COUNT_MISMATCH, f"{delivered} rows were delivered of a snapshot of {rows}. Retry the export."
         )
     numbered = tuple(file.model_copy(update={"ordinal": number}) for number, file in enumerate(files, start=1))
+    selected = plan.model_dump(mode="json", include={"filters", "list_ids", "segments"})
     totals: Counter[str] = Counter()
     for one in counters:
         totals.update(one)
@@ -54,7 +55,7 @@ def make_manifest(
         compression=plan.compression,
         layout=plan.layout,
         columns=tuple(column.header for column in plan.columns),
-        filters_sha256=_digest(plan),
+        filters_sha256=hashlib.sha256(json.dumps(selected, sort_keys=True).encode()).hexdigest(),
         rows=rows,
         bytes=sum(file.bytes for file in files),
         files=numbered,
@@ -67,16 +68,8 @@ def make_manifest(
     )
 
 
-def _digest(plan: ExportPlan) -> str:
-    selected = plan.model_dump(mode="json", include={"filters", "list_ids", "segments"})
-    return hashlib.sha256(json.dumps(selected, sort_keys=True).encode()).hexdigest()
-
-
 def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
-    """Check that every file is in the store in full, then write the manifest, last.
-
-    Returns:
-        The manifest's key.
+    """Check that every file is in the store in full, then write the manifest, last; returns the manifest's key.
 
     Raises:
         ExportFailure: ``checksum_mismatch`` if a file is not there in full, or was replaced after its upload.
@@ -87,33 +80,20 @@ def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
                 FailureCode.CHECKSUM_MISMATCH,
                 f"File {file.ordinal} of {len(manifest.files)} is not in the store as it was sent. Retry the export.",
             )
-    _discard_earlier_attempts(store, plan)
-    key = manifest_key(export_prefix(plan.uid, plan.attempt, plan.key_secret))
-    write_manifest(store, key, manifest)
-    return key
-
-
-def _discard_earlier_attempts(store: Store, plan: ExportPlan) -> None:
-    """A completed export has only one manifest: an attempt that died in ``publish`` may have left another."""
+    # A completed export has only one manifest: an attempt that died in ``publish`` may have left another.
     with suppress(ExportFailure):  # the rest is deleted when the export expires
         for attempt in range(1, plan.attempt):
-            for key in list(store.keys(f"{plan.uid}/{attempt}/")):
-                store.delete(key)
+            for left in list(store.keys(f"{plan.uid}/{attempt}/")):
+                store.delete(left)
+    key = f"{export_prefix(plan.uid, plan.attempt, plan.key_secret)}/{MANIFEST_NAME}"
+    write_manifest(store, key, manifest)
+    return key
 
 
 def complete_request(
     database: sa.Engine, request_id: int, manifest: Manifest, key: str, *, run_id: str, retention_days: float
 ) -> None:
-    """In one transaction: mark the request ``completed``, enqueue its mails and reserve their price.
-
-    Args:
-        database: the request database.
-        request_id: the request.
-        manifest: what was published.
-        key: the manifest's key in the store.
-        run_id: the run that owns the request.
-        retention_days: how long the files are kept.
-    """
+    """In one transaction: mark the request ``completed``, enqueue its mails and reserve their price."""
     with database.begin() as connection:
         transitions.complete(
             connection,

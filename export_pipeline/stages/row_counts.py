@@ -43,14 +43,9 @@ def count_rows(
     columns: Sequence[str],
     csv_delimiter: str = ",",
 ) -> int:
-    """The number of rows, without headers.
+    """The number of rows, without headers, of a file as delivered, which is gzip as a whole if ``compressed``.
 
-    Args:
-        stream: the file as delivered, from its beginning.
-        file_format: ``csv``, ``json``, ``ndjson``, ``xlsx`` or ``parquet``.
-        compressed: whether the file as a whole is gzip.
-        columns: the headers that CSV, workbooks and Parquet files must have.
-        csv_delimiter: what separates CSV fields.
+    ``columns`` are the headers that CSV, workbooks and Parquet files must have.
 
     Raises:
         UnreadableFileError: damaged, cut short, or not of its format.
@@ -185,11 +180,7 @@ class _JsonText:
 
 
 def end_of_object(text: str, at: int) -> int:
-    """Where the JSON object that begins at ``at`` ends.
-
-    Raises:
-        json.JSONDecodeError: it does not end, or is not an object.
-    """
+    """Where the JSON object that begins at ``at`` ends; a ``JSONDecodeError`` if it does not end, or is no object."""
     try:
         return _DECODER.raw_decode(text, at)[1]
     except RecursionError:

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats import open_format
-from export_pipeline.formats.base import WrittenFile
 from export_pipeline.formats.splitter import write_files
 from export_pipeline.stages.plan import ExportPlan, format_options
 from export_pipeline.storage.staging import Staging, one_try
@@ -89,9 +88,12 @@ def serialize_shard(
                 progress=progress,
             )
         )
-    compressing = file_format.compress_seconds
+    compressing = file_format.packing.seconds
     result = SerializedFiles(
-        files=tuple(_staged(staging, f"{prefix}/{file.ordinal:05d}", file) for file in written),
+        files=tuple(
+            StagedFile(key=key, fingerprint=staging.fingerprint(key), **vars(file))
+            for key, file in ((f"{prefix}/{file.ordinal:05d}", file) for file in written)
+        ),
         extension=file_format.extension,
         media_type=file_format.media_type,
         counters={name: sum(file.counters[name] for file in written) for name in file_format.counters},
@@ -106,14 +108,3 @@ def serialize_shard(
             FailureCode.COUNT_MISMATCH, f"{result.rows} rows were written of a shard of {rows}. Retry the export."
         )
     return result
-
-
-def _staged(staging: Staging, key: str, file: WrittenFile) -> StagedFile:
-    return StagedFile(
-        ordinal=file.ordinal,
-        key=key,
-        rows=file.rows,
-        bytes=file.bytes,
-        sha256=file.sha256,
-        fingerprint=staging.fingerprint(key),
-    )

@@ -48,7 +48,11 @@ def upload_files(
             media_type=media_type,
             content_encoding=content_encoding,
         )
-        _upload(store, staging, file, placed, _scaled(progress, rows_before, file))
+
+        def bytes_done(done: int, before: int = rows_before, file: StagedFile = file) -> None:
+            progress(before + file.rows * done // max(file.bytes, 1))
+
+        _upload(store, staging, file, placed, bytes_done)
         rows_before += file.rows
         progress(rows_before)
         uploaded.append(placed.model_copy(update={"fingerprint": store.fingerprint(placed.key)}))
@@ -70,13 +74,6 @@ def _part(file: StagedFile, output: SerializedFiles, shard: int, shards: int) ->
     if shards > 1:
         return f"{shard:05d}-{file.ordinal:05d}"
     return f"{file.ordinal:05d}" if len(output.files) > 1 else None
-
-
-def _scaled(progress: Callable[[int], None], rows_before: int, file: StagedFile) -> Callable[[int], None]:
-    def bytes_done(done: int) -> None:
-        progress(rows_before + file.rows * done // max(file.bytes, 1))
-
-    return bytes_done
 
 
 def _upload(

@@ -34,57 +34,35 @@ class Report:
         return not self.problems
 
 
-def verify(store: Store, manifest_key: str, *, rows: bool = True) -> Report:
-    """Read every file of an export in constant memory and compare it with the manifest.
-
-    Args:
-        store: where the files are.
-        manifest_key: the manifest's key.
-        rows: whether to count the rows with an independent reader, not only the bytes and SHA-256.
+def verify(store: Store, manifest_key: str) -> Report:
+    """Read every file of an export in constant memory, count its rows, and compare it with the manifest.
 
     Raises:
         ExportFailure: ``store_unavailable`` if the store fails, or the manifest cannot be read.
     """
     manifest = read_manifest(store, manifest_key)
-    reports = [_verify_file(store, manifest, file, rows=rows) for file in manifest.files]
+    reports = [_verify_file(store, manifest, file) for file in manifest.files]
     problems = [problem for report in reports for problem in report.problems]
-    problems += _contradictions(manifest)
-    return Report(
-        files=len(reports),
-        rows=sum(report.rows for report in reports),
-        bytes=sum(report.bytes for report in reports),
-        problems=tuple(problems),
-    )
-
-
-def _contradictions(manifest: Manifest) -> list[str]:
-    """Where the manifest contradicts itself: ordinals, and sums over its files."""
-    found = []
+    # Where the manifest contradicts itself: ordinals, and sums over its files.
     if [file.ordinal for file in manifest.files] != list(range(1, len(manifest.files) + 1)):
-        found.append("manifest: the files are not numbered from 1 without a gap")
+        problems.append("manifest: the files are not numbered from 1 without a gap")
     for name in ("rows", "bytes"):
         total, parts = getattr(manifest, name), sum(getattr(file, name) for file in manifest.files)
         if total != parts:
-            found.append(f"manifest: {name} is {total}, its files add up to {parts}")
-    return found
+            problems.append(f"manifest: {name} is {total}, its files add up to {parts}")
+    rows, size = sum(report.rows for report in reports), sum(report.bytes for report in reports)
+    return Report(len(reports), rows, size, tuple(problems))
 
 
-def _verify_file(store: Store, manifest: Manifest, file: ManifestFile, *, rows: bool) -> Report:
+def _verify_file(store: Store, manifest: Manifest, file: ManifestFile) -> Report:
     try:
         stream = store.open(file.key)
     except ExportFailure as failure:
         if failure.code is not FailureCode.STORE_REFUSED:
             raise
         return Report(1, 0, 0, (f"{file.name}: cannot be opened: {failure.message}",))
+    problems, counted, digesting = list[str](), 0, DigestingReader(stream)
     with stream:
-        return _verify_stream(stream, manifest, file, rows=rows)
-
-
-def _verify_stream(stream: BinaryIO, manifest: Manifest, file: ManifestFile, *, rows: bool) -> Report:
-    problems: list[str] = []
-    digesting = DigestingReader(stream)
-    counted = 0
-    if rows:
         try:
             counted = count_rows(
                 digesting,
@@ -98,9 +76,9 @@ def _verify_stream(stream: BinaryIO, manifest: Manifest, file: ManifestFile, *, 
         else:
             if counted != file.rows:
                 problems.append(f"{file.name}: holds {counted} rows, the manifest says {file.rows}")
-    # A reader may stop before the end (a workbook, a broken file), but the checksum covers all bytes.
-    while digesting.read(_CHUNK):
-        pass
+        # A reader may stop before the end (a workbook, a broken file), but the checksum covers all bytes.
+        while digesting.read(_CHUNK):
+            pass
     if digesting.bytes != file.bytes:
         problems.append(f"{file.name}: has {digesting.bytes} bytes, the manifest says {file.bytes}")
     if digesting.sha256 != file.sha256:

@@ -60,19 +60,13 @@ class LocalStore:
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, None if there is no such object."""
-        with _translated():
-            try:
-                return self._path(key).stat().st_size
-            except _GONE:
-                return None
+        found = self._stat(key)
+        return None if found is None else found.st_size
 
     def fingerprint(self, key: str) -> str | None:
         """The file's inode, time of change and size, None if there is no such object."""
-        with _translated():
-            try:
-                return fingerprint_of(self._path(key))
-            except _GONE:
-                return None
+        found = self._stat(key)
+        return None if found is None else fingerprint_of(found)
 
     def delete(self, key: str) -> None:
         """Delete an object, and the directories that are empty afterwards."""
@@ -130,6 +124,13 @@ class LocalStore:
                         path.unlink()
                         count += 1
         return count
+
+    def _stat(self, key: str) -> os.stat_result | None:
+        with _translated():
+            try:
+                return self._path(key).stat()
+            except _GONE:
+                return None
 
     def _path(self, key: str) -> Path:
         """The file of a key; refuses a key that would lead out of the directory, also through links."""

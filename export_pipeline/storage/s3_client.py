@@ -31,11 +31,7 @@ _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
 
 
 def client_config(endpoint_url: str = "") -> Config:
-    """The botocore configuration of every client.
-
-    Args:
-        endpoint_url: of an S3-compatible store; empty for AWS.
-    """
+    """The botocore configuration of every client; ``endpoint_url`` is that of an S3-compatible store, empty for AWS."""
     return Config(
         # Without it boto3 presigns with SigV2 in us-east-1.
         signature_version="s3v4",
@@ -55,11 +51,7 @@ def client_config(endpoint_url: str = "") -> Config:
 
 
 def build_client(endpoint_url: str = "") -> Any:
-    """A boto3 S3 client with the credentials and the region of the environment.
-
-    Raises:
-        botocore.exceptions.BotoCoreError: the AWS configuration is unusable.
-    """
+    """A boto3 S3 client with the environment's credentials and region; a ``BotoCoreError`` if they are unusable."""
     session = boto3.session.Session(region_name=aws_region())
     client = session.client("s3", endpoint_url=endpoint_url or None, config=client_config(endpoint_url))
     found: str = client.meta.endpoint_url
@@ -210,11 +202,6 @@ def error_code(error: boto.ClientError) -> str:
     """The service's error code; for a HEAD, which has no body, its status."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     return code if re.fullmatch(r"[A-Za-z0-9.]{1,64}", code) else "unknown"
-
-
-def is_missing(error: boto.ClientError) -> bool:
-    """Whether the error says that the object does not exist."""
-    return error_code(error) in ("404", "NoSuchKey", "NotFound")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import botocore.exceptions as boto
 
 from export_pipeline.concurrency import map_ahead
 from export_pipeline.failures import ExportFailure, FailureCode
-from export_pipeline.storage.s3_client import STORE, Bucket, is_aws, is_missing, translated
+from export_pipeline.storage.s3_client import STORE, Bucket, error_code, is_aws, translated
 from export_pipeline.storage.store import Link, ObjectDescription, Progress, content_disposition
 
 LONGEST_LINK = timedelta(days=7)
@@ -67,16 +67,8 @@ class S3Store(Bucket):
         self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
     ) -> None:
         """Upload, then check what arrived: its size, and every part's SHA-256 where the store verifies them."""
-        headers = {
-            **self.at(description.key),
-            **self._encryption,
-            "ContentType": description.media_type,
-            "ContentDisposition": content_disposition(description.download_name),
-            "CacheControl": _CACHE_CONTROL,
-            "Metadata": {"sha256": sha256},
-        }
-        if description.content_encoding:
-            headers["ContentEncoding"] = description.content_encoding
+        kept = {**self.at(description.key), **self._encryption, "Metadata": {"sha256": sha256}}
+        headers = kept | _served(description)
         _Upload(self, headers, size, sha256).send(source, progress)
         if self.size(description.key) != size:
             with suppress(ExportFailure):
@@ -109,7 +101,7 @@ class S3Store(Bucket):
             try:
                 return cast("dict[str, Any]", self.client.head_object(**self.at(key)))
             except boto.ClientError as error:
-                if is_missing(error):
+                if error_code(error) in ("404", "NoSuchKey", "NotFound"):
                     return None
                 raise
 
@@ -124,18 +116,14 @@ class S3Store(Bucket):
             lifetime = min(lifetime, LONGEST_LINK)
             if credentials_end is not None:
                 lifetime = min(lifetime, credentials_end - datetime.now(UTC))
-            parameters = {
-                **self.at(description.key),
-                "ResponseContentDisposition": content_disposition(description.download_name),
-                "ResponseContentType": description.media_type,
-                "ResponseCacheControl": _CACHE_CONTROL,
-            }
-            if description.content_encoding:
-                parameters["ResponseContentEncoding"] = description.content_encoding
+            headers = {f"Response{name}": value for name, value in _served(description).items()}
+            parameters = self.at(description.key) | headers
             url = self._signer.generate_presigned_url(
                 "get_object", Params=parameters, ExpiresIn=max(1, int(lifetime.total_seconds()))
             )
-        ends = _signature_expiry(url)
+        query = parse_qs(urlsplit(url).query)
+        signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        ends = signed + timedelta(seconds=int(query["X-Amz-Expires"][0]))
         return Link(url, ends if credentials_end is None else min(ends, credentials_end))
 
     def object_url(self, key: str) -> str:
@@ -161,17 +149,10 @@ class _Upload:
         self._sha256 = sha256
 
     def send(self, source: BinaryIO, progress: Progress) -> None:
-        """Send everything.
-
-        Raises:
-            ExportFailure: ``checksum_mismatch`` if the source holds something else; whatever S3 answers.
-        """
-        if self._size <= MINIMUM_PART:
-            self._in_one_piece(source, progress)
-        else:
+        """Send everything; ``checksum_mismatch`` if the source holds something else."""
+        if self._size > MINIMUM_PART:
             self._in_parts(source, progress)
-
-    def _in_one_piece(self, source: BinaryIO, progress: Progress) -> None:
+            return
         body = _read_exactly(source, self._size + 1)
         if len(body) != self._size or hashlib.sha256(body).hexdigest() != self._sha256:
             raise _mismatch("A staged file is not what was written")
@@ -273,6 +254,16 @@ class _Download(io.RawIOBase):
         super().close()
 
 
+def _served(description: ObjectDescription) -> dict[str, str]:
+    """The headers with which the object is downloaded."""
+    headers = {
+        "ContentType": description.media_type,
+        "ContentDisposition": content_disposition(description.download_name),
+        "CacheControl": _CACHE_CONTROL,
+    }
+    return headers | ({"ContentEncoding": description.content_encoding} if description.content_encoding else {})
+
+
 def _mismatch(what: str) -> ExportFailure:
     return ExportFailure(FailureCode.CHECKSUM_MISMATCH, f"{what}. Run the export again.")
 
@@ -301,9 +292,3 @@ def _credentials_expiry(client: Any) -> datetime | None:
     if expiry is not None:
         return expiry.astimezone(UTC)
     return datetime.now(UTC) + UNKNOWN_SESSION if frozen.token else None
-
-
-def _signature_expiry(url: str) -> datetime:
-    query = parse_qs(urlsplit(url).query)
-    signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    return signed + timedelta(seconds=int(query["X-Amz-Expires"][0]))

@@ -6,11 +6,13 @@ try writes under keys of its own (``unique``), and a key counts only once a step
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -20,11 +22,12 @@ import pyarrow.fs
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.settings import local_path
-from export_pipeline.storage.batches import BatchWriter, read_batches
+from export_pipeline.storage.batches import read_batches, write_batch, write_frame
 
 if TYPE_CHECKING:
     from export_pipeline.storage.s3_client import Bucket
 
+WriteBatch = Callable[[pa.RecordBatch], None]
 _CLOCK_SKEW = timedelta(hours=1)
 """How far S3's clock may be ahead of this machine's."""
 
@@ -50,13 +53,8 @@ def one_try(staging: Staging, prefix: str) -> Iterator[str]:
         raise
 
 
-def fingerprint_of(path: Path) -> str:
-    """What changes when a file is replaced or written to.
-
-    Raises:
-        OSError: there is no such file.
-    """
-    found = path.stat()
+def fingerprint_of(found: os.stat_result) -> str:
+    """What changes when a file is replaced or written to."""
     return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
@@ -118,19 +116,14 @@ class Staging:
             yield cast("BinaryIO", _Stream(stream))
 
     @contextmanager
-    def write_batches(self, key: str, schema: pa.Schema) -> Iterator[BatchWriter]:
-        """Write batches of one schema, compressed with lz4 (a tenth of the export's time)."""
+    def write_batches(self, key: str) -> Iterator[WriteBatch]:
+        """Give a function that writes a batch."""
         with self.create(key) as sink:
-            writer = BatchWriter(sink, schema)
-            yield writer
-            writer.end()
+            yield partial(write_batch, sink)
+            write_frame(sink, pa.py_buffer(b""))
 
     def read_batches(self, key: str) -> Iterator[pa.RecordBatch]:
-        """Yield the batches that ``write_batches`` wrote, one in memory at a time.
-
-        Raises:
-            ExportFailure: ``checksum_mismatch`` if they are not what was written.
-        """
+        """Yield what ``write_batches`` wrote, one in memory at a time; ``checksum_mismatch`` if it is anything else."""
         with self.open(key) as source:
             yield from read_batches(source)
 
@@ -144,7 +137,7 @@ class Staging:
         if path is None:
             return None
         with _translated():
-            return fingerprint_of(path)
+            return fingerprint_of(path.stat())
 
     # On S3 the rest goes by boto3: after each deletion ``pyarrow.fs`` writes an empty object named like the parent
     # "directory". S3 keeps it for ever, and some S3-compatible stores refuse it.

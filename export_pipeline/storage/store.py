@@ -1,4 +1,4 @@
-"""What every store of delivered files does, the objects that it takes and returns, and which store the settings name.
+"""What every store of delivered files does, and the objects that it takes and returns.
 
 A store raises ``ExportFailure(store_unavailable)`` for what may pass and ``store_refused`` for what will not (no such
 bucket, access denied). It raises no other exception of its client.
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from urllib.parse import quote, unquote, urlsplit
-
-from export_pipeline.settings import Settings, local_path
+from urllib.parse import quote
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,7 @@ class Store(Protocol):
     def put(
         self, source: BinaryIO, description: ObjectDescription, *, size: int, sha256: str, progress: Progress
     ) -> None:
-        """Upload ``size`` bytes whose SHA-256 (hex) is known; whole or not at all.
-
-        Raises:
-            ExportFailure: ``checksum_mismatch`` if what arrived is not what was sent.
-        """
-        ...
+        """Upload ``size`` bytes of this SHA-256 (hex), whole or not at all. ``checksum_mismatch`` if others arrived."""
 
     def link_file(self, path: Path, description: ObjectDescription, *, size: int) -> bool:
         """Make a finished local file an object without copying it. Returns False, doing nothing, if that is impossible.
@@ -62,80 +55,36 @@ class Store(Protocol):
         Raises:
             ExportFailure: ``checksum_mismatch`` if it does not have ``size`` bytes.
         """
-        ...
 
     def open(self, key: str) -> BinaryIO:
-        """Open an object for reading from its beginning. A truncated read raises, it is never short.
-
-        Raises:
-            ExportFailure: ``store_refused`` if there is no such object.
-        """
-        ...
+        """Open an object from its beginning; ``store_refused`` without one. A read is never short: it raises."""
 
     def size(self, key: str) -> int | None:
         """The object's size in bytes, None if there is no such object."""
-        ...
 
     def fingerprint(self, key: str) -> str | None:
         """What changes when the object is replaced or altered, None without one. Cheap; not a checksum."""
-        ...
 
     def delete(self, key: str) -> None:
         """Delete an object; a missing one is no error."""
-        ...
 
     def link(self, description: ObjectDescription, lifetime: timedelta) -> Link:
         """A download URL that needs no credentials, and when it really ends (never later than it says)."""
-        ...
 
     def object_url(self, key: str) -> str:
         """Where an operator with credentials finds the object. Carries no signature."""
-        ...
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys of all objects that begin with ``prefix``, for the janitor."""
-        ...
 
     def trees(self) -> Iterator[str]:
         """The first pieces of all keys, each once, for the janitor."""
-        ...
 
     def written_at(self, prefix: str) -> datetime | None:
         """When an object whose key begins with ``prefix`` was last written (UTC), None if there is none."""
-        ...
 
     def abort_uploads(self, older_than: timedelta) -> int:
         """Remove uploads that began longer ago and never ended. Returns how many."""
-        ...
-
-
-def open_store(settings: Settings) -> Store:
-    """The store that ``EXPORT_STORE_URL`` names.
-
-    Raises:
-        ExportFailure: ``store_refused`` if a directory cannot be made or AWS is not configured.
-    """
-    directory = local_path(settings.store_url)
-    if directory is not None:
-        from export_pipeline.storage.local import LocalStore
-
-        return LocalStore(directory)
-    from export_pipeline.storage.s3_client import build_client, translated
-    from export_pipeline.storage.s3_store import S3Store
-
-    with translated():
-        client = build_client(settings.s3_endpoint_url)
-        public = settings.s3_public_endpoint_url
-        signer = build_client(public) if public else client
-    parts = urlsplit(settings.store_url)
-    return S3Store(
-        client,
-        parts.netloc,
-        unquote(parts.path).strip("/"),
-        signer=signer,
-        server_side_encryption=settings.s3_server_side_encryption,
-        kms_key_id=settings.s3_kms_key_id,
-    )
 
 
 UNSAFE_CHARACTERS = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"

@@ -106,11 +106,13 @@ def _plan(dataset: object, file_format: str, rows: int, max_file_size_mb: int) -
             "format": file_format,
             "compression": "gzip" if file_format == "ndjson" else "none",
             "layout": "default",
-            "columns": tuple(OutputColumn(name=c.name, header=c.name, type=c.type) for c in dataset.exported_columns),
+            "columns": tuple(
+                OutputColumn(name=c.name, header=c.name, type=c.type) for c in dataset.columns if c.exported
+            ),
             "filters": {"id": {"lte": rows}},
             "list_ids": (),
             "segments": (),
-            "custom_fields": (),
+            "custom_fields": {},
             "created_from": None,
             "created_before": None,
             "options": Options(),

@@ -21,8 +21,9 @@ from export_pipeline.stages.plan import load_plan, make_plan, save_plan, selecti
 from export_pipeline.stages.publish import make_manifest, publish
 from export_pipeline.stages.serialize import serialize_shard
 from export_pipeline.stages.upload import upload_files
+from export_pipeline.storage import open_store
 from export_pipeline.storage.staging import Staging
-from export_pipeline.storage.store import Store, open_store
+from export_pipeline.storage.store import Store
 from export_pipeline.timing import StageSeconds, Timer
 from export_pipeline_tests.benchmarks.jobs import Job, do, read_job
 

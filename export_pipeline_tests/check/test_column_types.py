@@ -15,8 +15,9 @@ from export_pipeline.check import State
 from export_pipeline.check.source import Found, Wanted, judge, open_tables
 from export_pipeline.filters.tree import AllOf
 from export_pipeline.settings import Settings
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 from export_pipeline_tests.servers.mariadb import MariadbServer
 
 

@@ -33,11 +33,11 @@ import export_pipeline
 from export_pipeline.failures import ExportCanceled, ExportFailure, FailureCode
 from export_pipeline.orchestration.resources import S3
 from export_pipeline.settings import Settings
-from export_pipeline.storage import s3_client
+from export_pipeline.storage import open_store, s3_client
 from export_pipeline.storage.local import LocalStore
 from export_pipeline.storage.s3_client import client_config
 from export_pipeline.storage.s3_store import LONGEST_LINK, MAXIMUM_PARTS, S3Store, part_size
-from export_pipeline.storage.store import ObjectDescription, Store, content_disposition, open_store
+from export_pipeline.storage.store import ObjectDescription, Store, content_disposition
 from export_pipeline_tests.servers.s3 import S3Bucket
 
 HOUR = timedelta(hours=1)
@@ -582,7 +582,7 @@ class TestOpenStore:
 
     def test_a_directory_needs_no_boto3(self, tmp_path: Path) -> None:
         code = (
-            "import sys; from export_pipeline.settings import Settings; import export_pipeline.storage.store as store;"
+            "import sys; from export_pipeline.settings import Settings; import export_pipeline.storage as store;"
             f"store.open_store(Settings(store_url='file://{tmp_path}')); sys.exit('boto3' in sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,8 +19,9 @@ import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.filters.tree import AllOf
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 
 SLOW = """
 name: slow

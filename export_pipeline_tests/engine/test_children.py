@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from export_pipeline.catalog.loader import parse_dataset
 from export_pipeline.failures import ExportFailure
 from export_pipeline.filters.json_filters import parse_filters
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 from export_pipeline.source.readers.sqlite import bound_statement
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer

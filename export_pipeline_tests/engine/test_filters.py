@@ -15,8 +15,9 @@ from export_pipeline.catalog.types import FilterOperator
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.tree import AllOf, AnyOf, Comparison, Negation
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 from export_pipeline_tests.engine.people import ACME, ACME_CONTACTS, CONTACTS, DATASET, NAMES, examples
 
 REFUSED = [

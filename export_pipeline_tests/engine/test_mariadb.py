@@ -16,15 +16,17 @@ import pytest
 import sqlalchemy as sa
 
 from export_pipeline.catalog.loader import parse_dataset
+from export_pipeline.catalog.model import SegmentTable
 from export_pipeline.catalog.types import ColumnType, OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.tree import AllOf
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import NO_CEILING, FormatOptions
-from export_pipeline.source.lookups import Named, find_custom_fields, read_texts
+from export_pipeline.source import open_snapshot
+from export_pipeline.source.lookups import find_custom_fields, read_texts
 from export_pipeline.source.query import Query, Selection, build_query
-from export_pipeline.source.readers import Snapshot, Source, open_snapshot
+from export_pipeline.source.readers import Snapshot, Source
 from export_pipeline.source.readers import mariadb as sessions
 from export_pipeline_tests.engine import people
 from export_pipeline_tests.engine.people import CONTACTS, DATASET
@@ -148,8 +150,8 @@ def test_what_is_looked_up_is_the_organizations_own_and_no_similar_ones(empty: s
     }
     assert found == {"acme": ["color"], "ACME": ["shade"], "acme ": ["tint"], "ácme": []}
     for spelled, expected in (("shade", [("shade",)]), ("SHADE", []), ("shade ", [])):
-        named = Named("name", ColumnType.TEXT, [spelled])
-        assert read_texts(Source(empty), CONTACTS, "fields", ["name"], "organization_id", "ACME", named) == expected
+        fields = SegmentTable(table="fields", id="name", id_type=ColumnType.TEXT, tenant="organization_id")
+        assert read_texts(Source(empty), CONTACTS, fields, ["name"], "ACME", [spelled]) == expected
 
 
 def test_the_session_is_a_snapshot_that_cannot_write(url: str) -> None:

@@ -19,8 +19,9 @@ import pytest
 from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode, Fault
 from export_pipeline.filters.json_filters import AllOf
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Query, Selection, build_query
-from export_pipeline.source.readers import Snapshot, Source, open_snapshot
+from export_pipeline.source.readers import Snapshot, Source
 from export_pipeline.source.readers.arrow_types import staged_schema
 from export_pipeline.source.readers.generic import snapshot as pandas_snapshot
 from export_pipeline_tests.engine import people

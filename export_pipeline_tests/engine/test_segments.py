@@ -14,8 +14,9 @@ from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.segments import parse_segment_query
 from export_pipeline.filters.tree import AllOf, AnyOf, Condition, OnList
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 from export_pipeline.source.readers.sqlite import bound_statement
 from export_pipeline_tests.engine.people import ACME_CONTACTS, CONTACTS, CUSTOM_FIELDS, DATASET, LISTS, ROWS, examples
 from export_pipeline_tests.engine.segment_sql import ANY_TEXT, PREDICATES, Predicate, age, domains, joined, quoted

@@ -26,11 +26,12 @@ from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.tree import AllOf
 from export_pipeline.formats import open_format
 from export_pipeline.formats.base import NO_CEILING, FormatOptions
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.compiler import ConditionCompiler, table_clause
 from export_pipeline.source.dialects import dialect_of
 from export_pipeline.source.lookups import rows_of
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer
 

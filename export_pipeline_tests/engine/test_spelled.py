@@ -16,10 +16,10 @@ from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.segments import parse_segment_query
 from export_pipeline.filters.tree import AllOf, AnyOf, OnList
 from export_pipeline.gateway.row_pages import read_page
-from export_pipeline.source import lookups
+from export_pipeline.source import lookups, open_snapshot
 from export_pipeline.source.lookups import check_lists
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import Source, open_snapshot
+from export_pipeline.source.readers import Source
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer
 

@@ -13,14 +13,13 @@ import pytest
 
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.tree import AllOf
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Query, Selection
-from export_pipeline.source.readers import Snapshot, Source, open_snapshot
+from export_pipeline.source.readers import Snapshot, Source
 from export_pipeline.stages import filter_entities
 from export_pipeline.storage.staging import Staging, unique
 from export_pipeline_tests.engine import people
 from export_pipeline_tests.servers.s3 import S3Bucket
-
-SCHEMA = pa.schema([("n", pa.int64())])
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -42,9 +41,9 @@ def test_what_is_written_is_read(staging: Staging) -> None:
 
 def test_batches(staging: Staging) -> None:
     batches = [pa.record_batch({"n": pa.array(range(at, at + 1000))}) for at in range(0, 5000, 1000)]
-    with staging.write_batches("a/1/rows.arrow", SCHEMA) as writer:
+    with staging.write_batches("a/1/rows.arrow") as write:
         for batch in batches:
-            writer.write(batch)
+            write(batch)
     assert list(staging.read_batches("a/1/rows.arrow")) == batches
 
 
@@ -77,7 +76,7 @@ def test_when_a_tree_was_last_written(staging: Staging) -> None:
 def test_what_is_abandoned_is_gone(staging: Staging) -> None:
     with pytest.raises(TypeError), staging.create("a/1/x") as sink:
         sink.write(b"half" * 5_000_000 + None)  # type: ignore[operator]
-    with pytest.raises(KeyError), staging.write_batches("a/1/y", SCHEMA):
+    with pytest.raises(KeyError), staging.write_batches("a/1/y"):
         raise KeyError
     for key in ("a/1/x", "a/1/y"):
         with pytest.raises(ExportFailure) as failed, staging.open(key):

@@ -51,6 +51,6 @@ def test_deflate_is_counted_apart_from_the_rest_of_writing(file_format: str, tmp
         )
     assert written.rows == 20_000
     if file_format == "parquet":
-        assert fmt.compress_seconds == 0
+        assert fmt.packing.seconds == 0
     else:
-        assert 0 < fmt.compress_seconds < whole.seconds
+        assert 0 < fmt.packing.seconds < whole.seconds

@@ -23,8 +23,9 @@ from export_pipeline.catalog.types import ColumnType
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.filters.json_filters import parse_filters
 from export_pipeline.filters.tree import AllOf
+from export_pipeline.source import open_snapshot
 from export_pipeline.source.query import Selection, build_query
-from export_pipeline.source.readers import FETCH_BYTES, Source, open_snapshot
+from export_pipeline.source.readers import FETCH_BYTES, Source
 from export_pipeline.source.readers.arrow_types import staged_schema, to_staged
 from export_pipeline.source.readers.generic import snapshot as pandas_snapshot
 from export_pipeline_tests.engine.people import CONTACTS

@@ -190,9 +190,9 @@ def drop_a_row(pipeline: Damaged) -> None:
     path = pipeline.one_staged(".arrow")
     staging, key = Staging(path.parents[1].as_uri()), f"{path.parent.name}/{path.name}"
     first, *others = staging.read_batches(key)
-    with staging.write_batches(key, first.schema) as writer:
+    with staging.write_batches(key) as write:
         for batch in (first.slice(1), *others):
-            writer.write(batch)
+            write(batch)
 
 
 def stored(pipeline: Damaged, change: Callable[[bytes], bytes | None]) -> None:

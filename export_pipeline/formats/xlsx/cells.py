@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import cast
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from export_pipeline.catalog.types import ColumnType, OutputColumn
-from export_pipeline.formats.columns import Block, Clock, TextBytes, byte_table
+from export_pipeline.formats.base import FormatOptions
+from export_pipeline.formats.columns import ISO_DATE, Block, TextBytes, byte_table
 
 CELL_LIMIT = 32_767
 """UTF-16 code units of text in one cell."""
@@ -88,26 +91,19 @@ def _text_width(texts: pa.Array) -> int:
     return int(pc.max(pc.add(characters, wide)).as_py() or 0) + 2
 
 
-def header_counts(columns: Sequence[OutputColumn]) -> Counter[str]:
-    """The changes in the headers of a file."""
-    counted = Counter[str]()
-    header_xml([column.header for column in columns], Styles(0, 0, 0), counted)
-    return counted
-
-
-def header_xml(headers: list[str], styles: Styles, counted: Counter[str] | None = None) -> bytes:
-    """The header row."""
-    array = pa.array(headers, pa.string())
-    texts, _ = _escaped_texts(array, TextBytes(array), Counter() if counted is None else counted)
+def header_xml(columns: Sequence[OutputColumn], styles: Styles, counted: Counter[str]) -> bytes:
+    """The header row; adds its changes to ``counted``."""
+    array = pa.array([column.header for column in columns], pa.string())
+    texts, _ = _escaped_texts(array, TextBytes(array), counted)
     opening = f'<c s="{styles.header}" t="inlineStr"><is><t xml:space="preserve">'
     return ("<row>" + "".join(opening + text + _TEXT_CLOSE for text in texts.to_pylist()) + "</row>\n").encode()
 
 
-def row_xml(block: Block, clock: Clock, styles: Styles, counters: Counter[str]) -> pl.Series:
+def row_xml(block: Block, options: FormatOptions, styles: Styles, counters: Counter[str]) -> pl.Series:
     """One ``<row>`` element a value, each on its own line."""
     pieces: Pieces = ["<row>"]
     for place in range(len(block.columns)):
-        pieces += _cell(block, place, clock, styles, counters)
+        pieces += _cell(block, place, options, styles, counters)
     pieces.append("</row>\n")
     return block.frame.select(pl.concat_str(_merged(pieces)).alias("row")).to_series()
 
@@ -115,26 +111,20 @@ def row_xml(block: Block, clock: Clock, styles: Styles, counters: Counter[str]) 
 def _merged(pieces: Pieces) -> list[pl.Expr]:
     """Neighbouring literals as one."""
     merged: list[pl.Expr] = []
-    text = ""
-    for piece in pieces:
-        if isinstance(piece, str):
-            text += piece
-            continue
-        if text:
-            merged.append(pl.lit(text))
-        merged.append(piece)
-        text = ""
-    return [*merged, pl.lit(text)]
+    for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, str)):
+        members = list(group)
+        merged += [pl.lit("".join(map(str, members)))] if is_text else cast("list[pl.Expr]", members)
+    return merged
 
 
-def _cell(block: Block, place: int, clock: Clock, styles: Styles, counters: Counter[str]) -> Pieces:
+def _cell(block: Block, place: int, options: FormatOptions, styles: Styles, counters: Counter[str]) -> Pieces:
     match block.columns[place].type:
         case ColumnType.INTEGER | ColumnType.FLOAT | ColumnType.BOOLEAN:
             return _numbers(block, place)
         case ColumnType.DECIMAL:
             return _decimals(block, place, counters)
         case ColumnType.TIMESTAMP:
-            return _timestamps(block, place, clock, styles.timestamp)
+            return _timestamps(block, place, options, styles.timestamp)
         case ColumnType.DATE:
             return _dates(block, place, styles.date)
         case _:
@@ -199,11 +189,11 @@ def _digits(number: pl.Expr) -> pl.Expr:
     return number.str.replace_all(r"[-.]", "").str.strip_chars_start("0").str.len_bytes()
 
 
-def _timestamps(block: Block, place: int, clock: Clock, style: int) -> Pieces:
+def _timestamps(block: Block, place: int, options: FormatOptions, style: int) -> Pieces:
     name = str(place)
-    text = block.timestamp_text(place, clock)
-    wall = pl.col(name).dt.convert_time_zone(clock.zone).dt.replace_time_zone(None).dt.epoch("ms")
-    if clock.whole_seconds:
+    text = block.timestamp_text(place, options)
+    wall = pl.col(name).dt.convert_time_zone(options.time_zone).dt.replace_time_zone(None).dt.epoch("ms")
+    if options.timestamps == "seconds":
         wall = wall // 1000 * 1000
     millis = block.frame.select(wall)[name]
     serial = (wall / _DAY_MS + _EPOCH).cast(pl.String)
@@ -213,7 +203,8 @@ def _timestamps(block: Block, place: int, clock: Clock, style: int) -> Pieces:
 def _dates(block: Block, place: int, style: int) -> Pieces:
     column = pl.col(str(place)).to_physical()
     serial = (column + _EPOCH).cast(pl.String)
-    return _dated(block.frame[str(place)].to_physical(), column, serial, block.date_text(place), style)
+    text = pl.col(str(place)).dt.strftime(ISO_DATE)
+    return _dated(block.frame[str(place)].to_physical(), column, serial, text, style)
 
 
 def _dated(days: pl.Series, day: pl.Expr, serial: pl.Expr, text: pl.Expr, style: int) -> Pieces:

@@ -22,15 +22,15 @@ from openpyxl.styles import DEFAULT_FONT
 from openpyxl.utils import get_column_letter
 from openpyxl.xml.functions import tostring
 
-from export_pipeline.catalog.types import OutputColumn
 from export_pipeline.failures import ExportFailure, FailureCode
 from export_pipeline.formats import deflate
 from export_pipeline.formats.base import FormatOptions
-from export_pipeline.formats.columns import Block, Clock, check_time_zone
+from export_pipeline.formats.columns import Block, check_time_zone
 from export_pipeline.formats.text_file import EncodedRows, Filler, too_small
 from export_pipeline.formats.xlsx import zip_stream
-from export_pipeline.formats.xlsx.cells import Styles, column_widths, header_counts, header_xml, row_xml, widths_of_text
+from export_pipeline.formats.xlsx.cells import Styles, column_widths, header_xml, row_xml, widths_of_text
 from export_pipeline.formats.xlsx.zip_stream import ZipStream
+from export_pipeline.timing import Timer
 
 SHEET_ROWS = 1_048_576
 """Rows of a sheet, its header included."""
@@ -53,37 +53,38 @@ _LAST = (_WORKBOOK, "xl/_rels/workbook.xml.rels", "[Content_Types].xml")
 class XlsxFormat:
     """Workbooks with their options. ``replaced_characters`` and ``cut_cells`` count cells."""
 
-    counters = ("replaced_characters", "cut_cells")
     extension = "xlsx"
     media_type = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
     def __init__(self, options: FormatOptions) -> None:
-        _check(options)
+        check_time_zone(options.time_zone)
+        if options.compression != "none":
+            message = "xlsx is already compressed; leave compression out or 'none'"
+            raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
+        if len(options.columns) > SHEET_COLUMNS:
+            message = f"a sheet holds {SHEET_COLUMNS} columns, not {len(options.columns)}; use csv or parquet"
+            raise ExportFailure(FailureCode.NOT_SUPPORTED, message, field="columns")
         self._options = options
-        self._packer = deflate.Packer()
+        self.packing = Timer()
         self._parts = cache(partial(_Parts, options.dataset, len(options.columns)))
 
     @cached_property
-    def head_counts(self) -> Counter[str]:
+    def counters(self) -> Counter[str]:
         """The changes in the headers of every file."""
-        return header_counts(self._options.columns)
-
-    @property
-    def compress_seconds(self) -> float:
-        """Seconds spent on deflate."""
-        return self._packer.seconds
+        counted = Counter(replaced_characters=0, cut_cells=0)
+        header_xml(self._options.columns, self._parts(1).styles, counted)
+        return counted
 
     def encode(self, batch: pa.RecordBatch, counted: Counter[str]) -> SheetRows:
         """Turn a staged batch into rows of a sheet."""
-        block = Block.of(batch, self._options.columns, self._options.comma_separated)
-        rows = SheetRows.from_series(row_xml(block, Clock.of(self._options), self._parts(1).styles, counted))
+        block = Block(batch, self._options.columns, self._options.comma_separated)
+        rows = SheetRows.from_series(row_xml(block, self._options, self._parts(1).styles, counted))
         rows.widths = widths_of_text(block)
         return rows
 
     def open(self, sink: BinaryIO) -> XlsxFile:
         """Begin a workbook."""
-        filler = Filler(self._packer, total=self._options.max_bytes, compresses=True)
-        return XlsxFile(sink, self._parts, self._options.columns, self._options.max_bytes, filler)
+        return XlsxFile(sink, self._options, self._parts, self.packing)
 
 
 class SheetRows(EncodedRows):
@@ -139,28 +140,22 @@ class XlsxFile:
     """One workbook being written."""
 
     def __init__(
-        self,
-        sink: BinaryIO,
-        parts_of: Callable[[int], _Parts],
-        columns: Sequence[OutputColumn],
-        max_bytes: int,
-        filler: Filler,
+        self, sink: BinaryIO, options: FormatOptions, parts_of: Callable[[int], _Parts], packing: Timer
     ) -> None:
         self._zip = ZipStream(sink)
         self._parts_of = parts_of
-        self._max_bytes = max_bytes
-        self._filler = filler
+        self._columns, self._max_bytes = options.columns, options.max_bytes
+        self._filler = Filler(self._max_bytes, packing)
         self._rows_of_sheets: list[int] = []
         self._sheet_bytes = 0
         self._begun = False
-        self._columns = columns
-        self._widths = column_widths(columns)
+        self._widths = column_widths(self._columns)
         parts = parts_of(1)
-        self._header = header_xml([column.header for column in columns], parts.styles)
+        self._header = header_xml(self._columns, parts.styles, Counter())
         self._header_packed = deflate.pack(self._header)
         first = sum(zip_stream.local_size(name) + len(parts.packed[name]) for name in parts.first)
         if self._room_on_next_sheet() < first:
-            raise too_small("xlsx", max_bytes, max_bytes - self._room_on_next_sheet() + first)
+            raise too_small("xlsx", self._max_bytes, self._max_bytes - self._room_on_next_sheet() + first)
         for name, data in parts.first.items():
             self._zip.add(name, data, parts.packed[name])
 
@@ -227,16 +222,6 @@ class XlsxFile:
             tail = self._parts_of(self._sheets).tail(self._rows)
             self._zip.append(tail, deflate.pack(tail))
             self._zip.end()
-
-
-def _check(options: FormatOptions) -> None:
-    check_time_zone(options.time_zone)
-    if options.compression != "none":
-        message = "xlsx is already compressed; leave compression out or 'none'"
-        raise ExportFailure(FailureCode.UNKNOWN_COMPRESSION, message, field="compression")
-    if len(options.columns) > SHEET_COLUMNS:
-        message = f"a sheet holds {SHEET_COLUMNS} columns, not {len(options.columns)}; use csv or parquet"
-        raise ExportFailure(FailureCode.NOT_SUPPORTED, message, field="columns")
 
 
 def sheet_name(number: int) -> str:

@@ -87,10 +87,8 @@ class ZipStream:
             head = (b"PK\x01\x02", version, version, flags, _DEFLATED, _TIME, _DATE, crc, packed, size)
             self._put(_CENTRAL.pack(*head, len(name), len(extra), 0, 0, 0, 0, min(offset, ENTRY_LIMIT)))
             self._put(name + extra)
-        self._put_end(start, self.position - start)
-
-    def _put_end(self, start: int, size: int) -> None:
         count, end64 = len(self._directory), self.position
+        size = end64 - start
         if start > ENTRY_LIMIT:
             self._put(_END64.pack(b"PK\x06\x06", 44, _VERSION64, _VERSION64, 0, 0, count, count, size, start))
             self._put(_LOCATOR.pack(b"PK\x06\x07", 0, end64, 1))

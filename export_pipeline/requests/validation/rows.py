@@ -95,7 +95,7 @@ def columns_of(request: RequestInput, dataset: Dataset, file_format: Format) -> 
     names = _column_names(request, dataset, tuple(headers))
     types = {column.name: column.type for column in dataset.columns}
     columns = [OutputColumn(name, headers[name], types[name]) for name in names]
-    children = [OutputColumn(child.name, child.header, child.type, "child") for child in _children(request, dataset)]
+    children = [OutputColumn(child.name, child.header, child.type) for child in _children(request, dataset)]
     return (*columns, *children)
 
 

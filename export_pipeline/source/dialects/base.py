@@ -196,10 +196,6 @@ class Dialect:
         """A JSON array has this text as an element; never null."""
         return self.any_element(column, lambda element: self.exact_text(element) == text(value))
 
-    def any_of_domain(self, column: Expression, domain: str) -> Bool:
-        """A JSON array has an address of this domain as an element; never null."""
-        return self.any_element(column, lambda element: self.ends_with_domain(element, domain))
-
     def custom_text(self, table: sa.TableClause, source: Expression, key: str) -> Expression:
         """A custom field's value as text: numbers with their digits, true and false as words, null if there is none."""
         raise self.refusal()
@@ -236,11 +232,7 @@ class Dialect:
         return sa.cast(value, sa.Text), self.by_code_point(value)
 
     def gathered(self, ranked: sa.Subquery, within: Bool) -> sa.FromClause:
-        """One row a parent: ``parent``, and ``listed``, its values as a JSON array in the order of their ``place``.
-
-        Raises:
-            ExportFailure: ``not_supported`` on a database that this was not written for.
-        """
+        """One row a parent: ``parent``, and ``listed``, its values as a JSON array in the order of their ``place``."""
         raise ExportFailure(
             FailureCode.NOT_SUPPORTED,
             f"include: child lists cannot be read from {self.backend} yet; leave it out.",

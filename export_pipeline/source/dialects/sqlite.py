@@ -54,6 +54,9 @@ _INSTANT = f"""CASE WHEN {{text}} GLOB '{_DAY}*'
   AND ({_ZONE} GLOB '[+-][01][0-9]' OR {_ZONE} GLOB '[+-][01][0-9]:[0-5][0-9]'))
 THEN strftime('%Y-%m-%d %H:%M:%S', {_WHOLE} || {_ZONE} || CASE length({_ZONE}) WHEN 3 THEN ':00' ELSE '' END)
  || '.' || substr({_DECIMALS} || '000000', 1, 6) END"""
+# A timestamp column's ISO 8601 text as YYYY-MM-DD HH:MM:SS.ffffff in UTC, which sorts as the instants do. No offset
+# means UTC, as when the column is read. Null unless the text is a date, with a time to the second or finer and an
+# offset or without.
 _STORED_INSTANT = f"(CASE WHEN {{text}} GLOB '{_AS_STORED}' THEN replace({{text}}, 'T', ' ') ELSE {_INSTANT} END)"
 # Only of the texts that base.INSTANT matches.
 _CUSTOM_INSTANT = f"""(CASE WHEN {{text}} GLOB '[1-9]*' AND {{text}} NOT GLOB '*.{"[0-9]" * 7}*' THEN {_INSTANT} END)"""
@@ -78,12 +81,6 @@ _NUMBER = f"""(CASE WHEN length({{text}}) <= {NUMBER_LENGTH}
 THEN CAST({{text}} AS REAL) END)"""
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .-]+")
 """Every writer of JSON spells such a name alike. SQLite before 3.45 compares others as they are written."""
-_REVERSED = {
-    FilterOperator.GT: FilterOperator.LT,
-    FilterOperator.GTE: FilterOperator.LTE,
-    FilterOperator.LT: FilterOperator.GT,
-    FilterOperator.LTE: FilterOperator.GTE,
-}
 
 
 class _Sqlite(Dialect):
@@ -98,7 +95,7 @@ class _Sqlite(Dialect):
             case ColumnType.TEXT:
                 return _as_text(source)
             case ColumnType.TIMESTAMP:
-                return _stored_instant(source)
+                return Template(_STORED_INSTANT, source, sa.Text())
             case ColumnType.DECIMAL:
                 return sa.cast(source, sa.Float)  # SQLite keeps exact decimals as text
             case ColumnType.BOOLEAN:
@@ -138,10 +135,12 @@ class _Sqlite(Dialect):
         if kind is not ColumnType.DECIMAL:
             return exact
         size, bound = self.shown(source, kind), self.bound(value)
-        by_digits = COMPARE[_REVERSED.get(operator, operator) if value < 0 else operator]
+        digits = [_decimal_key(source), text(_key_of(value))]
+        # Of two negative numbers the one with the greater digits is less.
+        by_digits = COMPARE[operator](*(reversed(digits) if value < 0 else digits))
         # No digits: they are those of the double.
         holds_for_equals = sa.false() if operator in (FilterOperator.GT, FilterOperator.LT) else sa.true()
-        same = sa.func.coalesce(by_digits(_decimal_key(source), text(_key_of(value))), holds_for_equals)
+        same = sa.func.coalesce(by_digits, holds_for_equals)
         equal = sa.and_(size == bound, same)
         if operator is FilterOperator.EQ:
             return equal
@@ -234,15 +233,6 @@ DIALECT = _Sqlite("sqlite")
 def _as_text(value: Expression) -> Expression:
     """A value as the text that files show. It compares by code point, whatever the column's collation."""
     return Template(_AS_TEXT, value, sa.Text())
-
-
-def _stored_instant(column: Expression) -> Expression:
-    """A timestamp column's ISO 8601 text as ``YYYY-MM-DD HH:MM:SS.ffffff`` in UTC, which sorts as the instants do.
-
-    No offset means UTC, as it does when the column is read. Null unless the text is a date, with a time to the second
-    or finer and an offset or without.
-    """
-    return Template(_STORED_INSTANT, column, sa.Text())
 
 
 def _decimal_key(column: Expression) -> Expression:

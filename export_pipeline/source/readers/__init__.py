@@ -8,7 +8,6 @@ A database's error reaches the caller as ``ExportFailure``: ``source_unavailable
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,6 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from export_pipeline.settings import Settings
-from export_pipeline.source.query import Query
 
 FETCH_BYTES = 8 << 20
 """About how much a reader holds at a time."""
@@ -60,35 +58,11 @@ class Source:
 
 def source_of(settings: Settings) -> Source:
     """The source in the settings."""
-    url = settings.resolved_source_url
+    urls = [sa.make_url(url) for url in (settings.database_url, settings.resolved_source_url)]
+    paths = {Path(url.database or "").resolve() for url in urls}
     return Source(
-        url,
+        settings.resolved_source_url,
         settings.statement_timeout_seconds,
-        shares_file=_same_file(settings.database_url, url),
+        shares_file=all(url.get_backend_name() == "sqlite" for url in urls) and len(paths) == 1,
         row_security=settings.source_row_security,
     )
-
-
-def _same_file(one: str, other: str) -> bool:
-    urls = [sa.make_url(url) for url in (one, other)]
-    paths = {Path(url.database or "").resolve() for url in urls}
-    return all(url.get_backend_name() == "sqlite" for url in urls) and len(paths) == 1
-
-
-def open_snapshot(source: Source, query: Query) -> AbstractContextManager[Snapshot]:
-    """Open one read-only snapshot of the source; it is held until the context ends.
-
-    Args:
-        source: the source database.
-        query: what to read, built for this database's backend.
-    """
-    match source.backend:
-        case "postgresql":
-            from export_pipeline.source.readers.postgresql import snapshot
-        case "sqlite" if source.shares_file:
-            from export_pipeline.source.readers.sqlite import shared_snapshot as snapshot
-        case "sqlite":
-            from export_pipeline.source.readers.sqlite import snapshot
-        case _:
-            from export_pipeline.source.readers.generic import snapshot
-    return snapshot(source, query)

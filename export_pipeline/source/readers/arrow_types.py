@@ -47,13 +47,10 @@ def staged_schema(columns: Sequence[Selected]) -> pa.Schema:
 def to_staged(
     batch: pa.RecordBatch, columns: Sequence[Selected], schema: pa.Schema, *, sure: Collection[int] = ()
 ) -> pa.RecordBatch:
-    """Check a reader's batch and convert it to the staged types.
+    """Check a reader's batch and convert it to the staged types: to ``schema``, the ``staged_schema`` of the columns.
 
-    Args:
-        batch: as the driver made it.
-        columns: what was read.
-        schema: the ``staged_schema`` of the columns.
-        sure: places of columns whose database type allows only well-formed JSON, uuids or decimals: not checked again.
+    ``sure`` are the places of columns whose database type allows only well-formed JSON, uuids or decimals: these are
+    not checked again.
 
     Raises:
         ExportFailure: ``source_data_invalid``, naming the column.
@@ -269,10 +266,8 @@ def batches_of(
 ) -> Iterator[pa.RecordBatch]:
     """A Python driver's rows as staged batches of a few megabytes.
 
-    Args:
-        fetch: returns at most the given number of rows, and none at the end.
-        columns: what was read.
-        narrow: places of doubles that are floats of 32 bits in the database.
+    ``fetch`` returns at most the given number of rows, and none at the end. ``narrow`` are the places of doubles that
+    are floats of 32 bits in the database.
     """
     schema = staged_schema(columns)
     for rows in _steps(fetch):

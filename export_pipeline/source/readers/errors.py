@@ -43,14 +43,11 @@ def translated(errors: tuple[type[Exception], ...], *, compares: bool = False) -
 
 
 def failure_of(error: Exception, *, compares: bool = False, column: str = "") -> ExportFailure:
-    """What a driver's error means, by its SQLSTATE where there is one.
+    """What a driver's error means, by its SQLSTATE where there is one; ``column`` is what it is about, if known.
 
-    Args:
-        error: what the driver raised.
-        compares: no row was read yet: the database was converting the request's values to the types of their columns.
-        column: the column that the error is about, if known.
+    ``compares``: no row was read yet: the database was converting the request's values to the types of their columns.
     """
-    original = _original(error)
+    original = getattr(error, "orig", None) or error  # SQLAlchemy wraps it
     sqlstate = sqlstate_of(original) or str(getattr(original, "sqlstate", None) or "")
     if getattr(original, "sqlite_errorname", None) == "SQLITE_INTERRUPT":
         sqlstate = STATEMENT_TIMEOUT
@@ -113,11 +110,6 @@ def timed_out() -> ExportFailure:
         "The source database stopped the query: it took longer than EXPORT_STATEMENT_TIMEOUT_SECONDS, or was "
         "canceled there. Raise the limit, or add an index on the tenant and key columns.",
     )
-
-
-def _original(error: BaseException) -> BaseException:
-    """The driver's error: SQLAlchemy wraps it."""
-    return getattr(error, "orig", None) or error
 
 
 def _names(error: BaseException, sqlstate: str) -> str:

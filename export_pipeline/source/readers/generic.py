@@ -108,15 +108,12 @@ def _batches(connection: sa.Connection, query: Query) -> Generator[pa.RecordBatc
         )
         try:
             for frame in frames:
-                batch = pa.RecordBatch.from_arrays(_arrays(frame), names=schema.names)
+                arrays = [pa.array(values) for _, values in frame.items()]
+                whole = [one.combine_chunks() if isinstance(one, pa.ChunkedArray) else one for one in arrays]
+                batch = pa.RecordBatch.from_arrays(whole, names=schema.names)
                 yield to_staged(batch, query.columns, schema)
         except UnicodeDecodeError:
             raise ExportFailure(
                 FailureCode.SOURCE_DATA_INVALID,
                 "A text column holds bytes that are not UTF-8. Correct the data, or convert them in a view.",
             ) from None
-
-
-def _arrays(frame: pd.DataFrame) -> list[pa.Array]:
-    arrays = [pa.array(values) for _, values in frame.items()]
-    return [one.combine_chunks() if isinstance(one, pa.ChunkedArray) else one for one in arrays]

@@ -139,18 +139,17 @@ def forget(cursor: object) -> None:
 
 def names_of(error: BaseException) -> str:
     """The table or column in the server's error; empty if there is none."""
-    number, text = (*error.args, None, None)[:2]
-    pattern = _NAMES.get(number) if isinstance(number, int) and _is_of_driver(error) else None
-    found = pattern.search(str(text)) if pattern else None
+    pattern = _NAMES.get(_number(error))
+    found = pattern.search(" ".join(map(str, error.args[1:2]))) if pattern else None
     return found[0] if found else ""
-
-
-def _is_of_driver(error: BaseException) -> bool:
-    """Whether a driver for these servers raised it."""
-    return type(error).__module__.partition(".")[0] in ("pymysql", "MySQLdb")
 
 
 def sqlstate_of(error: BaseException) -> str:
     """PostgreSQL's SQLSTATE for the server's error number; empty if this module does not know the number."""
-    number = error.args[0] if error.args else None
-    return _SQLSTATES.get(number, "") if isinstance(number, int) and _is_of_driver(error) else ""
+    return _SQLSTATES.get(_number(error), "")
+
+
+def _number(error: BaseException) -> int:
+    """The server's error number; 0 if there is none, or no driver for these servers raised it."""
+    is_of_driver = type(error).__module__.partition(".")[0] in ("pymysql", "MySQLdb")
+    return error.args[0] if is_of_driver and error.args and isinstance(error.args[0], int) else 0

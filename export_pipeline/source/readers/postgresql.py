@@ -70,7 +70,9 @@ Types of extensions and users are read as text, which ``to_staged`` checks."""
 @contextmanager
 def snapshot(source: Source, query: Query) -> Iterator[Snapshot]:
     """One REPEATABLE READ, READ ONLY transaction."""
-    conninfo = _conninfo(source.url)
+    _, given = _DIALECT.create_connect_args(sa.make_url(source.url))
+    # LIVELINESS: a silent server must fail the read, for the heartbeat would go on for ever.
+    conninfo = make_conninfo(**{**LIVELINESS, **given, "client_encoding": "UTF8"})
     milliseconds = round(source.statement_timeout_seconds * 1000)
     settings = _settings(milliseconds, row_security=source.row_security, gathers=query.gathers)
     prepared = _prepare(conninfo, settings, query)
@@ -82,12 +84,6 @@ def snapshot(source: Source, query: Query) -> Iterator[Snapshot]:
             row_count, taken_at = session.row(prepared.count)
         with closing(_batches(session, prepared, query)) as batches:
             yield Snapshot(row_count, taken_at, batches)
-
-
-def _conninfo(source_url: str) -> str:
-    """A connection string for libpq. A silent server must fail the read: the heartbeat would go on for ever."""
-    _, given = _DIALECT.create_connect_args(sa.make_url(source_url))
-    return make_conninfo(**{**LIVELINESS, **given, "client_encoding": "UTF8"})
 
 
 def _settings(statement_milliseconds: int, *, row_security: bool, gathers: bool) -> str:

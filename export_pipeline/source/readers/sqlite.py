@@ -150,23 +150,20 @@ def _read(query: Query, place: int) -> sa.ColumnElement[Any]:
 def _fetched(
     reader: pa.RecordBatchReader, deadline: _Deadline, columns: Sequence[Selected]
 ) -> Iterator[pa.RecordBatch]:
-    while (batch := _next(reader, columns)) is not None:
+    while True:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return
+        except OSError as error:
+            mismatch = _MISMATCH.search(str(error))
+            raise (wrong_type(columns[int(mismatch[1])]) if mismatch else failure_of(error)) from None
         deadline.check()
         for array, column in zip(batch.columns, columns, strict=True):
             # Beside a text, ADBC writes doubles as texts too, with few digits.
             if column.type is ColumnType.FLOAT and array.type != pa.float64():
                 raise wrong_type(column)
         yield batch
-
-
-def _next(reader: pa.RecordBatchReader, columns: Sequence[Selected]) -> pa.RecordBatch | None:
-    try:
-        return reader.read_next_batch()
-    except StopIteration:
-        return None
-    except OSError as error:
-        mismatch = _MISMATCH.search(str(error))
-        raise (wrong_type(columns[int(mismatch[1])]) if mismatch else failure_of(error)) from None
 
 
 @contextmanager
