@@ -3,8 +3,6 @@
 A clean end is a retry, a postponement (the request goes back to the queue) or a failure that the row describes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -131,7 +129,7 @@ def send_failure_mail(exports: ExportResource, request_id: int) -> Mapping[Notif
 
 
 @contextmanager
-def _clean_end(frame: _Frame) -> Iterator[None]:
+def _clean_end(frame: "_Frame") -> Iterator[None]:
     try:
         yield
     except dg.DagsterExecutionInterruptedError:
@@ -338,6 +336,7 @@ class _Frame:
         return failed
 
 
+# Dagster reads these annotations: no `from __future__ import annotations` in this module.
 class StepOutputs(S3PickleIOManager):
     """Dagster's IO manager for S3. A failure of S3 ends the step as a failure of its op does: the row says why."""
 
