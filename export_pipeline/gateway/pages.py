@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ from export_pipeline.database.engine import reading, utc_now
 from export_pipeline.gateway.dialect import ApiError
 from export_pipeline.gateway.downloads import URL_LIFETIME, is_head
 from export_pipeline.gateway.services import Serves
-from export_pipeline.messaging.texts import language_of
+from export_pipeline.messaging.texts import CATALOG, language_of
 from export_pipeline.recurring.unsubscribe import leave, verify_token
 from export_pipeline.requests.download_links import PATH, Closed, Opened, StoredFile, language_of_link, open_link
 from export_pipeline.stages.upload import describe
@@ -31,89 +30,14 @@ _UNSUBSCRIBE: dict[str, Any] = {
 }
 _CHUNK = 2**18
 """Bytes of a served file that are read at a time."""
-_TEXTS: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    "en": {
-        "expired": (
-            "These files are no longer here",
-            (
-                "The link worked for as long as the mail said, and the files are deleted now. Ask for a new "
-                "export to get fresh ones."
-            ),
-        ),
-        "revoked": (
-            "This link was switched off",
-            "Somebody of the organization that made this export has revoked its links. Ask them for a new one.",
-        ),
-        "unknown": (
-            "This link leads nowhere",
-            "Perhaps a part of it was lost on the way. Copy the whole link from the mail and try again.",
-        ),
-        "failed": (
-            "This did not work",
-            "It cannot be opened now. Try again in a few minutes. If it fails again, tell the sender of the mail.",
-        ),
-        "ask": ("Stop these mails?", "You will get no more mails of this recurring export."),
-        "left": ("You are unsubscribed", "There will be no more mails of this recurring export."),
-    },
-    "es": {
-        "expired": (
-            "Estos archivos ya no están aquí",
-            (
-                "El enlace funcionó hasta la fecha que indicaba el correo y los archivos ya se borraron. Pide una "
-                "nueva exportación para obtenerlos de nuevo."
-            ),
-        ),
-        "revoked": (
-            "Este enlace fue desactivado",
-            "Alguien de la organización que hizo esta exportación revocó sus enlaces. Pídele uno nuevo.",
-        ),
-        "unknown": (
-            "Este enlace no lleva a ninguna parte",
-            "Quizá se perdió una parte en el camino. Copia el enlace completo del correo e inténtalo de nuevo.",
-        ),
-        "failed": (
-            "Esto no funcionó",
-            "No se puede abrir ahora. Inténtalo de nuevo en unos minutos. Si falla otra vez, avisa al remitente.",
-        ),
-        "ask": ("¿Dejar de recibir estos correos?", "No recibirás más correos de esta exportación periódica."),
-        "left": ("Te has dado de baja", "No habrá más correos de esta exportación periódica."),
-    },
-    "pt": {
-        "expired": (
-            "Estes arquivos não estão mais aqui",
-            (
-                "O link funcionou até a data indicada no e-mail e os arquivos já foram apagados. Peça uma nova "
-                "exportação para obtê-los de novo."
-            ),
-        ),
-        "revoked": (
-            "Este link foi desativado",
-            "Alguém da organização que fez esta exportação revogou os links. Peça um novo a essa pessoa.",
-        ),
-        "unknown": (
-            "Este link não leva a lugar nenhum",
-            "Talvez uma parte tenha se perdido no caminho. Copie o link inteiro do e-mail e tente de novo.",
-        ),
-        "failed": (
-            "Isto não funcionou",
-            (
-                "Não é possível abrir agora. Tente de novo em alguns minutos. Se falhar outra vez, avise quem "
-                "enviou o e-mail."
-            ),
-        ),
-        "ask": ("Parar de receber estes e-mails?", "Você não receberá mais e-mails desta exportação periódica."),
-        "left": ("Você cancelou a inscrição", "Não haverá mais e-mails desta exportação periódica."),
-    },
-}
-"""Title and text of each page, by language."""
-_BUTTONS = {"en": "Unsubscribe", "es": "Darme de baja", "pt": "Cancelar inscrição"}
 
 
 def _page(name: str, locale: str | None, status: int = 200) -> HTMLResponse:
     """A page in the language of the mail, or of the reader's browser."""
     language = language_of((locale or "").split(",")[0].split(";")[0])
-    title, text = map(escape, _TEXTS[language][name])
-    form = f'<form method="post"><button>{escape(_BUTTONS[language])}</button></form>' if name == "ask" else ""
+    texts = CATALOG[language]
+    title, text = escape(texts[f"page_{name}_title"]), escape(texts[f"page_{name}_text"])
+    form = f'<form method="post"><button>{escape(texts["page_ask_button"])}</button></form>' if name == "ask" else ""
     html = (
         f'<!DOCTYPE html>\n<html lang="{language}"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="robots" content="noindex">'

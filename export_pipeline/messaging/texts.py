@@ -1,4 +1,4 @@
-"""The phrases of the mails in every language, read from ``templates/texts.json``.
+"""The phrases of mails and of the links' pages in every language, read from ``templates/texts.json``.
 
 Phrases have ``{placeholders}``. Numbers follow a colon, so that no phrase needs a plural. A phrase ``..._one`` is for a
 single file; the phrase without ``_one`` is for several.
