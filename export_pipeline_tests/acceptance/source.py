@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import sqlalchemy as sa
 
-from export_pipeline.demo.data import DEFAULT_SEED, ORGANIZATIONS, load_batches, schema
-from export_pipeline_tests.adversarial import generate_contacts
+from export_pipeline.demo.data import DEFAULT_SEED, ORGANIZATIONS, schema
+from export_pipeline_tests.adversarial import generate_contacts, load_batches
 
 ORGANIZATION = ORGANIZATIONS[0].id
 

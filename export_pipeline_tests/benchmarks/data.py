@@ -10,7 +10,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from export_pipeline.demo.data import load_batches
+from export_pipeline_tests.adversarial import load_batches
 from export_pipeline_tests.benchmarks.tables import BenchTable
 from export_pipeline_tests.servers.postgres_server import PostgresServer, serve_postgres
 

@@ -160,9 +160,8 @@ def test_what_is_generated_is_what_the_tables_and_the_catalog_have() -> None:
 
 
 def test_sqlite_holds_what_was_generated(sqlite_path: Path) -> None:
-    report = load_demo_data(f"sqlite:///{sqlite_path}", contacts=2000, entities=500, seed=SEED)
-    assert (report.rows["contacts"], report.rows["entities"]) == (2000, 500)
-    assert report.seconds > 0
+    rows = load_demo_data(f"sqlite:///{sqlite_path}", contacts=2000, entities=500, seed=SEED)
+    assert (rows["contacts"], rows["entities"]) == (2000, 500)
     with sqlite3.connect(sqlite_path) as connection:
         for table, generate, rows in (("contacts", generate_contacts, 2000), ("entities", generate_entities, 500)):
             expected = pa.Table.from_batches(generate(rows, SEED))
@@ -173,11 +172,11 @@ def test_sqlite_holds_what_was_generated(sqlite_path: Path) -> None:
 
 
 def test_postgresql_holds_what_sqlite_holds(sqlite_path: Path, postgres_url: str) -> None:
-    reports = [
+    there_and_here = [
         load_demo_data(url, contacts=2000, entities=500, seed=SEED)
         for url in (f"sqlite:///{sqlite_path}", postgres_url)
     ]
-    assert reports[0].rows == reports[1].rows
+    assert there_and_here[0] == there_and_here[1]
     with psycopg.connect(postgres_url) as there, sqlite3.connect(sqlite_path) as here:
         there.execute("SET TimeZone TO 'UTC'")
         for table in schema.metadata.sorted_tables:
@@ -285,16 +284,10 @@ def test_custom_fields_are_what_contacts_hold(loaded: sqlite3.Connection) -> Non
 
 def test_rows_that_are_there_are_not_touched(sqlite_path: Path) -> None:
     url = f"sqlite:///{sqlite_path}"
-    report = load_demo_data(url, contacts=10, entities=5)
-    assert (report.rows["contacts"], report.rows["entities"]) == (10, 5)
+    rows = load_demo_data(url, contacts=10, entities=5)
+    assert (rows["contacts"], rows["entities"]) == (10, 5)
     with pytest.raises(DemoDataError, match="already holds rows"):
         load_demo_data(url, contacts=20, entities=0)
-
-
-@pytest.mark.parametrize("url", ["sqlite://", "mysql://localhost/x"])
-def test_other_databases_are_refused(url: str) -> None:
-    with pytest.raises(DemoDataError, match="postgresql://"):
-        load_demo_data(url)
 
 
 def _assert_same(expected: pa.Table, rows: list[tuple[Any, ...]]) -> None:
