@@ -323,8 +323,8 @@ class Settings(BaseSettings):
     def from_environment(cls) -> Settings:
         """Read the environment.
 
-        Raises:
-            SettingsError: a value is wrong; the message names each variable, never its value (it may hold a password).
+        Raises ``SettingsError``: a value is wrong; the message names each variable, never its value (it may hold a
+        password).
         """
         try:
             return cls()

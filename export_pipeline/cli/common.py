@@ -20,8 +20,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def open_database(settings: Settings | None = None) -> sa.Engine:
     """The migrated request database, by default that of the environment.
 
-    Raises:
-        click.ClickException: it cannot be reached or was not migrated.
+    Raises ``click.ClickException``: it cannot be reached or was not migrated.
     """
     engine = create_engine((settings or Settings.from_environment()).database_url)
     try:
@@ -36,11 +35,7 @@ def open_database(settings: Settings | None = None) -> sa.Engine:
 
 
 def state_of(engine: sa.Engine, uid: str) -> RequestState:
-    """The state of a request.
-
-    Raises:
-        click.ClickException: there is no such request.
-    """
+    """The state of a request. Raises ``click.ClickException``: there is no such request."""
     with reading(engine) as connection:
         state = read_state(connection, uid)
     if state is None:

@@ -18,7 +18,7 @@ from export_pipeline.failures import abbreviate
 
 
 class RepeatedKeyError(ValueError):
-    """An object has a key twice; the message names it. The first value would be lost, and what it narrowed."""
+    """An object has a key twice; the message names it. Python keeps only the last value: a filter would be lost."""
 
 
 class UnreadableJson(str):
@@ -147,7 +147,7 @@ def json_type() -> TypeEngine[Any]:
 
 
 def big_integer() -> TypeEngine[int]:
-    """A 64-bit integer; on SQLite under the one name that it accepts for its rowid key."""
+    """A 64-bit integer; on SQLite INTEGER, the only type that it accepts for an auto-increment key."""
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 

@@ -49,8 +49,7 @@ class Home:
     def create(self) -> None:
         """Make an empty home; the files of an earlier demo are removed.
 
-        Raises:
-            click.ClickException: the directory holds files that are not of a demo.
+        Raises ``click.ClickException``: the directory holds files that are not of a demo.
         """
         if self.directory.exists() and any(self.directory.iterdir()):
             if not (self.directory / _MARKER).exists():

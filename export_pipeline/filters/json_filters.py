@@ -36,8 +36,7 @@ def parse_filters(filters: Any, dataset: Dataset, time_zone: str) -> AllOf:
 
     ``time_zone`` is the IANA zone of timestamps without an offset.
 
-    Raises:
-        ExportFailure: ``invalid_filter``, with the path into the object.
+    Raises ``ExportFailure``: ``invalid_filter``, with the path into the object.
     """
     return _Parser(dataset, ZoneInfo(time_zone)).object(filters, "filters", 0)
 

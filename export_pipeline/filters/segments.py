@@ -75,8 +75,7 @@ def parse_segment_query(
 
     ``time_zone`` is the IANA zone of timestamps without an offset.
 
-    Raises:
-        ExportFailure: ``invalid_segment``; its message continues the segment's name and says what is wrong.
+    Raises ``ExportFailure``: ``invalid_segment``; its message continues the segment's name and says what is wrong.
     """
     try:
         statement = _statement(query)

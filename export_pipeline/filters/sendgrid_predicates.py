@@ -69,8 +69,7 @@ class PredicateParser:
     def predicate(self, predicate: exp.Expr, *, negated: bool = False) -> tree.Condition:
         """The condition for the rows of which the predicate is true, or if ``negated`` false.
 
-        Raises:
-            ExportFailure: ``invalid_segment``; the message names what is not supported.
+        Raises ``ExportFailure``: ``invalid_segment``; the message names what is not supported.
         """
         while isinstance(predicate, exp.Paren | exp.Not):
             negated ^= isinstance(predicate, exp.Not)

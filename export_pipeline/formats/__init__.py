@@ -14,8 +14,7 @@ def open_format(name: str, options: FormatOptions) -> FileFormat[Any]:
 
     Imported when it is first opened: a run should not pay for the libraries of formats that it does not write.
 
-    Raises:
-        ExportFailure: ``unknown_format``, or an option that the format cannot use.
+    Raises ``ExportFailure``: ``unknown_format``, or an option that the format cannot use.
     """
     match name:
         case "csv":

@@ -1,7 +1,7 @@
 r"""CSV after RFC 4180: UTF-8, ``\n`` between rows, a header in every part.
 
-Null is nothing between the delimiters, an empty text is ``""``: a reader can distinguish them. With
-``csv_quoting: non_empty`` every value is in quotes and both are nothing, as in SendGrid's exports.
+Null is an empty field and an empty text is ``""``, so a reader can distinguish them. With ``csv_quoting: non_empty``
+every value is in quotes and both are empty fields, as in SendGrid's exports.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _guarded(values: pl.Series, texts: pa.Array, raw: TextBytes) -> tuple[pl.Ser
         return values, 0
     suspects = texts.take(pa.array(places))
     places, suspects = _without(places, suspects, pc.match_substring_regex(suspects, _HARMLESS))
-    # The first byte does not distinguish the fullwidth signs from the rest of their block.
+    # 0xEF begins the fullwidth signs and other characters too, so the whole sign is checked.
     places, suspects = _without(places, suspects, pc.invert(pc.match_substring_regex(suspects, _DANGEROUS)))
     if not len(places):
         return values, 0

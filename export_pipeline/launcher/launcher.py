@@ -84,8 +84,8 @@ class WarmRunLauncher(DefaultRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Fork a worker for the run. If no server can, report why and launch it as Dagster does.
 
-        Raises:
-            DagsterLaunchFailedError: a worker was forked and did not begin. It may yet, so there is no second launch.
+        Raises ``DagsterLaunchFailedError``: a worker was forked and did not begin. It may yet, so there is no second
+        launch.
         """
         run = context.dagster_run
         try:
@@ -123,8 +123,8 @@ class WarmRunLauncher(DefaultRunLauncher):
     def _specification(self, run: DagsterRun, environment: Mapping[str, str]) -> Specification:
         """The server that may fork this run's worker.
 
-        Raises:
-            ServerUnavailable: no server may: it would run other code, or run it elsewhere than the code server would.
+        Raises ``ServerUnavailable``: no server may: it would run other code, or run it elsewhere than the code server
+        would.
         """
         if not client.supported():
             raise ServerUnavailable("it needs Linux")

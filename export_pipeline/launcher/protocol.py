@@ -80,8 +80,7 @@ def socket_of(name: str) -> Path:
 def private_directory() -> Path:
     """The directory of the sockets, which only this user may enter. Its path is short: a socket's may have 107 bytes.
 
-    Raises:
-        ProtocolError: another user owns a directory of that name, or others may enter it.
+    Raises ``ProtocolError``: another user owns a directory of that name, or others may enter it.
     """
     directory = Path(tempfile.gettempdir()) / f"export-pipeline-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -92,11 +91,7 @@ def private_directory() -> Path:
 
 
 def check_peer(connection: socket.socket) -> int:
-    """The pid of the process at the other end.
-
-    Raises:
-        ProtocolError: it is another user's process.
-    """
+    """The pid of the process at the other end. Raises ``ProtocolError``: it is another user's process."""
     size = struct.calcsize("3i")
     pid, uid, _group = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     if uid != os.getuid():

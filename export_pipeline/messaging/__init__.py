@@ -1,4 +1,4 @@
 """Mail, webhooks and alerts: texts, messages, and the providers that send them.
 
-Who is notified, and when, is decided in ``stages`` and ``requests``.
+``stages`` decides when recipients are notified; ``failure_mail`` decides who hears of a failure.
 """

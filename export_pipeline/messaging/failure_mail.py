@@ -40,8 +40,7 @@ def mail_failure(
     ``export_notifications`` says who gets it. The request's row does not change. Returns how many of the request's
     failure mails are in each state; empty if there are none, or if it is no longer ``failed`` (it was re-executed).
 
-    Raises:
-        MailPostponed: it was not accepted; a later call tries again.
+    Raises ``MailPostponed``: it was not accepted; a later call tries again.
     """
     with database.begin() as connection:
         # Only these columns: the row may have failed because the rest of it cannot be read.

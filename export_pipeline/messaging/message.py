@@ -115,8 +115,7 @@ class MailProvider(Protocol):
     def check(self) -> None:
         """Do everything that precedes a message, and send none.
 
-        Raises:
-            MailNotAccepted: a message could not be sent now.
+        Raises ``MailNotAccepted``: a message could not be sent now.
         """
         ...
 

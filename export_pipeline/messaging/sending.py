@@ -85,9 +85,9 @@ def send_all(
     """Send a request's pending mails one by one.
 
     A permanent refusal for one recipient ends that recipient's mail and does not stop the others. A refusal of the
-    installation leaves the mail pending. A refusal that does not say which is the recipient's if another mail of the
-    request was accepted, and the installation's if none was. Sending stops if the provider demands a wait (HTTP 429
-    with ``Retry-After``), cannot be reached or refuses the login.
+    installation leaves the mail pending. An unclear refusal counts against the recipient if another mail of the request
+    was accepted, else against the installation. Sending stops if the provider demands a wait (HTTP 429 with
+    ``Retry-After``), cannot be reached or refuses the login.
 
     ``messages`` are notification ids and their messages. ``check`` is called before each mail; it may raise to stop.
     """

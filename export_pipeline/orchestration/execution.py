@@ -82,8 +82,7 @@ def stage(context: dg.OpExecutionContext, exports: ExportResource, request_id: i
 def without_ownership(context: dg.OpExecutionContext, exports: ExportResource, request_id: int) -> Iterator[None]:
     """Do work for a request without changing its row: mailing its failure.
 
-    Raises:
-        dagster.RetryRequested, dagster.Failure: as ``stage``.
+    Raises ``dagster.RetryRequested``, ``dagster.Failure``: as ``stage``.
     """
     with _clean_end(_Frame(context, exports, request_id, _writes=False)):
         yield

@@ -78,8 +78,7 @@ notify_job = _job_of(resume_notification, NOTIFY_JOB_NAME, LONGEST_NOTIFY)
 def run_parts(context: dg.OpExecutionContext, parts: Mapping[str, Callable[[], Mapping[str, int]]]) -> None:
     """Do every part, even if others fail. Their counts become the op's metadata; equal names are added up.
 
-    Raises:
-        dagster.Failure: names the parts that failed. Not retried: the next run does what is left.
+    Raises ``dagster.Failure``: names the parts that failed. Not retried: the next run does what is left.
     """
     counted: Counter[str] = Counter()
     failed: list[Exception] = []

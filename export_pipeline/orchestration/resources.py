@@ -70,8 +70,7 @@ def load_catalog_or_last_good(settings: Settings, staging: Staging | None = None
 def keep_catalog(settings: Settings, catalog: Catalog, staging: Staging) -> None:
     """Keep the files of a catalog that has just been loaded, if its version is not kept already.
 
-    Raises:
-        ExportFailure: staging could not be reached.
+    Raises ``ExportFailure``: staging could not be reached.
     """
     if not settings.catalog:
         return  # the shipped catalog cannot break

@@ -1,6 +1,6 @@
 """Dagster's runs: those of a request, their status, whether one waits for a worker, and deleting old ones.
 
-The one module of this package with private names of Dagster. A test checks each, so an upgrade fails there first.
+The one module of ``orchestration/`` with private names of Dagster. A test checks each, so an upgrade fails there first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from export_pipeline.stages.cleanup import KEEP_LEFTOVERS
 from export_pipeline.storage.staging import Staging
 
 RUNS_PER_CALL = 50
-"""Of how many requests the runs are read at once: few calls, and nothing read is old when it is acted on."""
+"""Requests whose runs are read by one call: few calls, and the answer is still fresh when it is used."""
 LONGEST_START_SECONDS = 3600.0
 """A run that takes longer to start counts as dead: pulling an image and buying a machine take less."""
 LONGEST_WAIT_SECONDS = 6 * 3600.0

@@ -1,4 +1,4 @@
 """The life of a request: validation, queue, ownership and transitions, and what is recorded about it.
 
-Every write to the tables of the contract is here; producing, sending and running an export is elsewhere.
+Every write to ``export_requests`` and its companions is here, except the rows that ``recurring/`` makes.
 """

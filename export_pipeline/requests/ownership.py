@@ -21,7 +21,7 @@ from export_pipeline.database.types import current_instant, generated_uuid
 from export_pipeline.failures import ExportCanceled, FailureCode, Fault, OwnershipLost
 from export_pipeline.requests.audit import record, record_input
 from export_pipeline.requests.models import change_request, status_of
-from export_pipeline.requests.queue import READ, wake
+from export_pipeline.requests.queue import OVER_ONCE_READ, wake_postponed
 from export_pipeline.requests.recurring_outcomes import covered_by
 
 _rows = export_requests.c
@@ -190,7 +190,7 @@ def _take(
     if taken is None:
         raise ownership_error(connection, request_id)
     if read:
-        wake(connection, READ)
+        wake_postponed(connection, OVER_ONCE_READ)
     if stage is Stage.PLAN:
         detail = {"run_id": run_id, "attempt": taken.attempt}
         record(connection, taken.uid, taken.organization_id, EventKind.STARTED, detail)

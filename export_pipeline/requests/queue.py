@@ -36,7 +36,7 @@ CANDIDATES = 20
 """Candidates that are read for each row to claim, because other transactions may have locked some."""
 LOOK_BACK = 200
 """How many of an organization's last completed and last expired requests are compared; its history grows forever."""
-READ = (FailureCode.SOURCE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE)
+OVER_ONCE_READ = (FailureCode.SOURCE_UNAVAILABLE, FailureCode.STAGING_UNAVAILABLE)
 """The failures that are over once an export has read its rows."""
 _rows = export_requests.c
 _ENDED_BEFORE = _rows.completed_at.is_not(None)
@@ -122,7 +122,8 @@ def claim(
         return []
     probe = is_any_postponed(connection)
     ids = connection.execute(_chosen(limit, per_organization, probe=probe)).scalars().all()
-    ended = _ENDED_BEFORE  # EXPORT_MAX_ATTEMPTS counts from zero again
+    ended = _ENDED_BEFORE
+    # A retry counts its attempts from zero again. An application may write any number into uncounted_attempts.
     uncounted = sa.case((ended, _rows.attempt), (_rows.uncounted_attempts > _rows.attempt, _rows.attempt))
     claimed = connection.execute(
         export_requests.update()
@@ -152,7 +153,7 @@ def claim(
 
 
 def _chosen(limit: int, per_organization: int | None, *, probe: bool) -> sa.Select[tuple[int]]:
-    """The ids of the rows to claim, locked. A probe prefers the least postponed, which are hardly the cause."""
+    """The ids of the rows to claim, locked. A probe prefers the least postponed: the others may be why it fails."""
     claimed = _claimed_by_organization()
     least = (_rows.postponements,) if probe else ()
     turn = sa.func.row_number().over(
@@ -231,7 +232,7 @@ def wait_seconds(postponements: int) -> float:
     return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(postponements, 16)) * random.uniform(1.0, 1.2)  # noqa: S311
 
 
-def wake(connection: sa.Connection, codes: Collection[FailureCode] | None = None) -> None:
+def wake_postponed(connection: sa.Connection, codes: Collection[FailureCode] | None = None) -> None:
     """The source or the store answers again: make the postponed requests claimable now, all or by failure code."""
     waiting = sa.select(_rows.id).where(_rows.postponed_at.is_not(None), _rows.status == RequestStatus.QUEUED)
     if codes is not None:
@@ -274,7 +275,7 @@ def not_begun(connection: sa.Connection) -> list[StaleRequest]:
     return _stale_requests(connection, sa.select(export_requests).where(_NOT_BEGUN), sa.false())
 
 
-def quiet(
+def silent_requests(
     connection: sa.Connection, *, lease_seconds: float, quiet_seconds: float, heartbeat_timeout_seconds: float
 ) -> list[StaleRequest]:
     """Claimed requests whose lease ended before they began, and running requests without a recent heartbeat.
@@ -390,14 +391,14 @@ def owners(connection: sa.Connection, uids: Collection[str], *, heartbeat_timeou
     return {row.uid: Owner(RequestStatus(row.status), row.run_id, row.claim_id, bool(row.silent)) for row in found}
 
 
-def expected(connection: sa.Connection, request_ids: Sequence[int], *, seconds: float) -> Iterator[tuple[int, int]]:
+def expected_rows(connection: sa.Connection, ids: Sequence[int], *, seconds: float) -> Iterator[tuple[int, int]]:
     """Yield (id, rows) of the requests whose size is known, before anything is read from the source.
 
     The size is that of the request's previous attempt, or of the last request with the same selection. Takes no lock.
     Runs one query per request, because rows may hold megabytes of filters, and stops after ``seconds``.
     """
     ends = time.monotonic() + seconds
-    for request_id in request_ids:
+    for request_id in ids:
         if time.monotonic() >= ends:
             return
         rows = connection.execute(_EXPECTED_ROWS, {"request_id": request_id}).scalar()

@@ -1,4 +1,7 @@
-"""Updates of a recurring export when one of its requests ends, in the same transaction."""
+"""Updates of a recurring export when one of its requests ends, in the same transaction.
+
+Here and not in ``recurring/``, because ``transitions`` calls it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The transitions of a request, each of them one conditional UPDATE.
 
-``queued -> running -> completed | failed | canceled -> expired``
+``queued -> running -> completed -> expired``; a queued or running request may become ``failed`` or ``canceled``, and
+``queued`` again (``queue``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from export_pipeline.requests.audit import record, record_input
 from export_pipeline.requests.download_links import StoredFile
 from export_pipeline.requests.models import change_request, has_uid
 from export_pipeline.requests.ownership import ownership_error
-from export_pipeline.requests.queue import MOST_POSTPONEMENTS, requeue, wait_seconds, wake
+from export_pipeline.requests.queue import MOST_POSTPONEMENTS, requeue, wait_seconds, wake_postponed
 from export_pipeline.requests.recurring_outcomes import covered_by, note_completed, note_failed
 
 _rows = export_requests.c
@@ -58,7 +59,7 @@ def complete(
         raise ownership_error(connection, request_id)
     connection.execute(export_files.delete().where(export_files.c.request_id == request_id))
     connection.execute(export_files.insert(), [{"request_id": request_id, **vars(file)} for file in files])
-    wake(connection)
+    wake_postponed(connection)
     note_completed(connection, request_id)
     webhooks.enqueue(connection, request_id, WebhookEvent.COMPLETED)
     record(connection, done.uid, done.organization_id, EventKind.COMPLETED, {"rows": rows, "files": len(files)})
@@ -237,7 +238,7 @@ def cancel_requested(connection: sa.Connection) -> list[tuple[int, str]]:
     return [tuple(row) for row in connection.execute(sa.select(_rows.id, _rows.uid).where(requested))]
 
 
-def owned(connection: sa.Connection) -> list[tuple[int, str, str]]:
+def running_requests(connection: sa.Connection) -> list[tuple[int, str, str]]:
     """Running requests: (id, uid, id of the run that owns it)."""
     running = sa.and_(_rows.status == RequestStatus.RUNNING, _rows.run_id.is_not(None))
     return [tuple(row) for row in connection.execute(sa.select(_rows.id, _rows.uid, _rows.run_id).where(running))]

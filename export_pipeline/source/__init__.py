@@ -1,6 +1,6 @@
 """Reading the exported data: the query, its compilation to SQL, and lookups.
 
-``build_query`` is the one place that puts the tenant predicate into a statement.
+``compiler.of_tenant`` is the tenant predicate: ``build_query`` and ``lookups`` put it into every statement.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one SELECT of an export: columns, the tenant's rows, the filters, the key's order.
 
-Only ``build_query`` adds the tenant predicate, and there is no other way to a statement.
+``build_query`` always adds the tenant predicate, ``compiler.of_tenant``.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
     With a ``limit`` at most so many rows are read, with ``last`` those at the end of the key's order, from the last one
     back. The count remains that of all of them.
 
-    Raises:
-        ExportFailure: ``not_supported`` for child lists or a filter that this package cannot write for the database.
+    Raises ``ExportFailure``: ``not_supported`` for child lists or a filter that this package cannot write for the
+    database.
     """
     dataset, dialect = selection.dataset, dialect_of(backend)
     table = table_clause(dataset.table, [dataset.tenant, *[column.source for column in dataset.columns]])
@@ -86,8 +86,8 @@ def build_query(selection: Selection, backend: str, *, limit: int | None = None,
                 value = dialect.read(table.c[column.source], column.type)
         read.append(value.label(column.name))
     # A file is in the key's own order, for its index; a page in the order that its bounds are compared in.
-    place = key if limit is None else dialect.order_key(key, dataset.key_column.type)
-    rows = sa.select(*read).select_from(source).where(*where).order_by(place.desc() if last else place).limit(limit)
+    order = key if limit is None else dialect.order_key(key, dataset.key_column.type)
+    rows = sa.select(*read).select_from(source).where(*where).order_by(order.desc() if last else order).limit(limit)
     count = sa.select(sa.func.count()).select_from(table).where(*where)
     own = {place: table.c[one.source] for place, one in enumerate(columns) if isinstance(one, Column)}
     return Query(rows, count, columns, own, limit, gathers=has_children and limit is None)

@@ -1,7 +1,7 @@
 """What is deleted, and when: canceled exports, files past their retention, and what unfinished attempts left.
 
-The janitor walks both services. A tree belongs to the request whose uid is its name, and the request's row decides. An
-export that is not in this database may be another installation's, so a missing row proves nothing by itself.
+The janitor walks store and staging. A tree belongs to the request whose uid is its name, and the request's row decides.
+An export that is not in this database may be another installation's, so a missing row proves nothing by itself.
 """
 
 from __future__ import annotations
@@ -44,18 +44,21 @@ def cancel_and_discard(
     uid: str,
     *,
     run_id: str | None = None,
+    claim_id: str | None = None,
     wait: bool = True,
 ) -> None:
     """Mark a request canceled, unless it is finished, and delete what its attempts left in both services.
 
     It is safe to call again: a sensor may cancel the row while the worker still holds files.
 
-    For an operator who terminated a run, ``run_id`` cancels only if the request is still this run's. A sensor does not
-    ``wait`` for a row that another transaction has locked: other requests wait for the sensor.
+    For an operator who terminated a run, ``run_id`` cancels only if the request is still this run's, and ``claim_id``
+    only if it still waits for the run of this claim. A sensor does not ``wait`` for a row that another transaction has
+    locked: other requests wait for the sensor.
     """
     database = services.database if wait else impatient(services.database)
     with database.begin() as connection:
-        transitions.cancel(connection, request_id, by_requester=BY_REQUESTER, by_operator=BY_OPERATOR, run_id=run_id)
+        messages = {"by_requester": BY_REQUESTER, "by_operator": BY_OPERATOR}
+        transitions.cancel(connection, request_id, **messages, run_id=run_id, claim_id=claim_id)
     state = _state(services.database, uid)
     if state is None or state.status is not RequestStatus.CANCELED:
         return

@@ -55,9 +55,8 @@ def stage_rows(
     the source is open only while reading. ``snapshot_taken`` gets the exact number of rows and the snapshot's instant,
     ``progress`` the rows done so far; both may raise to stop.
 
-    Raises:
-        ExportFailure: what a reader or the staging store raises; ``count_mismatch`` if the number of rows read is not
-            the number that the same snapshot counted.
+    Raises ``ExportFailure``: what a reader or the staging store raises; ``count_mismatch`` if the number of rows read
+    is not the number that the same snapshot counted.
     """
     query = build_query(selected, source.backend)
     reading = Timer()

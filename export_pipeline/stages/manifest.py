@@ -114,8 +114,7 @@ def export_prefix(uid: UUID | str, attempt: int, secret: str) -> str:
 
     The secret is 32 hex digits of ``secrets.token_hex(16)``, so that nobody can guess a key from the uid.
 
-    Raises:
-        ValueError: the secret is not 32 hex digits.
+    Raises ``ValueError``: the secret is not 32 hex digits.
     """
     if not re.fullmatch(r"[0-9a-f]{32}", secret):
         raise ValueError("secret must be 32 hex digits, as made by secrets.token_hex(16)")

@@ -214,8 +214,7 @@ def attachments_of(store: Store, manifest: Manifest, longest: int) -> tuple[Atta
 
     ``longest`` is the bytes that all files together may have; 0 means that nothing is ever attached.
 
-    Raises:
-        ExportFailure: ``checksum_mismatch`` if a file is not what the manifest says; the store's.
+    Raises ``ExportFailure``: ``checksum_mismatch`` if a file is not what the manifest says; the store's.
     """
     if not longest or sum(file.bytes for file in manifest.files) > longest:
         return ()

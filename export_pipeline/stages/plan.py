@@ -126,8 +126,7 @@ def make_plan(
 
     Lists, segments and custom fields are looked up now, so that every later step sees the same.
 
-    Raises:
-        ExportFailure: ``unknown_list``, ``unknown_segment``, ``invalid_segment``; whatever reading raises.
+    Raises ``ExportFailure``: ``unknown_list``, ``unknown_segment``, ``invalid_segment``; whatever reading raises.
     """
     dataset, layout = checked.dataset, _layout(checked.dataset, request.layout)
     check_lists(source, dataset, organization.id, checked.list_ids)

@@ -32,8 +32,7 @@ def make_manifest(
 ) -> Manifest:
     """The manifest of all shards' files, in the order of the rows, numbered from 1.
 
-    Raises:
-        ExportFailure: ``count_mismatch`` if the files do not hold exactly the snapshot's ``rows``.
+    Raises ``ExportFailure``: ``count_mismatch`` if the files do not hold exactly the snapshot's ``rows``.
     """
     delivered = sum(file.rows for file in files)
     if delivered != rows:
@@ -71,8 +70,7 @@ def make_manifest(
 def publish(store: Store, plan: ExportPlan, manifest: Manifest) -> str:
     """Check that every file is in the store in full, then write the manifest, last; returns the manifest's key.
 
-    Raises:
-        ExportFailure: ``checksum_mismatch`` if a file is not there in full, or was replaced after its upload.
+    Raises ``ExportFailure``: ``checksum_mismatch`` if a file is not there in full, or was replaced after its upload.
     """
     for file in manifest.files:
         if store.size(file.key) != file.bytes or store.fingerprint(file.key) != file.fingerprint:

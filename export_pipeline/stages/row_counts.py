@@ -47,8 +47,7 @@ def count_rows(
 
     ``columns`` are the headers that CSV, workbooks and Parquet files must have.
 
-    Raises:
-        UnreadableFileError: damaged, cut short, or not of its format.
+    Raises ``UnreadableFileError``: damaged, cut short, or not of its format.
     """
     # Our own buffer is detached, not closed: closing it would close the caller's stream.
     buffered = io.BufferedReader(stream, _CHUNK)

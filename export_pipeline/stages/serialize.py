@@ -65,9 +65,8 @@ def serialize_shard(
 ) -> SerializedFiles:
     """Write a shard's files, none larger than the plan's ceiling.
 
-    Raises:
-        ExportFailure: what the format and the staging store raise; ``count_mismatch`` if the files do
-            not hold exactly the shard's rows.
+    Raises ``ExportFailure``: what the format and the staging store raise; ``count_mismatch`` if the files do not hold
+    exactly the shard's rows.
     """
     file_format = open_format(plan.format, format_options(plan, dataset))
     whole, reading, writing = Timer(), Timer(), Timer()

@@ -37,8 +37,7 @@ class Report:
 def verify(store: Store, manifest_key: str) -> Report:
     """Read every file of an export in constant memory, count its rows, and compare it with the manifest.
 
-    Raises:
-        ExportFailure: ``store_unavailable`` if the store fails, or the manifest cannot be read.
+    Raises ``ExportFailure``: ``store_unavailable`` if the store fails, or the manifest cannot be read.
     """
     manifest = read_manifest(store, manifest_key)
     reports = [_verify_file(store, manifest, file) for file in manifest.files]

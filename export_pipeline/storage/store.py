@@ -52,8 +52,7 @@ class Store(Protocol):
 
         Nobody may change the file afterwards.
 
-        Raises:
-            ExportFailure: ``checksum_mismatch`` if it does not have ``size`` bytes.
+        Raises ``ExportFailure``: ``checksum_mismatch`` if it does not have ``size`` bytes.
         """
 
     def open(self, key: str) -> BinaryIO:

@@ -172,7 +172,7 @@ def test_the_run_of_a_locked_row_is_not_taken_for_dead(postgres: sa.Engine) -> N
             old = utc_now() - timedelta(hours=1)
             update(postgres, rows.id == one.id, status="running", run_id=run.run_id, heartbeat_at=old)
         with reading(postgres) as connection:
-            orphans = queue.quiet(connection, lease_seconds=1, quiet_seconds=1, heartbeat_timeout_seconds=2)
+            orphans = queue.silent_requests(connection, lease_seconds=1, quiet_seconds=1, heartbeat_timeout_seconds=2)
         exports: Any = SimpleNamespace(database=postgres, settings=Settings())
         with locked(postgres, f"SELECT * FROM export_requests WHERE id = {first.id} FOR UPDATE"):
             assert reconciler.reconcile_all(instance, exports, orphans, seconds=30) == ([first.uid], 0)
@@ -278,7 +278,7 @@ def test_an_instant_that_a_wrong_clock_wrote_holds_no_row_for_ever(database: sa.
     update(database, rows.id == began.id, heartbeat_at=utc_now() + year)
     update(database, rows.id == claimed_ahead.id, claimed_at=utc_now() + year)
     with reading(database) as connection:
-        quiet = queue.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
+        quiet = queue.silent_requests(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
     assert [(one.id, one.timed_out) for one in quiet] == [(began.id, True), (claimed_ahead.id, True)]
     update(database, rows.id.in_([began.id, claimed_ahead.id]), status="completed")
     assert [one.id for one in claimed(database)] == [waits.id]
@@ -290,7 +290,7 @@ def test_a_row_that_is_inserted_as_running_is_found(database: sa.Engine, attempt
     old = utc_now() - timedelta(hours=1)
     update(database, sa.true(), status="running", attempt=attempts, created_at=old)
     with reading(database) as connection:
-        (one,) = queue.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
+        (one,) = queue.silent_requests(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
     with database.begin() as connection:
         assert queue.release(connection, one.id, attempt=one.attempt, run_id=None, charged=True)
     assert [one.attempt for one in claimed(database)] == [attempts + 1]

@@ -51,7 +51,7 @@ def export(database: sa.Engine) -> str:
         uid = insert_request(connection, **ASKED, window_before=utc_now())
     with database.begin() as connection:
         (claim,) = queue.claim(connection, limit=5)
-        assert dict(queue.expected(connection, [claim.id], seconds=5)) in ({}, {claim.id: 3})
+        assert dict(queue.expected_rows(connection, [claim.id], seconds=5)) in ({}, {claim.id: 3})
     run: dict[str, Any] = {"run_id": "run-1"}
     with database.begin() as connection:
         ownership.begin(connection, claim.id, lineage=[], attempt=claim.attempt, claim_id=claim.claim_id, **run)

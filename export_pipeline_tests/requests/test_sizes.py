@@ -24,7 +24,7 @@ def ask(database: sa.Engine, organization: str = "acme", **values: Any) -> int:
 
 def expected(database: sa.Engine, *ids: int, seconds: float = 60) -> dict[int, int]:
     with reading(database) as connection:
-        return dict(queue.expected(connection, ids, seconds=seconds))
+        return dict(queue.expected_rows(connection, ids, seconds=seconds))
 
 
 def test_the_last_answer_to_the_same_question_counts_and_the_attempt_before_more(database: sa.Engine) -> None:

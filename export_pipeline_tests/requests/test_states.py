@@ -327,7 +327,7 @@ def test_a_released_request_is_claimed_again(database: sa.Engine, charged: bool,
 
 def quiet(database: sa.Engine) -> list[queue.StaleRequest]:
     with database.connect() as connection:
-        return queue.quiet(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
+        return queue.silent_requests(connection, lease_seconds=60, quiet_seconds=10, heartbeat_timeout_seconds=120)
 
 
 def test_only_rows_that_fell_silent_are_orphans(database: sa.Engine) -> None:

@@ -23,7 +23,7 @@ BASE = "/entities"
 PATH = f"{BASE}/export/jobs"
 DATASET = "entities"
 LIMIT = 100
-"""Up to 100 a request, no pages (list entities)."""
+"""gu1 lists up to 100 entities and has no pages (docs/contracts.md)."""
 FILTERS = ("type", "country", "taxId", "externalId")
 MESSAGE = "The export was queued. Every recipient is mailed when it is ready."
 _NOT_YET = "The files of this export are not available yet."
@@ -206,7 +206,7 @@ def download(request: Request, jobId: str, key: Gu1Caller, services: Serves) -> 
 
 
 _SHOWN_AS = {RequestStatus.CANCELED: RequestStatus.FAILED, RequestStatus.EXPIRED: RequestStatus.COMPLETED}
-"""gu1 has four statuses: a canceled job has failed, an expired one was completed [?]."""
+"""gu1 has four statuses. A canceled job has failed; an expired one was completed (a guess: docs/contracts.md)."""
 
 
 def _view(state: RequestState) -> Job:

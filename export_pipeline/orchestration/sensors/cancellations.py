@@ -27,15 +27,15 @@ def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportRes
     try:
         with reading(exports.database) as connection:
             requested = transitions.cancel_requested(connection)
-            owned = transitions.owned(connection)
+            owned = transitions.running_requests(connection)
             claimed = queue.not_begun(connection)
     except sa.exc.DBAPIError as error:
         return skipped(error)
     terminated = terminated_of(context.instance, [run_id for _, _, run_id in owned])
-    stopped: list[tuple[int, str, dict[str, str | None]]]
-    stopped = [(request_id, uid, {"run_id": run_id}) for request_id, uid, run_id in owned if run_id in terminated]
+    stopped: list[tuple[int, str, str | None, str | None]]
+    stopped = [(request_id, uid, run_id, None) for request_id, uid, run_id in owned if run_id in terminated]
     queued = terminated_before_they_began(context.instance, claimed)
-    stopped += [(one.id, one.uid, {"claim_id": one.claim_id}) for one in queued]
+    stopped += [(one.id, one.uid, None, one.claim_id) for one in queued]
     ends = time.monotonic() + RECONCILE_SECONDS
     failed = [
         uid
@@ -44,8 +44,9 @@ def export_cancellations(context: dg.SensorEvaluationContext, exports: ExportRes
     ]
     failed += [
         uid
-        for request_id, uid, only_if in stopped
-        if time.monotonic() > ends or not done(cancel_and_discard, exports, request_id, uid, wait=False, **only_if)
+        for request_id, uid, run_id, claim_id in stopped
+        if time.monotonic() > ends
+        or not done(cancel_and_discard, exports, request_id, uid, run_id=run_id, claim_id=claim_id, wait=False)
     ]
     text = summary(len(requested), failed, "cancels requested")
     return dg.SkipReason(f"{len(stopped)} runs terminated by operators, {text}" if stopped else text)

@@ -339,7 +339,7 @@ def export_reconciler(context: dg.SensorEvaluationContext, exports: ExportResour
     try:
         with reading(exports.database) as connection:
             looks = Looks.of(context.cursor).next(database_now(connection).timestamp(), quiet_seconds)
-            rows = queue.quiet(
+            rows = queue.silent_requests(
                 connection,
                 lease_seconds=settings.claim_lease_seconds,
                 quiet_seconds=quiet_seconds,

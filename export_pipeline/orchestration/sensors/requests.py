@@ -87,7 +87,7 @@ def _expected_rows(exports: ExportResource, claimed: list[queue.Claim]) -> dict[
     """How many rows each request probably has, by id. The requests are claimed: they start even if this fails."""
     found: dict[int, int] = {}
     with suppress(Exception), reading(exports.database) as connection:  # an export of unknown size counts as small
-        found.update(queue.expected(connection, [one.id for one in claimed], seconds=SIZES_SECONDS))
+        found.update(queue.expected_rows(connection, [one.id for one in claimed], seconds=SIZES_SECONDS))
     return found
 
 

@@ -52,8 +52,7 @@ def to_staged(
     ``sure`` are the places of columns whose database type allows only well-formed JSON, uuids or decimals: these are
     not checked again.
 
-    Raises:
-        ExportFailure: ``source_data_invalid``, naming the column.
+    Raises ``ExportFailure``: ``source_data_invalid``, naming the column.
     """
     arrays = [
         _staged(array, column, sure=place in sure)
