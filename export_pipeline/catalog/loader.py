@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -19,7 +18,6 @@ from export_pipeline.catalog.checks import Location, problems
 from export_pipeline.catalog.model import Dataset, canonical_hash
 from export_pipeline.catalog.types import PATTERN_HINTS
 
-SCHEMA_FILE = "dataset.schema.json"
 _EXPLAINED = {
     "missing": "is required; add it",
     "tuple_type": "is not a list; write it as [a, b], or one item a line after -",
@@ -223,14 +221,3 @@ class _YamlSource:
                     yield key.start_mark.line + 1, prefix(place) + problem
                     continue
                 yield from self._read(value, key.start_mark, place, above)
-
-
-def json_schema_text() -> str:
-    """The JSON Schema (draft 2020-12) of a dataset declaration, for editors; ``dataset.schema.json`` holds it."""
-    schema = Dataset.model_json_schema(mode="validation")
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    Path(__file__).with_name(SCHEMA_FILE).write_text(json_schema_text(), "utf-8")

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from export_pipeline.catalog.loader import SCHEMA_FILE, CatalogError, json_schema_text, parse_dataset
+from export_pipeline.catalog.loader import CatalogError, parse_dataset
 from export_pipeline.catalog.model import Dataset
 from export_pipeline.catalog.types import OPERATORS_BY_TYPE, ColumnType, FilterOperator
+from export_pipeline_tests.docs.generated import dataset_schema
 
 MINIMAL: dict[str, Any] = {
     "name": "people",
@@ -150,7 +151,7 @@ def test_without_a_file_problems_name_their_place() -> None:
 
 
 def test_the_shipped_schema_is_the_models() -> None:
-    shipped = (resources.files("export_pipeline.catalog") / SCHEMA_FILE).read_text("utf-8")
-    assert shipped == json_schema_text()
+    shipped = (resources.files("export_pipeline.catalog") / "dataset.schema.json").read_text("utf-8")
+    assert shipped == dataset_schema()
     assert set(json.loads(shipped)["required"]) == {"name", "title", "table", "tenant", "key", "columns"}
     assert json.loads(shipped)["additionalProperties"] is False

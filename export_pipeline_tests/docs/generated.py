@@ -1,9 +1,10 @@
-"""What the documentation says of the code, made from the code: commands, settings, the runbook, and the imports."""
+"""What the documentation says of the code, made from the code: commands, settings, schema, runbook, imports."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,6 +13,7 @@ from pathlib import Path
 import click
 import grimp
 
+from export_pipeline.catalog.model import Dataset
 from export_pipeline.cli import cli
 from export_pipeline.orchestration.runbook import RUNBOOK
 from export_pipeline.settings import HOME, Settings
@@ -31,8 +33,16 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "cli.md": command_line(),
         ROOT / "docs" / "settings.md": settings((ROOT / "docs" / "settings.md").read_text()),
         ROOT / "docs" / "operations.md": runbook((ROOT / "docs" / "operations.md").read_text()),
+        ROOT / _PACKAGE / "catalog" / "dataset.schema.json": dataset_schema(),
         architecture: f"{before}{_FROM}\n\n```mermaid\n{imports()}```\n\n{_TO}{after}",
     }
+
+
+def dataset_schema() -> str:
+    """The JSON Schema (draft 2020-12) of a dataset declaration, for editors."""
+    schema = Dataset.model_json_schema(mode="validation")
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def meanings() -> dict[str, str]:
