@@ -72,8 +72,7 @@ class Column(_Declaration):
 
     name: Name = Field(description="Name in requests, in filters and in the default header.")
     source: DatabaseColumn = Field(
-        default_factory=lambda data: data.get("name", ""),
-        description="Column of the table or view. Default: the name.",
+        default_factory=lambda data: data.get("name", ""), description="Column of the table or view. Default: the name."
     )
     type: ColumnType
     description: str = ""
@@ -197,8 +196,7 @@ class Layout(_Declaration):
     description: str = ""
     columns: tuple[Name, ...] = Field(min_length=1)
     header_case: Literal["as_is", "upper"] = Field(
-        default="as_is",
-        description="Case of headers in tables where a column declares none; json keys stay.",
+        default="as_is", description="Case of headers in tables where a column declares none; json keys stay."
     )
     expand_custom_fields: bool = Field(
         default=False, description="In tables, add a column for each of the organization's custom fields."

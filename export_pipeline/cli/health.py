@@ -90,9 +90,7 @@ def health(only: tuple[str, ...], longest_wait: float, *, as_json: bool) -> None
     engine = open_database(settings)
     with reading(engine) as connection:
         found = checks(
-            connection,
-            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
-            longest_wait_seconds=longest_wait,
+            connection, heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds, longest_wait_seconds=longest_wait
         )
     found.append(_catalog(settings))
     found = [check for check in found if not only or check.name in only]

@@ -207,11 +207,7 @@ _SCALARS: dict[ColumnType, tuple[tuple[type, ...], Callable[[Any], Scalar], str]
     ColumnType.FLOAT: ((int, float), _float, "a number"),
     ColumnType.DECIMAL: ((int, float, str), _decimal, "a number, or a string with a number"),
     ColumnType.BOOLEAN: ((bool,), bool, "true or false"),
-    ColumnType.TIMESTAMP: (
-        (str,),
-        datetime.fromisoformat,
-        "an ISO 8601 date and time, such as 2026-03-08T12:00:00Z",
-    ),
+    ColumnType.TIMESTAMP: ((str,), datetime.fromisoformat, "an ISO 8601 date and time, such as 2026-03-08T12:00:00Z"),
     ColumnType.DATE: ((str,), date.fromisoformat, "an ISO 8601 date, such as 2026-03-08"),
     ColumnType.UUID: ((str,), lambda value: str(UUID(value)), "a UUID"),
 }

@@ -68,11 +68,7 @@ class ParquetFormat:
     def writer(self, sink: Any) -> pq.ParquetWriter:
         """A writer with the settings of this format."""
         return pq.ParquetWriter(
-            sink,
-            self._schema,
-            compression="zstd",
-            use_dictionary=False,
-            write_statistics=self._statistics or False,
+            sink, self._schema, compression="zstd", use_dictionary=False, write_statistics=self._statistics or False
         )
 
     def trial(self, rows: pa.RecordBatch | None) -> bytes:

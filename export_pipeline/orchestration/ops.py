@@ -224,10 +224,7 @@ def upload(context: dg.OpExecutionContext, serialized: SerializedShard, exports:
 
 @dg.op
 def publish(
-    context: dg.OpExecutionContext,
-    snapshot: SnapshotReference,
-    uploaded: list[UploadedShard],
-    exports: ExportResource,
+    context: dg.OpExecutionContext, snapshot: SnapshotReference, uploaded: list[UploadedShard], exports: ExportResource
 ) -> PlanReference:
     """Verifies that all files arrived, writes the **manifest last**, and marks the request `completed`.
 

@@ -36,12 +36,7 @@ class UnreadableFileError(Exception):
 
 
 def count_rows(
-    stream: io.RawIOBase,
-    *,
-    file_format: str,
-    compressed: bool,
-    columns: Sequence[str],
-    csv_delimiter: str = ",",
+    stream: io.RawIOBase, *, file_format: str, compressed: bool, columns: Sequence[str], csv_delimiter: str = ","
 ) -> int:
     """The number of rows, without headers, of a file as delivered, which is gzip as a whole if ``compressed``.
 

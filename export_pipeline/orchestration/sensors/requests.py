@@ -48,10 +48,7 @@ def export_requests(context: dg.SensorEvaluationContext, exports: ExportResource
         _wait_for_a_request(exports)
         with exports.database.begin() as connection:
             claimed = queue.claim(
-                connection,
-                limit=ROWS_PER_TICK,
-                per_organization=CLAIMED_PER_ORGANIZATION,
-                in_total=CLAIMED_IN_TOTAL,
+                connection, limit=ROWS_PER_TICK, per_organization=CLAIMED_PER_ORGANIZATION, in_total=CLAIMED_IN_TOTAL
             )
         if not claimed:
             return dg.SkipReason(_why_none(exports))

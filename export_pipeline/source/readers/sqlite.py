@@ -171,11 +171,7 @@ def shared_snapshot(source: Source, query: Query) -> Iterator[Snapshot]:
     """One read transaction on the file, through Python's ``sqlite3``."""
     with translated(_SHARED_ERRORS):
         connection = sqlite3.connect(
-            _uri(source),
-            uri=True,
-            timeout=SQLITE_BUSY_TIMEOUT_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
+            _uri(source), uri=True, timeout=SQLITE_BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
         )
     with closing(connection), Interruptible(connection.interrupt, _SHARED_ERRORS) as interruptible:
         # to_staged decodes texts: here, one that is not UTF-8 would end the reading without its column's name.
