@@ -99,7 +99,8 @@ def file_name(
     """A readable file name, safe on every file system: ``contacts-2025-11-21-{uid}[-part-00001].csv.gz``.
 
     All characters but ``A-Z a-z 0-9 _`` become ``-``. ``day`` is that of the snapshot, in the organization's time zone.
-    The style ``uuid`` leaves dataset and day out (Cometly, get contact export: names of UUIDs).
+    ``part`` is None for an only file, ``extension`` has no leading dot and ends with the compression's. The style
+    ``uuid`` leaves dataset and day out (Cometly, get contact export: names of UUIDs).
     """
     stem = _safe(str(uid))
     if style == "descriptive":
@@ -110,7 +111,7 @@ def file_name(
 
 
 def export_prefix(uid: UUID | str, attempt: int, secret: str) -> str:
-    """The prefix of an attempt's objects: ``{uid}/{attempt}/{secret}``.
+    """The prefix of an attempt's objects: ``{uid}/{attempt}/{secret}``; attempts count from 1.
 
     The secret is 32 hex digits of ``secrets.token_hex(16)``, so that nobody can guess a key from the uid.
 

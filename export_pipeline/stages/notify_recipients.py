@@ -269,9 +269,10 @@ def _download_links(
 
 def _presigned(store: Store, settings: Settings, announcement: Announcement, warn: Callable[[str], None]) -> list[Link]:
     """Links that live as long as the settings say, and never longer than the files."""
-    left = announcement.files_expire_at - datetime.now(UTC)
-    promised = min(timedelta(hours=settings.link_lifetime_hours), left)
-    links = [store.link(describe(file), promised) for file in announcement.manifest.files]
+    hours, ends_at = timedelta(hours=settings.link_lifetime_hours), announcement.files_expire_at
+    promised = min(hours, ends_at - datetime.now(UTC))
+    files = announcement.manifest.files
+    links = [store.link(describe(file), min(hours, ends_at - datetime.now(UTC))) for file in files]
     ends = [link.expires_at for link in links if link.expires_at is not None]
     lifetime = min(ends) - datetime.now(UTC) if ends else promised
     if lifetime < promised - _UNNOTICED:

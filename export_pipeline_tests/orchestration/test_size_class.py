@@ -60,7 +60,7 @@ def test_exports_start_as_small_ones_if_their_size_cannot_be_looked_up(
     def fails(*_arguments: Any, **_options: Any) -> Any:
         raise sa.exc.DBAPIError("SELECT", {}, Exception("canceling statement due to statement timeout"))
 
-    monkeypatch.setattr(queue, "expected", fails)
+    monkeypatch.setattr(queue, "expected_rows", fails)
     pipeline.update(pipeline.ask(), rows_total=LARGE)
     assert classes(pipeline) == ["small"]
 
