@@ -85,8 +85,8 @@ def _may_be_due(row: sa.Row[Any], now: datetime) -> bool:
         if row.counted_by != rules.schedule.name or windows.is_ahead(now, row.last_fired_for, row.high_water_mark):
             return True
         return windows.is_due(rules, row.last_fired_for or row.created_at, now)
-    except (ExportFailure, OverflowError):
-        return True  # _look reports what is wrong
+    except Exception:  # noqa: BLE001 - _look reports what is wrong, and stops no other
+        return True
 
 
 def _in_turn(due: Sequence[Any]) -> list[int]:

@@ -81,7 +81,8 @@ def create_key(
 def find_key(connection: sa.Connection, secret: str) -> ApiKey | None:
     """The key with a secret; None if it is unknown or revoked."""
     digest = digest_of(secret)
-    row = connection.execute(sa.select(api_keys).where(_keys.key_hash == digest, _keys.revoked_at.is_(None))).first()
+    columns = (_keys.id, _keys.organization_id, _keys.key_hash, _keys.scopes, _keys.member_id, _keys.requests_per_hour)
+    row = connection.execute(sa.select(*columns).where(_keys.key_hash == digest, _keys.revoked_at.is_(None))).first()
     if row is None or not hmac.compare_digest(row.key_hash, digest):
         return None
     listed = row.scopes if isinstance(row.scopes, list) else []

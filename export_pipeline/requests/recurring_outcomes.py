@@ -39,7 +39,8 @@ PAUSE_AT_ONCE = frozenset(
 
 def note_completed(connection: sa.Connection, request_id: int) -> None:
     """Advance the high-water mark past the window of a completed request, and reset the failure count."""
-    recurring = _locked(connection, request_id)
+    read = (_rows.window_kind, _rows.high_water_mark, _requests.window_from, _requests.window_before)
+    recurring = _locked(connection, request_id, *read, _requests.created_at.label("requested_at"))
     if recurring is None:
         return
     changed: dict[str, Any] = {"failures_in_a_row": 0}
@@ -53,13 +54,14 @@ def note_completed(connection: sa.Connection, request_id: int) -> None:
 
 def note_failed(connection: sa.Connection, request_id: int, failure: ExportFailure) -> None:
     """Count a failure; pause the recurring export after too many, or if only a person can correct the cause."""
-    recurring = _locked(connection, request_id)
+    paused = _rows.paused_at.is_not(None).label("paused")
+    recurring = _locked(connection, request_id, _rows.failures_in_a_row, _rows.max_failures, paused)
     if recurring is None:
         return
     failures = recurring.failures_in_a_row + 1
     changed: dict[str, Any] = {"failures_in_a_row": failures}
     at_once = failure.code in PAUSE_AT_ONCE
-    if recurring.paused_at is None and (at_once or failures >= recurring.max_failures):
+    if not recurring.paused and (at_once or failures >= recurring.max_failures):
         reason = f"{failure.code}: {failure.requester_message}"
         changed |= {
             "paused_at": current_instant(),
@@ -99,17 +101,15 @@ def covered_by(connection: sa.Connection, request_id: int) -> str | None:
     ).scalar()
 
 
-def _locked(connection: sa.Connection, request_id: int) -> sa.Row[Any] | None:
-    """The recurring export of a request, locked, if its organization has it; with the request's window and creation."""
+def _locked(connection: sa.Connection, request_id: int, *read: sa.ColumnElement[Any]) -> sa.Row[Any] | None:
+    """The recurring export of a request, locked, if its organization has it: ``id`` and what is read.
+
+    No more is read: an instant such as ``infinity``, which an application may write, has no value in Python.
+    """
     own = sa.and_(_requests.recurring_export_id == _rows.id, _requests.organization_id == _rows.organization_id)
     return connection.execute(
-        sa.select(
-            recurring_exports,
-            _requests.window_from,
-            _requests.window_before,
-            _requests.created_at.label("requested_at"),
-        )
-        .join(export_requests, own)
+        sa.select(_rows.id, *read)
+        .join_from(recurring_exports, export_requests, own)
         .where(_requests.id == request_id)
         .with_for_update(of=recurring_exports)
     ).first()

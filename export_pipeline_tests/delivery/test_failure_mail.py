@@ -183,6 +183,23 @@ def test_a_mail_whose_answer_was_lost_is_not_sent_again(database: sa.Engine, sen
 
 
 @ON_ONE_DATABASE
+def test_a_member_of_a_view_whose_address_is_no_text_is_not_mailed_and_the_request_fails_all_the_same(
+    database: sa.Engine,
+) -> None:
+    with database.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE organization_members")
+        connection.exec_driver_sql(
+            "CREATE VIEW organization_members AS SELECT 'acme' AS organization_id, 'u-17' AS member_id, 5 AS email, "
+            "'es' AS locale, NULL AS permissions"
+        )
+    request_id = ask(database, requested_by="u-17")
+    claim(database)
+    begin(database, request_id)
+    with database.begin() as connection:
+        assert transitions.fail(connection, request_id, transitions.INTERNAL, run_id="run-1")
+    assert statuses(database) == []
+
+
 def test_a_row_that_cannot_be_read_whole_is_told_of_all_the_same(database: sa.Engine, smtp_sink: SmtpSink) -> None:
     request_id = failed(database, FailureCode.INVALID_REQUEST)
     with database.begin() as connection:

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from export_pipeline.database.engine import utc_now
+from export_pipeline.database.engine import create_engine, utc_now
 from export_pipeline.database.tables import export_requests
 from export_pipeline.failures import ExportFailure, OwnershipLost
 from export_pipeline.recurring import dispatch, models
@@ -20,7 +21,9 @@ from export_pipeline.recurring.models import MANAGED
 from export_pipeline.requests import transitions
 from export_pipeline.requests.models import ExportRequest, RequestTemplate, insert_request
 from export_pipeline.scheduling.windows import Act, Decision, Window
+from export_pipeline.settings import Settings
 from export_pipeline_tests.recurring.rows import TEMPLATE, add, at, cancel, complete, fail, look, made, row, update
+from export_pipeline_tests.servers.postgres import PostgresServer
 
 
 def test_a_fire_time_becomes_one_request_with_the_templates_columns(database: sa.Engine) -> None:
@@ -175,6 +178,26 @@ def test_a_paused_one_makes_nothing_and_catches_up_when_resumed(database: sa.Eng
     assert [request.scheduled_for for request in made(database)] == [at(f"2 {hour}:00") for hour in (10, 11, 12)]
     found = row(database, recurring_id)
     assert (found.paused_at, found.pause_reason, found.failures_in_a_row) == (None, None, 0)
+
+
+@pytest.mark.parametrize("end", [complete, fail])
+def test_a_request_ends_though_its_recurring_export_was_paused_at_an_instant_without_end(
+    postgres_server: PostgresServer, migrated_postgresql: str, end: Callable[[sa.Engine, int], None]
+) -> None:
+    with postgres_server.fresh_database(migrated_postgresql) as url:
+        database = create_engine(Settings(database_url=url).database_url)
+        recurring_id = add(database)
+        look(database, "2 10:00")
+        with database.begin() as connection:
+            connection.exec_driver_sql("UPDATE recurring_exports SET paused_at = 'infinity'")
+        (request,) = made(database)
+        end(database, request.id)
+        assert made(database)[0].status in ("completed", "failed")
+        columns = "id, failures_in_a_row"
+        with database.connect() as connection:
+            found = connection.exec_driver_sql(f"SELECT {columns} FROM recurring_exports").one()
+        assert tuple(found) == (recurring_id, int(end is fail))
+        database.dispose()
 
 
 def test_a_fire_time_that_overlaps_is_passed_over_or_waits(database: sa.Engine) -> None:
