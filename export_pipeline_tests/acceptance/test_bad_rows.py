@@ -145,6 +145,7 @@ MALFORMED: Sequence[Bad] = [
 """Only SQLite stores these."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", BATCHES)
 def test_bad_rows_fail_with_their_reason_and_the_good_row_behind_them_is_served(pipeline: Pipeline, batch: str) -> None:
     check(pipeline, BATCHES[batch])

@@ -35,6 +35,7 @@ def dry_run(pipeline: Pipeline, *arguments: str) -> Any:
         return CliRunner().invoke(cli, [*base, *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "row"), ASKED)
 def test_rows_are_exact_and_bytes_and_files_are_near(
     pipeline: Pipeline, arguments: list[str], row: Mapping[str, Any]
@@ -51,6 +52,7 @@ def test_rows_are_exact_and_bytes_and_files_are_near(
     assert told["seconds"] >= 0
 
 
+@pytest.mark.slow
 def test_files_are_counted_by_the_ceiling(pipeline: Pipeline) -> None:
     arguments = ["--format", "csv", "--max-file-size-mb", "1", "--organization", OURS.id]
     told = json.loads(dry_run(pipeline, *arguments, "--json").output)

@@ -112,6 +112,7 @@ def delivered_ids(files: list[bytes]) -> list[Any]:
     return [item["id"] for item in json.loads(data)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["contacts", "entities"])
 def test_a_filter_selects_what_it_says(pipeline: Pipeline, dataset: str) -> None:
     stored = rows_of(pipeline, dataset)
@@ -186,6 +187,7 @@ def starts(value: str | None, texts: list[str]) -> bool:
     return value is not None and value.startswith(tuple(texts))
 
 
+@pytest.mark.slow
 def test_no_filter_reaches_another_tenant(pipeline: Pipeline) -> None:
     strangers = [row["id"] for row in rows_of(pipeline, "contacts", OTHER)]
     assert strangers

@@ -92,6 +92,7 @@ def check(result: Result, file_format: str, ids: list[int], *, gzipped: bool, le
     assert [one for part in found for one in part] == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file_format", "compression", "columns", "least_parts"),
     [

@@ -27,8 +27,8 @@ from export_pipeline.check.installation import PARTS, Part, check_installation
 from export_pipeline.cli import cli
 from export_pipeline.database.engine import create_engine
 from export_pipeline.database.migrate import upgrade
-from export_pipeline.demo.data import load_demo_data
 from export_pipeline.settings import Settings
+from export_pipeline_tests.adversarial import load_demo_data
 from export_pipeline_tests.revisions import LATER, add_later_revision
 from export_pipeline_tests.servers.mariadb import MariadbServer
 from export_pipeline_tests.servers.postgres import PostgresServer

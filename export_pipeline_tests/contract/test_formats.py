@@ -621,6 +621,7 @@ def test_bytes_depend_on_the_rows_alone(name: str, compression: Any) -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 @every_variant
 def test_files_are_well_filled(name: str, compression: Any) -> None:
     written = write_all(name, ordinary_table(120_000), compression=compression, max_bytes=1_000_000)

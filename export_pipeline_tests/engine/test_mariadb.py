@@ -175,6 +175,7 @@ def wide(url: str, rows: int, more: str = "1 = 1") -> Source:
     return Source(url)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(empty: str) -> None:
     source = wide(empty, 20_000)
     selection = replace(SELECTION, columns=tuple(DATASET.columns[:2]))

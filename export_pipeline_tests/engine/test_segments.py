@@ -82,6 +82,7 @@ def test_a_segment_selects(source: Source, where: str, expected: Callable[[dict[
     assert select(source, selection(segment(where))) == [row["id"] for row in ACME_CONTACTS if expected(row)]
 
 
+@pytest.mark.slow
 def test_a_segment_as_large_as_may_be_runs(source: Source) -> None:
     where = " OR ".join(["joined<>'2026-03-01'"] * 40 + ["NOT age=5"] * 40 + ["color='no'"] * 420)
     expected = [row["id"] for row in ACME_CONTACTS if _day_or_years(row)]

@@ -104,7 +104,7 @@ def test_an_unreachable_database_skips_the_tick_with_a_reason(
     def unreachable(*arguments: Any, **options: Any) -> Any:
         raise sa.exc.OperationalError("SELECT", {}, Exception("password=s3cret"))
 
-    for module, name in ((queue, "claim"), (transitions, "cancel_requested"), (queue, "quiet")):
+    for module, name in ((queue, "claim"), (transitions, "cancel_requested"), (queue, "silent_requests")):
         monkeypatch.setattr(module, name, unreachable)
     for sensor in (export_requests, export_cancellations, export_reconciler):
         skipped = evaluate(pipeline, sensor)

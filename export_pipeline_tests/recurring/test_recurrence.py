@@ -111,6 +111,7 @@ def test_yesterday_is_the_local_day_of_23_24_or_25_hours(zone: str, expected: di
     assert {hours: lengths.count(hours) for hours in set(lengths)} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("cron", ["0 0 * * *", "30 2 * * *", "0 0 1 * *"])
 def test_over_ten_simulated_years_windows_meet_and_every_row_is_delivered_once(zone: str, cron: str) -> None:
