@@ -24,7 +24,7 @@ BUCKET = "exports"
 PREFIX = "demo"
 _MARKER = ".export-pipeline-demo"
 _START_SECONDS = 60.0
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 5.0
 
 
 class Home:
@@ -133,12 +133,9 @@ class Processes(ExitStack):
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Stop it, then kill its whole group: a code server's run workers must not outlive it."""
-    with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS / 4)
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            process.send_signal(number)
             process.wait(_STOP_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
