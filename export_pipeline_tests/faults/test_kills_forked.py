@@ -39,8 +39,8 @@ def with_dagsters_own_launcher(home: Home, database_url: str) -> None:
 def stack(
     postgres_server: PostgresServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    # The product's own heartbeat: with one of half a second, a step that a busy machine delays by 2.5 s counts as dead.
-    settings = SETTINGS | {"EXPORT_HEARTBEAT_SECONDS": "2"}
+    # With a heartbeat of half a second, a step that a busy machine delays by 2.5 s counts as dead.
+    settings = SETTINGS | {"EXPORT_HEARTBEAT_SECONDS": "1"}
     settings |= {"EXPORT_EXECUTOR": "multiprocess", "EXPORT_EXECUTOR_CONCURRENCY": "2"}
     directory = tmp_path_factory.mktemp("forked")
     with open_stack(postgres_server, s3_server, directory, prepare=with_dagsters_own_launcher, **settings) as stack:
