@@ -102,7 +102,7 @@ def test_an_operator_finds_a_failed_export_mends_the_cause_and_re_executes_it_fr
     page.locator("[class*=stepLabel]", has_text="upload").click()
     told = page.locator("text=what_to_press").first
     told.scroll_into_view_if_needed()
-    expect(page.get_by_text("Make the bucket or grant access to it").first).to_be_visible()
+    expect(page.get_by_text("Create the bucket or grant access to it").first).to_be_visible()
     expect(page.get_by_text(f"export-pipeline status {uid}").first).to_be_visible()
     desk.picture("failed-run", 740)
     assert RECIPIENT not in page.content()
