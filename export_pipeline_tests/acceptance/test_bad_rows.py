@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,12 @@ from export_pipeline_tests.acceptance.pipeline import Database, Pipeline, Result
 
 Bad = tuple[Mapping[str, Any], str, str]
 """What the row asks for, the ``error_code`` it must end with, and what its message must begin with."""
+_PYTHONS_LIMIT, _TEN_LEVELS = (
+    ("invalid_request", "filters: is nested too deeply"),
+    ("invalid_filter", "filters.not.not."),
+)
+TOO_DEEP = _TEN_LEVELS if sys.version_info >= (3, 13) else _PYTHONS_LIMIT
+"""Before 3.13 Python's own parser gives up; since then the limit of ten levels is the one that answers."""
 NAMES: Sequence[Bad] = [
     ({"dataset": "invoices"}, "unknown_dataset", "dataset: "),
     ({"dataset": ""}, "unknown_dataset", "dataset: "),
@@ -139,7 +146,7 @@ MALFORMED: Sequence[Bad] = [
     ({"columns": '["\\ud800"]'}, "unknown_column", "columns: "),
     ({"options": '{"\\ud800": 1}'}, "invalid_option", "options"),
     ({"filters": 7}, "invalid_request", "filters: "),
-    ({"filters": '{"not":' * 1500 + "{}" + "}" * 1500}, "invalid_request", "filters: is nested too deeply"),
+    ({"filters": '{"not":' * 1500 + "{}" + "}" * 1500}, *TOO_DEEP),
     ({"options": {"csv_delimiter": None}}, "invalid_option", "options.csv_delimiter: "),
 ]
 """Only SQLite stores these."""
@@ -152,7 +159,7 @@ def test_bad_rows_fail_with_their_reason_and_the_good_row_behind_them_is_served(
 
 
 def test_json_that_only_postgresql_nests_so_deep_is_refused(postgresql_pipeline: Pipeline) -> None:
-    check(postgresql_pipeline, [({"filters": '{"not":' * 5000 + "{}" + "}" * 5000}, "invalid_request", "filters: ")])
+    check(postgresql_pipeline, [({"filters": '{"not":' * 5000 + "{}" + "}" * 5000}, *TOO_DEEP)])
 
 
 def test_what_only_sqlite_stores_is_refused_by_the_name_of_its_column(sqlite_pipeline: Pipeline) -> None:
