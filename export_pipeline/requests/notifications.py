@@ -64,7 +64,7 @@ def _requester_address(connection: sa.Connection, request: Any) -> str | None:
     """
     member = find_member(connection, request.organization_id, request.requested_by)
     if member is not None:
-        return _address(str(member.email or ""))  # a view may hold anything
+        return _address(member.email or "")
     if keeps_members(connection, request.organization_id):
         return None
     address = _address(request.requested_by)

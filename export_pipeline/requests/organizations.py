@@ -95,7 +95,8 @@ def find_member(connection: sa.Connection, organization_id: str, member_id: str)
         return None
     # A list only: in text, every part of a permission would be found.
     listed = row.permissions if isinstance(row.permissions, list) else []
-    return Member(row.email, row.locale, frozenset(entry for entry in listed if isinstance(entry, str)))
+    email, locale = (None if value is None else str(value) for value in (row.email, row.locale))
+    return Member(email, locale, frozenset(entry for entry in listed if isinstance(entry, str)))
 
 
 def member_addresses(connection: sa.Connection, organization_id: str) -> frozenset[str]:

@@ -18,6 +18,7 @@ from export_pipeline.messaging.smtp import SmtpMail, SmtpServer
 from export_pipeline.messaging.texts import CATALOG
 from export_pipeline.requests import transitions
 from export_pipeline.requests.audit import operators_message
+from export_pipeline.requests.organizations import find_member
 from export_pipeline.settings import Settings
 from export_pipeline_tests.engine.people import DATASET
 from export_pipeline_tests.requests.test_states import ask, begin, claim
@@ -190,14 +191,17 @@ def test_a_member_of_a_view_whose_address_is_no_text_is_not_mailed_and_the_reque
         connection.exec_driver_sql("DROP TABLE organization_members")
         connection.exec_driver_sql(
             "CREATE VIEW organization_members AS SELECT 'acme' AS organization_id, 'u-17' AS member_id, 5 AS email, "
-            "'es' AS locale, NULL AS permissions"
+            "7 AS locale, NULL AS permissions"
         )
     request_id = ask(database, requested_by="u-17")
     claim(database)
     begin(database, request_id)
     with database.begin() as connection:
         assert transitions.fail(connection, request_id, transitions.INTERNAL, run_id="run-1")
+        member = find_member(connection, "acme", "u-17")
     assert statuses(database) == []
+    assert member is not None
+    assert (member.email, member.locale) == ("5", "7")
 
 
 def test_a_row_that_cannot_be_read_whole_is_told_of_all_the_same(database: sa.Engine, smtp_sink: SmtpSink) -> None:
