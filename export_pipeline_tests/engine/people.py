@@ -168,11 +168,11 @@ def _custom_fields(number: int) -> dict[str, Any]:
 
 
 def examples(source: Source, number: int) -> int:
-    """How many examples a property is tried with: ``number`` in CI, which sets ``EXPORT_FUZZ_EXAMPLES``, else a fifth.
+    """How many examples a property is tried with: ``number`` in CI, which sets ``FUZZ_EXAMPLES``, else a fifth.
 
     Fewer through Python's drivers, which take longer to read a row.
     """
-    drawn = number if "EXPORT_FUZZ_EXAMPLES" in os.environ else number // 5
+    drawn = number if "FUZZ_EXAMPLES" in os.environ else number // 5
     return drawn if source.backend in ("postgresql", "sqlite") else max(4, drawn // 6)
 
 

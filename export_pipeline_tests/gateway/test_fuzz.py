@@ -1,6 +1,6 @@
 """Fuzzed requests find no 5xx, no answer that a document does not name, and nobody else's data.
 
-How many examples: ``EXPORT_FUZZ_EXAMPLES`` for each operation; few by default, more in CI.
+How many examples: ``FUZZ_EXAMPLES`` for each operation; few by default, more in CI.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from export_pipeline_tests.acceptance.pipeline import Pipeline
 from export_pipeline_tests.gateway.clients import OURS, THEIRS, Gateway, forget, open_gateway
 
 pytestmark = pytest.mark.timeout(1200)
-EXAMPLES = int(os.environ.get("EXPORT_FUZZ_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -39,7 +39,7 @@ DOCUMENTS = ["/openapi.json", "/gu1/openapi.json", "/sendgrid/openapi.json", "/c
 BOUNDED = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize="EXPORT_FUZZ_EXAMPLES" not in os.environ,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
     database=None,
 )
