@@ -74,7 +74,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
             try:
                 wait_until(lambda: _run("umount", str(disk.path)), 30)
             except BaseException:
-                _run("umount", "--lazy", str(disk.path))  # a mount that stays is in the way of every later session
+                _run("umount", "--lazy", str(disk.path))  # a mount that stays is in the way of every later test run
                 raise
 
 
